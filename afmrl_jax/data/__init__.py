@@ -1,0 +1,1 @@
+"""Catalogues, pictures, text, and the Grain input pipeline. Nothing here imports JAX."""

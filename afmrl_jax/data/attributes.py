@@ -1,0 +1,74 @@
+"""The grammar of attribute texts: `key: value; key: value`, keys lower-case and unique."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+
+class MalformedAttributes(ValueError):
+    """A text outside the grammar; the message says where."""
+
+
+def parse_attributes(text: str) -> list[tuple[str, str]]:
+    """Pairs in the order written.
+
+    Raises:
+        MalformedAttributes: empty text, a part without a colon, an empty or repeated key, a key
+            with capitals, or an empty value.
+
+    Example:
+        >>> parse_attributes("color: red; type: chair")
+        [('color', 'red'), ('type', 'chair')]
+    """
+    if not text.strip():
+        raise MalformedAttributes("the attribute text is empty")
+    pairs: list[tuple[str, str]] = []
+    for part in text.split(";"):
+        key, colon, value = part.partition(":")
+        key, value = key.strip(), value.strip()
+        if not colon:
+            raise MalformedAttributes(f"{part.strip()!r} has no colon")
+        if not key or not value:
+            raise MalformedAttributes(f"{part.strip()!r} has an empty key or value")
+        if key != key.lower():
+            raise MalformedAttributes(f"key {key!r} is not lower-case")
+        if any(key == seen for seen, _ in pairs):
+            raise MalformedAttributes(f"key {key!r} occurs twice")
+        pairs.append((key, value))
+    return pairs
+
+
+def format_attributes(pairs: Iterable[tuple[str, str]]) -> str:
+    """Pairs as text."""
+    return "; ".join(f"{key}: {value}" for key, value in pairs)
+
+
+def is_malformed(text: str) -> bool:
+    """Whether a text breaks the grammar."""
+    try:
+        parse_attributes(text)
+    except MalformedAttributes:
+        return True
+    return False
+
+
+def salvage_attributes(text: str) -> str:
+    """What can be read of a malformed text: its whole pairs, first of each key; maybe empty."""
+    found: dict[str, str] = {}
+    for part in text.split(";"):
+        key, colon, value = part.partition(":")
+        key, value = key.strip().lower(), value.strip()
+        if colon and key and value:
+            found.setdefault(key, value)
+    return format_attributes(found.items())
+
+
+def drop_attributes(text: str, rng: np.random.Generator, rate: float) -> str:
+    """The text without some of its pairs, each dropped with chance `rate`; one always stays."""
+    parts = text.split(";")
+    keep = rng.random(len(parts)) >= rate
+    if not keep.any():
+        keep[int(rng.integers(len(parts)))] = True
+    return "; ".join(part.strip() for part, kept in zip(parts, keep, strict=True) if kept)

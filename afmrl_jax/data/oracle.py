@@ -1,0 +1,82 @@
+"""The oracle from which G is distilled: writes a product's attributes as a large captioner would.
+
+What it writes differs from listing to listing (synonyms, order, left-out keys), is sometimes
+generic and now and then wrong; `OracleConfig` says how often. Its text is never shown to R.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from afmrl_jax.config import OracleConfig
+from afmrl_jax.data.attributes import format_attributes
+from afmrl_jax.data.furniture.lexicon import GENERIC, SYNONYMS
+from afmrl_jax.data.records import Listing
+
+
+def _rng(seed: int, listing_id: str) -> np.random.Generator:
+    digest = hashlib.sha256(f"{seed}/{listing_id}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "little"))
+
+
+def values_by_key(listings: Sequence[Listing]) -> dict[str, list[str]]:
+    """All values of each key, from which wrong ones are drawn."""
+    found: dict[str, set[str]] = {}
+    for listing in listings:
+        for key, value in (listing.attributes or {}).items():
+            found.setdefault(key, set()).add(value)
+    return {key: sorted(values) for key, values in sorted(found.items())}
+
+
+def write_oracle(
+    listing_id: str,
+    attributes: Mapping[str, str],
+    config: OracleConfig,
+    *,
+    seed: int,
+    choices: Mapping[str, Sequence[str]],
+) -> str:
+    """The oracle's attribute text for one listing: never empty, always well-formed.
+
+    Args:
+        listing_id: with `seed`, decides all that is random.
+        attributes: the truth, at least one pair.
+        config: how often the text departs from it.
+        seed: of the run.
+        choices: values of each key in the catalogue.
+    """
+    rng = _rng(seed, listing_id)
+    pairs: list[tuple[str, str]] = []
+    for key, truth in attributes.items():
+        omit, wrong, synonym, pick = rng.random(4)
+        value = truth
+        if wrong < config.wrong_rate and len(choices.get(key, ())) > 1:
+            value = choices[key][int(pick * len(choices[key]))]
+        if synonym < config.synonym_rate and value in SYNONYMS:
+            words = SYNONYMS[value]
+            value = words[int(pick * len(words))]
+        if omit >= config.omit_rate:
+            pairs.append((key, value))
+    if not pairs:
+        pairs = [list(attributes.items())[int(rng.integers(len(attributes)))]]
+    if rng.random() < config.generic_rate:
+        key, _, value = GENERIC[int(rng.integers(len(GENERIC)))].partition(": ")
+        pairs = [pair for pair in pairs if pair[0] != key] + [(key, value)]
+    if config.shuffle:
+        pairs = [pairs[i] for i in rng.permutation(len(pairs))]
+    return format_attributes(pairs)
+
+
+def oracle_texts(listings: Sequence[Listing], config: OracleConfig, seed: int) -> list[str]:
+    """What G is to learn, a text a listing: the listing's own `oracle` text where it has one."""
+    choices = values_by_key(listings)
+    return [
+        listing.oracle
+        or write_oracle(
+            listing.listing_id, listing.attributes or {}, config, seed=seed, choices=choices
+        )
+        for listing in listings
+    ]

@@ -1,0 +1,236 @@
+"""Grain input pipelines: batch number `i` is a pure function of the catalogue, the seed and `i`.
+
+That makes the iterator's state a step count, resuming exact, and the batches the same for any
+number of workers. No JAX here: Grain's worker processes import this module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from afmrl_jax.config import ImageConfig, TextBudget
+from afmrl_jax.data import batches
+from afmrl_jax.data.attributes import drop_attributes
+from afmrl_jax.data.batches import PatchStore, Row
+from afmrl_jax.data.records import Listing
+from afmrl_jax.data.sampler import PairSampler, epoch_indices
+from afmrl_jax.data.terms import Bm25Vocabulary
+from afmrl_jax.data.text import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class RowBuilder:
+    """What turns listings into rows: tokenizer, shapes and the pictures of one list of listings."""
+
+    listings: Sequence[Listing]
+    tokenizer: Tokenizer
+    image: ImageConfig
+    text: TextBudget
+    pictures: PatchStore
+
+    @classmethod
+    def of(
+        cls, listings: Sequence[Listing], tokenizer: Tokenizer, image: ImageConfig, text: TextBudget
+    ) -> RowBuilder:
+        """A builder with an empty picture store."""
+        return cls(listings, tokenizer, image, text, PatchStore(listings, image))
+
+    def embedder(
+        self, index: int, attributes: str | None, *, title: bool = True, picture: bool = True
+    ) -> Row:
+        """Embedder row of listing `index`."""
+        return batches.embedder_row(
+            self.tokenizer,
+            self.text,
+            self.image,
+            title=self.listings[index].title if title else None,
+            attributes=attributes,
+            picture=self.pictures[index] if picture else None,
+        )
+
+    def prompt(self, index: int) -> Row:
+        """Generator prompt of listing `index`."""
+        return batches.generator_prompt(
+            self.tokenizer,
+            self.text,
+            self.image,
+            title=self.listings[index].title,
+            picture=self.pictures[index],
+        )
+
+    def batch(
+        self, rows: Sequence[Row], length: int | None = None, *, with_patches: bool = True
+    ) -> batches.VLBatch:
+        """Rows padded to the smallest bucket, or to `length`."""
+        if length is None:
+            length = batches.bucket_length(max(len(row.tokens) for row in rows), self.text)
+        return batches.collate(
+            rows, self.tokenizer, self.image, length, with_patches=with_patches
+        )
+
+
+class ContrastiveSource:
+    """Batches for AGCL: `rows` (queries, then candidates), product numbers and BM25 term ids."""
+
+    def __init__(
+        self,
+        builder: RowBuilder,
+        *,
+        steps: int,
+        batch_size: int,
+        sibling_share: float,
+        seed: int,
+        attributes_in_input: Mapping[str, str] | None,
+        attributes_for_terms: Mapping[str, str] | None,
+        vocabulary: Bm25Vocabulary | None,
+        attribute_dropout: float,
+        no_attributes: float,
+        title_dropout: float,
+        image_dropout: float,
+    ):
+        listings = builder.listings
+        self._builder = builder
+        self._steps = steps
+        self._seed = seed
+        self._sampler = PairSampler(
+            [x.product_id for x in listings],
+            [x.family_id for x in listings],
+            batch_size=batch_size,
+            sibling_share=sibling_share,
+            seed=seed,
+        )
+        self._attributes = attributes_in_input
+        self._dropout = (attribute_dropout, no_attributes, title_dropout, image_dropout)
+        texts = attributes_for_terms or {}
+        width = builder.text.max_terms
+        self._terms = (
+            np.full((len(listings), 1), -1, np.int32)
+            if vocabulary is None
+            else vocabulary.encode([texts.get(x.listing_id, "") for x in listings], width)
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """Pairs a batch; fewer than asked for where the catalogue has fewer products."""
+        return self._sampler.batch_size
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __repr__(self) -> str:
+        return f"ContrastiveSource(listings={len(self._builder.listings)}, seed={self._seed})"
+
+    def _row(self, index: int, rng: np.random.Generator) -> Row:
+        drop, bare, no_title, no_image = self._dropout
+        attributes = None
+        chance = rng.random(2)
+        if self._attributes is not None:
+            text = self._attributes.get(self._builder.listings[index].listing_id)
+            if text and chance[0] >= bare:
+                attributes = drop_attributes(text, rng, drop)
+        title = chance[1] >= no_title
+        picture = not (no_title <= chance[1] < no_title + no_image)
+        return self._builder.embedder(index, attributes, title=bool(title), picture=picture)
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        queries, candidates, products = self._sampler.draw(step)
+        rng = np.random.default_rng(np.random.SeedSequence([self._seed, step, 1]))
+        rows = [self._row(int(i), rng) for i in np.concatenate([queries, candidates])]
+        return {
+            "rows": self._builder.batch(rows),
+            "products": products,
+            "query_terms": self._terms[queries],
+            "candidate_terms": self._terms[candidates],
+        }
+
+
+class DistillSource:
+    """Teacher-forced rows for G: prompt, then the oracle's list; loss on the list alone."""
+
+    def __init__(
+        self, builder: RowBuilder, oracle: Sequence[str], *, steps: int, batch_size: int, seed: int
+    ):
+        self._builder = builder
+        self._oracle = oracle
+        self._steps = steps
+        self._batch_size = min(batch_size, len(oracle))
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __repr__(self) -> str:
+        return f"DistillSource(listings={len(self._oracle)}, seed={self._seed})"
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        builder = self._builder
+        places = epoch_indices(len(self._oracle), self._batch_size, step, self._seed)
+        rows, starts = [], []
+        for place in places:
+            prompt = builder.prompt(int(place))
+            wanted = batches.completion_tokens(
+                builder.tokenizer, self._oracle[int(place)], builder.text
+            )
+            starts.append(len(prompt.tokens))
+            rows.append(Row(prompt.tokens + wanted, prompt.picture))
+        batch = builder.batch(rows)
+        # Position i predicts token i + 1, so targets are the tokens moved one to the left.
+        targets = np.roll(batch.tokens, -1, axis=1)
+        place = np.arange(batch.tokens.shape[1])
+        ends = np.array([len(row.tokens) for row in rows])
+        mask = (place >= np.array(starts)[:, None] - 1) & (place < ends[:, None] - 1)
+        return {"rows": batch, "targets": targets, "mask": mask}
+
+
+class PromptSource:
+    """Prompts of RAR's queries: generator prompts and the positions of their listings."""
+
+    def __init__(
+        self,
+        builder: RowBuilder,
+        queries: np.ndarray,
+        *,
+        length: int,
+        steps: int,
+        batch_size: int,
+        seed: int,
+    ):
+        self._builder = builder
+        self._queries = queries
+        self._length = length
+        self._steps = steps
+        self._batch_size = min(batch_size, len(queries))
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __repr__(self) -> str:
+        return f"PromptSource(queries={len(self._queries)}, seed={self._seed})"
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        chosen = epoch_indices(len(self._queries), self._batch_size, step, self._seed)
+        index = self._queries[chosen]
+        rows = [self._builder.prompt(int(i)) for i in index]
+        return {"rows": self._builder.batch(rows, self._length), "index": index.astype(np.int32)}
+
+
+def iterate(source: Any, *, workers: int = 0) -> Any:
+    """A Grain iterator over `source`, in order, reading ahead in threads or worker processes.
+
+    Its state is saved and restored with the training state (`grain.checkpoint`).
+    """
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags.
+    dataset = grain.MapDataset.source(source).to_iter_dataset(
+        grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    )
+    if workers:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(dataset)

@@ -1,0 +1,126 @@
+"""Listings and catalogues: what every dataset becomes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from afmrl_jax.errors import CatalogueError
+
+SPLITS = ("distill", "train", "reward", "test")
+SPLIT_SHARES = (0.45, 0.25, 0.10, 0.20)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a record of a catalogue."""
+
+    record: str
+    """The listing id, or the line where there is none."""
+    file: str
+    what: str
+    remedy: str
+    severity: str = "error"
+    """`error` or `warning`"""
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.record}: {self.what}; {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One offer of a product."""
+
+    listing_id: str
+    product_id: str
+    title: str
+    image: bytes | str
+    """Encoded picture, or the path of one."""
+    category: str | None = None
+    attributes: Mapping[str, str] | None = None
+    """True attributes: for distilling and measuring, never shown to R."""
+    oracle: str | None = None
+    """Attribute text by a large captioner, where the catalogue brings one."""
+    seller: str | None = None
+    split: str | None = None
+    family_id: str | None = None
+    duplicate_of: str | None = None
+    """True product, where `product_id` is a second id of it."""
+
+    def read_image_bytes(self) -> bytes:
+        """The encoded picture."""
+        if isinstance(self.image, bytes):
+            return self.image
+        try:
+            return Path(self.image).read_bytes()
+        except OSError as error:
+            raise CatalogueError(
+                f"listing {self.listing_id!r}: picture {self.image} cannot be read ({error}); "
+                "restore the file or remove the listing"
+            ) from error
+
+    @property
+    def group(self) -> str:
+        """The family, or the product where no family is known: what a split must not divide."""
+        return f"family {self.family_id}" if self.family_id else f"product {self.product_id}"
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Listings with unique ids, each in a split, no family in two splits."""
+
+    name: str
+    listings: tuple[Listing, ...]
+    skipped: tuple[Problem, ...] = ()
+    """Records that `skip_bad` left out."""
+
+    def __len__(self) -> int:
+        return len(self.listings)
+
+    def indices(self, *splits: str) -> np.ndarray:
+        """Positions of the listings of some splits, int64 [n]."""
+        return np.array([i for i, x in enumerate(self.listings) if x.split in splits], np.int64)
+
+    def subset(self, *splits: str) -> Catalogue:
+        """The listings of some splits."""
+        chosen = tuple(self.listings[i] for i in self.indices(*splits))
+        return Catalogue(self.name, chosen)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything in the records, pictures included."""
+        digest = hashlib.sha256()
+        for x in self.listings:
+            fields = [
+                x.listing_id, x.product_id, x.title, x.category, dict(x.attributes or {}),
+                x.oracle, x.seller, x.split, x.family_id, x.duplicate_of,
+            ]  # fmt: skip
+            digest.update(json.dumps(fields, ensure_ascii=False, sort_keys=True).encode())
+            digest.update(hashlib.sha256(x.read_image_bytes()).digest())
+        return digest.hexdigest()[:16]
+
+
+def hash_splits(groups: list[str]) -> dict[str, str]:
+    """Split of each group (family or product) by the order of their hashes.
+
+    The shares are those of `SPLIT_SHARES`; every split gets at least one group.
+
+    Raises:
+        CatalogueError: fewer groups than splits.
+    """
+    order = sorted(set(groups), key=lambda g: hashlib.sha256(g.encode()).hexdigest())
+    if len(order) < len(SPLITS):
+        raise CatalogueError(
+            f"a catalogue without a `split` column needs {len(SPLITS)} families or more (products, "
+            f"where no family_id is given) to divide, found {len(order)}; add products"
+        )
+    edges = np.round(np.cumsum(SPLIT_SHARES) * len(order)).astype(int)
+    edges = np.maximum(edges, np.arange(1, len(SPLITS) + 1))
+    edges = np.minimum(edges, len(order) - np.arange(len(SPLITS))[::-1])
+    return {g: SPLITS[int(np.searchsorted(edges, n, "right"))] for n, g in enumerate(order)}

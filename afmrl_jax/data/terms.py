@@ -1,0 +1,116 @@
+"""Terms of attribute texts for BM25, and their ids (host side; scores are in objectives/bm25)."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from afmrl_jax.errors import AfmrlError
+
+# Without the punctuation that sits among the kana (U+30A0, U+30FB).
+_CJK = "\u3040-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+# Vowel signs and accents that Python's \w leaves out belong to the word they are written on.
+_MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")
+# A decimal number is one term: 78.7 is neither 78 nor 7.
+_TERM = re.compile(rf"[{_CJK}]+|(?:\d+[.,](?=\d))*(?:[^\W_{_CJK}][{_MARKS}]*)+")
+_IDEOGRAPH = re.compile(rf"[{_CJK}]")
+
+
+def split_terms(text: str) -> list[str]:
+    """Lower-case words and numbers; Chinese and Japanese runs become character pairs.
+
+    Those scripts write no spaces, and overlapping pairs are the usual stand-in for words. A
+    character that stands alone is a term by itself.
+
+    Example:
+        >>> split_terms("Rote Stühle, 78.7 x 50cm 木椅子")
+        ['rote', 'stühle', '78.7', 'x', '50cm', '木椅', '椅子']
+    """
+    out: list[str] = []
+    for run in _TERM.findall(unicodedata.normalize("NFKC", text).lower()):
+        if _IDEOGRAPH.match(run) and len(run) > 1:
+            out += [run[i : i + 2] for i in range(len(run) - 1)]
+        else:
+            out.append(run)
+    return out
+
+
+def attribute_terms(text: str) -> list[str]:
+    """Terms of the values of `key: value; ...`; keys are everybody's and would only add noise.
+
+    A part without a colon, which the grammar forbids, counts whole.
+
+    Example:
+        >>> attribute_terms("type: dining chair; color: red")
+        ['dining', 'chair', 'red']
+    """
+    values = [part.partition(":")[2] if ":" in part else part for part in text.split(";")]
+    return split_terms(" ".join(values))
+
+
+@dataclass(frozen=True)
+class Bm25Vocabulary:
+    """Ids of the terms of a corpus of attribute texts."""
+
+    ids: Mapping[str, int]
+
+    @classmethod
+    def fit(cls, texts: Sequence[str], *, attributes: bool = True) -> Bm25Vocabulary:
+        """Number the terms of `texts` in sorted order.
+
+        Args:
+            texts: the corpus.
+            attributes: texts are attribute lists, whose keys do not count; else plain text.
+        """
+        terms = attribute_terms if attributes else split_terms
+        return cls({t: n for n, t in enumerate(sorted({t for x in texts for t in terms(x)}))})
+
+    @property
+    def size(self) -> int:
+        """Number of terms, at least 1 so that arrays over terms are never empty."""
+        return max(len(self.ids), 1)
+
+    def encode(
+        self, texts: Sequence[str], max_terms: int, *, attributes: bool = True
+    ) -> np.ndarray:
+        """Term ids in the order written, repeats included.
+
+        Args:
+            texts: n texts.
+            max_terms: a; what a text has beyond is cut.
+            attributes: as in `fit`.
+
+        Returns:
+            int32 [n a], padded with -1; an unknown term has the id `size`, so that it counts in
+            the length of its text and matches nothing.
+        """
+        terms = attribute_terms if attributes else split_terms
+        out = np.full((len(texts), max_terms), -1, np.int32)
+        for row, text in enumerate(texts):
+            found = [self.ids.get(t, self.size) for t in terms(text)][:max_terms]
+            out[row, : len(found)] = found
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        """The vocabulary as plain JSON values, terms in the order of their ids."""
+        return {"kind": "bm25_vocabulary", "terms": sorted(self.ids, key=self.ids.__getitem__)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Bm25Vocabulary:
+        """What `to_dict` wrote.
+
+        Raises:
+            AfmrlError: `value` is something else, or names a term twice.
+        """
+        terms = value.get("terms")
+        if value.get("kind") != "bm25_vocabulary" or not isinstance(terms, list):
+            raise AfmrlError("not a BM25 vocabulary: fit it again from the attribute texts")
+        ids = {str(term): number for number, term in enumerate(terms)}
+        if len(ids) != len(terms):
+            raise AfmrlError("BM25 vocabulary names a term twice: fit it again")
+        return cls(ids)

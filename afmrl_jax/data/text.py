@@ -1,0 +1,129 @@
+"""Tokenizers: a byte-level BPE in Qwen's manner, trained on a catalogue or read from a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as HubTokenizer
+
+from afmrl_jax.errors import RunError
+from afmrl_jax.files import atomic_path
+
+SPECIALS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Qwen2's pre-tokenisation pattern; a digit is a piece of its own."""
+
+
+class Tokenizer(Protocol):
+    """What the rest of the system needs of a tokenizer."""
+
+    pad_id: int
+    eos_id: int
+    im_start_id: int
+    vision_start_id: int
+    vision_end_id: int
+    image_pad_id: int
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special ones included."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text; special tokens written in it are text."""
+        ...
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids, special tokens left out."""
+        ...
+
+
+class BpeTokenizer:
+    """A `tokenizers` byte-level BPE with Qwen's special tokens."""
+
+    def __init__(self, inner: HubTokenizer):
+        self._inner = inner
+        # The special tokens are ours to place. Encoding with them as plain text means that a
+        # title which contains one cannot end a turn or open a picture.
+        self._inner.encode_special_tokens = True
+        missing = [name for name in SPECIALS[:6] if inner.token_to_id(name) is None]
+        if missing:
+            raise RunError(f"the tokenizer lacks {', '.join(missing)}; use a Qwen-VL tokenizer")
+        self.pad_id = self._id("<|endoftext|>")
+        self.eos_id = self._id("<|im_end|>")
+        self.im_start_id = self._id("<|im_start|>")
+        self.vision_start_id = self._id("<|vision_start|>")
+        self.vision_end_id = self._id("<|vision_end|>")
+        self.image_pad_id = self._id("<|image_pad|>")
+
+    def __getstate__(self) -> str:
+        return self._inner.to_str()
+
+    def __setstate__(self, state: str) -> None:
+        self.__init__(HubTokenizer.from_str(state))  # type: ignore[misc]
+
+    def _id(self, token: str) -> int:
+        found = self._inner.token_to_id(token)
+        assert found is not None
+        return int(found)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
+        """Learn merges from texts; the same texts give the same tokenizer."""
+        inner = HubTokenizer(models.BPE())
+        inner.normalizer = normalizers.NFC()
+        inner.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        inner.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[AddedToken(name, special=True) for name in SPECIALS],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        inner.train_from_iterator(texts, trainer)
+        return cls(inner)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> BpeTokenizer:
+        """Read `tokenizer.json` of a folder, ours or a hub's."""
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise RunError(f"{path} is missing; give the folder of a tokenizer")
+        return cls(HubTokenizer.from_file(str(path)))
+
+    def save(self, folder: Path | str) -> None:
+        """Write `tokenizer.json`, whole or not at all."""
+        with atomic_path(Path(folder) / "tokenizer.json") as temporary:
+            self._inner.save(str(temporary))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special ones included."""
+        return int(self._inner.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text; special tokens written in it are text."""
+        return list(self._inner.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids, special tokens left out."""
+        return str(self._inner.decode(ids, skip_special_tokens=True))

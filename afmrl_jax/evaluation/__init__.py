@@ -1,0 +1,1 @@
+"""The field's numbers by the field's definitions (NumPy in, dictionaries out)."""

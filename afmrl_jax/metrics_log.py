@@ -1,0 +1,55 @@
+"""Metrics of a stage: one JSON object a line, and the same for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from afmrl_jax.files import disk_full, is_disk_full, write_text
+
+
+class MetricsLog:
+    """Appends to `metrics.jsonl` and to `tensorboard/` below a folder.
+
+    A resumed stage repeats the steps behind its checkpoint, so lines of those steps are dropped
+    first: every step stands in the file once.
+    """
+
+    def __init__(self, folder: Path, resume_step: int = 0):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.jsonl"
+        if self.path.is_file():
+            # A stage that starts over writes its step 0 again, one that resumes does not.
+            kept = [x for x in read_metrics(self.path) if resume_step and x["step"] <= resume_step]
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Add the metrics of a step; nothing where there are none."""
+        if not metrics:
+            return
+        try:
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
+        except OSError as error:
+            raise (disk_full(self.path) if is_disk_full(error) else error) from error
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file; a torn last one is left out."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

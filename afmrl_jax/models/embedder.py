@@ -1,0 +1,29 @@
+"""Last-token embedding: a listing's vector is where the decoder ends (VLM2Vec)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from afmrl_jax.models.qwen_vl import QwenVL
+
+
+def last_token(hidden: jax.Array, token_mask: jax.Array) -> jax.Array:
+    """Hidden state [b d] of each row's last token that is not padding, on whichever side."""
+    places = jnp.arange(token_mask.shape[1], dtype=jnp.int32)[None]
+    last = jnp.max(jnp.where(token_mask, places, 0), axis=1)
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+
+
+def embed_batch(model: QwenVL, batch: Any, visual_tokens: jax.Array | None = None) -> jax.Array:
+    """Unit vectors [b d] in float32.
+
+    Args:
+        model: the embedder.
+        batch: a `VLBatch`.
+        visual_tokens: [b s d] where the vision tower has already run.
+    """
+    vectors = last_token(model(batch, visual_tokens), batch.token_mask).astype(jnp.float32)
+    return vectors * jax.lax.rsqrt(jnp.sum(vectors * vectors, -1, keepdims=True) + 1e-12)

@@ -1,0 +1,177 @@
+"""Sampling and scoring of text behind a prompt that is encoded once for its whole group."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from afmrl_jax.models.decoder import KeyValue
+from afmrl_jax.models.embedder import last_token
+from afmrl_jax.models.layers import MASKED
+from afmrl_jax.models.qwen_vl import QwenVL
+
+
+class Generation(NamedTuple):
+    """Samples of a group of continuations for each prompt."""
+
+    tokens: jax.Array
+    """int32 [b g n]; padding behind the end."""
+    logprobs: jax.Array
+    """float32 [b g n]; log-probability of each token at the sampling temperature, before any
+    top-p or top-k cut; 0 behind the end."""
+    mask: jax.Array
+    """bool [b g n]; True up to and including the end token."""
+    finished: jax.Array
+    """bool [b g]; whether the end token came within the budget."""
+
+
+def _prefill(
+    model: QwenVL, prompt: Any, visual_tokens: jax.Array | None
+) -> tuple[jax.Array, list[KeyValue], jax.Array]:
+    """Last hidden state [b d] of the prompts, their keys and values, and the next position [b]."""
+    embedded = model.inputs(prompt, visual_tokens)
+    hidden, prefix = model.model(embedded, prompt.positions, prompt.token_mask)
+    highest = jnp.max(jnp.where(prompt.token_mask[:, None], prompt.positions, -1), axis=(1, 2))
+    return last_token(hidden, prompt.token_mask), prefix, (highest + 1).astype(jnp.int32)
+
+
+def _cut(logits: jax.Array, top_p: float, top_k: int) -> jax.Array:
+    """Forbid tokens outside the k likeliest, and outside the smallest set of mass top_p."""
+    if top_k:
+        floor = jax.lax.top_k(logits, top_k)[0][..., -1:]
+        logits = jnp.where(logits < floor, MASKED, logits)
+    if top_p < 1.0:
+        ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
+        mass = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
+        # A token stays while the mass before it is below top_p; the likeliest always stays.
+        kept = jnp.concatenate([jnp.ones_like(mass[..., :1], bool), mass[..., :-1] < top_p], -1)
+        floor = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < floor, MASKED, logits)
+    return logits
+
+
+def generate(
+    model: QwenVL,
+    prompt: Any,
+    *,
+    group_size: int,
+    max_new_tokens: int,
+    temperature: float,
+    key: jax.Array,
+    eos_id: int,
+    pad_id: int,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    row_ids: jax.Array | None = None,
+    visual_tokens: jax.Array | None = None,
+) -> Generation:
+    """Continue prompts; one loop on the device that stops when all samples have ended.
+
+    Every sample draws from a key of its own, folded from `key`, its row's id and its number in
+    the group, so it does not depend on its neighbours in the batch.
+
+    Args:
+        model: the generator.
+        prompt: a `VLBatch` padded on either side, b rows; encoded once per row.
+        group_size: g, samples per prompt.
+        max_new_tokens: n, the budget, end token included.
+        temperature: 0 takes the likeliest token.
+        key: random key.
+        eos_id: end token.
+        pad_id: what stands behind the end.
+        top_p: mass of the likeliest tokens to draw from.
+        top_k: number of the likeliest tokens to draw from, 0 for all.
+        row_ids: int32 [b], names the rows for their keys; the row number by default.
+        visual_tokens: [b s d] where the vision tower has already run.
+    """
+    last, prefix, start = _prefill(model, prompt, visual_tokens)
+    rows, group, budget = last.shape[0], group_size, max_new_tokens
+    row_ids = jnp.arange(rows, dtype=jnp.int32) if row_ids is None else row_ids
+    members = jnp.arange(group, dtype=jnp.int32)
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    keys = jax.vmap(fold, (0, None))(fold(key, row_ids), members)
+
+    def pick(hidden: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = model.logits(hidden)
+        if temperature == 0.0:
+            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            logprobs = jax.nn.log_softmax(logits, axis=-1)
+        else:
+            logprobs = jax.nn.log_softmax(logits / temperature, axis=-1)
+            draw = jax.vmap(jax.vmap(lambda k, x: jax.random.categorical(jax.random.fold_in(k, step), x)))
+            token = draw(keys, _cut(logprobs, top_p, top_k)).astype(jnp.int32)
+        return token, jnp.take_along_axis(logprobs, token[..., None], axis=-1)[..., 0]
+
+    def step_once(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        step, hidden, cache, tokens, logprobs, mask, finished = carry
+        token, logprob = pick(hidden, step)
+        alive = ~finished
+        token = jnp.where(alive, token, pad_id)
+        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[..., None], step, axis=2)
+        logprob = jnp.where(alive, logprob, 0.0)[..., None]
+        logprobs = jax.lax.dynamic_update_slice_in_dim(logprobs, logprob, step, axis=2)
+        mask = jax.lax.dynamic_update_slice_in_dim(mask, alive[..., None], step, axis=2)
+        finished = finished | (token == eos_id)
+        seen = jnp.arange(budget, dtype=jnp.int32) <= step
+        own_mask = jnp.broadcast_to(seen[None, None, None], (rows, group, 1, budget))
+        embedded = jnp.take(model.model.embed_tokens[...], token, axis=0)[:, :, None]
+        hidden, cache = model.model.continue_from(
+            embedded, start, prefix, prompt.token_mask, own_mask, cache, step
+        )
+        return step + 1, hidden[:, :, 0], cache, tokens, logprobs, mask, finished
+
+    empty = [
+        KeyValue(*(jnp.zeros((rows, group, budget, *part.shape[2:]), part.dtype) for part in layer))
+        for layer in prefix
+    ]
+    shape = (rows, group, budget)
+    carry = (
+        jnp.int32(0),
+        jnp.broadcast_to(last[:, None], (rows, group, last.shape[-1])),
+        empty,
+        jnp.full(shape, pad_id, jnp.int32),
+        jnp.zeros(shape, jnp.float32),
+        jnp.zeros(shape, bool),
+        jnp.zeros(shape[:2], bool),
+    )
+    carry = jax.lax.while_loop(
+        lambda c: (c[0] < budget) & ~jnp.all(c[6]), step_once, carry
+    )
+    return Generation(*carry[3:])
+
+
+def completion_logprobs(
+    model: QwenVL,
+    prompt: Any,
+    tokens: jax.Array,
+    mask: jax.Array,
+    *,
+    temperature: float = 1.0,
+    visual_tokens: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probability and entropy of each token of given continuations, both float32 [b g n].
+
+    One teacher-forced pass in which each prompt is encoded once for its group.
+
+    Args:
+        model: the generator.
+        prompt: a `VLBatch`, b rows.
+        tokens: int32 [b g n].
+        mask: bool [b g n]; values are 0 where it is False.
+        temperature: of the distribution that is scored; 0 counts as 1.
+        visual_tokens: [b s d] where the vision tower has already run.
+    """
+    last, prefix, start = _prefill(model, prompt, visual_tokens)
+    rows, group, budget = tokens.shape
+    embedded = jnp.take(model.model.embed_tokens[...], tokens[:, :, :-1], axis=0)
+    causal = jnp.tril(jnp.ones((budget - 1, budget - 1), bool))[None, None]
+    own_mask = causal & mask[:, :, None, :-1]
+    hidden, _ = model.model.continue_from(embedded, start, prefix, prompt.token_mask, own_mask)
+    first = jnp.broadcast_to(last[:, None, None], (rows, group, 1, last.shape[-1]))
+    logits = model.logits(jnp.concatenate([first, hidden], axis=2))
+    logprobs = jax.nn.log_softmax(logits / (temperature or 1.0), axis=-1)
+    chosen = jnp.take_along_axis(logprobs, tokens[..., None], axis=-1)[..., 0]
+    entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+    return jnp.where(mask, chosen, 0.0), jnp.where(mask, entropy, 0.0)

@@ -1,0 +1,68 @@
+"""Qwen2-VL and Qwen2.5-VL: one class, told apart by `QwenVLConfig.family`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from afmrl_jax.config import QwenVLConfig
+from afmrl_jax.models.decoder import Decoder
+from afmrl_jax.models.layers import INIT_DEVIATION
+from afmrl_jax.models.vision import VisionTower
+
+
+class QwenVL(nnx.Module):
+    """Vision tower, decoder and head. Attribute names follow the hub's parameter names.
+
+    Reference: Wang et al., Qwen2-VL, arXiv 2409.12191; Bai et al., Qwen2.5-VL, arXiv 2502.13923.
+    """
+
+    def __init__(self, config: QwenVLConfig, *, rngs: nnx.Rngs):
+        self.visual_tower = VisionTower(config, rngs=rngs)
+        self.model = Decoder(config.text, rngs=rngs)
+        self.lm_head = None
+        if not config.text.tie_embeddings:
+            shape = (config.text.hidden_dim, config.text.vocab_size)
+            kernel = INIT_DEVIATION * jax.random.normal(rngs.params(), shape, jnp.float32)
+            self.lm_head = nnx.Param(kernel)
+        self.config = config
+
+    def visual(self, patches: jax.Array, segment: jax.Array, position: jax.Array) -> jax.Array:
+        """Merged visual tokens [b p/merge^2 d]; see `VisionTower`."""
+        return self.visual_tower(patches, segment, position)
+
+    def embed(self, tokens: jax.Array, visual_tokens: jax.Array | None = None) -> jax.Array:
+        """Token embeddings [b t d]; the n-th picture place of a row takes its n-th visual token.
+
+        Args:
+            tokens: int32 [b t].
+            visual_tokens: [b s d], or None for text alone.
+        """
+        embedded = jnp.take(self.model.embed_tokens[...], tokens, axis=0)
+        if visual_tokens is None or visual_tokens.shape[1] == 0:
+            return embedded
+        place = tokens == self.config.image_token_id
+        number = jnp.cumsum(place.astype(jnp.int32), axis=1) - 1
+        number = jnp.clip(number, 0, visual_tokens.shape[1] - 1)
+        chosen = jnp.take_along_axis(visual_tokens, number[..., None], axis=1)
+        return jnp.where(place[..., None], chosen.astype(embedded.dtype), embedded)
+
+    def inputs(self, batch: Any, visual_tokens: jax.Array | None = None) -> jax.Array:
+        """Embeddings [b t d] of a `VLBatch`, through the vision tower unless its output is given."""
+        if visual_tokens is None and batch.patches.shape[1]:
+            visual_tokens = self.visual(batch.patches, batch.patch_segment, batch.patch_position)
+        return self.embed(batch.tokens, visual_tokens)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Vocabulary logits [... v] in float32."""
+        if self.lm_head is not None:
+            return jnp.dot(hidden, self.lm_head[...]).astype(jnp.float32)
+        return jnp.dot(hidden, self.model.embed_tokens[...].T).astype(jnp.float32)
+
+    def __call__(self, batch: Any, visual_tokens: jax.Array | None = None) -> jax.Array:
+        """Hidden states [b t d] behind the final norm."""
+        embedded = self.inputs(batch, visual_tokens)
+        return self.model(embedded, batch.positions, batch.token_mask)[0]

@@ -1,0 +1,143 @@
+"""The vision towers of Qwen2-VL and Qwen2.5-VL: patches in, merged visual tokens out."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from afmrl_jax.config import QwenVLConfig, VisionConfig
+from afmrl_jax.models.layers import LayerNorm, Linear, RMSNorm, attend
+from afmrl_jax.models.rope import rotate, vision_angles
+
+
+class VisionAttention(nnx.Module):
+    """Self-attention over patches with 2-D rotary positions."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        size = config.embed_dim
+        self.qkv = Linear(size, 3 * size, bias=True, rngs=rngs)
+        self.proj = Linear(size, size, bias=True, rngs=rngs)
+        self.num_heads = config.num_heads
+
+    def __call__(self, x: jax.Array, angles: jax.Array, mask: jax.Array) -> jax.Array:
+        batch, patches, size = x.shape
+        qkv = self.qkv(x).reshape(batch, patches, 3, self.num_heads, size // self.num_heads)
+        q, k = rotate(qkv[:, :, 0], angles), rotate(qkv[:, :, 1], angles)
+        return self.proj(attend(q, k, qkv[:, :, 2], mask))
+
+
+class QuickGeluMlp(nnx.Module):
+    """Qwen2-VL's MLP."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        self.fc1 = Linear(config.embed_dim, config.intermediate, bias=True, rngs=rngs)
+        self.fc2 = Linear(config.intermediate, config.embed_dim, bias=True, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.fc1(x)
+        return self.fc2(x * jax.nn.sigmoid(1.702 * x))
+
+
+class GatedMlp(nnx.Module):
+    """SiLU-gated MLP: with biases in Qwen2.5-VL's vision tower, without in both decoders."""
+
+    def __init__(self, size: int, intermediate: int, *, bias: bool, rngs: nnx.Rngs):
+        self.gate_proj = Linear(size, intermediate, bias=bias, rngs=rngs)
+        self.up_proj = Linear(size, intermediate, bias=bias, rngs=rngs)
+        self.down_proj = Linear(intermediate, size, bias=bias, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class VisionBlock(nnx.Module):
+    """Pre-norm transformer block of either family."""
+
+    def __init__(self, config: QwenVLConfig, *, rngs: nnx.Rngs):
+        vision = config.vision
+        size, eps = vision.embed_dim, vision.rms_norm_eps
+        if config.family == "qwen2_vl":
+            self.norm1: nnx.Module = LayerNorm(size, 1e-6)
+            self.norm2: nnx.Module = LayerNorm(size, 1e-6)
+            self.mlp: nnx.Module = QuickGeluMlp(vision, rngs=rngs)
+        else:
+            self.norm1 = RMSNorm(size, eps)
+            self.norm2 = RMSNorm(size, eps)
+            self.mlp = GatedMlp(size, vision.intermediate, bias=True, rngs=rngs)
+        self.attn = VisionAttention(vision, rngs=rngs)
+
+    def __call__(self, x: jax.Array, angles: jax.Array, mask: jax.Array) -> jax.Array:
+        x = x + self.attn(self.norm1(x), angles, mask)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbed(nnx.Module):
+    """Flattened patches to vectors: a convolution whose stride is its size."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        inputs = config.in_channels * config.temporal_patch_size * config.patch_size**2
+        self.proj = Linear(inputs, config.embed_dim, bias=False, rngs=rngs)
+
+    def __call__(self, patches: jax.Array) -> jax.Array:
+        return self.proj(patches)
+
+
+class PatchMerger(nnx.Module):
+    """Joins merge_size^2 neighbouring patches into one token of the decoder's width."""
+
+    def __init__(self, config: QwenVLConfig, *, rngs: nnx.Rngs):
+        vision = config.vision
+        self.ln_q = (
+            LayerNorm(vision.embed_dim, 1e-6)
+            if config.family == "qwen2_vl"
+            else RMSNorm(vision.embed_dim, 1e-6)
+        )
+        joined = vision.embed_dim * vision.merge_size**2
+        self.mlp_0 = Linear(joined, joined, bias=True, rngs=rngs)
+        self.mlp_2 = Linear(joined, vision.out_dim, bias=True, rngs=rngs)
+        self.joined = joined
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.ln_q(x).reshape(x.shape[0], -1, self.joined)
+        return self.mlp_2(jax.nn.gelu(self.mlp_0(x), approximate=False))
+
+
+class VisionTower(nnx.Module):
+    """Patch embedding, blocks and merger.
+
+    Qwen2.5-VL's window attention is a mask here: patches of one window see each other. The
+    reference permutes patches so that windows are contiguous and undoes it behind the merger,
+    which gives the same numbers.
+    """
+
+    def __init__(self, config: QwenVLConfig, *, rngs: nnx.Rngs):
+        vision = config.vision
+        self.patch_embed = PatchEmbed(vision, rngs=rngs)
+        self.blocks = nnx.List([VisionBlock(config, rngs=rngs) for _ in range(vision.depth)])
+        self.merger = PatchMerger(config, rngs=rngs)
+        self.config = config
+
+    def __call__(self, patches: jax.Array, segment: jax.Array, position: jax.Array) -> jax.Array:
+        """Merged tokens [b p/merge^2 d] of patches in merge-block order.
+
+        Args:
+            patches: float [b p f], flattened normalised pixels.
+            segment: int32 [b p], picture of the row, 0 for padding.
+            position: int32 [b p 2], (row, column) in patches.
+        """
+        vision = self.config.vision
+        angles = vision_angles(position, vision.embed_dim // vision.num_heads)
+        same = segment[:, :, None] == segment[:, None, :]
+        same = same & (segment > 0)[:, None, :]
+        windowed = same
+        if self.config.family == "qwen2_5_vl":
+            window = position // (vision.window_size // vision.patch_size)
+            windowed = same & jnp.all(window[:, :, None] == window[:, None, :], axis=-1)
+        x = self.patch_embed(patches)
+        for number, block in enumerate(self.blocks):
+            full = (
+                self.config.family == "qwen2_vl" or number in vision.full_attention_blocks
+            )
+            x = block(x, angles, same if full else windowed)
+        return self.merger(x)

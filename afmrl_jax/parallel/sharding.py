@@ -1,0 +1,137 @@
+"""The sharding table: which mesh axes split which parameter, decided by its path."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from afmrl_jax.parallel.mesh import fit_spec
+
+# Searched in a leaf's path, first match wins. The trees of the optimiser repeat the parameters'
+# paths, so their moments find the same line.
+TABLE: tuple[tuple[str, P], ...] = (
+    # The gradient of a lookup is summed over the batch: split both ways, no device holds it whole.
+    (r"embed_tokens$", P("model", "data")),
+    # Logits come out split by vocabulary, the longest axis there is.
+    (r"lm_head$", P("data", "model")),
+    # Query, key and value columns are whole heads, and heads are independent.
+    (r"self_attn/[qkv]_proj/kernel$", P("data", "model")),
+    # A bias lies like the columns it is added to.
+    (r"self_attn/[qkv]_proj/bias$", P("model")),
+    # Takes split heads in and sums them out: one all-reduce for each attention.
+    (r"self_attn/o_proj/kernel$", P("model", "data")),
+    # q, k and v fused in one kernel: an even cut of the columns would not fall between heads.
+    (r"attn/qkv/kernel$", P("data", None)),
+    # Whole, like the columns of the fused kernel.
+    (r"attn/qkv/bias$", P()),
+    # Heads arrive whole, so only storage is split, as in FSDP.
+    (r"attn/proj/kernel$", P(None, "data")),
+    # Small, and added after the heads are joined.
+    (r"attn/proj/bias$", P()),
+    # Hidden units of an MLP are independent: the widening side splits its columns ...
+    (r"mlp/(gate_proj|up_proj|fc1)/kernel$", P("data", "model")),
+    # ... its bias with them ...
+    (r"mlp/(gate_proj|up_proj|fc1)/bias$", P("model")),
+    # ... and the narrowing side sums over them.
+    (r"mlp/(down_proj|fc2)/kernel$", P("model", "data")),
+    # Added once to the sum, so not split.
+    (r"mlp/(down_proj|fc2)/bias$", P()),
+    # The merger is an MLP too: widening ...
+    (r"merger/mlp_0/kernel$", P("data", "model")),
+    # ... its bias with it ...
+    (r"merger/mlp_0/bias$", P("model")),
+    # ... narrowing to the decoder's width ...
+    (r"merger/mlp_2/kernel$", P("model", "data")),
+    # ... and the bias of the sum.
+    (r"merger/mlp_2/bias$", P()),
+    # The numbers of a patch (1176 in Qwen) rarely divide; the columns do.
+    (r"patch_embed/proj/kernel$", P(None, "data")),
+    # Norms are a few kilobytes, and every device needs them whole.
+    (r"(layernorm|norm|norm1|norm2|ln_q)/(scale|bias)$", P()),
+    # Counters of the training state and of its optimiser.
+    (r"(^|/)(step|count)$", P()),
+)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A pytree path as `a/b/0/c`, the form that the table is searched in."""
+    parts = []
+    for entry in path:
+        for attribute in ("key", "name", "idx"):
+            if hasattr(entry, attribute):
+                parts.append(str(getattr(entry, attribute)))
+                break
+    # An NNX variable in a tree adds a level that is no part of the parameter's name.
+    return "/".join(part for part in parts if part != "value")
+
+
+def shard_specs(tree: Any, table: tuple[tuple[str, P], ...] = TABLE) -> Any:
+    """The table's `PartitionSpec` of every leaf, in a tree of the same structure.
+
+    Args:
+        tree: parameters, or a training state that repeats their paths; arrays or
+            `jax.ShapeDtypeStruct`s.
+        table: ordered (regular expression, spec) lines.
+
+    Raises:
+        ValueError: leaves that no line matches, all of them listed, or a leaf with fewer
+            dimensions than its line splits.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+    specs, problems = [], []
+    for path, leaf in leaves:
+        name = path_name(path)
+        spec = next((spec for pattern, spec in table if re.search(pattern, name)), None)
+        if spec is None:
+            problems.append(f"{name or '(root)'} {tuple(leaf.shape)}: no line")
+        elif len(spec) > len(leaf.shape):
+            problems.append(f"{name} {tuple(leaf.shape)}: {spec} has too many axes")
+        specs.append(spec)
+    if problems:
+        raise ValueError(
+            "the sharding table does not cover these arrays; add a line for each to "
+            "afmrl_jax/parallel/sharding.py:\n  " + "\n  ".join(problems)
+        )
+    return jax.tree.unflatten(structure, specs)
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """The `NamedSharding` of every leaf on `mesh`, for `jit`'s `out_shardings` and for restoring.
+
+    An axis that does not divide its dimension is dropped there, see `mesh.fit_spec`.
+
+    Args:
+        tree: arrays or `jax.ShapeDtypeStruct`s.
+        mesh: from `make_mesh`.
+    """
+    sizes = dict(mesh.shape)
+    return jax.tree.map(
+        lambda leaf, spec: NamedSharding(mesh, fit_spec(spec, tuple(leaf.shape), sizes)),
+        tree,
+        shard_specs(tree),
+    )
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+    """Parameters or a training state moved to where the table wants them."""
+    return jax.device_put(tree, shardings(tree, mesh))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over `data`, whole along every other dimension."""
+    return NamedSharding(mesh, P("data"))
+
+
+def place_batch(batch: Any, mesh: Mesh) -> Any:
+    """A batch's arrays split by rows; one whose rows do not divide (or a scalar) is replicated."""
+    sizes = dict(mesh.shape)
+
+    def rows(leaf: Any) -> NamedSharding:
+        wish = P("data") if leaf.ndim else P()
+        return NamedSharding(mesh, fit_spec(wish, tuple(leaf.shape), sizes))
+
+    return jax.device_put(batch, jax.tree.map(rows, batch))

@@ -1,0 +1,291 @@
+"""The whole method as a chain of stages in a run directory.
+
+    infonce -> distill -> annotate-distilled -> agcl -> agcl-distilled -> rar
+            -> annotate-reinforced -> cit-1 ... -> evaluate -> report
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from afmrl_jax.config import AgclConfig, QwenVLConfig, RunConfig, to_dict
+from afmrl_jax.data.catalogue import load_catalogue, require_attributes
+from afmrl_jax.data.oracle import oracle_texts
+from afmrl_jax.data.pipeline import RowBuilder
+from afmrl_jax.data.records import Catalogue
+from afmrl_jax.data.text import BpeTokenizer
+from afmrl_jax.evaluation.run import evaluate_run
+from afmrl_jax.models.folder import load_model, save_model
+from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.reporting.report import build_report
+from afmrl_jax.retrieval.encode import Encoder
+from afmrl_jax.training.agcl import train_agcl
+from afmrl_jax.training.annotate import annotate, read_attributes
+from afmrl_jax.training.cit import choose_share, cit_settings, merge_annotations
+from afmrl_jax.training.distill import train_distill
+from afmrl_jax.training.lineage import Run, say
+from afmrl_jax.training.rar import train_rar
+from afmrl_jax.training.rar_environment import RarEnvironment
+
+WEIGHTS = "model/model.safetensors"
+TEXTS = "attributes.jsonl"
+
+
+@dataclass(frozen=True)
+class System:
+    """A row of the results table: an embedder and the attributes it reads on the test split."""
+
+    name: str
+    stage: str
+    attributes: str | None
+    """Stage that annotated the test listings; None where R reads no attributes."""
+
+
+class Pipeline:
+    """Runs the stages of one run directory in order."""
+
+    def __init__(self, folder: Path, config: RunConfig):
+        self.config = config
+        self.catalogue = load_catalogue(config.catalogue, skip_bad=config.skip_bad)
+        require_attributes(self.catalogue)
+        for problem in self.catalogue.skipped:
+            say(f"left out: {problem}")
+        if self.catalogue.skipped:
+            say(f"{len(self.catalogue.skipped)} record(s) left out (--skip-bad)")
+        self.run = Run(folder, config)
+
+    def execute(self) -> Path:
+        """All stages; returns the report's path."""
+        config, run = self.config, self.run
+        try:
+            self._tokenizer_stage()
+            self._train_r("infonce", config.agcl.infonce(), None, in_input=False)
+            self._distill()
+            self._annotate("annotate-distilled", "distill", self._where("train", "reward", "test"))
+            self._train_r("agcl", config.agcl, "annotate-distilled", in_input=False)
+            self._train_r("agcl-distilled", config.agcl, "annotate-distilled", in_input=True)
+            self._rar()
+            again = self._where("train")
+            again = again[choose_share(len(again), config.cit.share, config.seed)]
+            chosen = np.concatenate([again, self._where("test")])
+            self._annotate("annotate-reinforced", "rar", chosen)
+            last = "agcl-distilled"
+            for cycle in range(1, config.cit.cycles + 1):
+                last = self._cit(cycle, last)
+            report = self._evaluate(last)
+        finally:
+            run.close()
+        if not run.did_something:
+            say(f"{run.folder}: already finished, nothing to do (report: {report})")
+        return report
+
+    @cached_property
+    def tokenizer(self) -> BpeTokenizer:
+        """The run's tokenizer."""
+        return BpeTokenizer.load(self.run.folder / "tokenizer")
+
+    @cached_property
+    def builder(self) -> RowBuilder:
+        """Rows over the whole catalogue; splits are views of it and share its pictures."""
+        config = self.config
+        return RowBuilder.of(self.catalogue.listings, self.tokenizer, config.image, config.text)
+
+    def _split_builder(self, *splits: str) -> RowBuilder:
+        listings = self.catalogue.subset(*splits).listings
+        return RowBuilder.of(listings, self.tokenizer, self.config.image, self.config.text)
+
+    def _where(self, *splits: str) -> np.ndarray:
+        return self.catalogue.indices(*splits)
+
+    def _base(self) -> dict[str, Any]:
+        """Inputs of every training stage."""
+        return {
+            "catalogue": self.catalogue.fingerprint,
+            "tokenizer": self.run.output_hash("tokenizer", "tokenizer.json"),
+            "seed": self.config.seed,
+        }
+
+    def _oracle(self) -> tuple[Catalogue, list[str]]:
+        taught = self.catalogue.subset("distill")
+        kept = tuple(x for x in taught.listings if x.attributes or x.oracle)
+        return Catalogue(taught.name, kept), oracle_texts(
+            kept, self.config.oracle, self.config.seed
+        )
+
+    def _tokenizer_stage(self) -> None:
+        inputs = {
+            "catalogue": self.catalogue.fingerprint,
+            "vocab_size": self.config.vocab_size,
+            "oracle": to_dict(self.config.oracle),
+            "seed": self.config.seed,
+        }
+
+        def work(folder: Path) -> None:
+            # Only what the models may learn from: the test and reward splits stay unseen.
+            titles = [x.title for x in self.catalogue.subset("distill", "train").listings]
+            texts = titles + self._oracle()[1]
+            BpeTokenizer.train(texts, self.config.vocab_size).save(folder)
+
+        self.run.stage("tokenizer", inputs, ["tokenizer.json"], work)
+
+    def _architecture(self, family: Any) -> Architecture:
+        tokenizer = self.tokenizer
+        config = QwenVLConfig.demo(family, tokenizer.vocab_size, tokenizer.image_pad_id)
+        return Architecture.of(config)
+
+    def _load(self, stage: str) -> tuple[Architecture, Params]:
+        return load_model(self.run.folder / stage / "model")
+
+    def _texts(self, stage: str) -> dict[str, str]:
+        return read_attributes(self.run.folder / stage / TEXTS)
+
+    def _train_r(
+        self, name: str, settings: AgclConfig, annotated: str | None, *, in_input: bool
+    ) -> None:
+        inputs = self._base() | {"settings": to_dict(settings), "attributes_in_input": in_input}
+        if annotated:
+            inputs["attributes"] = self.run.output_hash(annotated, TEXTS)
+
+        def work(folder: Path) -> None:
+            architecture = self._architecture("qwen2_vl")
+            texts = self._texts(annotated) if annotated else None
+            initial = architecture.init(self.config.seed)
+            self._fit(folder, name, settings, architecture, initial, texts, in_input)
+
+        self.run.stage(name, inputs, [WEIGHTS], work)
+
+    def _fit(
+        self,
+        folder: Path,
+        name: str,
+        settings: AgclConfig,
+        architecture: Architecture,
+        initial: Params,
+        texts: Mapping[str, str] | None,
+        in_input: bool,
+    ) -> None:
+        params = train_agcl(
+            self.config,
+            settings,
+            name,
+            folder,
+            architecture,
+            self._split_builder("train"),
+            initial=initial,
+            attributes=texts,
+            attributes_in_input=in_input,
+            seed=self.config.seed,
+        )
+        save_model(folder / "model", architecture, params)
+
+    def _distill(self) -> None:
+        inputs = self._base() | {
+            "settings": to_dict(self.config.distill),
+            "oracle": to_dict(self.config.oracle),
+        }
+
+        def work(folder: Path) -> None:
+            taught, texts = self._oracle()
+            builder = RowBuilder.of(
+                taught.listings, self.tokenizer, self.config.image, self.config.text
+            )
+            architecture = self._architecture("qwen2_5_vl")
+            params = train_distill(self.config, folder, architecture, builder, texts)
+            save_model(folder / "model", architecture, params)
+
+        self.run.stage("distill", inputs, [WEIGHTS], work)
+
+    def _annotate(self, name: str, generator: str, indices: np.ndarray) -> None:
+        inputs = self._base() | {
+            "generator": self.run.output_hash(generator, WEIGHTS),
+            "listings": len(indices),
+        }
+
+        def work(folder: Path) -> None:
+            architecture, params = self._load(generator)
+            annotate(architecture, params, self.builder, indices, folder / TEXTS, label=name)
+
+        self.run.stage(name, inputs, [TEXTS], work)
+
+    def _rar(self) -> None:
+        inputs = self._base() | {
+            "settings": to_dict(self.config.rar),
+            "generator": self.run.output_hash("distill", WEIGHTS),
+            "embedder": self.run.output_hash("agcl-distilled", WEIGHTS),
+            "attributes": self.run.output_hash("annotate-distilled", TEXTS),
+        }
+
+        def work(folder: Path) -> None:
+            architecture, params = self._load("distill")
+            environment = RarEnvironment(
+                self._split_builder(*self.config.rar.gallery_splits),
+                Encoder(*self._load("agcl-distilled"), self.config.evaluation.batch_size),
+                self._texts("annotate-distilled"),
+                self.config.rar,
+                self.config.seed,
+            )
+            params = train_rar(self.config, folder, architecture, params, environment)
+            save_model(folder / "model", architecture, params)
+
+        self.run.stage("rar", inputs, [WEIGHTS], work)
+
+    def _cit(self, cycle: int, last: str) -> str:
+        name, settings = f"cit-{cycle}", cit_settings(self.config)
+        inputs = self._base() | {
+            "settings": to_dict(settings),
+            "embedder": self.run.output_hash(last, WEIGHTS),
+            "before": self.run.output_hash("annotate-distilled", TEXTS),
+            "again": self.run.output_hash("annotate-reinforced", TEXTS),
+        }
+
+        def work(folder: Path) -> None:
+            architecture, params = self._load(last)
+            ids = [x.listing_id for x in self.catalogue.subset("train").listings]
+            texts = merge_annotations(
+                self._texts("annotate-distilled"), self._texts("annotate-reinforced"), ids
+            )
+            self._fit(folder, name, settings, architecture, params, texts, True)
+
+        self.run.stage(name, inputs, [WEIGHTS], work)
+        return name
+
+    def _evaluate(self, last: str) -> Path:
+        systems = [
+            System("infonce", "infonce", None),
+            System("agcl", "agcl", None),
+            System("agcl+distilled", "agcl-distilled", "annotate-distilled"),
+            System("afmrl", "agcl-distilled", "annotate-reinforced"),
+        ]
+        if self.config.cit.cycles:
+            systems.append(System("afmrl+cit", last, "annotate-reinforced"))
+        inputs = {
+            "catalogue": self.catalogue.fingerprint,
+            "settings": to_dict(self.config.evaluation),
+            "weights": {s.name: self.run.output_hash(s.stage, WEIGHTS) for s in systems},
+            "texts": {
+                s.name: self.run.output_hash(s.attributes, TEXTS) for s in systems if s.attributes
+            },
+        }
+
+        def work(folder: Path) -> None:
+            del folder
+            evaluate_run(
+                self.run.folder,
+                self.config,
+                self.catalogue,
+                self.tokenizer,
+                [(s.name, s.stage, s.attributes) for s in systems],
+                seconds=self.run.seconds(),
+            )
+
+        self.run.stage("evaluate", inputs, ["../evaluation.json", "../gallery.json"], work)
+        report = self.run.folder / "report.html"
+        if self.run.did_something or not report.is_file():
+            build_report(self.run.folder)
+        return report

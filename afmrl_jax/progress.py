@@ -1,0 +1,74 @@
+"""Progress of long work: a bar with time left on a terminal, sparse lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from tqdm import tqdm
+
+SHOWN = ("loss", "reward", "recall", "accuracy", "token_accuracy", "malformed_share")
+LINE_SECONDS = 30.0
+
+
+class Progress:
+    """Counts steps of a named piece of work; a name of None shows nothing.
+
+    On a terminal this is a tqdm bar. In a log file, where a bar would be a thousand lines, a line
+    is printed every half minute and at the end.
+    """
+
+    def __init__(self, name: str | None, total: int, start: int = 0):
+        self._name = name
+        self._total = total
+        self._start = start
+        self._done = start
+        self._began = time.monotonic()
+        self._printed = self._began
+        self._latest = ""
+        terminal = sys.stderr.isatty()
+        self._bar = (
+            tqdm(total=total, initial=start, desc=name, dynamic_ncols=True, file=sys.stderr)
+            if name is not None and terminal
+            else None
+        )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def update(self, done: int, metrics: Mapping[str, float] | None = None) -> None:
+        """Say that `done` steps of the total are finished."""
+        self._done = done
+        if metrics:
+            shown = [f"{k} {metrics[k]:.3f}" for k in SHOWN if k in metrics]
+            self._latest = ", ".join(shown)
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._latest, refresh=False)
+            self._bar.update(done - self._bar.n)
+        elif self._name is not None and time.monotonic() - self._printed > LINE_SECONDS:
+            self._print()
+
+    def _print(self) -> None:
+        self._printed = time.monotonic()
+        seconds = self._printed - self._began
+        fresh = self._done - self._start
+        left = (self._total - self._done) * seconds / fresh if fresh else 0.0
+        tail = f", {self._latest}" if self._latest else ""
+        print(
+            f"{self._name}: {self._done}/{self._total}, {seconds:.0f} s, {left:.0f} s left{tail}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif self._name is not None and self._total and kind is None:
+            self._print()

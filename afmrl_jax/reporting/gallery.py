@@ -1,0 +1,151 @@
+"""Queries and what they find, made safe and small for the report.
+
+Everything in a gallery comes from a catalogue that nobody has vetted: its texts are escaped by the
+template, and its pictures are decoded and checked here before they enter the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from afmrl_jax.data.attributes import is_malformed, parse_attributes
+from afmrl_jax.data.images import decode
+from afmrl_jax.errors import CatalogueError
+
+SIDE = 240
+"""Longest side of a picture in the report, pixels."""
+QUALITY = 85
+RESULTS = 5
+
+
+@dataclass(frozen=True)
+class Part:
+    """A key-value pair of an attribute list, or a piece of a malformed one."""
+
+    key: str
+    value: str
+    state: str
+    """`kept`, `reworded` (same key, other value), `dropped` or `new`."""
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """An attribute text, part by part."""
+
+    parts: tuple[Part, ...]
+    malformed: bool
+
+    def __bool__(self) -> bool:
+        return bool(self.parts)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A listing found."""
+
+    title: str
+    listing_id: str
+    picture: str | None
+    score: float
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query listing, its attributes before and after RAR, and its first hits."""
+
+    title: str
+    listing_id: str
+    picture: str | None
+    before: Attributes
+    after: Attributes
+    truth: str | None
+    hits: tuple[Hit, ...]
+
+    @property
+    def first_right(self) -> int | None:
+        """Place of the first right hit, from 1."""
+        return next((n for n, hit in enumerate(self.hits, 1) if hit.correct), None)
+
+
+def _pairs(text: str) -> list[tuple[str, str]]:
+    if not is_malformed(text):
+        return parse_attributes(text)
+    return [("", part.strip()) for part in text.split(";") if part.strip()]
+
+
+def compare_attributes(before: str, after: str) -> tuple[Attributes, Attributes]:
+    """What reinforcement changed in an attribute list; a new order alone is no change.
+
+    Example:
+        >>> old, new = compare_attributes("color: red; type: seat", "type: chair; color: red")
+        >>> [(part.value, part.state) for part in new.parts]
+        [('chair', 'reworded'), ('red', 'kept')]
+    """
+    sides = (_pairs(before), _pairs(after))
+
+    def parts(own: list[tuple[str, str]], other: list[tuple[str, str]], gone: str) -> Any:
+        keys = {key for key, _ in other if key}
+        return tuple(
+            Part(key, value, "kept" if (key, value) in other else "reworded" if key in keys else gone)
+            for key, value in own
+        )
+
+    return (
+        Attributes(parts(*sides, "dropped"), bool(before.strip()) and is_malformed(before)),
+        Attributes(parts(*reversed(sides), "new"), bool(after.strip()) and is_malformed(after)),
+    )
+
+
+def thumbnail(data: str | None) -> str | None:
+    """A base64 picture as a small JPEG `data:` address; None where it is no usable picture.
+
+    Args:
+        data: base64 of an encoded picture.
+    """
+    try:
+        picture = decode(base64.b64decode(data or "", validate=True))
+    except (binascii.Error, CatalogueError):
+        return None
+    picture = picture.convert("RGB")
+    picture.thumbnail((SIDE, SIDE))
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def read_gallery(items: Sequence[Mapping[str, Any]]) -> list[Query]:
+    """The queries of `gallery.json`, ready for the template."""
+    out = []
+    for item in items:
+        query = item["query"]
+        before, after = compare_attributes(
+            item.get("attributes_before") or "", item.get("attributes_after") or ""
+        )
+        hits = tuple(
+            Hit(
+                title=hit["title"],
+                listing_id=hit["listing_id"],
+                picture=thumbnail(hit.get("image")),
+                score=float(hit["score"]),
+                correct=bool(hit["correct"]),
+            )
+            for hit in item["results"][:RESULTS]
+        )
+        out.append(
+            Query(
+                title=query["title"],
+                listing_id=query["listing_id"],
+                picture=thumbnail(query.get("image")),
+                before=before,
+                after=after,
+                truth=item.get("true_attributes"),
+                hits=hits,
+            )
+        )
+    return out

@@ -1,0 +1,291 @@
+"""Curves of the stages as inline SVG that takes its colours from the page around it."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from afmrl_jax.errors import RunError
+from afmrl_jax.metrics_log import read_metrics
+
+Lines = list[dict[str, Any]]
+
+# Matplotlib wants real colours; these stand-ins become the variables of the page's style sheet, so
+# that one picture serves a light and a dark page.
+PLACEHOLDERS = {
+    "#a00001": "var(--ink)",
+    "#a00002": "var(--soft)",
+    "#a00003": "var(--line)",
+    "#b00001": "var(--series-1)",
+    "#b00002": "var(--series-2)",
+    "#b00003": "var(--series-3)",
+    "#b00004": "var(--series-4)",
+    "#b00005": "var(--series-5)",
+}
+INK, SOFT, LINE, *SERIES = PLACEHOLDERS
+DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)), (0, (3, 1, 1, 1, 1, 1)))
+"""A dash pattern a series, so that colour is never the only difference."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric of one stage."""
+
+    label: str
+    lines: Lines
+    key: str
+    errors: float = 0.0
+    """Standard errors (`key` + `_error`) to either side that are drawn as a band; 0: none."""
+    points: bool = False
+    """Measured now and then, not every step: drawn with markers."""
+
+    @property
+    def values(self) -> list[tuple[float, float, float]]:
+        """(step, value, half width of the band) of every finite point, by step."""
+        found = []
+        for line in self.lines:
+            step, value = line.get("step"), line.get(self.key)
+            if step is None or value is None or not math.isfinite(value):
+                continue
+            error = line.get(f"{self.key}_error") or 0.0
+            width = self.errors * error if math.isfinite(error) else 0.0
+            found.append((float(step), float(value), width))
+        return sorted(found)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Curves over steps that share an axis."""
+
+    title: str
+    unit: str
+    curves: list[Curve]
+    note: str = ""
+    zero_line: bool = False
+    whole_range: tuple[float, float] | None = None
+    """Limits of the y axis, for shares."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A finished plot: its picture, and its content in words for those who cannot see it."""
+
+    title: str
+    note: str
+    svg: str
+    summary: str
+
+
+def _new_axes(plot: Plot) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.8, 2.75), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    axes.set_xlabel("step", color=SOFT)
+    axes.set_ylabel(plot.unit, color=SOFT)
+    axes.tick_params(colors=SOFT, length=3)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(LINE)
+    axes.grid(color=LINE, linewidth=0.7)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _draw_curve(axes: Axes, curve: Curve, place: int) -> None:
+    steps, values, widths = zip(*curve.values, strict=True)
+    few = curve.points or len(steps) < 3
+    axes.plot(
+        steps,
+        values,
+        label=curve.label,
+        color=SERIES[place % len(SERIES)],
+        linestyle=DASHES[place % len(DASHES)],
+        linewidth=1.6,
+        marker="o" if few else None,
+        markersize=4,
+    )
+    if any(widths):
+        low = [v - w for v, w in zip(values, widths, strict=True)]
+        high = [v + w for v, w in zip(values, widths, strict=True)]
+        axes.fill_between(
+            steps, low, high, color=SERIES[place % len(SERIES)], alpha=0.18, linewidth=0
+        )
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The figure as an `<svg>` element without outside references or ids that could collide."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :].strip()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # Inside HTML the parser knows the namespaces, and the page needs to name no address at all.
+    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
+    text = re.sub(r'\sid="([^"]+)"', rf' id="{name}-\1"', text)
+    text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
+    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
+    for stand_in, variable in PLACEHOLDERS.items():
+        text = text.replace(stand_in, variable)
+    # The size comes from the page; the picture itself is described by the figure around it.
+    return re.sub(
+        r'<svg height="[^"]*"(.*?) width="[^"]*"|<svg width="[^"]*" height="[^"]*"',
+        r'<svg aria-hidden="true" focusable="false"\1',
+        text,
+        count=1,
+        flags=re.DOTALL,
+    )
+
+
+def _summary(curves: list[Curve]) -> str:
+    parts = []
+    for curve in curves:
+        (first, start, _), (last, end, _) = curve.values[0], curve.values[-1]
+        parts.append(
+            f"{curve.label}: {start:.3g} at step {first:.0f}"
+            + (f", {end:.3g} at step {last:.0f}" if last > first else "")
+        )
+    return "; ".join(parts)
+
+
+def draw(plot: Plot, number: int = 0) -> Drawn | None:
+    """Draw a plot; None where none of its curves has a point.
+
+    Args:
+        plot: what to draw.
+        number: of the plot on its page, for ids that no other plot has.
+    """
+    curves = [curve for curve in plot.curves if curve.values]
+    if not curves:
+        return None
+    style = {"svg.fonttype": "none", "svg.hashsalt": plot.title, "font.size": 9.0}
+    with matplotlib.rc_context(style):
+        figure, axes = _new_axes(plot)
+        for place, curve in enumerate(curves):
+            _draw_curve(axes, curve, place)
+        if plot.zero_line:
+            axes.axhline(0.0, color=SOFT, linewidth=0.9)
+        if plot.whole_range is not None:
+            axes.set_ylim(*plot.whole_range)
+        if len(curves) > 1:
+            axes.legend(frameon=False, fontsize=8, labelcolor=INK, handlelength=2.6)
+        return Drawn(plot.title, plot.note, _svg(figure, f"plot{number}"), _summary(curves))
+
+
+def read_stages(run: Path) -> dict[str, Lines]:
+    """The metrics of every stage of a run that has written some.
+
+    Raises:
+        RunError: a line in the middle of a file is broken.
+    """
+    found = {}
+    for path in sorted(run.glob("*/metrics.jsonl")):
+        try:
+            lines = read_metrics(path)
+        except ValueError as error:
+            raise RunError(
+                f"{path} holds a line that is not JSON ({error}); delete the line, or the folder "
+                "to run its stage again"
+            ) from error
+        if lines:
+            found[path.parent.name] = lines
+    return found
+
+
+def embedder_stages(stages: dict[str, Lines]) -> list[str]:
+    """The stages that train R, in the order of the method."""
+    known = [x for x in ("infonce", "agcl", "agcl-distilled") if x in stages]
+    return known + sorted(x for x in stages if re.fullmatch(r"cit-\d+", x))
+
+
+def _embedder_plots(stages: dict[str, Lines]) -> list[Plot]:
+    names = embedder_stages(stages)
+    guided = [name for name in names if name != "infonce"]
+    return [
+        Plot(
+            "Embedder: contrastive loss",
+            "nats",
+            [Curve(x, stages[x], "loss") for x in names],
+            "The weights of AGCL change the scale of its loss: compare the shapes of the curves "
+            "with that of InfoNCE, not their heights.",
+        ),
+        Plot(
+            "Embedder: best in its batch",
+            "share of queries",
+            [Curve(x, stages[x], "accuracy") for x in names],
+            "Queries whose own candidate scores above every negative of the batch.",
+        ),
+        Plot(
+            "Embedder: negatives left out by the margin",
+            "share of pairs",
+            [Curve(x, stages[x], "masked_by_margin") for x in guided],
+            "Pairs that AGCL takes for false negatives.",
+        ),
+    ]
+
+
+def _reinforcement_plots(rar: Lines) -> list[Plot]:
+    def both(key: str, *, errors: float = 0.0) -> list[Curve]:
+        return [
+            Curve("training batch", rar, key),
+            Curve("held-out queries", rar, f"held_out/{key}", errors, points=True),
+        ]
+
+    share = (-0.02, 1.02)
+    return [
+        Plot(
+            "RAR: reward",
+            "reward",
+            both("reward", errors=1.0),
+            "Held-out queries are never trained on and are always sampled with the same keys. "
+            "Band: one standard error.",
+        ),
+        Plot(
+            "RAR: held-out gain over the start",
+            "reward",
+            [Curve("gain", rar, "held_out/gain", 2.0, points=True)],
+            "Paired with the same queries before the first step. Band: two standard errors.",
+            zero_line=True,
+        ),
+        Plot("RAR: KL to the distilled generator", "nats a token", [Curve("KL", rar, "kl")]),
+        Plot(
+            "RAR: dead groups",
+            "share of groups",
+            [Curve("dead groups", rar, "dead_group_share")],
+            "Groups whose samples all earn the same reward, from which nothing is learnt.",
+            whole_range=share,
+        ),
+        Plot("RAR: malformed lists", "share of samples", both("malformed_share")),
+        Plot("RAR: attributes a list", "key-value pairs", both("attribute_count")),
+        Plot("RAR: length of a list", "tokens", both("attribute_tokens")),
+        Plot("RAR: entropy", "nats a token", [Curve("entropy", rar, "entropy")]),
+    ]
+
+
+def stage_plots(run: Path) -> list[Drawn]:
+    """All curves that the stages of a run have written so far.
+
+    Args:
+        run: the run directory.
+    """
+    stages = read_stages(run)
+    distill = Plot(
+        "Generator: distillation loss",
+        "nats a token",
+        [Curve("distill", stages.get("distill", []), "loss")],
+    )
+    plots = [distill, *_embedder_plots(stages), *_reinforcement_plots(stages.get("rar", []))]
+    drawn = [draw(plot, number) for number, plot in enumerate(plots)]
+    return [plot for plot in drawn if plot is not None]

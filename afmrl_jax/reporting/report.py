@@ -1,0 +1,206 @@
+"""`report.html`: one file with everything a run found, readable without a network.
+
+The page holds no script and asks for nothing outside itself; its content security policy makes the
+browser hold it to that, whatever a catalogue's texts may contain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from afmrl_jax.errors import RunError
+from afmrl_jax.files import read_json, write_text
+from afmrl_jax.reporting import paper, plots, stages, tables
+from afmrl_jax.reporting.gallery import read_gallery
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A figure of the headline."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Forest:
+    """A paired difference with its places on a drawn scale, in percent of the scale's width."""
+
+    found: tables.Difference
+    low: float
+    middle: float
+    high: float
+    zero: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """The differences between two rows of the table."""
+
+    before: str
+    after: str
+    shown: list[Forest]
+    others: list[tables.Difference]
+
+
+def _optional(path: Path) -> Any:
+    return read_json(path) if path.is_file() else None
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `48 s`, `12 min 5 s`, `3 h 20 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def steps_of(evaluation: tables.Evaluation | None) -> list[Step]:
+    """The paired differences by pair of rows, fine-grained ones with places to draw them at."""
+    found = tables.differences(evaluation)
+    fine = [x for x in found if x.task is tables.FINE]
+    ends = [0.0, *(x.low for x in fine), *(x.high for x in fine)]
+    start, width = min(ends), (max(ends) - min(ends)) or 1.0
+
+    def place(value: float) -> float:
+        return round(3 + 94 * (value - start) / width, 2)
+
+    out = []
+    for before, after in dict.fromkeys((x.before, x.after) for x in found):
+        own = [x for x in found if (x.before, x.after) == (before, after)]
+        shown = [
+            Forest(x, place(x.low), place(x.difference), place(x.high), place(0.0))
+            for x in own
+            if x in fine
+        ]
+        out.append(Step(before, after, shown, [x for x in own if x not in fine]))
+    return out
+
+
+def _reward_tile(run: Path) -> Tile | None:
+    lines = plots.read_stages(run).get("rar", [])
+    rewards = plots.Curve("", lines, "held_out/reward").values
+    gains = plots.Curve("", lines, "held_out/gain", 1.0).values
+    if len(rewards) < 2:
+        return None
+    note = "before and after RAR"
+    if gains:
+        _, gain, error = gains[-1]
+        note = f"before and after RAR; {gain:+.3f}, standard error {error:.3f}"
+    return Tile("Held-out reward", f"{rewards[0][1]:.3f} → {rewards[-1][1]:.3f}", note)
+
+
+def headline(run: Path, evaluation: tables.Evaluation | None, chain: list[stages.Stage]) -> list[Tile]:
+    """The few figures at the top of the report."""
+    tiles = []
+    best = tables.best_baseline(evaluation)
+    if best:
+        tiles.append(Tile("R@1 without learning", f"{best[1]:.1f}", f"best: {best[0]}"))
+    rows = tables.rows_of(evaluation)
+    for row in rows if len(rows) < 2 else (rows[0], rows[-1]):
+        found = tables.cell(row, "fine", "R@1")
+        if found.value is not None:
+            note = f"95 % interval {found.interval}" if found.interval else ""
+            tiles.append(Tile(f"R@1, {row['name']}", f"{found.value:.1f}", note))
+    tiles += [tile for tile in [_reward_tile(run)] if tile]
+    seconds = [x.seconds for x in chain if x.seconds is not None]
+    memory = (evaluation or {}).get("peak_memory_gb") or stages.read_timings(run).get(
+        "peak_memory_gb"
+    )
+    if seconds:
+        note = f"{memory} GB of memory at most" if memory else "over all stages"
+        tiles.append(Tile("Time", duration(sum(seconds)), note))
+    return tiles
+
+
+def _settings(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Settings by section, nested names joined by dots."""
+
+    def flat(value: Any, name: str) -> list[tuple[str, str]]:
+        if isinstance(value, dict):
+            inner = [flat(x, f"{name}.{key}" if name else key) for key, x in value.items()]
+            return [pair for pairs in inner for pair in pairs]
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return [(name, "off" if value is None else shown)]
+
+    plain = {key: value for key, value in config.items() if not isinstance(value, dict)}
+    sections = [("run", plain)] + [(k, v) for k, v in config.items() if isinstance(v, dict)]
+    return [(name, flat(values, "")) for name, values in sections if values]
+
+
+def _millions(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e6:.2f} million parameters"
+
+
+def _context(run: Path) -> dict[str, Any]:
+    evaluation = _optional(run / "evaluation.json")
+    config = _optional(run / "config.json") or {}
+    gallery = _optional(run / "gallery.json")
+    chain = stages.read_stages(run, config)
+    drawn = plots.stage_plots(run)
+    recorded = plots.read_stages(run)
+    trained = ("distill", "infonce", "agcl", "agcl-distilled", "rar", "cit")
+    expected = [x for x in stages.expected_stages(config) if x.split("-")[0] in trained]
+    rows = tables.rows_of(evaluation)
+    catalogue = (evaluation or {}).get("catalogue") or config.get("catalogue") or "unknown"
+    return {
+        "name": run.resolve().name,
+        "catalogue": catalogue,
+        "furniture": catalogue == "furniture",
+        "embedder_size": _millions(stages.parameter_count(run, "infonce")),
+        "generator_size": _millions(stages.parameter_count(run, "distill")),
+        "tiles": headline(run, evaluation, chain),
+        "rows": rows,
+        "tasks": tables.measured_tasks(evaluation),
+        "unmeasured": [t for t in tables.TASKS if t not in tables.measured_tasks(evaluation)],
+        "cell": tables.cell,
+        "baselines": tables.baselines_of(evaluation),
+        "scann": (evaluation or {}).get("scann"),
+        "steps": steps_of(evaluation),
+        "fine": tables.FINE,
+        "second_table": [t for t in tables.TASKS if t.key in ("classification", "clustering")],
+        "paper": paper,
+        "headings": tables.HEADINGS,
+        "plots": [(plot, Markup(plot.svg)) for plot in drawn],
+        "without_curves": [x for x in expected if x not in recorded],
+        "start": _optional(run / "rar" / "held_out_start" / "start.json"),
+        "gallery": None if gallery is None else read_gallery(gallery),
+        "stages": chain,
+        "settings": _settings(config),
+        "duration": duration,
+    }
+
+
+def build_report(run: Path, out: Path | None = None) -> Path:
+    """Write the report of a run; what the run does not have yet is named in its section.
+
+    Args:
+        run: the run directory.
+        out: the file to write; `report.html` in the run by default.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        RunError: there is no such directory, or one of its files is broken.
+    """
+    run = Path(run)
+    if not run.is_dir():
+        raise RunError(f"there is no run directory {run}; give the --out of an earlier demo")
+    environment = Environment(
+        loader=PackageLoader("afmrl_jax.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(_context(run))
+    return write_text(out or run / "report.html", page)

@@ -1,0 +1,129 @@
+"""What a run directory says of its stages: time, inputs, outputs, size of the models."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from afmrl_jax.errors import RunError
+from afmrl_jax.files import read_json
+
+ORDER = (
+    "tokenizer",
+    "infonce",
+    "distill",
+    "annotate-distilled",
+    "agcl",
+    "agcl-distilled",
+    "rar",
+    "annotate-reinforced",
+    "cit",
+    "evaluate",
+)
+SHOWN_DIGITS = 12
+"""Hexadecimal digits of a hash that tell files of one run apart."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One link of the chain."""
+
+    name: str
+    state: str
+    """`done`, `not finished` or `not run`."""
+    seconds: float | None = None
+    made_from: tuple[str, ...] = ()
+    """Stages whose outputs this one read."""
+    outputs: tuple[tuple[str, str], ...] = ()
+    """(file, first digits of its SHA-256)."""
+
+
+def _rank(name: str) -> tuple[int, int, str]:
+    cycle = re.fullmatch(r"cit-(\d+)", name)
+    key = "cit" if cycle else name
+    place = ORDER.index(key) if key in ORDER else len(ORDER)
+    return place, int(cycle.group(1)) if cycle else 0, name
+
+
+def expected_stages(config: dict[str, Any]) -> list[str]:
+    """The stages of the whole method under a run's settings."""
+    cycles = (config.get("cit") or {}).get("cycles", 1)
+    names = [name for name in ORDER if name != "cit"]
+    return sorted([*names, *(f"cit-{n + 1}" for n in range(cycles))], key=_rank)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _strings(inner)
+
+
+def _number(value: Any) -> float | None:
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if good and math.isfinite(value) else None
+
+
+def read_timings(run: Path) -> dict[str, float]:
+    """The numbers of `timings.json`, if a run has one: seconds by stage, and other figures."""
+    path = run / "timings.json"
+    found = read_json(path) if path.is_file() else {}
+    numbers = {str(name): _number(value) for name, value in found.items()}
+    return {name: value for name, value in numbers.items() if value is not None}
+
+
+def read_stages(run: Path, config: dict[str, Any]) -> list[Stage]:
+    """Every stage that a run has or should have, in the order of the method.
+
+    Args:
+        run: the run directory.
+        config: its `config.json`; an empty one stands for the defaults.
+    """
+    done = {path.parent.name: read_json(path) for path in run.glob("*/DONE.json")}
+    begun = {path.parent.name for path in run.glob("*/inputs.json")}
+    timings = read_timings(run)
+    makers = {
+        digest: name for name, found in done.items() for digest in found["outputs"].values()
+    }
+    out = []
+    for name in sorted({*expected_stages(config), *done, *begun}, key=_rank):
+        if name not in done:
+            state = "not finished" if name in begun else "not run"
+            out.append(Stage(name, state, timings.get(name)))
+            continue
+        found = done[name]
+        read = {makers[x] for x in _strings(found.get("inputs")) if x in makers} - {name}
+        outputs = [(file, digest[:SHOWN_DIGITS]) for file, digest in found["outputs"].items()]
+        seconds = _number(found.get("seconds"))
+        out.append(
+            Stage(
+                name,
+                "done",
+                timings.get(name) if seconds is None else seconds,
+                tuple(sorted(read, key=_rank)),
+                tuple(outputs),
+            )
+        )
+    return out
+
+
+def parameter_count(run: Path, stage: str) -> int | None:
+    """Parameters of the model a stage ended with; None where it has none."""
+    path = run / stage / "model" / "model.safetensors"
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as tensors:
+            return sum(math.prod(tensors.get_slice(x).get_shape()) for x in tensors.keys())
+    except Exception as error:  # safetensors raises its own class, derived from Exception alone
+        raise RunError(
+            f"{path} is no whole safetensors file ({error}); delete {path.parent.parent} to run "
+            "that stage again"
+        ) from error

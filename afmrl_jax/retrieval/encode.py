@@ -1,0 +1,91 @@
+"""Listings to vectors: batched, jitted, in fixed shapes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from afmrl_jax.data.batches import VLBatch, bucket_length
+from afmrl_jax.data.pipeline import RowBuilder
+from afmrl_jax.models.embedder import embed_batch
+from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.progress import Progress
+
+
+@partial(jax.jit, static_argnums=0)
+def _embed(architecture: Architecture, params: Params, batch: VLBatch) -> jax.Array:
+    return embed_batch(architecture.bind(params), batch)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The embedder R with its weights."""
+
+    architecture: Architecture
+    params: Params
+    batch_size: int = 128
+
+    @property
+    def identity(self) -> str:
+        """A hash of the weights: vectors of different identity must not be compared."""
+        digest = hashlib.sha256(repr(self.architecture.config).encode())
+        for name in sorted(self.params):
+            digest.update(np.asarray(self.params[name]).tobytes())
+        return digest.hexdigest()[:16]
+
+    def embed(
+        self,
+        builder: RowBuilder,
+        indices: Sequence[int] | np.ndarray,
+        attributes: Mapping[str, str] | None = None,
+        *,
+        title: bool = True,
+        picture: bool = True,
+        label: str | None = None,
+    ) -> np.ndarray:
+        """Unit vectors of some listings.
+
+        Args:
+            builder: rows of a list of listings.
+            indices: which of them, [n].
+            attributes: attribute text by listing id; None embeds without attributes.
+            title: whether the row holds the title.
+            picture: whether the row holds the picture.
+            label: name of a progress bar; None shows none.
+
+        Returns:
+            float32 [n, d], in the order of `indices`.
+        """
+        texts = attributes or {}
+        rows = [
+            builder.embedder(
+                int(i), texts.get(builder.listings[int(i)].listing_id), title=title, picture=picture
+            )
+            for i in indices
+        ]
+        return self.embed_rows(builder, rows, label=label)
+
+    def embed_rows(
+        self, builder: RowBuilder, rows: Sequence[Any], *, label: str | None = None
+    ) -> np.ndarray:
+        """Unit vectors of rows, float32 [n, d], in their order."""
+        out = np.zeros((len(rows), self.architecture.config.text.hidden_dim), np.float32)
+        # Rows of like length share a batch, so that short ones use the short bucket.
+        order = np.argsort([len(row.tokens) for row in rows], kind="stable")
+        with Progress(label, len(rows)) as progress:
+            for begin in range(0, len(order), self.batch_size):
+                chosen = order[begin : begin + self.batch_size]
+                batch_rows = [rows[int(i)] for i in chosen]
+                length = bucket_length(len(batch_rows[-1].tokens), builder.text)
+                padding = [batch_rows[-1]] * (self.batch_size - len(batch_rows))
+                batch = builder.batch(batch_rows + padding, length)
+                vectors = np.asarray(_embed(self.architecture, self.params, batch))
+                out[chosen] = vectors[: len(chosen)]
+                progress.update(begin + len(chosen))
+        return out

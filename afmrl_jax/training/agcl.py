@@ -1,0 +1,121 @@
+"""Attribute-guided contrastive training of R, and its InfoNCE baseline (gamma and mask off)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from afmrl_jax.config import AgclConfig, RunConfig
+from afmrl_jax.data.pipeline import ContrastiveSource, RowBuilder
+from afmrl_jax.data.terms import Bm25Vocabulary
+from afmrl_jax.models.embedder import embed_batch
+from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.objectives.agcl import agcl_loss
+from afmrl_jax.objectives.bm25 import Bm25Statistics, bm25_scores, fit_bm25
+from afmrl_jax.training.loop import LoopConfig, StepFunction, run_loop
+from afmrl_jax.training.state import gradient_step, initial_state, make_optimiser
+
+
+def train_agcl(
+    config: RunConfig,
+    settings: AgclConfig,
+    name: str,
+    folder: Path,
+    architecture: Architecture,
+    builder: RowBuilder,
+    *,
+    initial: Params,
+    attributes: Mapping[str, str] | None = None,
+    attributes_in_input: bool = False,
+    seed: int = 0,
+) -> Params:
+    """Train R.
+
+    Args:
+        config: the run.
+        settings: loss, batch and schedule of this stage.
+        name: the stage's name.
+        folder: the stage's folder.
+        architecture: R.
+        builder: rows over the listings of the `train` split.
+        initial: parameters to start from.
+        attributes: attribute text by listing id; weights and masks come from them.
+        attributes_in_input: whether R also reads them.
+        seed: of batches and dropout; stages that are compared share it.
+
+    Returns:
+        R's parameters.
+    """
+    use_terms = attributes is not None and (
+        settings.gamma > 0 or settings.agreement_rho is not None
+    )
+    vocabulary, statistics = None, None
+    if use_terms:
+        assert attributes is not None
+        texts = [attributes.get(x.listing_id, "") for x in builder.listings]
+        vocabulary = Bm25Vocabulary.fit(texts)
+        statistics = fit_bm25(
+            vocabulary.encode(texts, config.text.max_terms), vocabulary.size
+        )
+    source = ContrastiveSource(
+        builder,
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        sibling_share=settings.sibling_share,
+        seed=seed,
+        attributes_in_input=attributes if attributes_in_input else None,
+        attributes_for_terms=attributes,
+        vocabulary=vocabulary,
+        attribute_dropout=settings.attribute_dropout,
+        no_attributes=settings.no_attributes,
+        title_dropout=settings.title_dropout,
+        image_dropout=settings.image_dropout,
+    )
+    optimiser = make_optimiser(settings.optimiser, settings.steps)
+    loop = LoopConfig(name, folder, settings.steps, seed, config.save_every, config.workers)
+    step = make_agcl_step(architecture, settings, statistics, optimiser)
+    state = initial_state(initial, optimiser)
+    return run_loop(loop, state, source, step)["params"]
+
+
+def make_agcl_step(
+    architecture: Architecture,
+    settings: AgclConfig,
+    statistics: Bm25Statistics | None,
+    optimiser: Any,
+) -> StepFunction:
+    """The jitted step (state, batch, key) -> (state, metrics) of contrastive training."""
+
+    @jax.jit
+    def step(
+        state: dict[str, Any], batch: dict[str, Any], key: jax.Array
+    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        del key  # Dropout of inputs is drawn with the batch.
+        count = batch["products"].shape[0]
+        if statistics is None:
+            bm25 = jnp.zeros((count, count), jnp.float32)
+        else:
+            bm25 = bm25_scores(statistics, batch["query_terms"], batch["candidate_terms"])
+
+        def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
+            vectors = embed_batch(architecture.bind(params), batch["rows"])
+            return agcl_loss(
+                vectors[:count],
+                vectors[count:],
+                bm25,
+                batch["products"],
+                temperature=settings.temperature,
+                gamma=settings.gamma,
+                delta=settings.delta,
+                agreement_rho=settings.agreement_rho,
+                agreement_epsilon=settings.agreement_epsilon,
+                symmetric=settings.symmetric,
+            )
+
+        return gradient_step(state, loss, optimiser)
+
+    return step

@@ -1,0 +1,137 @@
+"""G writes attributes for listings; resumable, because a large catalogue takes hours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from afmrl_jax.data.attributes import is_malformed, salvage_attributes
+from afmrl_jax.data.batches import bucket_length
+from afmrl_jax.data.pipeline import RowBuilder
+from afmrl_jax.files import disk_full, is_disk_full
+from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.models.generation import Generation, generate
+from afmrl_jax.progress import Progress
+
+
+@partial(jax.jit, static_argnums=(0, 3, 4, 5))
+def greedy(
+    architecture: Architecture,
+    params: Params,
+    prompts: Any,
+    max_new_tokens: int,
+    eos_id: int,
+    pad_id: int,
+) -> Generation:
+    """The most likely completion of each prompt."""
+    return generate(
+        architecture.bind(params),
+        prompts,
+        group_size=1,
+        max_new_tokens=max_new_tokens,
+        temperature=0.0,
+        key=jax.random.key(0),
+        eos_id=eos_id,
+        pad_id=pad_id,
+    )
+
+
+def completion_texts(generation: Generation, tokenizer: Any) -> tuple[list[str], np.ndarray]:
+    """Texts of all samples in row order, [b * g], and whether each is malformed, bool [b * g].
+
+    A list that did not end within the budget is malformed whatever it says.
+    """
+    tokens = np.asarray(generation.tokens).reshape(-1, generation.tokens.shape[-1])
+    lengths = np.asarray(generation.mask).sum(-1).reshape(-1)
+    finished = np.asarray(generation.finished).reshape(-1)
+    texts = [
+        tokenizer.decode(row[: n - 1 if done else n].tolist()).strip()
+        for row, n, done in zip(tokens, lengths, finished, strict=True)
+    ]
+    malformed = np.array(
+        [not done or is_malformed(t) for t, done in zip(texts, finished, strict=True)]
+    )
+    return texts, malformed
+
+
+def annotate(
+    architecture: Architecture,
+    params: Params,
+    builder: RowBuilder,
+    indices: Sequence[int] | np.ndarray,
+    out: Path,
+    *,
+    batch_size: int = 128,
+    label: str = "annotate",
+) -> dict[str, str]:
+    """Write the attributes of some listings to `out`, one JSON object a line.
+
+    A killed run goes on behind the last whole line. A malformed list is kept as written under
+    `raw`; `attributes` then holds what can be read of it.
+
+    Returns:
+        Attribute text by listing id.
+    """
+    partial_path = out.with_name(f".{out.name}.partial")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    done = _read_partial(partial_path)
+    rest = [int(i) for i in indices if builder.listings[int(i)].listing_id not in done]
+    lengths = {i: len(builder.prompt(i).tokens) for i in rest}
+    length = bucket_length(max(lengths.values(), default=1), builder.text)
+    tokenizer = builder.tokenizer
+    try:
+        with partial_path.open("a", encoding="utf-8") as file, Progress(label, len(rest)) as bar:
+            for begin in range(0, len(rest), batch_size):
+                chosen = rest[begin : begin + batch_size]
+                rows = [builder.prompt(i) for i in chosen]
+                rows += [rows[-1]] * (batch_size - len(rows))
+                generation = greedy(
+                    architecture,
+                    params,
+                    builder.batch(rows, length),
+                    builder.text.max_attribute_tokens,
+                    tokenizer.eos_id,
+                    tokenizer.pad_id,
+                )
+                texts, malformed = completion_texts(generation, tokenizer)
+                for index, text, bad in zip(chosen, texts, malformed, strict=False):
+                    record = _record(builder.listings[index].listing_id, text, bool(bad))
+                    done[record["listing_id"]] = record
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.flush()
+                bar.update(begin + len(chosen))
+    except OSError as error:
+        raise (disk_full(out) if is_disk_full(error) else error) from error
+    partial_path.replace(out)
+    return {key: record["attributes"] for key, record in done.items()}
+
+
+def _record(listing_id: str, text: str, malformed: bool) -> dict[str, Any]:
+    if not malformed:
+        return {"listing_id": listing_id, "attributes": text}
+    return {"listing_id": listing_id, "attributes": salvage_attributes(text), "raw": text}
+
+
+def _read_partial(path: Path) -> dict[str, dict[str, Any]]:
+    """Whole lines of an unfinished file; a torn last line is cut off."""
+    if not path.is_file():
+        return {}
+    raw = path.read_bytes()
+    whole = raw[: raw.rfind(b"\n") + 1]
+    if len(whole) < len(raw):
+        path.write_bytes(whole)
+    records = [json.loads(line) for line in whole.decode().splitlines()]
+    return {record["listing_id"]: record for record in records}
+
+
+def read_attributes(path: Path) -> dict[str, str]:
+    """Attribute text by listing id, as `annotate` wrote it."""
+    with path.open(encoding="utf-8") as file:
+        records = [json.loads(line) for line in file]
+    return {record["listing_id"]: record["attributes"] for record in records}

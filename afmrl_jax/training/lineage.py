@@ -1,0 +1,122 @@
+"""Run directories: a chain of stages, each with the hashes of its inputs and outputs."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from afmrl_jax.config import RunConfig, fingerprint, to_dict
+from afmrl_jax.errors import RunError
+from afmrl_jax.files import file_hash, read_json, write_json
+
+
+def say(message: str) -> None:
+    """A line for the person who waits."""
+    print(message, file=sys.stderr, flush=True)
+
+
+class Run:
+    """One run directory, held by one process at a time.
+
+    `stage` runs a piece of work unless it is done, and refuses to continue work whose inputs have
+    changed since.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig):
+        self.folder = folder
+        self.config = config
+        self.did_something = False
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (folder / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(
+                f"{folder} is in use by another process; wait for it or choose another --out"
+            ) from error
+        self._check_config()
+
+    def _check_config(self) -> None:
+        path = self.folder / "config.json"
+        wanted = to_dict(self.config)
+        if not path.is_file():
+            write_json(path, wanted)
+            return
+        found = read_json(path)
+        if found != wanted:
+            differing = ", ".join(_differences(found, wanted)[:6])
+            raise RunError(
+                f"{self.folder} belongs to another config ({differing}); choose another --out, "
+                "repeat its settings, or delete the folder"
+            )
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self._lock.close()
+
+    def stage(
+        self,
+        name: str,
+        inputs: dict[str, Any],
+        outputs: list[str],
+        work: Callable[[Path], None],
+    ) -> Path:
+        """Do a stage once.
+
+        Args:
+            name: also its folder below the run.
+            inputs: hashes and settings that the result depends on.
+            outputs: files below the stage's folder that `work` writes.
+            work: called with the stage's folder; resumes by itself what was begun.
+
+        Returns:
+            The stage's folder.
+        """
+        folder = self.folder / name
+        done = folder / "DONE.json"
+        begun = folder / "inputs.json"
+        current = {"inputs": inputs, "fingerprint": fingerprint(inputs)}
+        for path in (done, begun):
+            if path.is_file() and read_json(path)["fingerprint"] != current["fingerprint"]:
+                changed = ", ".join(_differences(read_json(path)["inputs"], inputs))
+                raise RunError(
+                    f"{folder} was begun with other inputs ({changed}); choose another --out or "
+                    f"delete {folder} to do this stage and those behind it again"
+                )
+        if done.is_file():
+            return folder
+        self.did_something = True
+        write_json(begun, current)
+        started = time.monotonic()
+        work(folder)
+        seconds = round(time.monotonic() - started, 1)
+        hashes = {x: file_hash(folder / x) for x in outputs}
+        write_json(done, current | {"outputs": hashes, "seconds": seconds})
+        say(f"{name}: done in {seconds:.0f} s")
+        return folder
+
+    def output_hash(self, stage: str, output: str) -> str:
+        """Hash of an output of a finished stage."""
+        return str(read_json(self.folder / stage / "DONE.json")["outputs"][output])
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each finished stage, in the order they ended."""
+        done = sorted(self.folder.glob("*/DONE.json"), key=lambda p: p.stat().st_mtime)
+        return {p.parent.name: json.loads(p.read_text())["seconds"] for p in done}
+
+
+def _differences(before: Any, after: Any, prefix: str = "") -> list[str]:
+    """Names of the values that differ between two JSON objects, with both values."""
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return [f"{prefix}: {before} -> {after}"]
+    out = []
+    for key in sorted({*before, *after}):
+        if before.get(key) != after.get(key):
+            name = f"{prefix}.{key}" if prefix else key
+            out += _differences(before.get(key), after.get(key), name)
+    return out

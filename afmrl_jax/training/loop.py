@@ -1,0 +1,86 @@
+"""The training loop: pulls batches, calls a step, logs, checkpoints, resumes. No mathematics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from afmrl_jax.data.pipeline import iterate
+from afmrl_jax.metrics_log import MetricsLog
+from afmrl_jax.progress import Progress
+from afmrl_jax.training.checkpoint import Checkpointer
+
+StepFunction = Callable[[dict[str, Any], Any, jax.Array], tuple[dict[str, Any], dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """What the loop itself needs to know of a stage."""
+
+    name: str
+    folder: Path
+    steps: int
+    seed: int
+    save_every: int
+    workers: int = 0
+    log_every: int = 10
+
+
+def run_loop(
+    config: LoopConfig,
+    state: dict[str, Any],
+    source: Any,
+    step_function: StepFunction,
+    evaluate: Callable[[dict[str, Any], int], dict[str, float] | None] | None = None,
+) -> dict[str, Any]:
+    """Train to `config.steps`, from the newest checkpoint if there is one.
+
+    Args:
+        config: name, folder, steps, seed and intervals.
+        state: the state at step 0.
+        source: random-access batches for Grain.
+        step_function: (state, batch, key) -> (state, metrics); the key is `fold_in(seed, step)`,
+            so a replayed step draws the same numbers.
+        evaluate: called with the state before the first step and after every step; returns
+            metrics when it is due and None otherwise.
+
+    Returns:
+        The state after the last step.
+    """
+    checkpointer = Checkpointer(config.folder / "checkpoints")
+    iterator = iterate(source, workers=config.workers)
+    if checkpointer.latest_step is not None:
+        state = checkpointer.restore(state, iterator)
+    start = int(state["step"])
+    log = MetricsLog(config.folder, resume_step=start)
+    base = jax.random.key(config.seed)
+    if start == 0 and evaluate is not None:
+        log.write(0, evaluate(state, 0) or {})
+    try:
+        with Progress(config.name, config.steps, start) as progress:
+            for step in range(start, config.steps):
+                began = time.perf_counter()
+                batch = next(iterator)
+                waited = time.perf_counter() - began
+                state, metrics = step_function(state, batch, jax.random.fold_in(base, step))
+                done = step + 1
+                extra = evaluate(state, done) if evaluate is not None else None
+                if done % config.log_every == 0 or done == config.steps or extra:
+                    values = {k: float(np.asarray(v)) for k, v in metrics.items()} | (extra or {})
+                    seconds = time.perf_counter() - began
+                    log.write(done, values | {"data_wait_seconds": waited, "seconds": seconds})
+                    progress.update(done, values)
+                else:
+                    progress.update(done)
+                if done % config.save_every == 0 or done == config.steps:
+                    checkpointer.save(done, state, iterator)
+    finally:
+        log.close()
+        checkpointer.close()
+    return state

@@ -1,0 +1,199 @@
+"""Retrieval-aware reinforcement: G is rewarded with the frozen R's retrieval (GRPO)."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from afmrl_jax.config import RarConfig, RunConfig
+from afmrl_jax.data.pipeline import PromptSource
+from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.models.generation import Generation, completion_logprobs
+from afmrl_jax.objectives.grpo import dead_groups, group_advantages, grpo_loss
+from afmrl_jax.training.loop import LoopConfig, run_loop
+from afmrl_jax.training.rar_environment import RarEnvironment, Rollout, sample
+from afmrl_jax.training.rar_judge import HeldOutJudge
+from afmrl_jax.training.state import gradient_step, initial_state, make_optimiser
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def score(
+    architecture: Architecture,
+    params: Params,
+    prompts: Any,
+    generation: Generation,
+    temperature: float,
+) -> jax.Array:
+    """Log-probabilities [q g n] of sampled tokens under other parameters."""
+    return completion_logprobs(
+        architecture.bind(params),
+        prompts,
+        generation.tokens,
+        generation.mask,
+        temperature=temperature,
+    )[0]
+
+
+class RarStep:
+    """(state, batch, key) -> (state, metrics): sample, reward, update.
+
+    The reward passes through the host, where texts are checked against the grammar and tokenised
+    for R, so this step is a function of three jitted parts and not one.
+    """
+
+    def __init__(
+        self,
+        settings: RarConfig,
+        architecture: Architecture,
+        reference: Params,
+        environment: RarEnvironment,
+        optimiser: Any,
+        k: int,
+    ):
+        self._settings = settings
+        self._architecture = architecture
+        self._reference = reference
+        self._environment = environment
+        self._k = k
+        tokenizer = environment.builder.tokenizer
+        self._specials = (tokenizer.eos_id, tokenizer.pad_id)
+        self._max_new = environment.builder.text.max_attribute_tokens
+        self._update = jax.jit(partial(_update, architecture, settings, optimiser))
+
+    def __call__(
+        self, state: dict[str, Any], batch: dict[str, Any], key: jax.Array
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        settings, prompts = self._settings, batch["rows"]
+        generation = sample(
+            self._architecture,
+            state["params"],
+            prompts,
+            key,
+            settings,
+            settings.group_size,
+            self._max_new,
+            self._specials,
+        )
+        rollout = self._environment.judge(
+            prompts, batch["index"], generation, settings, self._k
+        )
+        reference = score(
+            self._architecture, self._reference, prompts, generation, settings.temperature
+        )
+        arrays = {
+            "prompts": prompts,
+            "tokens": generation.tokens,
+            "mask": generation.mask,
+            "old": generation.logprobs,
+            "reference": reference,
+            "rewards": rollout.rewards,
+            "malformed": rollout.malformed,
+        }
+        for _ in range(settings.updates_per_rollout):
+            state, metrics = self._update(state, arrays)
+        # One rollout is one step, however many updates it fed.
+        state = state | {"step": state["step"] - (settings.updates_per_rollout - 1)}
+        return state, {**metrics, **summarise(rollout)}
+
+
+def _update(
+    architecture: Architecture,
+    settings: RarConfig,
+    optimiser: Any,
+    state: dict[str, Any],
+    arrays: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    advantages = group_advantages(arrays["rewards"], arrays["malformed"])
+
+    def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
+        logprobs, entropy = completion_logprobs(
+            architecture.bind(params),
+            arrays["prompts"],
+            arrays["tokens"],
+            arrays["mask"],
+            temperature=settings.temperature,
+        )
+        value, metrics = grpo_loss(
+            logprobs,
+            arrays["old"],
+            arrays["reference"],
+            advantages,
+            arrays["mask"],
+            clip_low=settings.clip_low,
+            clip_high=settings.clip_high,
+            kl_coefficient=settings.kl_coefficient,
+        )
+        weight = arrays["mask"].astype(jnp.float32)
+        mean_entropy = jnp.sum(jax.lax.stop_gradient(entropy) * weight) / jnp.sum(weight)
+        return value, {**metrics, "entropy": mean_entropy}
+
+    state, metrics = gradient_step(state, loss, optimiser)
+    dead = dead_groups(arrays["rewards"], arrays["malformed"])
+    return state, {**metrics, "dead_group_share": jnp.mean(dead.astype(jnp.float32))}
+
+
+def summarise(rollout: Rollout) -> dict[str, float]:
+    """Means over all samples of a rollout."""
+    return {
+        "reward": float(np.mean(rollout.rewards)),
+        "recall": float(np.mean(rollout.recall)),
+        "malformed_share": float(np.mean(rollout.malformed)),
+        "attribute_count": float(np.mean(rollout.attribute_counts)),
+        "attribute_tokens": float(np.mean(rollout.token_counts)),
+    }
+
+
+def train_rar(
+    config: RunConfig,
+    folder: Path,
+    architecture: Architecture,
+    params: Params,
+    environment: RarEnvironment,
+) -> Params:
+    """Reinforce G.
+
+    Args:
+        config: the run.
+        folder: the stage's folder.
+        architecture: G.
+        params: the distilled G; start and KL reference.
+        environment: R, its gallery and the reward queries.
+
+    Returns:
+        G's parameters after the last step.
+    """
+    settings = config.rar
+    judge = HeldOutJudge.open(folder, settings, architecture, params, environment, config.seed)
+    optimiser = make_optimiser(
+        settings.optimiser, settings.steps * settings.updates_per_rollout
+    )
+    source = PromptSource(
+        environment.builder,
+        environment.training_queries,
+        length=environment.prompt_length,
+        steps=settings.steps,
+        batch_size=settings.queries,
+        seed=config.seed,
+    )
+    step = RarStep(settings, architecture, params, environment, optimiser, judge.k)
+    loop = LoopConfig(
+        "rar",
+        folder,
+        settings.steps,
+        config.seed,
+        min(config.save_every, settings.evaluate_every),
+        config.workers,
+        log_every=1,
+    )
+
+    def evaluate(state: dict[str, Any], done: int) -> dict[str, float] | None:
+        if done % settings.evaluate_every and done != settings.steps:
+            return None
+        return judge(state["params"])
+
+    return run_loop(loop, initial_state(params, optimiser), source, step, evaluate)["params"]

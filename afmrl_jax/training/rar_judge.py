@@ -1,0 +1,145 @@
+"""Judging RAR on reward queries that it never trains on, with the same sampling keys each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from afmrl_jax.config import RarConfig
+from afmrl_jax.files import atomic_path, read_json, write_json
+from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.training.rar_environment import RarEnvironment, Rollout, sample
+
+CANDIDATE_K = (1, 2, 3, 5, 10, 20, 50, 100)
+BATCH = 32
+
+
+def cluster_error(values: np.ndarray, groups: np.ndarray) -> float:
+    """Standard error of a mean whose values come in groups (families) that vary together.
+
+    Args:
+        values: [n].
+        groups: [n], labels.
+
+    Reference: Cameron & Miller, A practitioner's guide to cluster-robust inference, 2015.
+    """
+    _, inverse = np.unique(groups, return_inverse=True)
+    sums = np.bincount(inverse, values - values.mean())
+    clusters = len(sums)
+    if clusters < 2:
+        return float("nan")
+    return float(np.sqrt((sums**2).sum() * clusters / (clusters - 1)) / len(values))
+
+
+class HeldOutJudge:
+    """Samples lists for the held-out queries and averages their rewards.
+
+    The rewards at the start are kept on disk, so that a resumed stage reports the gain over the
+    same start.
+    """
+
+    def __init__(
+        self,
+        settings: RarConfig,
+        architecture: Architecture,
+        environment: RarEnvironment,
+        seed: int,
+        k: int,
+        start: np.ndarray,
+    ):
+        self._settings = settings
+        self._architecture = architecture
+        self._environment = environment
+        self._seed = seed
+        self.k = k
+        self._start = start
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        settings: RarConfig,
+        architecture: Architecture,
+        params: Params,
+        environment: RarEnvironment,
+        seed: int,
+    ) -> HeldOutJudge:
+        """The judge of a stage; measures the start and chooses k unless that was done before."""
+        path = folder / "held_out_start"
+        if not path.is_dir():
+            rollouts = _sample_all(settings, architecture, params, environment, seed, 1)
+            ranks = np.concatenate([x.ranks for x in rollouts])
+            bad = np.concatenate([x.malformed for x in rollouts])
+            recalls = {k: float(np.mean((ranks <= k) & ~bad)) for k in CANDIDATE_K}
+            k = settings.k or min(recalls, key=lambda k: abs(recalls[k] - 0.5))
+            rollouts = _sample_all(settings, architecture, params, environment, seed, k)
+            with atomic_path(path) as temporary:
+                temporary.mkdir()
+                np.save(temporary / "rewards.npy", _per_query(rollouts, "rewards"))
+                write_json(temporary / "start.json", {"k": k, "recall_at": recalls})
+        k = int(read_json(path / "start.json")["k"])
+        return cls(settings, architecture, environment, seed, k, np.load(path / "rewards.npy"))
+
+    def __call__(self, params: Params) -> dict[str, float]:
+        """Held-out means, and the paired gain over the start with its standard error."""
+        environment = self._environment
+        rollouts = _sample_all(
+            self._settings, self._architecture, params, environment, self._seed, self.k
+        )
+        families = environment.families[environment.held_out_queries]
+        rewards = _per_query(rollouts, "rewards")
+        recall = _per_query(rollouts, "recall")
+        out = {
+            "reward": float(rewards.mean()),
+            "reward_error": cluster_error(rewards, families),
+            "gain": float((rewards - self._start).mean()),
+            "gain_error": cluster_error(rewards - self._start, families),
+            "recall": float(recall.mean()),
+            "malformed_share": float(_per_query(rollouts, "malformed").mean()),
+            "attribute_count": float(_per_query(rollouts, "attribute_counts").mean()),
+            "attribute_tokens": float(_per_query(rollouts, "token_counts").mean()),
+        }
+        return {f"held_out/{name}": value for name, value in out.items()}
+
+
+def _per_query(rollouts: list[Rollout], name: str) -> np.ndarray:
+    return np.concatenate([np.asarray(getattr(x, name), float).mean(1) for x in rollouts])
+
+
+def _sample_all(
+    settings: RarConfig,
+    architecture: Architecture,
+    params: Params,
+    environment: RarEnvironment,
+    seed: int,
+    k: int,
+) -> list[Rollout]:
+    builder, out = environment.builder, []
+    queries = environment.held_out_queries
+    for begin in range(0, len(queries), BATCH):
+        chosen = queries[begin : begin + BATCH]
+        padded = np.concatenate([chosen, np.repeat(chosen[-1:], BATCH - len(chosen))])
+        prompts = builder.batch([builder.prompt(int(i)) for i in padded], environment.prompt_length)
+        generation = sample(
+            architecture,
+            params,
+            prompts,
+            jax.random.fold_in(jax.random.key(seed + 1000), begin),
+            settings,
+            settings.evaluation_samples,
+            builder.text.max_attribute_tokens,
+            (builder.tokenizer.eos_id, builder.tokenizer.pad_id),
+        )
+        rollout = environment.judge(prompts, padded, generation, settings, k)
+        out.append(_first_rows(rollout, len(chosen)))
+    return out
+
+
+def _first_rows(rollout: Rollout, count: int) -> Rollout:
+    values: dict[str, Any] = {
+        name: value if name == "texts" else value[:count] for name, value in vars(rollout).items()
+    }
+    return Rollout(**values)

@@ -1,0 +1,60 @@
+"""Training state: plain dictionaries of arrays, and the pure optimiser step on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from afmrl_jax.config import OptimiserConfig
+from afmrl_jax.models.functional import Params
+
+
+def learning_rate_schedule(config: OptimiserConfig, steps: int) -> optax.Schedule:
+    """Linear warm-up, then a cosine to `final_share` of the peak."""
+    warmup = max(1, round(config.warmup_share * steps))
+    return optax.warmup_cosine_decay_schedule(
+        init_value=config.learning_rate / warmup,
+        peak_value=config.learning_rate,
+        warmup_steps=warmup,
+        decay_steps=max(steps, warmup + 1),
+        end_value=config.learning_rate * config.final_share,
+    )
+
+
+def make_optimiser(config: OptimiserConfig, steps: int) -> optax.GradientTransformation:
+    """AdamW with gradient clipping; weight decay touches matrices only."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            learning_rate_schedule(config, steps),
+            b2=0.98,
+            weight_decay=config.weight_decay,
+            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+        ),
+    )
+
+
+def initial_state(params: Params, optimiser: optax.GradientTransformation) -> dict[str, Any]:
+    """State of a stage: parameters, optimiser state and the number of finished steps."""
+    return {
+        "params": params,
+        "opt_state": optimiser.init(params),
+        "step": jnp.zeros((), jnp.int32),
+    }
+
+
+def gradient_step(
+    state: dict[str, Any],
+    loss: Callable[[Params], tuple[jax.Array, dict[str, jax.Array]]],
+    optimiser: optax.GradientTransformation,
+) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    """One optimiser step on `loss(params) -> (value, metrics)`; pure, for use inside jit."""
+    (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state["params"])
+    updates, opt_state = optimiser.update(gradients, state["opt_state"], state["params"])
+    params = optax.apply_updates(state["params"], updates)
+    metrics = {**metrics, "gradient_norm": optax.global_norm(gradients)}
+    return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics

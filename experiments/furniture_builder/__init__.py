@@ -1,0 +1,1 @@
+"""Builds the embedded furniture catalogue from Debian's sweethome3d-furniture package."""

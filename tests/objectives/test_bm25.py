@@ -1,0 +1,126 @@
+"""BM25 against bm25s, rank_bm25, hand-worked numbers, and its own second form."""
+
+import bm25s
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import rank_bm25
+
+from afmrl_jax.objectives.bm25 import bm25_scores, bm25_scores_dense, fit_bm25
+
+FORMS = [bm25_scores, bm25_scores_dense]
+VOCABULARY = 23
+
+
+def random_terms(seed: int, rows: int, width: int = 9, *, shortest: int = 1) -> np.ndarray:
+    """Padded texts with repeats; ids up to VOCABULARY + 1, so that some are unknown."""
+    rng = np.random.default_rng(seed)
+    terms = rng.zipf(1.4, (rows, width)) % VOCABULARY
+    lengths = rng.integers(shortest, width + 1, (rows, 1))
+    return np.where(np.arange(width)[None] < lengths, terms, -1).astype(np.int32)
+
+
+def texts(terms: np.ndarray) -> list[list[str]]:
+    """The same texts as words."""
+    return [[f"t{t}" for t in row if t >= 0] for row in terms]
+
+
+@pytest.fixture(scope="module")
+def corpus() -> np.ndarray:
+    return random_terms(0, 40)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_equals_bm25s_lucene(form, corpus) -> None:
+    queries = random_terms(1, 12)
+    twin = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
+    twin.index(texts(corpus), show_progress=False)
+    expected = np.stack([twin.get_scores(query) for query in texts(queries)])
+    scores = jax.jit(form)(fit_bm25(corpus, VOCABULARY), jnp.array(queries), jnp.array(corpus))
+    assert scores.dtype == jnp.float32
+    assert expected.max() > 1
+    np.testing.assert_allclose(scores, expected, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_equals_rank_bm25_with_lucene_idf(form, corpus) -> None:
+    """rank_bm25 has another idf and the factor k1 + 1; with both set right it is an equal."""
+    queries = random_terms(2, 12)
+    twin = rank_bm25.BM25Okapi(texts(corpus), k1=1.5, b=0.75)
+    frequency = {w: sum(w in set(x) for x in texts(corpus)) for w in twin.idf}
+    twin.idf = {
+        w: np.log(1 + (len(corpus) - n + 0.5) / (n + 0.5)) for w, n in frequency.items()
+    }
+    expected = np.stack([twin.get_scores(query) for query in texts(queries)]) / 2.5
+    scores = form(fit_bm25(corpus, VOCABULARY), jnp.array(queries), jnp.array(corpus))
+    np.testing.assert_allclose(scores, expected, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_hand_worked(form) -> None:
+    corpus = np.array([[0, 1, -1], [1, 1, 2]], np.int32)
+    statistics = fit_bm25(corpus, 3)
+    idf = np.log1p([1.5 / 1.5, 0.5 / 2.5, 1.5 / 1.5])
+    np.testing.assert_allclose(statistics.idf, idf, rtol=1e-6)
+    assert float(statistics.average_length) == 2.5
+    short, long = 1.5 * (0.25 + 0.75 * 2 / 2.5), 1.5 * (0.25 + 0.75 * 3 / 2.5)
+    expected = [
+        [idf[0] / (1 + short) + idf[1] / (1 + short), idf[1] * 2 / (2 + long)],
+        [0.0, idf[2] / (1 + long)],
+    ]
+    query = jnp.array([[0, 1], [-1, 2]], jnp.int32)
+    np.testing.assert_allclose(form(statistics, query, jnp.array(corpus)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_repeats_padding_unknown_terms_and_empty_texts(form, corpus) -> None:
+    statistics = fit_bm25(corpus, VOCABULARY)
+    never = fit_bm25(corpus, VOCABULARY + 1)  # Id VOCABULARY is known and never occurs.
+    once, twice, padded, unknown, empty = (
+        form(statistics, jnp.array([query], jnp.int32), jnp.array(corpus))
+        for query in (
+            [3],
+            [3, 3],
+            [-1, 3, -1],
+            [3, VOCABULARY, VOCABULARY + 7],
+            [-1, -1],
+        )
+    )
+    np.testing.assert_allclose(twice, 2 * once, rtol=1e-6)
+    np.testing.assert_array_equal(padded, once)
+    np.testing.assert_array_equal(unknown, once)
+    assert not np.any(empty)
+    assert not np.any(form(never, jnp.array([[VOCABULARY]], jnp.int32), jnp.array(corpus)))
+    nothing = form(statistics, jnp.array([[3]], jnp.int32), jnp.full((1, 4), -1, jnp.int32))
+    assert float(nothing[0, 0]) == 0.0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_unknown_terms_lengthen_a_candidate(form, corpus) -> None:
+    statistics = fit_bm25(corpus, VOCABULARY)
+    candidates = jnp.array([[3, -1], [3, VOCABULARY]], jnp.int32)
+    scores = np.asarray(form(statistics, jnp.array([[3]], jnp.int32), candidates))[0]
+    assert scores[0] > scores[1] > 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_length_normalisation_and_no_saturation(form) -> None:
+    corpus = np.array([[0, 0, 1], [1, -1, -1]], np.int32)
+    statistics = fit_bm25(corpus, 2, k1=0.0, b=0.0)
+    scores = form(statistics, jnp.array([[0]], jnp.int32), jnp.array(corpus))
+    np.testing.assert_allclose(scores, [[np.log(2.0), 0.0]], rtol=1e-6)
+
+
+def test_empty_corpora() -> None:
+    for corpus in (np.full((3, 2), -1, np.int32), np.zeros((0, 2), np.int32)):
+        statistics = fit_bm25(corpus, 4)
+        assert not np.any(statistics.idf)
+        query = jnp.array([[1, 2]], jnp.int32)
+        assert np.all(np.asarray(bm25_scores(statistics, query, query)) == 0)
+
+
+@pytest.mark.parametrize("bad", [{"k1": -1.0}, {"b": 1.5}])
+def test_settings_out_of_range(bad) -> None:
+    with pytest.raises(ValueError, match="need k1"):
+        fit_bm25(np.zeros((1, 1), np.int32), 1, **bad)
