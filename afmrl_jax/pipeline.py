@@ -21,6 +21,7 @@ from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.records import Catalogue
 from afmrl_jax.data.text import BpeTokenizer
 from afmrl_jax.evaluation.run import evaluate_run
+from afmrl_jax.files import read_json
 from afmrl_jax.models.folder import load_model, save_model
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.reporting.report import build_report
@@ -84,6 +85,10 @@ class Pipeline:
         if not run.did_something:
             say(f"{run.folder}: already finished, nothing to do (report: {report})")
         return report
+
+    def evaluation(self) -> dict[str, Any]:
+        """The finished run's `evaluation.json`."""
+        return read_json(self.run.folder / "evaluation.json")
 
     @cached_property
     def tokenizer(self) -> BpeTokenizer:
