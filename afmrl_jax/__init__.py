@@ -1,0 +1,1 @@
+"""AFMRL in JAX: fine-grained product retrieval with generated attributes."""

@@ -11,155 +11,9 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
-from afmrl_jax.errors import ConfigError
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-@dataclass(frozen=True)
-class ImageConfig:
-    """How a picture becomes patches; the defaults of the field names follow Qwen2-VL."""
-
-    patch_size: int = 8
-    """Side of a patch in pixels."""
-    merge_size: int = 2
-    """Patches per side that the merger joins into one visual token."""
-    temporal_patch_size: int = 1
-    """Frames per patch; a still picture is repeated to fill it."""
-    min_pixels: int = 32 * 32
-    """Pictures with fewer pixels are enlarged to this many."""
-    max_pixels: int = 64 * 64
-    """Pictures with more pixels are reduced to this many."""
-    mean: tuple[float, float, float] = CLIP_MEAN
-    """Mean of the three colour channels, subtracted."""
-    std: tuple[float, float, float] = CLIP_STD
-    """Deviation of the three colour channels, divided by."""
-
-    def __post_init__(self) -> None:
-        factor = self.patch_size * self.merge_size
-        _require(self.min_pixels <= self.max_pixels, "min_pixels must not exceed max_pixels")
-        _require(
-            self.max_pixels >= factor * factor,
-            f"max_pixels {self.max_pixels} holds no merged patch of {factor} x {factor} pixels",
-        )
-
-    @property
-    def max_patches(self) -> int:
-        """Patches a row has room for."""
-        unit = self.merge_size**2
-        return max(unit, self.max_pixels // self.patch_size**2 // unit * unit)
-
-    @property
-    def patch_dim(self) -> int:
-        """Numbers in one flattened patch."""
-        return 3 * self.temporal_patch_size * self.patch_size**2
-
-
-@dataclass(frozen=True)
-class VisionConfig:
-    """The vision tower of Qwen2-VL or Qwen2.5-VL."""
-
-    depth: int
-    embed_dim: int
-    num_heads: int
-    intermediate: int
-    out_dim: int
-    patch_size: int = 8
-    merge_size: int = 2
-    temporal_patch_size: int = 1
-    window_size: int = 32
-    full_attention_blocks: tuple[int, ...] = ()
-    in_channels: int = 3
-    rms_norm_eps: float = 1e-6
-
-    def __post_init__(self) -> None:
-        _require(self.embed_dim % self.num_heads == 0, "vision embed_dim must divide by num_heads")
-        head_dim = self.embed_dim // self.num_heads
-        _require(head_dim % 4 == 0, f"vision head_dim {head_dim} must divide by 4 (2-D rotary)")
-        unit = self.patch_size * self.merge_size
-        _require(self.window_size % unit == 0, f"window_size must be a multiple of {unit} pixels")
-        _require(
-            all(0 <= block < self.depth for block in self.full_attention_blocks),
-            f"full_attention_blocks name a block outside 0..{self.depth - 1}",
-        )
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """The causal decoder: RMSNorm, grouped-query attention with QKV bias, SwiGLU, M-RoPE."""
-
-    vocab_size: int
-    hidden_dim: int
-    intermediate_dim: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    rope_theta: float = 1e6
-    mrope_section: tuple[int, int, int] = (4, 6, 6)
-    rms_norm_eps: float = 1e-6
-    tie_embeddings: bool = True
-
-    def __post_init__(self) -> None:
-        _require(self.hidden_dim % self.num_heads == 0, "hidden_dim must divide by num_heads")
-        _require(self.num_heads % self.num_kv_heads == 0, "num_heads must divide by num_kv_heads")
-        _require(
-            2 * sum(self.mrope_section) == self.head_dim,
-            f"mrope_section {self.mrope_section} must sum to head_dim / 2 = {self.head_dim // 2}",
-        )
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.hidden_dim // self.num_heads
-
-
-@dataclass(frozen=True)
-class QwenVLConfig:
-    """A Qwen2-VL (`qwen2_vl`) or Qwen2.5-VL (`qwen2_5_vl`) model."""
-
-    family: Literal["qwen2_vl", "qwen2_5_vl"]
-    vision: VisionConfig
-    text: TextConfig
-    image_token_id: int = 151655
-    """Id of `<|image_pad|>`, whose positions the visual tokens take; the default is Qwen's."""
-
-    def __post_init__(self) -> None:
-        _require(
-            self.vision.out_dim == self.text.hidden_dim,
-            f"vision out_dim {self.vision.out_dim} must equal hidden_dim {self.text.hidden_dim}",
-        )
-
-    @classmethod
-    def demo(
-        cls, family: Literal["qwen2_vl", "qwen2_5_vl"], vocab_size: int, image_token_id: int
-    ) -> QwenVLConfig:
-        """About 0.7 M parameters: what two CPU cores train from nothing in minutes."""
-        vision = VisionConfig(
-            depth=2,
-            embed_dim=64,
-            num_heads=4,
-            intermediate=192,
-            out_dim=96,
-            full_attention_blocks=(1,) if family == "qwen2_5_vl" else (),
-        )
-        text = TextConfig(
-            vocab_size=vocab_size,
-            hidden_dim=96,
-            intermediate_dim=256,
-            num_layers=3,
-            num_heads=4,
-            num_kv_heads=2,
-            mrope_section=(4, 4, 4),
-        )
-        return cls(family, vision, text, image_token_id)
+from afmrl_jax.model_config import ImageConfig, require
 
 
 @dataclass(frozen=True)
@@ -178,8 +32,8 @@ class OptimiserConfig:
     """Largest global gradient norm."""
 
     def __post_init__(self) -> None:
-        _require(self.learning_rate > 0, "learning_rate must be positive")
-        _require(0 <= self.warmup_share < 1, "warmup_share must lie in [0, 1)")
+        require(self.learning_rate > 0, "learning_rate must be positive")
+        require(0 <= self.warmup_share < 1, "warmup_share must lie in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -196,7 +50,7 @@ class TextBudget:
     """BM25 terms kept per attribute text."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             len(self.buckets) > 0 and list(self.buckets) == sorted(set(self.buckets)),
             f"buckets {self.buckets} must ascend",
         )
@@ -211,7 +65,7 @@ class DistillConfig:
     optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(2e-3))
 
     def __post_init__(self) -> None:
-        _require(self.steps > 0 and self.batch_size > 0, "distill needs steps and batch_size > 0")
+        require(self.steps > 0 and self.batch_size > 0, "distill needs steps and batch_size > 0")
 
 
 @dataclass(frozen=True)
@@ -244,13 +98,13 @@ class AgclConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
 
     def __post_init__(self) -> None:
-        _require(self.steps > 0, "agcl needs steps > 0")
-        _require(self.batch_size > 1, "a contrastive batch needs at least two products")
-        _require(self.temperature > 0, "temperature must be positive")
-        _require(0 <= self.sibling_share <= 1, "sibling_share must lie in [0, 1]")
+        require(self.steps > 0, "agcl needs steps > 0")
+        require(self.batch_size > 1, "a contrastive batch needs at least two products")
+        require(self.temperature > 0, "temperature must be positive")
+        require(0 <= self.sibling_share <= 1, "sibling_share must lie in [0, 1]")
         for name in ("attribute_dropout", "no_attributes", "title_dropout", "image_dropout"):
-            _require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1)")
-        _require(
+            require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1)")
+        require(
             self.title_dropout + self.image_dropout < 1, "title and image dropout leave nothing"
         )
 
@@ -294,12 +148,12 @@ class RarConfig:
     )
 
     def __post_init__(self) -> None:
-        _require(self.steps > 0, "rar needs steps > 0")
-        _require(self.group_size > 1, "a group needs at least two samples")
-        _require(self.temperature > 0, "rar samples; temperature must be positive")
-        _require(self.k is None or self.k > 0, "k must be positive")
-        _require(0 < self.held_out_share < 1, "held_out_share must lie in (0, 1)")
-        _require("reward" in self.gallery_splits, "the gallery must hold the reward split")
+        require(self.steps > 0, "rar needs steps > 0")
+        require(self.group_size > 1, "a group needs at least two samples")
+        require(self.temperature > 0, "rar samples; temperature must be positive")
+        require(self.k is None or self.k > 0, "k must be positive")
+        require(0 < self.held_out_share < 1, "held_out_share must lie in (0, 1)")
+        require("reward" in self.gallery_splits, "the gallery must hold the reward split")
 
 
 @dataclass(frozen=True)
@@ -313,8 +167,8 @@ class CitConfig:
     learning_rate: float = 3e-4
 
     def __post_init__(self) -> None:
-        _require(self.cycles >= 0, "cycles must not be negative")
-        _require(0 < self.share <= 1, "share must lie in (0, 1]")
+        require(self.cycles >= 0, "cycles must not be negative")
+        require(0 < self.share <= 1, "share must lie in (0, 1]")
 
 
 @dataclass(frozen=True)
@@ -334,7 +188,7 @@ class OracleConfig:
 
     def __post_init__(self) -> None:
         for name in ("synonym_rate", "omit_rate", "generic_rate", "wrong_rate"):
-            _require(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1]")
+            require(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -349,6 +203,16 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class MeshConfig:
+    """How many devices split the batch and the matrices."""
+
+    data: int = -1
+    """Devices that share the batch and the stored parameters; -1 takes all there are."""
+    model: int = 1
+    """Devices that share each matrix (tensor parallelism)."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One run of the whole method, stage by stage."""
 
@@ -359,10 +223,11 @@ class RunConfig:
     """Entries of the byte-level BPE trained on the catalogue."""
     skip_bad: bool = False
     """Leave unusable records out, counted and listed, instead of stopping."""
-    save_every: int = 50
+    save_every: int = 25
     """Steps between checkpoints."""
     workers: int = 0
     """Grain worker processes; 0 reads in threads of this process."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
     text: TextBudget = field(default_factory=TextBudget)
     oracle: OracleConfig = field(default_factory=OracleConfig)
@@ -373,8 +238,8 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        _require(self.vocab_size >= 264, "vocab_size must hold 256 bytes and the special tokens")
-        _require(self.save_every > 0, "save_every must be positive")
+        require(self.vocab_size >= 264, "vocab_size must hold 256 bytes and the special tokens")
+        require(self.save_every > 0, "save_every must be positive")
 
     @classmethod
     def demo(cls) -> RunConfig:
@@ -400,6 +265,27 @@ class RunConfig:
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(kind: Any, value: Any) -> Any:
+    """A config from what `to_dict` made of it.
+
+    Args:
+        kind: the dataclass, or the type of a field of one.
+        value: plain JSON values.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+    """
+    if dataclasses.is_dataclass(kind):
+        types = get_type_hints(kind)
+        unknown = sorted(set(value) - set(types))
+        require(not unknown, f"unknown setting {', '.join(unknown)} in {kind}")
+        return kind(**{k: from_dict(types[k], v) for k, v in value.items()})  # type: ignore[operator]
+    nested = [x for x in get_args(kind) if dataclasses.is_dataclass(x)]
+    if nested and value is not None:
+        return from_dict(nested[0], value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def fingerprint(value: Any) -> str:

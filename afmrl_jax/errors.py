@@ -2,7 +2,7 @@
 
 
 class AfmrlError(Exception):
-    """Base of all errors that are the user's to mend; the command line prints it without a trace."""
+    """Base of all errors that are the user's to mend; commands print them without a trace."""
 
 
 class CatalogueError(AfmrlError):

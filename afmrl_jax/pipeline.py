@@ -1,51 +1,51 @@
 """The whole method as a chain of stages in a run directory.
 
-    infonce -> distill -> annotate-distilled -> agcl -> agcl-distilled -> rar
-            -> annotate-reinforced -> cit-1 ... -> evaluate -> report
+infonce -> distill -> annotate-distilled -> agcl -> agcl-distilled -> rar
+        -> annotate-reinforced -> cit-1 ... -> evaluate -> report
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
-from afmrl_jax.config import AgclConfig, QwenVLConfig, RunConfig, to_dict
-from afmrl_jax.data.catalogue import load_catalogue, require_attributes
+from afmrl_jax.config import AgclConfig, RunConfig, to_dict
+from afmrl_jax.data.catalogue import load_catalogue, require_attributes, require_splits
 from afmrl_jax.data.oracle import oracle_texts
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.records import Catalogue
 from afmrl_jax.data.text import BpeTokenizer
-from afmrl_jax.evaluation.run import evaluate_run
-from afmrl_jax.files import read_json
+from afmrl_jax.evaluation.run import (
+    EvaluationData,
+    Subject,
+    evaluate_subjects,
+    gallery,
+    peak_memory,
+)
+from afmrl_jax.files import read_json, write_json
+from afmrl_jax.model_config import QwenVLConfig
 from afmrl_jax.models.folder import load_model, save_model
 from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.parallel.mesh import make_mesh
+from afmrl_jax.progress import say
 from afmrl_jax.reporting.report import build_report
 from afmrl_jax.retrieval.encode import Encoder
+from afmrl_jax.systems import systems_of
 from afmrl_jax.training.agcl import train_agcl
 from afmrl_jax.training.annotate import annotate, read_attributes
 from afmrl_jax.training.cit import choose_share, cit_settings, merge_annotations
 from afmrl_jax.training.distill import train_distill
-from afmrl_jax.training.lineage import Run, say
+from afmrl_jax.training.lineage import Run
 from afmrl_jax.training.rar import train_rar
 from afmrl_jax.training.rar_environment import RarEnvironment
 
 WEIGHTS = "model/model.safetensors"
 TEXTS = "attributes.jsonl"
-
-
-@dataclass(frozen=True)
-class System:
-    """A row of the results table: an embedder and the attributes it reads on the test split."""
-
-    name: str
-    stage: str
-    attributes: str | None
-    """Stage that annotated the test listings; None where R reads no attributes."""
 
 
 class Pipeline:
@@ -54,6 +54,7 @@ class Pipeline:
     def __init__(self, folder: Path, config: RunConfig):
         self.config = config
         self.catalogue = load_catalogue(config.catalogue, skip_bad=config.skip_bad)
+        require_splits(self.catalogue)
         require_attributes(self.catalogue)
         for problem in self.catalogue.skipped:
             say(f"left out: {problem}")
@@ -79,7 +80,7 @@ class Pipeline:
             last = "agcl-distilled"
             for cycle in range(1, config.cit.cycles + 1):
                 last = self._cit(cycle, last)
-            report = self._evaluate(last)
+            report = self._evaluate()
         finally:
             run.close()
         if not run.did_something:
@@ -91,13 +92,18 @@ class Pipeline:
         return read_json(self.run.folder / "evaluation.json")
 
     @cached_property
+    def mesh(self) -> Mesh:
+        """The devices of this run."""
+        return make_mesh(self.config.mesh.data, self.config.mesh.model)
+
+    @cached_property
     def tokenizer(self) -> BpeTokenizer:
         """The run's tokenizer."""
         return BpeTokenizer.load(self.run.folder / "tokenizer")
 
     @cached_property
     def builder(self) -> RowBuilder:
-        """Rows over the whole catalogue; splits are views of it and share its pictures."""
+        """Rows over the whole catalogue."""
         config = self.config
         return RowBuilder.of(self.catalogue.listings, self.tokenizer, config.image, config.text)
 
@@ -214,7 +220,8 @@ class Pipeline:
 
         def work(folder: Path) -> None:
             architecture, params = self._load(generator)
-            annotate(architecture, params, self.builder, indices, folder / TEXTS, label=name)
+            out = folder / TEXTS
+            annotate(architecture, params, self.builder, indices, out, mesh=self.mesh, label=name)
 
         self.run.stage(name, inputs, [TEXTS], work)
 
@@ -230,7 +237,11 @@ class Pipeline:
             architecture, params = self._load("distill")
             environment = RarEnvironment(
                 self._split_builder(*self.config.rar.gallery_splits),
-                Encoder(*self._load("agcl-distilled"), self.config.evaluation.batch_size),
+                Encoder.on(
+                    self.mesh,
+                    *self._load("agcl-distilled"),
+                    self.config.evaluation.batch_size,
+                ),
                 self._texts("annotate-distilled"),
                 self.config.rar,
                 self.config.seed,
@@ -260,37 +271,41 @@ class Pipeline:
         self.run.stage(name, inputs, [WEIGHTS], work)
         return name
 
-    def _evaluate(self, last: str) -> Path:
-        systems = [
-            System("infonce", "infonce", None),
-            System("agcl", "agcl", None),
-            System("agcl+distilled", "agcl-distilled", "annotate-distilled"),
-            System("afmrl", "agcl-distilled", "annotate-reinforced"),
-        ]
-        if self.config.cit.cycles:
-            systems.append(System("afmrl+cit", last, "annotate-reinforced"))
+    def _evaluate(self) -> Path:
+        systems = systems_of(self.config)
         inputs = {
             "catalogue": self.catalogue.fingerprint,
             "settings": to_dict(self.config.evaluation),
-            "weights": {s.name: self.run.output_hash(s.stage, WEIGHTS) for s in systems},
+            "weights": {s.name: self.run.output_hash(s.embedder, WEIGHTS) for s in systems},
             "texts": {
-                s.name: self.run.output_hash(s.attributes, TEXTS) for s in systems if s.attributes
+                s.name: self.run.output_hash(s.annotations, TEXTS) for s in systems if s.annotations
             },
         }
-
-        def work(folder: Path) -> None:
-            del folder
-            evaluate_run(
-                self.run.folder,
-                self.config,
-                self.catalogue,
-                self.tokenizer,
-                [(s.name, s.stage, s.attributes) for s in systems],
-                seconds=self.run.seconds(),
-            )
-
-        self.run.stage("evaluate", inputs, ["../evaluation.json", "../gallery.json"], work)
+        self.run.stage(
+            "evaluate", inputs, ["../evaluation.json", "../gallery.json"], self._evaluate_systems
+        )
         report = self.run.folder / "report.html"
         if self.run.did_something or not report.is_file():
             build_report(self.run.folder)
         return report
+
+    def _evaluate_systems(self, _: Path) -> None:
+        config, folder = self.config, self.run.folder
+        data = EvaluationData(self._split_builder("test"), self._split_builder("train"))
+        before, after = self._texts("annotate-distilled"), self._texts("annotate-reinforced")
+        # The reinforced G wrote for a share of the train listings only.
+        test_texts = {None: None, "distill": before, "rar": after}
+        train_texts = {None: None, "distill": before, "rar": before | after}
+        subjects = (
+            Subject(
+                s.name,
+                Encoder.on(self.mesh, *self._load(s.embedder), config.evaluation.batch_size),
+                test_texts[s.generator],
+                train_texts[s.generator],
+            )
+            for s in systems_of(config)
+        )
+        evaluation, vectors = evaluate_subjects(subjects, data, config, self.catalogue.name)
+        evaluation |= {"seconds": self.run.seconds(), "peak_memory_gb": peak_memory()}
+        write_json(folder / "gallery.json", gallery(data, vectors, config, before, after))
+        write_json(folder / "evaluation.json", evaluation)

@@ -13,6 +13,11 @@ SHOWN = ("loss", "reward", "recall", "accuracy", "token_accuracy", "malformed_sh
 LINE_SECONDS = 30.0
 
 
+def say(message: str) -> None:
+    """A line for the person who waits."""
+    print(message, file=sys.stderr, flush=True)
+
+
 class Progress:
     """Counts steps of a named piece of work; a name of None shows nothing.
 
@@ -28,6 +33,7 @@ class Progress:
         self._began = time.monotonic()
         self._printed = self._began
         self._latest = ""
+        self._complete = False
         terminal = sys.stderr.isatty()
         self._bar = (
             tqdm(total=total, initial=start, desc=name, dynamic_ncols=True, file=sys.stderr)
@@ -52,6 +58,7 @@ class Progress:
 
     def _print(self) -> None:
         self._printed = time.monotonic()
+        self._complete = self._done >= self._total
         seconds = self._printed - self._began
         fresh = self._done - self._start
         left = (self._total - self._done) * seconds / fresh if fresh else 0.0
@@ -70,5 +77,5 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self._name is not None and self._total and kind is None:
+        elif self._name is not None and self._total and kind is None and not self._complete:
             self._print()

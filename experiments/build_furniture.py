@@ -76,7 +76,7 @@ def choose_colourings(mesh: Mesh, build: Build, rng: np.random.Generator) -> lis
     order = np.argsort(-areas)
     main = [int(order[0])]
     for material in order[1:]:
-        # Materials close to the main colour, and a second where the main one is a minority, go along.
+        # Materials close to the main colour go along, and a second where it is a minority.
         near = np.abs(mesh.colours[material] - mesh.colours[main[0]]).max() < 0.15
         if near or (areas[main].sum() < 0.45 and len(main) < 2):
             main.append(int(material))
@@ -195,11 +195,11 @@ def attribution(items: list[Item], used: set[str]) -> str:
         "",
         "The pictures in `listings.parquet` derive from 3-D models and pictures of the Debian",
         "package `sweethome3d-furniture` 1.8-1 (Sweet Home 3D furniture libraries, compiled by",
-        "Emmanuel Puybaret / eTeks, <http://www.sweethome3d.com>). Changes: the models were rendered",
-        "from new viewpoints under other light and backgrounds, recoloured, and scaled down; the",
-        "shipped pictures were scaled down; titles were rewritten from the libraries' names and",
-        "translations. They are renderings, not photographs. Numbers in brackets are the objects'",
-        "numbers in their library.",
+        "Emmanuel Puybaret / eTeks, <http://www.sweethome3d.com>). Changes: the models were",
+        "rendered from new viewpoints under other light and backgrounds, recoloured, and scaled",
+        "down; the shipped pictures were scaled down; titles were rewritten from the names and",
+        "their translations. They are renderings, not photographs. Numbers in brackets are those",
+        "of the objects in their library.",
         "",
     ]
     for library, creators in sorted(by_library.items()):
@@ -222,7 +222,12 @@ def main(build: Build) -> None:
     write_text(build.out / "ATTRIBUTION.md", attribution(items, {r["family_id"] for r in rows}))
     print(f"{len(rows)} listings, {len({r['product_id'] for r in rows})} product ids")
     print(dict(Counter(row["split"] for row in rows)))
-    print({s: len({r["family_id"] for r in rows if r["split"] == s}) for s in {r["split"] for r in rows}})
+    print(
+        {
+            s: len({r["family_id"] for r in rows if r["split"] == s})
+            for s in {r["split"] for r in rows}
+        }
+    )
     print(f"{(build.out / 'listings.parquet').stat().st_size / 1e6:.1f} MB")
 
 

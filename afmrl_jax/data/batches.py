@@ -1,9 +1,10 @@
-"""From listings to model rows: prompts, M-RoPE positions, and batches of fixed shape (NumPy only).
+"""From listings to model rows: prompts, M-RoPE positions, batches of fixed shape (NumPy only).
 
 The layout follows Qwen's chat format without its fixed words, which a vocabulary learned from a
 catalogue does not know:
 
-    embedder   <|im_start|><|vision_start|><|image_pad|>...<|vision_end|>title \\n attributes<|im_end|>
+    embedder   <|im_start|><|vision_start|><|image_pad|>...<|vision_end|>title, line end,
+               attributes<|im_end|>
     generator  <|im_start|><|vision_start|><|image_pad|>...<|vision_end|>title<|im_end|><|im_start|>
                attributes<|im_end|>
 
@@ -20,11 +21,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from afmrl_jax.config import ImageConfig, TextBudget
+from afmrl_jax.config import TextBudget
 from afmrl_jax.data.images import Patches, patchify
 from afmrl_jax.data.records import Listing
 from afmrl_jax.data.text import Tokenizer
 from afmrl_jax.errors import CatalogueError
+from afmrl_jax.model_config import ImageConfig
 
 
 class VLBatch(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -200,9 +201,7 @@ def _attributes(value: Any) -> dict[str, str] | None:
         if content is None or not str(content).strip():
             continue
         clean = {";": ",", ":": " ", "\n": " "}
-        text = [
-            "".join(clean.get(c, c) for c in str(part)).strip() for part in (key, content)
-        ]
+        text = ["".join(clean.get(c, c) for c in str(part)).strip() for part in (key, content)]
         if not all(text):
             raise CatalogueError("'attributes' has an empty key; name every attribute")
         out[text[0].lower()] = text[1]
@@ -241,6 +240,24 @@ def assign_splits(listings: list[Listing]) -> list[Listing]:
         )
     splits = hash_splits([x.group for x in listings])
     return [replace(x, split=splits[x.group]) for x in listings]
+
+
+def require_splits(catalogue: Catalogue) -> None:
+    """Check that every split that a run uses has something to find.
+
+    Raises:
+        CatalogueError: a split has fewer than two products, or no product with two listings.
+    """
+    for split in SPLITS:
+        counts = Counter(x.product_id for x in catalogue.subset(split).listings)
+        pairs = sum(n > 1 for n in counts.values())
+        if len(counts) < 2 or (not pairs and split != "distill"):
+            raise CatalogueError(
+                f"catalogue {catalogue.name}: the `{split}` split has {len(counts)} product(s), "
+                f"{pairs} of them with two listings or more; a run needs at least two products in "
+                "each split, and pairs of listings in train, reward and test: move products there, "
+                "or leave `split` out everywhere to have it drawn"
+            )
 
 
 def require_attributes(catalogue: Catalogue) -> None:

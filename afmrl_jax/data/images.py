@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from afmrl_jax.config import ImageConfig
 from afmrl_jax.errors import CatalogueError
+from afmrl_jax.model_config import ImageConfig
 
 MAX_SIDE = 20_000
 """Pixels; a larger side is refused before anything is decoded."""
@@ -119,7 +119,7 @@ def patchify(data: bytes, config: ImageConfig) -> Patches:
         rows, columns = min(rows, longest), min(columns, longest)
     resized = picture.resize((columns, rows), Image.Resampling.BICUBIC)
     # The order of operations is the reference's, so that floats agree to the last bit.
-    pixels = np.asarray(resized, np.float32) * np.float32(1 / 255)
+    pixels: np.ndarray = np.asarray(resized, np.float32) * np.float32(1 / 255)
     pixels = (pixels - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
     return _cut(pixels, config)
 

@@ -14,7 +14,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from afmrl_jax.config import ImageConfig, TextBudget
+from afmrl_jax.config import TextBudget
 from afmrl_jax.data import batches
 from afmrl_jax.data.attributes import drop_attributes
 from afmrl_jax.data.batches import PatchStore, Row
@@ -22,6 +22,7 @@ from afmrl_jax.data.records import Listing
 from afmrl_jax.data.sampler import PairSampler, epoch_indices
 from afmrl_jax.data.terms import Bm25Vocabulary
 from afmrl_jax.data.text import Tokenizer
+from afmrl_jax.model_config import ImageConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +71,7 @@ class RowBuilder:
         """Rows padded to the smallest bucket, or to `length`."""
         if length is None:
             length = batches.bucket_length(max(len(row.tokens) for row in rows), self.text)
-        return batches.collate(
-            rows, self.tokenizer, self.image, length, with_patches=with_patches
-        )
+        return batches.collate(rows, self.tokenizer, self.image, length, with_patches=with_patches)
 
 
 class ContrastiveSource:

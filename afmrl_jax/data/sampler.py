@@ -73,7 +73,7 @@ class PairSampler:
         """Batch `step`: positions of queries and of candidates, and product numbers, int [b]."""
         rng = _rng(self.seed, step)
         chosen: list[int] = []
-        wanted = int(round(self.sibling_share * self.batch_size))
+        wanted = round(self.sibling_share * self.batch_size)
         for family in rng.permutation(len(self._siblings)):
             room = min(wanted - len(chosen), SIBLINGS_PER_FAMILY)
             if room < 2:

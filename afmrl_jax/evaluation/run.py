@@ -1,36 +1,42 @@
-"""Evaluating a run: embeddings of every system, `evaluation.json` and the report's gallery."""
+"""Evaluating systems: embeddings, the contents of `evaluation.json`, the report's gallery."""
 
 from __future__ import annotations
 
 import base64
 import resource
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from afmrl_jax.config import RunConfig
-from afmrl_jax.data.catalogue import Catalogue
 from afmrl_jax.data.pipeline import RowBuilder
-from afmrl_jax.data.text import BpeTokenizer
 from afmrl_jax.errors import AfmrlError
 from afmrl_jax.evaluation.baselines import run_baselines
 from afmrl_jax.evaluation.tasks import PerQuery, TaskInputs, compare_rows, evaluate_row
-from afmrl_jax.files import write_json
-from afmrl_jax.models.folder import load_model
+from afmrl_jax.progress import say
 from afmrl_jax.retrieval.encode import Encoder
 from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.retrieval.scann_index import ScannIndex
-from afmrl_jax.training.annotate import read_attributes
 
-SystemSpec = tuple[str, str, str | None]
-"""(row name, stage of the embedder, stage of the test attributes or None)"""
+Texts = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class TestSet:
+class Subject:
+    """A system to evaluate."""
+
+    name: str
+    encoder: Encoder
+    test_texts: Texts | None = None
+    """Attribute text by listing id, for queries and gallery; None where R reads none."""
+    train_texts: Texts | None = None
+    """The same of the train listings, on which the classifier is fitted."""
+
+
+@dataclass(frozen=True)
+class EvaluationData:
     """The test split, and the train split for classification."""
 
     test: RowBuilder
@@ -53,7 +59,7 @@ class TestSet:
 
 
 def embed_views(
-    data: TestSet, encoder: Encoder, attributes: dict[str, str] | None, train_texts: Any
+    data: EvaluationData, encoder: Encoder, attributes: Texts | None, train_texts: Texts | None
 ) -> TaskInputs:
     """The three views of the test listings under one system.
 
@@ -63,7 +69,7 @@ def embed_views(
     everything = np.arange(len(data.test.listings))
     categories, train_categories = data.labels(data.test), data.labels(data.train)
     train = None
-    if categories is not None and train_categories is not None:
+    if categories is not None and train_categories is not None and len(train_categories):
         train = encoder.embed(data.train, np.arange(len(data.train.listings)), train_texts)
     return TaskInputs(
         both=encoder.embed(data.test, everything, attributes),
@@ -77,76 +83,56 @@ def embed_views(
     )
 
 
-def evaluate_run(
-    folder: Path,
-    config: RunConfig,
-    catalogue: Catalogue,
-    tokenizer: BpeTokenizer,
-    systems: Sequence[SystemSpec],
-    *,
-    seconds: dict[str, float],
-    out: Path | None = None,
-) -> dict[str, Any]:
-    """Evaluate every system on the test split and write `evaluation.json` and `gallery.json`.
+def evaluate_subjects(
+    subjects: Iterable[Subject], data: EvaluationData, config: RunConfig, catalogue: str
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Evaluate systems on the same listings.
 
     Args:
-        folder: the run directory.
-        config: of the run.
-        catalogue: whose test split is used.
-        tokenizer: of the run.
-        systems: rows of the table, in order; neighbours are compared.
-        seconds: of each stage, for the report.
-        out: where to write the evaluation; by default into the run, with the gallery.
+        subjects: in the order of the table; neighbours are compared.
+        data: the listings.
+        config: for the seed and the evaluation's settings.
+        catalogue: its name.
+
+    Returns:
+        The contents of `evaluation.json`, and the vectors [n d] of the last system.
     """
-
-    def rows_of(split: str) -> RowBuilder:
-        listings = catalogue.subset(split).listings
-        return RowBuilder.of(listings, tokenizer, config.image, config.text)
-
-    data = TestSet(rows_of("test"), rows_of("train"))
-    if not len(data.test.listings):
-        raise AfmrlError(f"catalogue {catalogue.name} has no test split; add one")
     seed, resamples = config.seed, config.evaluation.bootstrap
     rows, values, last = [], [], None
-    for name, stage, annotated in systems:
-        encoder = Encoder(*load_model(folder / stage / "model"), config.evaluation.batch_size)
-        texts = _texts(folder, annotated)
-        train_texts = _texts(folder, "annotate-distilled") if annotated else None
-        inputs = embed_views(data, encoder, texts, train_texts)
-        row, per_query = evaluate_row(name, inputs, seed=seed, resamples=resamples)
+    for x in subjects:
+        say(f"evaluating {x.name}")
+        inputs = embed_views(data, x.encoder, x.test_texts, x.train_texts)
+        row, per_query = evaluate_row(x.name, inputs, seed=seed, resamples=resamples)
         rows.append(row)
         values.append(per_query)
-        last = (inputs, encoder)
-    assert last is not None
-    evaluation = {
-        "catalogue": catalogue.name,
-        "rows": rows,
-        "comparisons": _comparisons(systems, values, data.families, seed, resamples),
-        "baselines": run_baselines(Catalogue("test", tuple(data.test.listings))),
-        "scann": scann_agreement(last[0].both),
-        "seconds": seconds,
-        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-    }
-    if out is not None:
-        write_json(out, evaluation)
-        return evaluation
-    write_json(folder / "gallery.json", _gallery(folder, config, data, last[0], last[1]))
-    write_json(folder / "evaluation.json", evaluation)
-    return evaluation
+        last = inputs.both
+    if last is None:
+        raise ValueError("nothing to evaluate")
+    names = [row["name"] for row in rows]
+    return (
+        {
+            "catalogue": catalogue,
+            "rows": rows,
+            "comparisons": _comparisons(names, values, data.families, seed, resamples),
+            "baselines": run_baselines(data.test.listings),
+            "scann": scann_agreement(last),
+        },
+        last,
+    )
 
 
-def _texts(folder: Path, stage: str | None) -> dict[str, str] | None:
-    return read_attributes(folder / stage / "attributes.jsonl") if stage else None
+def peak_memory() -> float:
+    """Largest resident size of this process so far, in GB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
 
 
 def _comparisons(
-    systems: Sequence[SystemSpec],
+    names: list[str],
     values: list[PerQuery],
     families: np.ndarray,
     seed: int,
     resamples: int,
 ) -> list[dict[str, Any]]:
-    names = [name for name, _, _ in systems]
     pairs = [(i, i + 1) for i in range(len(names) - 1)]
     if "agcl+distilled" in names and names.index("agcl+distilled") > 1:
         pairs.append((0, names.index("agcl+distilled")))
@@ -154,9 +140,7 @@ def _comparisons(
         {
             "from": names[i],
             "to": names[j],
-            "metrics": compare_rows(
-                values[i], values[j], families, seed=seed, resamples=resamples
-            ),
+            "metrics": compare_rows(values[i], values[j], families, seed=seed, resamples=resamples),
         }
         for i, j in pairs
     ]
@@ -174,18 +158,15 @@ def scann_agreement(vectors: np.ndarray, k: int = 10) -> dict[str, Any]:
     return {"k": k, "recall": round(100 * float(np.mean(shared)) / exact.shape[1], 2)}
 
 
-def _gallery(
-    folder: Path, config: RunConfig, data: TestSet, inputs: TaskInputs, encoder: Encoder
+def gallery(
+    data: EvaluationData, vectors: np.ndarray, config: RunConfig, before: Texts, after: Texts
 ) -> list[dict[str, Any]]:
-    """Queries with their attributes before and after RAR, and their first five."""
+    """Queries with their attributes before and after RAR, and their first five, for the report."""
     listings = data.test.listings
-    ids = [x.listing_id for x in listings]
-    index = ExactIndex(ids, inputs.both, encoder.identity)
+    index = ExactIndex([x.listing_id for x in listings], vectors)
     count = min(config.evaluation.gallery_queries, len(listings))
     chosen = np.random.default_rng(config.seed).permutation(len(listings))[:count]
-    before = _texts(folder, "annotate-distilled") or {}
-    after = _texts(folder, "annotate-reinforced") or {}
-    found = index.search(inputs.both[chosen], 6)
+    found = index.search(vectors[chosen], 6)
 
     def card(place: int) -> dict[str, Any]:
         x = listings[place]

@@ -36,9 +36,7 @@ class TaskInputs:
     train_categories: np.ndarray | None = None
 
 
-def _recalls(
-    query: np.ndarray, gallery: np.ndarray, products: np.ndarray, task: str
-) -> PerQuery:
+def _recalls(query: np.ndarray, gallery: np.ndarray, products: np.ndarray, task: str) -> PerQuery:
     """Hits of each listing as a query against all others; NaN for one without positives."""
     ranks = positive_ranks(query, gallery, products, products, np.arange(len(query)))
     out = {}

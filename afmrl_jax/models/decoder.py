@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from afmrl_jax.config import TextConfig
+from afmrl_jax.model_config import TextConfig
 from afmrl_jax.models.layers import INIT_DEVIATION, Linear, RMSNorm, attend, masked_softmax
 from afmrl_jax.models.rope import mrope_angles, rotate
 from afmrl_jax.models.vision import GatedMlp

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from afmrl_jax.config import QwenVLConfig, TextConfig, VisionConfig, to_dict
+from afmrl_jax.config import from_dict, to_dict
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import atomic_path, read_json, write_json
+from afmrl_jax.model_config import QwenVLConfig
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.models.weights import load_safetensors, save_safetensors
 
@@ -25,15 +26,7 @@ def load_model(folder: Path) -> tuple[Architecture, Params]:
     path = folder / "config.json"
     if not path.is_file():
         raise RunError(f"{folder} holds no model (config.json is missing); run its stage first")
-    raw = read_json(path)
-    vision = raw["vision"] | {
-        "full_attention_blocks": tuple(raw["vision"]["full_attention_blocks"])
-    }
-    text = raw["text"] | {"mrope_section": tuple(raw["text"]["mrope_section"])}
-    config = QwenVLConfig(
-        raw["family"], VisionConfig(**vision), TextConfig(**text), raw["image_token_id"]
-    )
-    architecture = Architecture.of(config)
+    architecture = Architecture.of(from_dict(QwenVLConfig, read_json(path)))
     model = architecture.bind(architecture.init(0))
     load_safetensors(model, folder / "model.safetensors")
     return architecture, architecture.flatten(model)

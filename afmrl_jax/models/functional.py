@@ -6,14 +6,16 @@ grad, the sharding table and the checkpoints handle without knowing Flax.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from afmrl_jax.config import QwenVLConfig
+from afmrl_jax.model_config import QwenVLConfig
 from afmrl_jax.models.qwen_vl import QwenVL
 
 Params = dict[str, jax.Array]
@@ -65,3 +67,11 @@ class Architecture:
         """The module holding `params`; cheap, and meant to be called inside jit."""
         leaves = [params[name] for name in self.names]
         return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, leaves))
+
+
+def identity(architecture: Architecture, params: Params) -> str:
+    """A hash of a model: what two different ones wrote or embedded must not be mixed."""
+    digest = hashlib.sha256(repr(architecture.config).encode())
+    for name in sorted(params):
+        digest.update(np.asarray(params[name]).tobytes())
+    return digest.hexdigest()[:16]

@@ -100,7 +100,9 @@ def generate(
             logprobs = jax.nn.log_softmax(logits, axis=-1)
         else:
             logprobs = jax.nn.log_softmax(logits / temperature, axis=-1)
-            draw = jax.vmap(jax.vmap(lambda k, x: jax.random.categorical(jax.random.fold_in(k, step), x)))
+            draw = jax.vmap(
+                jax.vmap(lambda k, x: jax.random.categorical(jax.random.fold_in(k, step), x))
+            )
             token = draw(keys, _cut(logprobs, top_p, top_k)).astype(jnp.int32)
         return token, jnp.take_along_axis(logprobs, token[..., None], axis=-1)[..., 0]
 
@@ -136,9 +138,7 @@ def generate(
         jnp.zeros(shape, bool),
         jnp.zeros(shape[:2], bool),
     )
-    carry = jax.lax.while_loop(
-        lambda c: (c[0] < budget) & ~jnp.all(c[6]), step_once, carry
-    )
+    carry = jax.lax.while_loop(lambda c: (c[0] < budget) & ~jnp.all(c[6]), step_once, carry)
     return Generation(*carry[3:])
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from afmrl_jax.config import QwenVLConfig
+from afmrl_jax.model_config import QwenVLConfig
 from afmrl_jax.models.decoder import Decoder
 from afmrl_jax.models.layers import INIT_DEVIATION
 from afmrl_jax.models.vision import VisionTower
@@ -51,7 +51,7 @@ class QwenVL(nnx.Module):
         return jnp.where(place[..., None], chosen.astype(embedded.dtype), embedded)
 
     def inputs(self, batch: Any, visual_tokens: jax.Array | None = None) -> jax.Array:
-        """Embeddings [b t d] of a `VLBatch`, through the vision tower unless its output is given."""
+        """Embeddings [b t d] of a `VLBatch`; `visual_tokens` stand in for the vision tower."""
         if visual_tokens is None and batch.patches.shape[1]:
             visual_tokens = self.visual(batch.patches, batch.patch_segment, batch.patch_position)
         return self.embed(batch.tokens, visual_tokens)

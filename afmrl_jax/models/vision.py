@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from afmrl_jax.config import QwenVLConfig, VisionConfig
+from afmrl_jax.model_config import QwenVLConfig, VisionConfig
 from afmrl_jax.models.layers import LayerNorm, Linear, RMSNorm, attend
 from afmrl_jax.models.rope import rotate, vision_angles
 
@@ -21,6 +21,7 @@ class VisionAttention(nnx.Module):
         self.num_heads = config.num_heads
 
     def __call__(self, x: jax.Array, angles: jax.Array, mask: jax.Array) -> jax.Array:
+        """[b p d], with rotary `angles` and a mask [b p p] of who sees whom."""
         batch, patches, size = x.shape
         qkv = self.qkv(x).reshape(batch, patches, 3, self.num_heads, size // self.num_heads)
         q, k = rotate(qkv[:, :, 0], angles), rotate(qkv[:, :, 1], angles)
@@ -35,6 +36,7 @@ class QuickGeluMlp(nnx.Module):
         self.fc2 = Linear(config.intermediate, config.embed_dim, bias=True, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[b p d]."""
         x = self.fc1(x)
         return self.fc2(x * jax.nn.sigmoid(1.702 * x))
 
@@ -48,6 +50,7 @@ class GatedMlp(nnx.Module):
         self.down_proj = Linear(intermediate, size, bias=bias, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[b p d]."""
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -68,6 +71,7 @@ class VisionBlock(nnx.Module):
         self.attn = VisionAttention(vision, rngs=rngs)
 
     def __call__(self, x: jax.Array, angles: jax.Array, mask: jax.Array) -> jax.Array:
+        """[b p d], as in `VisionAttention`."""
         x = x + self.attn(self.norm1(x), angles, mask)
         return x + self.mlp(self.norm2(x))
 
@@ -80,6 +84,7 @@ class PatchEmbed(nnx.Module):
         self.proj = Linear(inputs, config.embed_dim, bias=False, rngs=rngs)
 
     def __call__(self, patches: jax.Array) -> jax.Array:
+        """[b p pixels] to [b p d]."""
         return self.proj(patches)
 
 
@@ -99,6 +104,7 @@ class PatchMerger(nnx.Module):
         self.joined = joined
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[b p d] to [b p/merge^2 out], each square of patches joined."""
         x = self.ln_q(x).reshape(x.shape[0], -1, self.joined)
         return self.mlp_2(jax.nn.gelu(self.mlp_0(x), approximate=False))
 
@@ -136,8 +142,6 @@ class VisionTower(nnx.Module):
             windowed = same & jnp.all(window[:, :, None] == window[:, None, :], axis=-1)
         x = self.patch_embed(patches)
         for number, block in enumerate(self.blocks):
-            full = (
-                self.config.family == "qwen2_vl" or number in vision.full_attention_blocks
-            )
+            full = self.config.family == "qwen2_vl" or number in vision.full_attention_blocks
             x = block(x, angles, same if full else windowed)
         return self.merger(x)

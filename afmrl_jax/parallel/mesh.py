@@ -47,9 +47,7 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
     )
 
 
-def fit_spec(
-    spec: PartitionSpec, shape: tuple[int, ...], sizes: dict[str, int]
-) -> PartitionSpec:
+def fit_spec(spec: PartitionSpec, shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionSpec:
     """`spec` without the axes that cannot split `shape`: those dimensions are replicated.
 
     A dimension that its axes do not divide (the last batch, a demo's 96 columns on 64 devices)

@@ -87,18 +87,20 @@ def compare_attributes(before: str, after: str) -> tuple[Attributes, Attributes]
         >>> [(part.value, part.state) for part in new.parts]
         [('chair', 'reworded'), ('red', 'kept')]
     """
-    sides = (_pairs(before), _pairs(after))
+    old, new = _pairs(before), _pairs(after)
 
     def parts(own: list[tuple[str, str]], other: list[tuple[str, str]], gone: str) -> Any:
         keys = {key for key, _ in other if key}
         return tuple(
-            Part(key, value, "kept" if (key, value) in other else "reworded" if key in keys else gone)
+            Part(
+                key, value, "kept" if (key, value) in other else "reworded" if key in keys else gone
+            )
             for key, value in own
         )
 
     return (
-        Attributes(parts(*sides, "dropped"), bool(before.strip()) and is_malformed(before)),
-        Attributes(parts(*reversed(sides), "new"), bool(after.strip()) and is_malformed(after)),
+        Attributes(parts(old, new, "dropped"), bool(before.strip()) and is_malformed(before)),
+        Attributes(parts(new, old, "new"), bool(after.strip()) and is_malformed(after)),
     )
 
 

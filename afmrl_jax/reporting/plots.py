@@ -170,7 +170,7 @@ def draw(plot: Plot, number: int = 0) -> Drawn | None:
     curves = [curve for curve in plot.curves if curve.values]
     if not curves:
         return None
-    style = {"svg.fonttype": "none", "svg.hashsalt": plot.title, "font.size": 9.0}
+    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": plot.title, "font.size": 9.0}
     with matplotlib.rc_context(style):
         figure, axes = _new_axes(plot)
         for place, curve in enumerate(curves):

@@ -98,7 +98,9 @@ def _reward_tile(run: Path) -> Tile | None:
     return Tile("Held-out reward", f"{rewards[0][1]:.3f} → {rewards[-1][1]:.3f}", note)
 
 
-def headline(run: Path, evaluation: tables.Evaluation | None, chain: list[stages.Stage]) -> list[Tile]:
+def headline(
+    run: Path, evaluation: tables.Evaluation | None, chain: list[stages.Stage]
+) -> list[Tile]:
     """The few figures at the top of the report."""
     tiles = []
     best = tables.best_baseline(evaluation)

@@ -89,9 +89,7 @@ def read_stages(run: Path, config: dict[str, Any]) -> list[Stage]:
     done = {path.parent.name: read_json(path) for path in run.glob("*/DONE.json")}
     begun = {path.parent.name for path in run.glob("*/inputs.json")}
     timings = read_timings(run)
-    makers = {
-        digest: name for name, found in done.items() for digest in found["outputs"].values()
-    }
+    makers = {digest: name for name, found in done.items() for digest in found["outputs"].values()}
     out = []
     for name in sorted({*expected_stages(config), *done, *begun}, key=_rank):
         if name not in done:
@@ -121,7 +119,7 @@ def parameter_count(run: Path, stage: str) -> int | None:
         return None
     try:
         with safe_open(path, framework="numpy") as tensors:
-            return sum(math.prod(tensors.get_slice(x).get_shape()) for x in tensors.keys())
+            return sum(math.prod(tensors.get_slice(x).get_shape()) for x in tensors.keys())  # noqa: SIM118, not a mapping
     except Exception as error:  # safetensors raises its own class, derived from Exception alone
         raise RunError(
             f"{path} is no whole safetensors file ({error}); delete {path.parent.parent} to run "

@@ -229,8 +229,12 @@ def _difference_lines(evaluation: Evaluation) -> list[str]:
     if not found:
         return []
     lines = [
-        [f"{x.before} -> {x.after}", f"{x.difference:+.2f}", f"[{x.low:+.2f}, {x.high:+.2f}]"]
-        + [x.verdict]
+        [
+            f"{x.before} -> {x.after}",
+            f"{x.difference:+.2f}",
+            f"[{x.low:+.2f}, {x.high:+.2f}]",
+            x.verdict,
+        ]
         for x in found
     ]
     title = "Paired difference of fine-grained R@1, in points, with its 95 % interval"

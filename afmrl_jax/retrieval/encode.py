@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from afmrl_jax.data.batches import VLBatch, bucket_length
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.models.embedder import embed_batch
-from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.models.functional import Architecture, Params, identity
+from afmrl_jax.parallel.sharding import place, place_batch
 from afmrl_jax.progress import Progress
 
 
@@ -30,14 +31,20 @@ class Encoder:
     architecture: Architecture
     params: Params
     batch_size: int = 128
+    mesh: Mesh | None = None
+    """Where batches go; None leaves them to JAX."""
 
-    @property
+    @classmethod
+    def on(
+        cls, mesh: Mesh, architecture: Architecture, params: Params, batch_size: int = 128
+    ) -> Encoder:
+        """An encoder whose weights lie on `mesh`, and whose batches are split over it."""
+        return cls(architecture, place(params, mesh), batch_size, mesh)
+
+    @cached_property
     def identity(self) -> str:
         """A hash of the weights: vectors of different identity must not be compared."""
-        digest = hashlib.sha256(repr(self.architecture.config).encode())
-        for name in sorted(self.params):
-            digest.update(np.asarray(self.params[name]).tobytes())
-        return digest.hexdigest()[:16]
+        return identity(self.architecture, self.params)
 
     def embed(
         self,
@@ -85,6 +92,8 @@ class Encoder:
                 length = bucket_length(len(batch_rows[-1].tokens), builder.text)
                 padding = [batch_rows[-1]] * (self.batch_size - len(batch_rows))
                 batch = builder.batch(batch_rows + padding, length)
+                if self.mesh is not None:
+                    batch = place_batch(batch, self.mesh)
                 vectors = np.asarray(_embed(self.architecture, self.params, batch))
                 out[chosen] = vectors[: len(chosen)]
                 progress.update(begin + len(chosen))

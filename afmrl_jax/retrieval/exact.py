@@ -26,9 +26,7 @@ def _merge_block(
     scores = jnp.dot(queries, block.T, precision=jax.lax.Precision.HIGHEST)
     places = offset + jnp.arange(block.shape[0], dtype=jnp.int32)
     all_scores = jnp.concatenate([best[0], scores], axis=1)
-    all_places = jnp.concatenate(
-        [best[1], jnp.broadcast_to(places[None], scores.shape)], axis=1
-    )
+    all_places = jnp.concatenate([best[1], jnp.broadcast_to(places[None], scores.shape)], axis=1)
     top, chosen = jax.lax.top_k(all_scores, k)
     return top, jnp.take_along_axis(all_places, chosen, axis=1)
 

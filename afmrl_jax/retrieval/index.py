@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -71,5 +71,5 @@ def load_index(folder: Path | str, *, embedder: str | None = None) -> Index:
             f"{folder} was built by embedder {about['embedder']}, not by {embedder}; "
             "embed the catalogue again with this run"
         )
-    kinds = {"exact": ExactIndex, "scann": ScannIndex}
+    kinds: dict[str, Any] = {"exact": ExactIndex, "scann": ScannIndex}
     return kinds[about["kind"]].load(folder, about)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def train_agcl(
     initial: Params,
     attributes: Mapping[str, str] | None = None,
     attributes_in_input: bool = False,
-    seed: int = 0,
+    seed: int,
 ) -> Params:
     """Train R.
 
@@ -58,9 +59,7 @@ def train_agcl(
         assert attributes is not None
         texts = [attributes.get(x.listing_id, "") for x in builder.listings]
         vocabulary = Bm25Vocabulary.fit(texts)
-        statistics = fit_bm25(
-            vocabulary.encode(texts, config.text.max_terms), vocabulary.size
-        )
+        statistics = fit_bm25(vocabulary.encode(texts, config.text.max_terms), vocabulary.size)
     source = ContrastiveSource(
         builder,
         steps=settings.steps,
@@ -76,7 +75,7 @@ def train_agcl(
         image_dropout=settings.image_dropout,
     )
     optimiser = make_optimiser(settings.optimiser, settings.steps)
-    loop = LoopConfig(name, folder, settings.steps, seed, config.save_every, config.workers)
+    loop = LoopConfig.of(config, name, folder, settings.steps)
     step = make_agcl_step(architecture, settings, statistics, optimiser)
     state = initial_state(initial, optimiser)
     return run_loop(loop, state, source, step)["params"]
@@ -90,7 +89,7 @@ def make_agcl_step(
 ) -> StepFunction:
     """The jitted step (state, batch, key) -> (state, metrics) of contrastive training."""
 
-    @jax.jit
+    @partial(jax.jit, donate_argnums=0)
     def step(
         state: dict[str, Any], batch: dict[str, Any], key: jax.Array
     ) -> tuple[dict[str, Any], dict[str, jax.Array]]:

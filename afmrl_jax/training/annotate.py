@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from afmrl_jax.data.attributes import is_malformed, salvage_attributes
 from afmrl_jax.data.batches import bucket_length
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.files import disk_full, is_disk_full
-from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.models.functional import Architecture, Params, identity
 from afmrl_jax.models.generation import Generation, generate
+from afmrl_jax.parallel.sharding import place, place_batch
 from afmrl_jax.progress import Progress
 
 
@@ -60,6 +62,38 @@ def completion_texts(generation: Generation, tokenizer: Any) -> tuple[list[str],
     return texts, malformed
 
 
+def write_attributes(
+    architecture: Architecture,
+    params: Params,
+    builder: RowBuilder,
+    indices: Sequence[int],
+    *,
+    mesh: Mesh,
+    batch_size: int = 128,
+) -> Iterator[list[tuple[int, str, bool]]]:
+    """Batches of (listing, text, whether it is malformed), in the order of `indices`."""
+    if not indices:
+        return
+    length = bucket_length(max(len(builder.prompt(i).tokens) for i in indices), builder.text)
+    tokenizer = builder.tokenizer
+    params = place(params, mesh)
+    for begin in range(0, len(indices), batch_size):
+        chosen = indices[begin : begin + batch_size]
+        rows = [builder.prompt(i) for i in chosen]
+        rows += [rows[-1]] * (batch_size - len(rows))
+        generation = greedy(
+            architecture,
+            params,
+            place_batch(builder.batch(rows, length), mesh),
+            builder.text.max_attribute_tokens,
+            tokenizer.eos_id,
+            tokenizer.pad_id,
+        )
+        texts, malformed = completion_texts(generation, tokenizer)
+        count = len(chosen)
+        yield list(zip(chosen, texts[:count], malformed[:count].tolist(), strict=True))
+
+
 def annotate(
     architecture: Architecture,
     params: Params,
@@ -67,6 +101,7 @@ def annotate(
     indices: Sequence[int] | np.ndarray,
     out: Path,
     *,
+    mesh: Mesh,
     batch_size: int = 128,
     label: str = "annotate",
 ) -> dict[str, str]:
@@ -78,34 +113,25 @@ def annotate(
     Returns:
         Attribute text by listing id.
     """
-    partial_path = out.with_name(f".{out.name}.partial")
+    # Lines of another generator under the same name must not be continued.
+    partial_path = out.with_name(f".{out.name}.{identity(architecture, params)}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
     done = _read_partial(partial_path)
     rest = [int(i) for i in indices if builder.listings[int(i)].listing_id not in done]
-    lengths = {i: len(builder.prompt(i).tokens) for i in rest}
-    length = bucket_length(max(lengths.values(), default=1), builder.text)
-    tokenizer = builder.tokenizer
+    batches = write_attributes(
+        architecture, params, builder, rest, mesh=mesh, batch_size=batch_size
+    )
+    written = 0
     try:
         with partial_path.open("a", encoding="utf-8") as file, Progress(label, len(rest)) as bar:
-            for begin in range(0, len(rest), batch_size):
-                chosen = rest[begin : begin + batch_size]
-                rows = [builder.prompt(i) for i in chosen]
-                rows += [rows[-1]] * (batch_size - len(rows))
-                generation = greedy(
-                    architecture,
-                    params,
-                    builder.batch(rows, length),
-                    builder.text.max_attribute_tokens,
-                    tokenizer.eos_id,
-                    tokenizer.pad_id,
-                )
-                texts, malformed = completion_texts(generation, tokenizer)
-                for index, text, bad in zip(chosen, texts, malformed, strict=False):
-                    record = _record(builder.listings[index].listing_id, text, bool(bad))
+            for batch in batches:
+                for index, text, malformed in batch:
+                    record = _record(builder.listings[index].listing_id, text, malformed)
                     done[record["listing_id"]] = record
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 file.flush()
-                bar.update(begin + len(chosen))
+                written += len(batch)
+                bar.update(written)
     except OSError as error:
         raise (disk_full(out) if is_disk_full(error) else error) from error
     partial_path.replace(out)

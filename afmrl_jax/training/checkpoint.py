@@ -50,7 +50,8 @@ class Checkpointer:
         """The newest state, laid out as `state` is; moves `iterator` to where it was saved."""
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(target), data=grain.checkpoint.CheckpointRestore(iterator)
+            state=ocp.args.StandardRestore(target),
+            data=grain.checkpoint.CheckpointRestore(iterator),
         )
         return self._manager.restore(self.latest_step, args=items)["state"]
 

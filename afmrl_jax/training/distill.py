@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def train_distill(
     settings = config.distill
     optimiser = make_optimiser(settings.optimiser, settings.steps)
 
-    @jax.jit
+    @partial(jax.jit, donate_argnums=0)
     def step(
         state: dict[str, Any], batch: dict[str, Any], key: jax.Array
     ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
@@ -57,8 +58,6 @@ def train_distill(
         batch_size=settings.batch_size,
         seed=config.seed,
     )
-    loop = LoopConfig(
-        "distill", folder, settings.steps, config.seed, config.save_every, config.workers
-    )
+    loop = LoopConfig.of(config, "distill", folder, settings.steps)
     state = initial_state(architecture.init(config.seed + 1), optimiser)
     return run_loop(loop, state, source, step)["params"]

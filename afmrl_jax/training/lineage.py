@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +12,7 @@ from typing import Any
 from afmrl_jax.config import RunConfig, fingerprint, to_dict
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import file_hash, read_json, write_json
-
-
-def say(message: str) -> None:
-    """A line for the person who waits."""
-    print(message, file=sys.stderr, flush=True)
+from afmrl_jax.progress import say
 
 
 class Run:

@@ -10,9 +10,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from afmrl_jax.config import RunConfig
 from afmrl_jax.data.pipeline import iterate
 from afmrl_jax.metrics_log import MetricsLog
+from afmrl_jax.parallel.mesh import make_mesh
+from afmrl_jax.parallel.sharding import place, place_batch
 from afmrl_jax.progress import Progress
 from afmrl_jax.training.checkpoint import Checkpointer
 
@@ -28,8 +32,18 @@ class LoopConfig:
     steps: int
     seed: int
     save_every: int
+    mesh: Mesh
     workers: int = 0
     log_every: int = 10
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, name: str, folder: Path, steps: int, *, log_every: int = 10
+    ) -> LoopConfig:
+        """The loop of a stage of a run."""
+        mesh = make_mesh(config.mesh.data, config.mesh.model)
+        settings = (config.seed, config.save_every, mesh, config.workers, log_every)
+        return cls(name, folder, steps, *settings)
 
 
 def run_loop(
@@ -53,6 +67,7 @@ def run_loop(
     Returns:
         The state after the last step.
     """
+    state = place(state, config.mesh)
     checkpointer = Checkpointer(config.folder / "checkpoints")
     iterator = iterate(source, workers=config.workers)
     if checkpointer.latest_step is not None:
@@ -63,10 +78,10 @@ def run_loop(
     if start == 0 and evaluate is not None:
         log.write(0, evaluate(state, 0) or {})
     try:
-        with Progress(config.name, config.steps, start) as progress:
+        with jax.set_mesh(config.mesh), Progress(config.name, config.steps, start) as progress:
             for step in range(start, config.steps):
                 began = time.perf_counter()
-                batch = next(iterator)
+                batch = place_batch(next(iterator), config.mesh)
                 waited = time.perf_counter() - began
                 state, metrics = step_function(state, batch, jax.random.fold_in(base, step))
                 done = step + 1

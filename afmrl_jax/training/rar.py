@@ -15,6 +15,7 @@ from afmrl_jax.data.pipeline import PromptSource
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.models.generation import Generation, completion_logprobs
 from afmrl_jax.objectives.grpo import dead_groups, group_advantages, grpo_loss
+from afmrl_jax.parallel.sharding import place
 from afmrl_jax.training.loop import LoopConfig, run_loop
 from afmrl_jax.training.rar_environment import RarEnvironment, Rollout, sample
 from afmrl_jax.training.rar_judge import HeldOutJudge
@@ -63,11 +64,13 @@ class RarStep:
         tokenizer = environment.builder.tokenizer
         self._specials = (tokenizer.eos_id, tokenizer.pad_id)
         self._max_new = environment.builder.text.max_attribute_tokens
-        self._update = jax.jit(partial(_update, architecture, settings, optimiser))
+        update = partial(_update, architecture, settings, optimiser)
+        self._update = jax.jit(update, donate_argnums=0)
 
     def __call__(
         self, state: dict[str, Any], batch: dict[str, Any], key: jax.Array
     ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """One rollout and its updates."""
         settings, prompts = self._settings, batch["rows"]
         generation = sample(
             self._architecture,
@@ -79,9 +82,7 @@ class RarStep:
             self._max_new,
             self._specials,
         )
-        rollout = self._environment.judge(
-            prompts, batch["index"], generation, settings, self._k
-        )
+        rollout = self._environment.judge(prompts, batch["index"], generation, settings, self._k)
         reference = score(
             self._architecture, self._reference, prompts, generation, settings.temperature
         )
@@ -169,9 +170,7 @@ def train_rar(
     """
     settings = config.rar
     judge = HeldOutJudge.open(folder, settings, architecture, params, environment, config.seed)
-    optimiser = make_optimiser(
-        settings.optimiser, settings.steps * settings.updates_per_rollout
-    )
+    optimiser = make_optimiser(settings.optimiser, settings.steps * settings.updates_per_rollout)
     source = PromptSource(
         environment.builder,
         environment.training_queries,
@@ -180,16 +179,10 @@ def train_rar(
         batch_size=settings.queries,
         seed=config.seed,
     )
-    step = RarStep(settings, architecture, params, environment, optimiser, judge.k)
-    loop = LoopConfig(
-        "rar",
-        folder,
-        settings.steps,
-        config.seed,
-        min(config.save_every, settings.evaluate_every),
-        config.workers,
-        log_every=1,
-    )
+    loop = LoopConfig.of(config, "rar", folder, settings.steps, log_every=1)
+    # A copy, because the update donates the buffers of the state that starts from `params`.
+    reference = place(jax.tree.map(jnp.copy, params), loop.mesh)
+    step = RarStep(settings, architecture, reference, environment, optimiser, judge.k)
 
     def evaluate(state: dict[str, Any], done: int) -> dict[str, float] | None:
         if done % settings.evaluate_every and done != settings.steps:

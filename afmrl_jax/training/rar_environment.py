@@ -173,7 +173,9 @@ class RarEnvironment:
         rewards = objectives.apply_malformed(
             jnp.asarray(chosen), jnp.asarray(malformed), settings.malformed_reward
         )
-        counts = [0 if bad else len(parse_attributes(t)) for t, bad in zip(texts, malformed, strict=True)]
+        counts = [
+            0 if bad else len(parse_attributes(t)) for t, bad in zip(texts, malformed, strict=True)
+        ]
         lengths = np.asarray(generation.mask).sum(-1)
         return Rollout(
             rewards=np.asarray(rewards).reshape(shape),

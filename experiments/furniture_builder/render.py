@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import moderngl
 import numpy as np
@@ -30,7 +31,8 @@ uniform vec3 fill_direction; uniform vec3 fill_colour; uniform vec3 ambient;
 in vec3 n; in vec4 c; out vec4 result;
 void main() {
   vec3 m = normalize(n);
-  vec3 light = ambient + key_colour * abs(dot(m, key_direction)) * (dot(m, key_direction) > 0.0 ? 1.0 : 0.45)
+  float facing = dot(m, key_direction);
+  vec3 light = ambient + key_colour * abs(facing) * (facing > 0.0 ? 1.0 : 0.45)
              + fill_colour * max(dot(m, fill_direction), 0.0);
   result = vec4(min(c.rgb * light, vec3(1.0)), c.a);
 }
@@ -61,7 +63,8 @@ class Renderer:
 
     def __init__(self, size: int = RENDER_SIZE):
         self._size = size
-        self._context = moderngl.create_standalone_context(backend="egl")
+        settings: Any = {"standalone": True, "backend": "egl"}
+        self._context = moderngl.create_context(**settings)
         self._context.enable(moderngl.DEPTH_TEST)
         self._program = self._context.program(vertex_shader=_VERTEX, fragment_shader=_FRAGMENT)
         shape = (size, size)
@@ -94,7 +97,7 @@ class Renderer:
         shift = rng.uniform(-0.05, 0.05, 2)
         camera, view = _camera(mesh, azimuth, elevation, zoom, shift)
         exposure = rng.uniform(0.9, 1.08)
-        program = self._program
+        program: Any = self._program  # Its members are uniforms, which moderngl does not type.
         program["camera"].write(camera.T.astype("f4").tobytes())
         program["key_direction"].value = tuple(_unit(view @ np.array([0.5, 0.8, 0.9])))
         program["fill_direction"].value = tuple(_unit(view @ np.array([-0.9, 0.2, 0.5])))

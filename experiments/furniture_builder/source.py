@@ -60,7 +60,7 @@ class Mesh:
 
 
 def read_properties(data: bytes) -> dict[str, str]:
-    """A Java properties file: Latin-1 with \\uXXXX escapes."""
+    """A Java properties file: Latin-1, other characters as escapes."""
     out = {}
     for line in re.sub(r"\\\r?\n\s*", "", data.decode("latin-1")).splitlines():
         line = line.strip()

@@ -156,7 +156,9 @@ def true_attributes(item: Item, colour: str, accent: str | None) -> dict[str, st
     out["shape"] = (
         "tall" if ratio > 1.6 else "flat" if ratio < 0.35 else "wide" if ratio < 0.8 else "compact"
     )
-    detail = " ".join(words[:-1]) or " ".join(WORD.findall(item.tags[0].lower() if item.tags else ""))
+    detail = " ".join(words[:-1]) or " ".join(
+        WORD.findall(item.tags[0].lower() if item.tags else "")
+    )
     if detail and detail != out["type"]:
         out["style"] = detail[:24].strip()
     return out

@@ -49,9 +49,7 @@ def test_equals_rank_bm25_with_lucene_idf(form, corpus) -> None:
     queries = random_terms(2, 12)
     twin = rank_bm25.BM25Okapi(texts(corpus), k1=1.5, b=0.75)
     frequency = {w: sum(w in set(x) for x in texts(corpus)) for w in twin.idf}
-    twin.idf = {
-        w: np.log(1 + (len(corpus) - n + 0.5) / (n + 0.5)) for w, n in frequency.items()
-    }
+    twin.idf = {w: np.log(1 + (len(corpus) - n + 0.5) / (n + 0.5)) for w, n in frequency.items()}
     expected = np.stack([twin.get_scores(query) for query in texts(queries)]) / 2.5
     scores = form(fit_bm25(corpus, VOCABULARY), jnp.array(queries), jnp.array(corpus))
     np.testing.assert_allclose(scores, expected, rtol=2e-6, atol=1e-6)

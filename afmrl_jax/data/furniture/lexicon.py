@@ -24,30 +24,88 @@ COLOUR_WORDS: dict[str, dict[str, str]] = {
     "de": dict(
         zip(
             COLOURS,
-            "weiß schwarz grau beige braun eiche rot orange gelb grün türkis blau lila rosa".split(),
+            [
+                "weiß",
+                "schwarz",
+                "grau",
+                "beige",
+                "braun",
+                "eiche",
+                "rot",
+                "orange",
+                "gelb",
+                "grün",
+                "türkis",
+                "blau",
+                "lila",
+                "rosa",
+            ],
             strict=True,
         )
     ),
     "fr": dict(
         zip(
             COLOURS,
-            "blanc noir gris beige marron chêne rouge orange jaune vert turquoise bleu violet "
-            "rose".split(),
+            [
+                "blanc",
+                "noir",
+                "gris",
+                "beige",
+                "marron",
+                "chêne",
+                "rouge",
+                "orange",
+                "jaune",
+                "vert",
+                "turquoise",
+                "bleu",
+                "violet",
+                "rose",
+            ],
             strict=True,
         )
     ),
     "es": dict(
         zip(
             COLOURS,
-            "blanco negro gris beige marrón roble rojo naranja amarillo verde turquesa azul "
-            "morado rosa".split(),
+            [
+                "blanco",
+                "negro",
+                "gris",
+                "beige",
+                "marrón",
+                "roble",
+                "rojo",
+                "naranja",
+                "amarillo",
+                "verde",
+                "turquesa",
+                "azul",
+                "morado",
+                "rosa",
+            ],
             strict=True,
         )
     ),
     "zh_CN": dict(
         zip(
             COLOURS,
-            "白色 黑色 灰色 米色 棕色 橡木色 红色 橙色 黄色 绿色 青色 蓝色 紫色 粉色".split(),
+            [
+                "白色",
+                "黑色",
+                "灰色",
+                "米色",
+                "棕色",
+                "橡木色",
+                "红色",
+                "橙色",
+                "黄色",
+                "绿色",
+                "青色",
+                "蓝色",
+                "紫色",
+                "粉色",
+            ],
             strict=True,
         )
     ),

@@ -1,0 +1,46 @@
+# `make demo`, `make test` and `make lint` need nothing but Python 3.11 or newer: each makes .venv
+# and installs into it first, which is skipped while pyproject.toml has not changed.
+#
+#   make demo ARGS="--fast --out runs/smoke"
+#   make test ARGS="tests/objectives -k agcl"
+
+PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3 python,\
+	$(if $(shell $(name) -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' \
+	2>/dev/null && echo yes),$(name))))
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: demo test lint format install clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python experiments/demo.py $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(VENV)/.installed-dev
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache

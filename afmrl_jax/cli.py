@@ -1,0 +1,197 @@
+"""The `afmrl` command: check a catalogue, and use a finished run on it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from afmrl_jax import serving
+from afmrl_jax.data.check import check_catalogue
+from afmrl_jax.reporting.report import build_report
+from afmrl_jax.reporting.tables import text_table
+from afmrl_jax.runtime import reported, set_up
+from afmrl_jax.systems import FinishedRun
+
+
+@dataclass(frozen=True)
+class CatalogueCheck:
+    """Say what is wrong with a catalogue, record by record; exit status 1 where anything is."""
+
+    catalogue: tyro.conf.Positional[str]
+    """Folder with listings.jsonl or listings.parquet, or `furniture`."""
+    as_json: bool = False
+    """Print problems and summary as one JSON object."""
+
+    def execute(self) -> None:
+        """Run the command."""
+        problems, summary = check_catalogue(self.catalogue)
+        errors = [x for x in problems if x.severity == "error"]
+        if self.as_json:
+            found = [vars(x) for x in problems]
+            print(json.dumps({"problems": found, "summary": summary}, ensure_ascii=False))
+        else:
+            for x in problems:
+                print(f"{x.severity}: {x}")
+            print(_summary(summary))
+            print(f"{len(errors)} error(s), {len(problems) - len(errors)} warning(s)")
+        if errors:
+            sys.exit(1)
+
+
+def _summary(summary: dict) -> str:
+    lines = [
+        f"{summary['listings']} listings of {summary['products']} products in "
+        f"{summary['families']} families"
+    ]
+    for split, counts in summary["splits"].items():
+        lines.append(f"  {split:8s} " + ", ".join(f"{n} {what}" for what, n in counts.items()))
+    coverage = summary["coverage"].items()
+    lines.append("  known    " + ", ".join(f"{k} {100 * v:.0f} %" for k, v in coverage))
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _OnCatalogue:
+    run: Path
+    """Run directory of a finished demo."""
+    catalogue: str
+    """Folder with listings.jsonl or listings.parquet, or `furniture`."""
+    out: Path
+    """File or folder to write."""
+    skip_bad: bool = False
+    """Leave unusable records out, counted and listed, instead of stopping."""
+
+
+@dataclass(frozen=True)
+class Annotate(_OnCatalogue):
+    """Write the attributes that G reads off each listing, one JSON object a line."""
+
+    generator: Literal["distill", "rar"] = "rar"
+    """Which G: the distilled or the reinforced one."""
+    split: Literal["all", "distill", "train", "reward", "test"] = "all"
+    """Listings to annotate."""
+
+    def execute(self) -> None:
+        """Run the command."""
+        catalogue = serving.read(self.catalogue, self.split, skip_bad=self.skip_bad)
+        texts = serving.annotate_catalogue(
+            FinishedRun(self.run), self.generator, catalogue, self.out
+        )
+        print(f"{len(texts)} listings: {self.out}")
+
+
+@dataclass(frozen=True)
+class Embed(_OnCatalogue):
+    """Embed a catalogue and build a searchable index of it."""
+
+    system: str | None = None
+    """Row of the results table, such as `infonce` or `agcl+distilled`; the last one without."""
+    attributes: Path | None = None
+    """Attributes from `afmrl annotate`; without, the system's G writes them now."""
+    index: Literal["exact", "scann"] = "exact"
+    """Exact search, or ScaNN's approximate one."""
+    split: Literal["all", "distill", "train", "reward", "test"] = "all"
+    """Listings to embed."""
+
+    def execute(self) -> None:
+        """Run the command."""
+        catalogue = serving.read(self.catalogue, self.split, skip_bad=self.skip_bad)
+        serving.embed_catalogue(
+            FinishedRun(self.run),
+            self.system,
+            catalogue,
+            self.out,
+            attributes=self.attributes,
+            kind=self.index,
+        )
+        print(f"{len(catalogue.listings)} listings: {self.out}")
+
+
+@dataclass(frozen=True)
+class Search:
+    """Find listings by a text, a picture, or both together."""
+
+    run: Path
+    """Run directory of the embedder."""
+    index: Path
+    """What `afmrl embed` wrote."""
+    text: str | None = None
+    """Words, as in a title."""
+    image: Path | None = None
+    """A picture file."""
+    k: int = 10
+    """How many listings."""
+    as_json: bool = False
+    """Print one JSON object a result."""
+
+    def execute(self) -> None:
+        """Run the command."""
+        found = serving.search(FinishedRun(self.run), self.index, self.text, self.image, self.k)
+        if self.as_json:
+            for x in found.results:
+                print(json.dumps(x, ensure_ascii=False))
+            return
+        if found.attributes:
+            print(f"read off the query: {found.attributes}")
+        for number, x in enumerate(found.results, 1):
+            print(
+                f"{number:3d}  {x['score']:.4f}  {x['listing_id']}  "
+                f"[{x['product_id']}]  {x['title']}"
+            )
+
+
+@dataclass(frozen=True)
+class Evaluate(_OnCatalogue):
+    """Evaluate every system of a run on a catalogue, which may be one it never saw."""
+
+    split: Literal["all", "distill", "train", "reward", "test"] = "test"
+    """Listings that are queries and gallery."""
+
+    def execute(self) -> None:
+        """Run the command."""
+        evaluation = serving.evaluate(
+            FinishedRun(self.run), self.catalogue, self.split, self.out, skip_bad=self.skip_bad
+        )
+        print(text_table(evaluation))
+        print(self.out)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write a run's report anew."""
+
+    run: Path
+    """Run directory."""
+    out: Path | None = None
+    """The file to write; report.html in the run without."""
+
+    def execute(self) -> None:
+        """Run the command."""
+        print(build_report(self.run, self.out))
+
+
+Command = (
+    Annotated[CatalogueCheck, tyro.conf.subcommand("catalogue-check")]
+    | Annotated[Annotate, tyro.conf.subcommand("annotate")]
+    | Annotated[Embed, tyro.conf.subcommand("embed")]
+    | Annotated[Search, tyro.conf.subcommand("search")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the console command."""
+    with reported():
+        command = tyro.cli(Command, prog="afmrl", description=__doc__, args=arguments)
+        set_up()
+        command.execute()
+
+
+if __name__ == "__main__":
+    main()

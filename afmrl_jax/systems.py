@@ -1,0 +1,103 @@
+"""The rows of the results table: which embedder and which generator make up each system."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from afmrl_jax.config import RunConfig, from_dict
+from afmrl_jax.data.pipeline import RowBuilder
+from afmrl_jax.data.records import Catalogue
+from afmrl_jax.data.text import BpeTokenizer
+from afmrl_jax.errors import RunError
+from afmrl_jax.files import read_json
+from afmrl_jax.models.folder import load_model
+from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.parallel.mesh import make_mesh
+from afmrl_jax.retrieval.encode import Encoder
+
+ANNOTATIONS = {"distill": "annotate-distilled", "rar": "annotate-reinforced"}
+"""The stage that holds what each generator wrote."""
+
+
+@dataclass(frozen=True)
+class System:
+    """A row of the results table."""
+
+    name: str
+    embedder: str
+    """Stage that trained R."""
+    generator: str | None
+    """Stage that trained the G whose attributes R reads; None where R reads none."""
+
+    @property
+    def annotations(self) -> str | None:
+        """Stage that holds the generator's attributes."""
+        return ANNOTATIONS[self.generator] if self.generator else None
+
+
+def systems_of(config: RunConfig) -> list[System]:
+    """The rows of a run, in the order in which the paper adds its parts."""
+    rows = [
+        System("infonce", "infonce", None),
+        System("agcl", "agcl", None),
+        System("agcl+distilled", "agcl-distilled", "distill"),
+        System("afmrl", "agcl-distilled", "rar"),
+    ]
+    if config.cit.cycles:
+        rows.append(System("afmrl+cit", f"cit-{config.cit.cycles}", "rar"))
+    return rows
+
+
+class FinishedRun:
+    """A run directory as a source of models."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        path = folder / "config.json"
+        if not path.is_file():
+            raise RunError(
+                f"{folder} is no run directory (config.json is missing); give the --out of a demo"
+            )
+        self.config: RunConfig = from_dict(RunConfig, read_json(path))
+
+    @cached_property
+    def mesh(self) -> Mesh:
+        """The devices of this machine, whatever the run was trained on."""
+        return make_mesh(-1, 1)
+
+    @cached_property
+    def tokenizer(self) -> BpeTokenizer:
+        """The run's tokenizer."""
+        folder = self.folder / "tokenizer"
+        if not (folder / "DONE.json").is_file():
+            raise RunError(f"{self.folder} has no tokenizer yet; let the demo finish first")
+        return BpeTokenizer.load(folder)
+
+    def system(self, name: str | None = None) -> System:
+        """The row of a name; the last one without."""
+        rows = {x.name: x for x in systems_of(self.config)}
+        if name is not None and name not in rows:
+            raise RunError(f"{self.folder} has no system {name!r}; choose from {', '.join(rows)}")
+        return rows[name or list(rows)[-1]]
+
+    def model(self, stage: str) -> tuple[Architecture, Params]:
+        """What a finished stage trained."""
+        if not (self.folder / stage / "DONE.json").is_file():
+            raise RunError(
+                f"stage {stage} of {self.folder} is not finished; start its demo command again"
+            )
+        return load_model(self.folder / stage / "model")
+
+    def encoder(self, system: System) -> Encoder:
+        """R of a system."""
+        size = self.config.evaluation.batch_size
+        return Encoder.on(self.mesh, *self.model(system.embedder), size)
+
+    def rows(self, catalogue: Catalogue) -> RowBuilder:
+        """Model rows of a catalogue's listings."""
+        config = self.config
+        return RowBuilder.of(catalogue.listings, self.tokenizer, config.image, config.text)
