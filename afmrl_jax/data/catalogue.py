@@ -30,6 +30,7 @@ def load_catalogue(name_or_path: str | Path, *, skip_bad: bool = False) -> Catal
     Args:
         name_or_path: `furniture`, a folder, or its `listings` file.
         skip_bad: leave unusable records out (they are listed in `skipped`) instead of stopping.
+            Pictures are then decoded here and not only opened, so that none fails later.
 
     Raises:
         CatalogueError: names the record, the file and the remedy.
@@ -67,7 +68,7 @@ def read_catalogue_file(
             raise CatalogueError(f"{problem} {hint}")
         skipped.append(problem)
 
-    listings = list(read_listings(path, report, decode_pictures=False, verify=verify_pictures))
+    listings = list(read_listings(path, report, decode_pictures=skip_bad, verify=verify_pictures))
     listings = check_whole(listings, str(path), report)
     return Catalogue(name, tuple(assign_splits(listings)), tuple(skipped))
 

@@ -1,0 +1,107 @@
+"""Test doubles: a drawn catalogue and models small enough for a unit test."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from afmrl_jax.model_config import QwenVLConfig, TextConfig, VisionConfig
+
+SHAPES = ("circle", "square", "triangle")
+COLOURS = {"red": "#d11", "blue": "#14c", "green": "#182", "black": "#222", "amber": "#e90"}
+LETTERS = ("a", "k")
+
+
+def draw_badge(shape: str, colour: str, letter: str, rng: np.random.Generator) -> bytes:
+    """A PNG of an enamel badge, placed and lit a little differently each time."""
+    side = 48
+    tone = int(rng.integers(215, 256))
+    picture = Image.new("RGB", (side, side), (tone, tone, tone))
+    draw = ImageDraw.Draw(picture)
+    x, y = rng.integers(3, 10, 2).tolist()
+    box = (x, y, x + 34, y + 34)
+    if shape == "circle":
+        draw.ellipse(box, fill=COLOURS[colour])
+    elif shape == "square":
+        draw.rectangle(box, fill=COLOURS[colour])
+    else:
+        corners = [(x, y + 34), (x + 34, y + 34), (x + 17, y)]
+        draw.polygon(corners, fill=COLOURS[colour])
+    draw.text((x + 14, y + 14), letter.upper(), fill="white")
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def write_badge_catalogue(
+    folder: Path, *, listings_per_product: int = 4, seed: int = 0, splits: bool = False
+) -> Path:
+    """A catalogue of 30 products in a domain far from furniture, without families.
+
+    Args:
+        folder: created where it does not exist.
+        listings_per_product: offers of each badge.
+        seed: of pictures and titles.
+        splits: write a `split` column; without, they are drawn by product.
+    """
+    rng = np.random.default_rng(seed)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    lines = []
+    for family, (shape, letter) in enumerate((s, x) for s in SHAPES for x in LETTERS):
+        split = ("distill", "distill", "train", "train", "reward", "test")[family]
+        for colour in COLOURS:
+            product = f"{shape}-{letter}-{colour}"
+            for number in range(listings_per_product):
+                name = f"images/{product}-{number}.png"
+                (folder / name).write_bytes(draw_badge(shape, colour, letter, rng))
+                words = ["enamel", "badge", shape, letter, colour]
+                kept = [w for w in words if rng.random() < 0.6] or ["badge"]
+                attributes = {"shape": shape, "letter": letter, "colour": colour, "finish": "gloss"}
+                record = {
+                    "listing_id": f"{product}-{number}",
+                    "product_id": product,
+                    "title": " ".join(rng.permutation(kept)),
+                    "image": name,
+                    "category": shape,
+                    "attributes": attributes,
+                    "seller": f"seller {number}",
+                }
+                if splits:
+                    record["split"] = split
+                lines.append(json.dumps(record))
+    (folder / "listings.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def tiny_config(
+    family: Literal["qwen2_vl", "qwen2_5_vl"] = "qwen2_vl",
+    *,
+    vocab_size: int = 320,
+    image_token_id: int = 5,
+    tie_embeddings: bool = True,
+) -> QwenVLConfig:
+    """A model of some ten thousand parameters with every part of the real one."""
+    vision = VisionConfig(
+        depth=2,
+        embed_dim=32,
+        num_heads=2,
+        intermediate=48,
+        out_dim=32,
+        full_attention_blocks=(1,) if family == "qwen2_5_vl" else (),
+    )
+    text = TextConfig(
+        vocab_size=vocab_size,
+        hidden_dim=32,
+        intermediate_dim=48,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        mrope_section=(2, 1, 1),
+        tie_embeddings=tie_embeddings,
+    )
+    return QwenVLConfig(family, vision, text, image_token_id)
