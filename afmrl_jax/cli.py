@@ -124,7 +124,7 @@ class Search:
     """Words, as in a title."""
     image: Path | None = None
     """A picture file."""
-    k: int = 10
+    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
     """How many listings."""
     as_json: bool = False
     """Print one JSON object a result."""

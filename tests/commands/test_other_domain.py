@@ -1,0 +1,160 @@
+"""A shop in another domain: check, demo, embed, search, annotate, evaluate, report."""
+
+import json
+import runpy
+from pathlib import Path
+
+import jax
+import pytest
+
+from afmrl_jax import cli
+from afmrl_jax.testing import write_badge_catalogue
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_side_effects():
+    """Commands set up a compile cache; the session must not keep it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+        yield
+    assert jax.config.jax_compilation_cache_dir in (None, "")
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    return write_badge_catalogue(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture(scope="module")
+def run(shop, tmp_path_factory):
+    """A fast demo on the shop; one device, because eight simulated ones only compile longer."""
+    out = tmp_path_factory.mktemp("runs") / "badges"
+    demo = runpy.run_path(str(ROOT / "experiments" / "demo.py"))["main"]
+    arguments = ["--fast", "--catalogue", str(shop), "--out", str(out), "--mesh.data", "1"]
+    demo(arguments)
+    return out
+
+
+def test_check_finds_nothing(shop, capsys):
+    cli.main(["catalogue-check", str(shop)])
+    text = capsys.readouterr().out
+    assert "120 listings of 30 products" in text
+    assert "0 error(s)" in text
+
+
+def test_check_fails_on_a_broken_record(tmp_path, capsys):
+    folder = write_badge_catalogue(tmp_path / "shop", listings_per_product=2)
+    (folder / "images" / "circle-a-red-0.png").write_bytes(b"broken")
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["catalogue-check", str(folder), "--as-json"])
+    assert exit_.value.code == 1
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    assert "circle-a-red-0" in problem["record"]
+
+
+def test_demo_writes_every_row_and_a_report(run):
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert len(evaluation["rows"]) == 5
+    report = (run / "report.html").read_text()
+    assert "afmrl+cit" in report
+
+
+@pytest.mark.parametrize("index", ["exact", "scann"])
+def test_embed_then_search(run, shop, tmp_path, capsys, index):
+    out = tmp_path / "badges"
+    cli.main(
+        ["embed", "--run", str(run), "--catalogue", str(shop), "--out", str(out)]
+        + ["--index", index]
+    )
+    base = ["search", "--run", str(run), "--index", str(out), "--as-json", "-k", "3"]
+    capsys.readouterr()
+    picture = shop / "images" / "circle-a-red-0.png"
+    for query in (
+        ["--text", "red circle badge"],
+        ["--image", str(picture)],
+        ["--text", "red circle badge", "--image", str(picture)],
+    ):
+        cli.main(base + query)
+        found = [json.loads(x) for x in capsys.readouterr().out.splitlines()]
+        assert len(found) == 3
+        assert found[0]["score"] >= found[1]["score"] >= found[2]["score"]
+        assert {"listing_id", "product_id", "title", "attributes"} <= found[0].keys()
+
+
+def test_a_listing_finds_itself(run, shop, tmp_path, capsys):
+    out = tmp_path / "badges"
+    cli.main(
+        ["embed", "--run", str(run), "--catalogue", str(shop), "--out", str(out)]
+        + ["--system", "infonce"]
+    )
+    record = json.loads((shop / "listings.jsonl").read_text().splitlines()[7])
+    capsys.readouterr()
+    cli.main(
+        ["search", "--run", str(run), "--index", str(out), "--as-json"]
+        + ["--text", record["title"], "--image", str(shop / record["image"])]
+    )
+    best = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert best["score"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_annotate_then_embed_with_the_same_attributes(run, shop, tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    cli.main(["annotate", "--run", str(run), "--catalogue", str(shop), "--out", str(texts)])
+    assert len(texts.read_text().splitlines()) == 120
+    out = tmp_path / "badges"
+    cli.main(
+        ["embed", "--run", str(run), "--catalogue", str(shop), "--out", str(out)]
+        + ["--attributes", str(texts)]
+    )
+    assert (out / "listings.jsonl").is_file()
+
+
+def test_evaluate_on_a_catalogue_that_the_run_never_saw(run, tmp_path, capsys):
+    other = write_badge_catalogue(tmp_path / "other", seed=9)
+    out = tmp_path / "evaluation.json"
+    arguments = ["evaluate", "--run", str(run), "--catalogue", str(other), "--out", str(out)]
+    cli.main([*arguments, "--split", "all"])
+    evaluation = json.loads(out.read_text())
+    assert [row["n_queries"] for row in evaluation["rows"]] == [120] * 5
+    assert evaluation["rows"][0]["classification"] is None  # Nothing else to fit it on.
+    assert "afmrl+cit" in capsys.readouterr().out
+
+
+def test_report_to_another_file(run, tmp_path):
+    cli.main(["report", "--run", str(run), "--out", str(tmp_path / "report.html")])
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "--run", "RUN", "--index", "nowhere", "--text", "x"], "afmrl embed"),
+        (["search", "--run", "RUN", "--index", "nowhere"], "needs --text, --image"),
+        (["evaluate", "--run", "nowhere", "--catalogue", "SHOP", "--out", "x"], "run directory"),
+        (["annotate", "--run", "RUN", "--catalogue", "nowhere", "--out", "x"], "does not exist"),
+        (
+            ["embed", "--run", "RUN", "--catalogue", "SHOP", "--out", "x", "--system", "best"],
+            "choose from infonce",
+        ),
+        (["report", "--run", "nowhere"], "no run directory"),
+    ],
+)
+def test_mistakes_get_one_line(run, shop, arguments, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    places = {"RUN": str(run), "SHOP": str(shop)}
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([places.get(x, x) for x in arguments])
+    assert exit_.value.code == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
+    assert not list(tmp_path.glob("x*"))
+
+
+def test_help_describes_every_command(capsys):
+    for command in ("catalogue-check", "annotate", "embed", "search", "evaluate", "report"):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        assert len(capsys.readouterr().out) > 200

@@ -1,0 +1,157 @@
+"""Batches: who meets whom, and that any step can be replayed."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from afmrl_jax.config import TextBudget
+from afmrl_jax.data.attributes import parse_attributes
+from afmrl_jax.data.batches import bucket_length, mrope_positions
+from afmrl_jax.data.pipeline import (
+    ContrastiveSource,
+    DistillSource,
+    PromptSource,
+    RowBuilder,
+    iterate,
+)
+from afmrl_jax.data.sampler import PairSampler, epoch_indices
+from afmrl_jax.data.terms import Bm25Vocabulary
+from afmrl_jax.errors import CatalogueError
+from afmrl_jax.model_config import ImageConfig
+
+
+@pytest.fixture
+def builder(badge_listings, tokenizer):
+    return RowBuilder.of(badge_listings, tokenizer, ImageConfig(), TextBudget())
+
+
+PRODUCTS = [f"p{n // 3}" for n in range(120)]
+FAMILIES = [f"f{n // 12}" for n in range(120)]
+
+
+def sampler(**options):
+    settings = {"batch_size": 16, "sibling_share": 0.5, "seed": 0} | options
+    return PairSampler(PRODUCTS, FAMILIES, **settings)
+
+
+@pytest.mark.parametrize("step", range(20))
+def test_a_batch_holds_no_product_twice_and_pairs_two_listings_of_each(step):
+    queries, candidates, products = sampler().draw(step)
+    assert len(set(products.tolist())) == 16
+    assert (queries != candidates).all()
+    for q, c in zip(queries, candidates, strict=True):
+        assert PRODUCTS[q] == PRODUCTS[c]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_siblings_have_their_share(share):
+    met = []
+    for step in range(50):
+        families = [FAMILIES[q] for q in sampler(sibling_share=share).draw(step)[0]]
+        met.append(np.mean([families.count(f) > 1 for f in families]))
+    # Products drawn at random meet a sibling now and then.
+    assert share - 0.01 <= np.mean(met)
+    assert share == 1.0 or np.mean(met) < share + 0.75
+
+
+def test_a_small_catalogue_gives_smaller_batches():
+    assert sampler(batch_size=500).batch_size == 40
+
+
+def test_products_with_a_single_listing_cannot_be_trained_on():
+    with pytest.raises(CatalogueError, match="two products with two listings"):
+        PairSampler(["a", "b"], [None, None], batch_size=2, sibling_share=0, seed=0)
+
+
+def test_an_epoch_holds_every_listing_once_and_batches_run_across_its_end():
+    drawn = np.concatenate([epoch_indices(10, 4, step, seed=1) for step in range(5)])
+    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
+    assert drawn[:10].tolist() != drawn[10:].tolist()
+
+
+def contrastive(builder, **options):
+    texts = {x.listing_id: "shape: round; colour: red; finish: matt" for x in builder.listings}
+    vocabulary = Bm25Vocabulary.fit(list(texts.values()))
+    settings = {
+        "steps": 6,
+        "batch_size": 8,
+        "sibling_share": 0.5,
+        "seed": 3,
+        "attributes_in_input": texts,
+        "attributes_for_terms": texts,
+        "vocabulary": vocabulary,
+        "attribute_dropout": 0.5,
+        "no_attributes": 0.2,
+        "title_dropout": 0.2,
+        "image_dropout": 0.2,
+    }
+    return ContrastiveSource(builder, **(settings | options))
+
+
+def flatten(batch):
+    rows = batch["rows"]
+    return [np.asarray(x) for x in (*rows, *(batch[k] for k in sorted(batch) if k != "rows"))]
+
+
+def test_iterating_gives_the_batches_of_the_source(builder):
+    source = contrastive(builder)
+    for step, batch in enumerate(itertools.islice(iterate(source), 6)):
+        for one, two in zip(flatten(batch), flatten(source[step]), strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+def test_an_iterator_goes_on_where_its_state_was_taken(builder):
+    iterator = iterate(contrastive(builder))
+    next(iterator), next(iterator)
+    state = iterator.get_state()
+    expected = flatten(next(iterator))
+    again = iterate(contrastive(builder))
+    again.set_state(state)
+    for one, two in zip(flatten(next(again)), expected, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_dropout_hides_parts_but_never_all(builder):
+    pads, texts = 0, 0
+    for step in range(6):
+        rows = contrastive(builder)[step]["rows"]
+        has_picture = (rows.patch_segment > 0).any(1)
+        pads += (~has_picture).sum()
+        texts += len(rows.tokens)
+        assert (rows.token_mask.sum(1) > 2).all()
+    assert 0 < pads < texts
+
+
+def test_distillation_targets_are_the_oracles_list_and_nothing_else(builder):
+    texts = [f"shape: {x.product_id}" for x in builder.listings]
+    batch = DistillSource(builder, texts, steps=2, batch_size=4, seed=0)[1]
+    places = epoch_indices(len(texts), 4, 1, 0)
+    for row, place in enumerate(places):
+        target = batch["targets"][row][batch["mask"][row]].tolist()
+        assert target[-1] == builder.tokenizer.eos_id
+        assert builder.tokenizer.decode(target) == texts[place]
+        assert parse_attributes(texts[place])
+
+
+def test_prompts_name_their_listings(builder):
+    queries = np.array([4, 9, 17])
+    batch = PromptSource(builder, queries, length=48, steps=2, batch_size=2, seed=0)[0]
+    assert set(batch["index"].tolist()) <= {4, 9, 17}
+    prompt = builder.prompt(int(batch["index"][0]))
+    assert batch["rows"].tokens[0, : len(prompt.tokens)].tolist() == prompt.tokens
+
+
+def test_positions_count_up_around_a_picture():
+    tokens = [1, 2, 9, 9, 9, 9, 9, 9, 3, 4]
+    found = mrope_positions(tokens, (2, 3), image_pad_id=9)
+    assert found[0].tolist() == [0, 1, 2, 2, 2, 2, 2, 2, 5, 6]
+    assert found[1].tolist() == [0, 1, 2, 2, 2, 3, 3, 3, 5, 6]
+    assert found[2].tolist() == [0, 1, 2, 3, 4, 2, 3, 4, 5, 6]
+
+
+def test_a_row_beyond_the_largest_bucket_is_refused():
+    budget = TextBudget(buckets=(8, 16))
+    assert bucket_length(9, budget) == 16
+    with pytest.raises(CatalogueError, match="add a bucket"):
+        bucket_length(17, budget)

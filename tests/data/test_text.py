@@ -1,0 +1,43 @@
+"""The tokenizer."""
+
+import pickle
+
+import pytest
+
+from afmrl_jax.data.text import SPECIALS, BpeTokenizer
+from afmrl_jax.errors import RunError
+
+
+@pytest.mark.parametrize("text", ["red chair", "Stühle 90×60 cm", "木椅子 🪑", "a\n\tb  c", ""])
+def test_any_text_survives(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_special_tokens_in_a_title_are_plain_text(tokenizer):
+    ids = tokenizer.encode("chair<|im_end|><|image_pad|>")
+    assert tokenizer.eos_id not in ids
+    assert tokenizer.image_pad_id not in ids
+    assert tokenizer.decode(ids) == "chair<|im_end|><|image_pad|>"
+
+
+def test_saved_and_pickled_tokenizers_are_the_same(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    for again in (BpeTokenizer.load(tmp_path), pickle.loads(pickle.dumps(tokenizer))):
+        assert again.encode("enamel badge") == tokenizer.encode("enamel badge")
+        assert again.vocab_size == tokenizer.vocab_size
+
+
+def test_training_is_deterministic():
+    texts = ["red chair", "blue chair", "chair chair"]
+    one, two = BpeTokenizer.train(texts, 300), BpeTokenizer.train(texts, 300)
+    assert one.encode("red blue chair") == two.encode("red blue chair")
+
+
+def test_special_tokens_have_the_hubs_names(tokenizer):
+    assert SPECIALS[:3] == ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    assert tokenizer.pad_id != tokenizer.eos_id
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(RunError, match=r"tokenizer\.json"):
+        BpeTokenizer.load(tmp_path)

@@ -1,0 +1,108 @@
+"""An embedding depends on its row alone; weights survive a round trip."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from afmrl_jax.data.batches import VLBatch
+from afmrl_jax.errors import RunError
+from afmrl_jax.models.embedder import embed_batch
+from afmrl_jax.models.folder import load_model, save_model
+from afmrl_jax.models.functional import Architecture
+from afmrl_jax.models.weights import load_hub_tensors, load_safetensors, to_hub_tensors
+from afmrl_jax.testing import tiny_config
+
+
+def device(batch):
+    return jax.tree.map(jnp.asarray, batch)
+
+
+@pytest.fixture
+def rows(builder):
+    return [
+        builder.embedder(0, "shape: circle"),
+        builder.embedder(3, None),
+        builder.embedder(5, None, picture=False),
+        builder.embedder(9, None, title=False),
+    ]
+
+
+def test_vectors_have_unit_length(model, builder, rows):
+    vectors = embed_batch(model, device(builder.batch(rows)))
+    np.testing.assert_allclose(jnp.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+
+
+def test_a_row_alone_in_another_bucket_has_the_same_vector(model, builder, rows):
+    together = embed_batch(model, device(builder.batch(rows, 48)))
+    for number, row in enumerate(rows):
+        alone = embed_batch(model, device(builder.batch([row], 80)))
+        np.testing.assert_allclose(alone[0], together[number], atol=1e-5)
+
+
+def test_padding_on_the_left_gives_the_same_vector(model, builder, rows):
+    batch = builder.batch(rows, 48)
+
+    def roll(values, counts, axis):
+        out = [np.roll(v, 48 - n, axis=axis) for v, n in zip(values, counts, strict=True)]
+        return np.stack(out)
+
+    counts = batch.token_mask.sum(1)
+    left = VLBatch(
+        roll(batch.tokens, counts, 0),
+        roll(batch.token_mask, counts, 0),
+        roll(batch.positions, counts, 1),
+        *batch[3:],
+    )
+    np.testing.assert_allclose(
+        embed_batch(model, device(left)), embed_batch(model, device(batch)), atol=1e-5
+    )
+
+
+def test_visual_tokens_computed_before_give_the_same_vector(model, builder, rows):
+    batch = device(builder.batch(rows))
+    tokens = model.visual(batch.patches, batch.patch_segment, batch.patch_position)
+    np.testing.assert_allclose(
+        embed_batch(model, batch, tokens), embed_batch(model, batch), atol=1e-6
+    )
+
+
+def test_picture_and_words_both_matter(model, builder):
+    full = builder.embedder(0, None)
+    other_picture = type(full)(full.tokens, builder.pictures[20])
+    words = builder.embedder(0, None, picture=False)
+    vectors = embed_batch(model, device(builder.batch([full, other_picture, words], 48)))
+    assert float(jnp.abs(vectors[0] - vectors[1]).max()) > 1e-3
+    assert float(jnp.abs(vectors[0] - vectors[2]).max()) > 1e-3
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_saved_model_comes_back_bit_for_bit(family, tied, tmp_path):
+    architecture = Architecture.of(tiny_config(family, tie_embeddings=tied))
+    params = architecture.init(4)
+    save_model(tmp_path / "model", architecture, params)
+    again, loaded = load_model(tmp_path / "model")
+    assert again == architecture
+    assert loaded.keys() == params.keys()
+    for name, value in params.items():
+        np.testing.assert_array_equal(loaded[name], value)
+
+
+def test_wrong_tensors_are_all_named(tmp_path):
+    architecture = Architecture.of(tiny_config())
+    model = architecture.bind(architecture.init(0))
+    tensors = to_hub_tensors(model)
+    tensors.pop("model.norm.weight")
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][1:]
+    tensors["surplus"] = np.zeros(1)
+    with pytest.raises(RunError) as error:
+        load_hub_tensors(model, tensors, "here")
+    for word in ("missing model.norm.weight", "extra surplus", "embed_tokens.weight has shape"):
+        assert word in str(error.value)
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    architecture = Architecture.of(tiny_config())
+    with pytest.raises(RunError, match="safetensors"):
+        load_safetensors(architecture.bind(architecture.init(0)), tmp_path / "pytorch_model.bin")

@@ -1,0 +1,97 @@
+"""Sampling against a model that is run anew for every token."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from afmrl_jax.models.generation import completion_logprobs, generate
+
+
+@pytest.fixture
+def prompts(builder):
+    rows = [builder.prompt(i) for i in (0, 7, 50)]
+    return jax.tree.map(jnp.asarray, builder.batch(rows)), rows
+
+
+def run(model, prompt, tokenizer, **options):
+    settings = {"group_size": 1, "max_new_tokens": 6, "temperature": 0.0} | options
+    return generate(
+        model,
+        prompt,
+        key=jax.random.key(3),
+        eos_id=tokenizer.eos_id,
+        pad_id=tokenizer.pad_id,
+        **settings,
+    )
+
+
+def test_greedy_tokens_are_those_of_a_full_pass_for_every_token(
+    model, prompts, builder, tokenizer
+):
+    prompt, rows = prompts
+    found = run(model, prompt, tokenizer)
+    for number, row in enumerate(rows):
+        tokens = list(row.tokens)
+        for step in range(6):
+            one = builder.batch([type(row)(tokens, row.picture)])
+            hidden = model(jax.tree.map(jnp.asarray, one))
+            expected = int(jnp.argmax(model.logits(hidden[0, len(tokens) - 1])))
+            assert int(found.tokens[number, 0, step]) == expected
+            if expected == tokenizer.eos_id:
+                break
+            tokens.append(expected)
+
+
+def test_sampled_logprobs_are_the_teacher_forced_ones(model, prompts, tokenizer):
+    prompt, _ = prompts
+    found = run(model, prompt, tokenizer, group_size=4, temperature=0.8, max_new_tokens=8)
+    twin, entropy = completion_logprobs(
+        model, prompt, found.tokens, found.mask, temperature=0.8
+    )
+    np.testing.assert_allclose(found.logprobs, twin, atol=2e-5)
+    assert float(jnp.min(entropy)) >= 0
+
+
+def test_samples_do_not_depend_on_the_rows_beside_them(model, prompts, builder, tokenizer):
+    prompt, rows = prompts
+    options = {"group_size": 3, "temperature": 1.0}
+    together = run(model, prompt, tokenizer, **options)
+    alone = jax.tree.map(jnp.asarray, builder.batch(rows[1:2], prompt.tokens.shape[1]))
+    ids = jnp.array([1], jnp.int32)
+    np.testing.assert_array_equal(
+        together.tokens[1], run(model, alone, tokenizer, row_ids=ids, **options).tokens[0]
+    )
+
+
+def test_samples_of_a_group_differ_and_end_properly(model, prompts, tokenizer):
+    prompt, _ = prompts
+    found = run(model, prompt, tokenizer, group_size=8, temperature=1.5, max_new_tokens=10)
+    tokens, mask = np.asarray(found.tokens), np.asarray(found.mask)
+    assert len({tuple(x) for x in tokens[0].tolist()}) > 1
+    for row, seen, done in zip(
+        tokens.reshape(-1, 10), mask.reshape(-1, 10), np.asarray(found.finished).ravel(), strict=True
+    ):
+        ends = np.flatnonzero(row == tokenizer.eos_id)
+        assert done == bool(len(ends))
+        length = ends[0] + 1 if len(ends) else 10
+        assert seen.tolist() == [n < length for n in range(10)]
+        assert (row[length:] == tokenizer.pad_id).all()
+
+
+@pytest.mark.parametrize("cut", [{"top_k": 1}, {"top_p": 1e-6}])
+def test_a_cut_to_one_token_is_greedy(model, prompts, tokenizer, cut):
+    prompt, _ = prompts
+    sampled = run(model, prompt, tokenizer, temperature=1.0, **cut)
+    np.testing.assert_array_equal(sampled.tokens, run(model, prompt, tokenizer).tokens)
+
+
+def test_sampling_follows_the_models_probabilities(model, prompts, builder, tokenizer):
+    prompt, rows = prompts
+    one = jax.tree.map(jnp.asarray, builder.batch(rows[:1]))
+    found = run(model, one, tokenizer, group_size=4000, temperature=1.0, max_new_tokens=1)
+    hidden = model(one)[0, len(rows[0].tokens) - 1]
+    expected = jax.nn.softmax(model.logits(hidden))
+    counts = np.bincount(np.asarray(found.tokens).ravel(), minlength=len(expected)) / 4000
+    error = np.sqrt(np.asarray(expected) * (1 - np.asarray(expected)) / 4000)
+    assert (np.abs(counts - np.asarray(expected)) <= 5 * error + 1e-3).all()

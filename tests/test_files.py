@@ -1,0 +1,55 @@
+"""Files that are whole or absent."""
+
+import errno
+
+import pytest
+
+from afmrl_jax.errors import RunError
+from afmrl_jax.files import atomic_path, is_disk_full, read_json, write_json
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "deep" / "file.txt"
+    with pytest.raises(ZeroDivisionError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        1 / 0  # noqa: B018
+    assert not list((tmp_path / "deep").iterdir())
+    with atomic_path(path) as temporary:
+        temporary.write_text("whole")
+    assert path.read_text() == "whole"
+
+
+def test_a_folder_replaces_the_one_before(tmp_path):
+    for text in ("one", "two"):
+        with atomic_path(tmp_path / "folder") as temporary:
+            temporary.mkdir()
+            (temporary / text).write_text(text)
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["two"]
+
+
+def test_a_full_disk_names_the_file_and_cleans_up(tmp_path):
+    with pytest.raises(RunError, match=r"no space left.*file\.txt"):
+        with atomic_path(tmp_path / "file.txt") as temporary:
+            temporary.write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_recognised_behind_other_errors():
+    try:
+        try:
+            raise OSError(errno.ENOSPC, "full")
+        except OSError as error:
+            raise ValueError("wrapped") from error
+    except ValueError as error:
+        assert is_disk_full(error)
+    assert not is_disk_full(OSError(errno.EACCES, "no"))
+    assert not is_disk_full(None)
+
+
+def test_broken_json_is_named(tmp_path):
+    write_json(tmp_path / "a.json", {"b": [1, 2]})
+    assert read_json(tmp_path / "a.json") == {"b": [1, 2]}
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(RunError, match=r"a\.json is not valid JSON"):
+        read_json(tmp_path / "a.json")

@@ -1,0 +1,198 @@
+"""The chain of stages: lineage, resuming bit for bit, refusing what does not fit."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from afmrl_jax.config import MeshConfig
+from afmrl_jax.errors import RunError
+from afmrl_jax.pipeline import Pipeline
+from afmrl_jax.training import loop
+from afmrl_jax.training.checkpoint import Checkpointer
+from afmrl_jax.training.lineage import Run
+
+pytestmark = pytest.mark.usefixtures("tiny_models")
+STAGES = ("infonce", "distill", "agcl", "agcl-distilled", "rar", "cit-1")
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_run, tiny_models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    Pipeline(folder, tiny_run).execute()
+    return folder
+
+
+def weights(folder, stage):
+    return load_file(folder / stage / "model" / "model.safetensors")
+
+
+def assert_same_weights(one, two, stage):
+    left, right = weights(one, stage), weights(two, stage)
+    assert left.keys() == right.keys()
+    for name in left:
+        np.testing.assert_array_equal(left[name], right[name], err_msg=f"{stage} {name}")
+
+
+def test_run_directory_holds_what_the_design_says(finished):
+    for stage in (*STAGES, "tokenizer", "annotate-distilled", "annotate-reinforced", "evaluate"):
+        done = json.loads((finished / stage / "DONE.json").read_text())
+        assert done["outputs"], stage
+        assert done["inputs"], stage
+    for stage in STAGES:
+        assert (finished / stage / "checkpoints").is_dir()
+        assert (finished / stage / "metrics.jsonl").is_file()
+        assert list((finished / stage / "tensorboard").iterdir())
+    assert (finished / "report.html").is_file()
+    assert not list(finished.rglob("*.partial"))
+
+
+def test_evaluation_has_every_row_and_task(finished):
+    evaluation = json.loads((finished / "evaluation.json").read_text())
+    names = ["infonce", "agcl", "agcl+distilled", "afmrl", "afmrl+cit"]
+    assert [row["name"] for row in evaluation["rows"]] == names
+    for row in evaluation["rows"]:
+        for task, metric in (
+            ("fine", "R@10"),
+            ("coarse", "mAP@5"),
+            ("text_to_image", "R@1"),
+            ("image_to_multimodal", "R@5"),
+            ("classification", "accuracy"),
+            ("clustering", "Purity"),
+        ):
+            assert 0 <= row[task][metric] <= 100
+            low, high = row["intervals"][task][metric]
+            assert low <= high
+        assert row["n_queries"] == row["n_gallery"] == 20
+    pairs = [(x["from"], x["to"]) for x in evaluation["comparisons"]]
+    assert pairs[:4] == list(zip(names, names[1:], strict=False))
+    assert evaluation["scann"]["recall"] > 90
+
+
+def test_rar_logs_what_the_report_draws(finished):
+    lines = [json.loads(x) for x in (finished / "rar" / "metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines] == [0, 1, 2, 3]
+    for name in ("reward", "kl", "dead_group_share", "attribute_count", "malformed_share"):
+        assert all(name in x for x in lines[1:]), name
+    assert {"held_out/gain", "held_out/gain_error"} <= lines[-1].keys()
+
+
+def test_no_listing_is_annotated_by_a_generator_distilled_on_its_family(finished, tiny_run):
+    from afmrl_jax.data.catalogue import load_catalogue
+
+    catalogue = load_catalogue(tiny_run.catalogue)
+    taught = {x.group for x in catalogue.subset("distill").listings}
+    group = {x.listing_id: x.group for x in catalogue.listings}
+    for stage in ("annotate-distilled", "annotate-reinforced"):
+        text = (finished / stage / "attributes.jsonl").read_text()
+        written = [json.loads(x)["listing_id"] for x in text.splitlines()]
+        assert written
+        assert not {group[x] for x in written} & taught
+
+
+def test_oracle_text_is_never_an_input_of_the_embedder(finished):
+    for stage in ("agcl", "agcl-distilled", "cit-1"):
+        inputs = json.loads((finished / stage / "DONE.json").read_text())["inputs"]
+        assert "oracle" not in inputs
+
+
+def test_a_finished_run_is_left_alone(finished, tiny_run, capsys):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+    Pipeline(finished, tiny_run).execute()
+    assert "already finished, nothing to do" in capsys.readouterr().err
+    after = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+    changed = {p.name for p in after if before.get(p) != after[p]}
+    assert changed <= {".lock"}
+
+
+class Killed(BaseException):
+    """Stands in for a signal: nothing may catch and survive it."""
+
+
+@pytest.mark.parametrize("stage", ["distill", "agcl", "rar", "cit-1"])
+def test_a_killed_stage_ends_with_the_same_weights(
+    stage, finished, tiny_run, tmp_path, monkeypatch
+):
+    folder = tmp_path / "run"
+    # After this many batches the process dies, between two checkpoints.
+    fatal = {"distill": 3, "agcl": 3, "rar": 3, "cit-1": 2}[stage]
+    plain, seen = loop.place_batch, {"batches": 0}
+    original = loop.run_loop
+
+    def dying(batch, mesh):
+        seen["batches"] += 1
+        if seen["batches"] == fatal:
+            raise Killed
+        return plain(batch, mesh)
+
+    def run_loop(config, *arguments, **options):
+        if config.name == stage and "armed" not in seen:
+            seen["armed"] = True
+            monkeypatch.setattr(loop, "place_batch", dying)
+        try:
+            return original(config, *arguments, **options)
+        finally:
+            monkeypatch.setattr(loop, "place_batch", plain)
+
+    for module in ("distill", "agcl", "rar"):
+        monkeypatch.setattr(f"afmrl_jax.training.{module}.run_loop", run_loop)
+    with pytest.raises(Killed):
+        Pipeline(folder, tiny_run).execute()
+    assert not (folder / stage / "DONE.json").exists()
+    Pipeline(folder, tiny_run).execute()
+    for name in STAGES:
+        assert_same_weights(finished, folder, name)
+
+
+def test_eight_devices_train_to_the_same_weights(finished, tiny_run, tmp_path):
+    spread = dataclasses.replace(tiny_run, mesh=MeshConfig(data=4, model=2))
+    pipeline = Pipeline(tmp_path / "run", spread)
+    pipeline._tokenizer_stage()
+    pipeline._distill()
+    one, eight = weights(finished, "distill"), weights(tmp_path / "run", "distill")
+    for name in one:
+        np.testing.assert_allclose(one[name], eight[name], atol=2e-4, err_msg=name)
+
+
+def test_another_config_is_refused(finished, tiny_run):
+    other = dataclasses.replace(tiny_run, seed=5)
+    with pytest.raises(RunError, match=r"another config \(seed: 0 -> 5\).*another --out"):
+        Pipeline(finished, other)
+
+
+def test_a_run_in_use_is_refused(tmp_path, tiny_run):
+    run = Run(tmp_path / "run", tiny_run)
+    with pytest.raises(RunError, match="in use by another process"):
+        Run(tmp_path / "run", tiny_run)
+    run.close()
+    Run(tmp_path / "run", tiny_run).close()
+
+
+def test_a_stage_with_other_inputs_is_refused(tmp_path, tiny_run):
+    run = Run(tmp_path / "run", tiny_run)
+
+    def work(folder):
+        (folder / "out.txt").write_text("done")
+
+    run.stage("a", {"x": 1}, ["out.txt"], work)
+    with pytest.raises(RunError, match=r"other inputs \(x: 1 -> 2\)"):
+        run.stage("a", {"x": 2}, ["out.txt"], work)
+    run.close()
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path, tiny_run, monkeypatch):
+    import errno
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    pipeline = Pipeline(tmp_path / "run", tiny_run)
+    pipeline._tokenizer_stage()
+    monkeypatch.setattr(Checkpointer, "save", Checkpointer.save)
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", full)
+    with pytest.raises(RunError, match="no space left.*checkpoints"):
+        pipeline._distill()
+    assert not (tmp_path / "run" / "distill" / "DONE.json").exists()
+    monkeypatch.undo()
