@@ -60,19 +60,33 @@ class TextBudget:
 class DistillConfig:
     """Supervised distillation of the generator G from the oracle's attribute lists."""
 
-    steps: int = 500
-    batch_size: int = 64
+    steps: int = 1800
+    batch_size: int = 32
+    """Listings a step, in pairs of the same product where there are two."""
+    warm_up_share: float = 0.2
+    """Share of the steps in which G repeats titles instead of writing attributes: a G that starts
+    from random weights learns to copy words first. 0 for a pretrained G."""
+    contrastive_weight: float = 0.3
+    """Weight of an InfoNCE term on the prompt's last state, which makes a G from random weights
+    look at pictures early. 0 for a pretrained G."""
+    structure_weight: float = 0.2
+    """Weight of the tokens that are no value (keys, punctuation, end) in the cross entropy; the
+    order of keys is the oracle's whim and would drown the values."""
     optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(2e-3))
 
     def __post_init__(self) -> None:
-        require(self.steps > 0 and self.batch_size > 0, "distill needs steps and batch_size > 0")
+        require(self.steps > 0, "distill needs steps > 0")
+        require(self.batch_size > 1, "distill needs batch_size > 1")
+        require(0 <= self.warm_up_share < 1, "warm_up_share must lie in [0, 1)")
+        require(self.contrastive_weight >= 0, "contrastive_weight must not be negative")
+        require(self.structure_weight > 0, "structure_weight must be positive")
 
 
 @dataclass(frozen=True)
 class AgclConfig:
     """Contrastive training of the embedder R. `gamma=0` and no masks make it InfoNCE."""
 
-    steps: int = 200
+    steps: int = 220
     batch_size: int = 64
     """Query/candidate pairs a step; every product occurs once in a batch."""
     sibling_share: float = 0.5
@@ -95,7 +109,7 @@ class AgclConfig:
     """Share of rows without a title, so that pictures alone can be searched."""
     image_dropout: float = 0.1
     """Share of rows without a picture, so that text alone can be searched."""
-    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(2e-3))
 
     def __post_init__(self) -> None:
         require(self.steps > 0, "agcl needs steps > 0")
@@ -117,7 +131,7 @@ class AgclConfig:
 class RarConfig:
     """Retrieval-aware reinforcement of G by GRPO against the frozen R."""
 
-    steps: int = 60
+    steps: int = 40
     queries: int = 32
     """Query listings a step (groups)."""
     group_size: int = 8
@@ -139,7 +153,7 @@ class RarConfig:
     """Optimiser steps on the same samples; from the second on the clipped ratio matters."""
     held_out_share: float = 0.3
     """Share of the reward families kept for judging RAR; never trained on."""
-    evaluate_every: int = 20
+    evaluate_every: int = 10
     evaluation_samples: int = 4
     """Samples per held-out query, with the same keys at every evaluation."""
     gallery_splits: tuple[str, ...] = ("reward", "train")
@@ -163,7 +177,7 @@ class CitConfig:
     cycles: int = 1
     share: float = 0.3
     """Share of the training listings that the reinforced G annotates again."""
-    steps: int = 80
+    steps: int = 60
     learning_rate: float = 3e-4
 
     def __post_init__(self) -> None:
@@ -183,11 +197,21 @@ class OracleConfig:
     """Chance that a listing gets a filler such as `style: beautiful`."""
     wrong_rate: float = 0.05
     """Chance that a value is another product's."""
-    shuffle: bool = True
-    """Write the keys in an order that differs from listing to listing."""
+    guess_rate: float = 0.1
+    """Chance that a value of digits (dimensions) is written although the title states no number;
+    a captioner sees no more than picture and title."""
+    shuffle_rate: float = 0.3
+    """Chance that a listing's keys are written in an order of their own."""
 
     def __post_init__(self) -> None:
-        for name in ("synonym_rate", "omit_rate", "generic_rate", "wrong_rate"):
+        for name in (
+            "synonym_rate",
+            "omit_rate",
+            "generic_rate",
+            "wrong_rate",
+            "guess_rate",
+            "shuffle_rate",
+        ):
             require(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1]")
 
 
@@ -219,7 +243,7 @@ class RunConfig:
     catalogue: str = "furniture"
     """`furniture` (embedded) or a folder in the catalogue format."""
     seed: int = 0
-    vocab_size: int = 2048
+    vocab_size: int = 1024
     """Entries of the byte-level BPE trained on the catalogue."""
     skip_bad: bool = False
     """Leave unusable records out, counted and listed, instead of stopping."""
@@ -253,7 +277,7 @@ class RunConfig:
         replace = dataclasses.replace
         return replace(
             demo,
-            distill=replace(demo.distill, steps=40),
+            distill=replace(demo.distill, steps=30),
             agcl=replace(demo.agcl, steps=20),
             rar=replace(demo.rar, steps=4, queries=16, group_size=4, evaluate_every=2),
             cit=replace(demo.cit, steps=8),

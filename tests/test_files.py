@@ -8,11 +8,16 @@ from afmrl_jax.errors import RunError
 from afmrl_jax.files import atomic_path, is_disk_full, read_json, write_json
 
 
+def fail_half_way(path, error):
+    with atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise error
+
+
 def test_a_file_appears_only_when_it_is_whole(tmp_path):
     path = tmp_path / "deep" / "file.txt"
-    with pytest.raises(ZeroDivisionError), atomic_path(path) as temporary:
-        temporary.write_text("half")
-        1 / 0  # noqa: B018
+    with pytest.raises(ZeroDivisionError):
+        fail_half_way(path, ZeroDivisionError())
     assert not list((tmp_path / "deep").iterdir())
     with atomic_path(path) as temporary:
         temporary.write_text("whole")
@@ -29,20 +34,14 @@ def test_a_folder_replaces_the_one_before(tmp_path):
 
 def test_a_full_disk_names_the_file_and_cleans_up(tmp_path):
     with pytest.raises(RunError, match=r"no space left.*file\.txt"):
-        with atomic_path(tmp_path / "file.txt") as temporary:
-            temporary.write_text("half")
-            raise OSError(errno.ENOSPC, "No space left on device")
+        fail_half_way(tmp_path / "file.txt", OSError(errno.ENOSPC, "No space left on device"))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_recognised_behind_other_errors():
-    try:
-        try:
-            raise OSError(errno.ENOSPC, "full")
-        except OSError as error:
-            raise ValueError("wrapped") from error
-    except ValueError as error:
-        assert is_disk_full(error)
+    wrapped = ValueError("wrapped")
+    wrapped.__cause__ = OSError(errno.ENOSPC, "full")
+    assert is_disk_full(wrapped)
     assert not is_disk_full(OSError(errno.EACCES, "no"))
     assert not is_disk_full(None)
 

@@ -150,6 +150,22 @@ def completion_tokens(tokenizer: Tokenizer, attributes: str, budget: TextBudget)
     return [*tokenizer.encode(attributes)[: budget.max_attribute_tokens - 1], tokenizer.eos_id]
 
 
+def value_weights(tokenizer: Tokenizer, tokens: Sequence[int], structure: float) -> list[float]:
+    """Weight of each token of an attribute list: 1 inside a value, `structure` elsewhere.
+
+    Text without colons, such as a title, has no values: give it a `structure` of 1.
+    """
+    out, inside = [], False
+    for token in tokens:
+        text = tokenizer.decode([token])
+        if ";" in text or token == tokenizer.eos_id:
+            inside = False
+        out.append(1.0 if inside else structure)
+        if ":" in text:
+            inside = True
+    return out
+
+
 def mrope_positions(
     tokens: Sequence[int], grid: tuple[int, int] | None, image_pad_id: int
 ) -> np.ndarray:

@@ -193,7 +193,8 @@ def _attributes(value: Any) -> dict[str, str] | None:
             raise CatalogueError(
                 "'attributes' is text but not JSON; write an object of key and value"
             ) from error
-    if isinstance(value, list):  # A Parquet map comes as pairs.
+    if isinstance(value, list) and all(isinstance(x, tuple) for x in value):
+        # A Parquet map comes as pairs.
         value = dict(value)
     if not isinstance(value, Mapping):
         raise CatalogueError("'attributes' is not an object; write key and value pairs")
@@ -210,11 +211,17 @@ def _attributes(value: Any) -> dict[str, str] | None:
 
 
 def check_whole(listings: list[Listing], file: str, report: Report) -> list[Listing]:
-    """What only the whole shows: too few products, and families that two splits share."""
+    """What only the whole shows: too few products, splits for some, families in two splits."""
     products = {x.product_id for x in listings}
     if len(products) < 2:
         raise CatalogueError(
             f"{file} holds {len(products)} usable product(s); retrieval needs at least two"
+        )
+    without = [x for x in listings if x.split is None]
+    if 0 < len(without) < len(listings):
+        raise CatalogueError(
+            f"{file}: listing {without[0].listing_id!r} and {len(without) - 1} more have no split "
+            "while others have; give all a split or none"
         )
     split_of: dict[str, str | None] = {}
     kept = []
@@ -231,14 +238,8 @@ def check_whole(listings: list[Listing], file: str, report: Report) -> list[List
 
 def assign_splits(listings: list[Listing]) -> list[Listing]:
     """The listings with a split each; without any it is by a hash of the family or product."""
-    without = [x for x in listings if x.split is None]
-    if not without:
+    if all(x.split is not None for x in listings):
         return listings
-    if len(without) < len(listings):
-        raise CatalogueError(
-            f"listing {without[0].listing_id!r} and {len(without) - 1} more have no split while "
-            "others have; give all a split or none"
-        )
     splits = hash_splits([x.group for x in listings])
     return [replace(x, split=splits[x.group]) for x in listings]
 

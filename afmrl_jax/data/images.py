@@ -66,7 +66,9 @@ def open_picture(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as error:
-        raise CatalogueError(f"the picture is too large ({error}); scale it down") from error
+        raise CatalogueError(
+            f"the picture is too large, more than {MAX_PIXELS // 10**6} megapixels; scale it down"
+        ) from error
     except (OSError, ValueError, SyntaxError) as error:
         raise CatalogueError(
             "the picture cannot be read (not a JPEG, PNG or other known format, or broken); "
@@ -119,7 +121,7 @@ def patchify(data: bytes, config: ImageConfig) -> Patches:
         rows, columns = min(rows, longest), min(columns, longest)
     resized = picture.resize((columns, rows), Image.Resampling.BICUBIC)
     # The order of operations is the reference's, so that floats agree to the last bit.
-    pixels: np.ndarray = np.asarray(resized, np.float32) * np.float32(1 / 255)
+    pixels = (np.asarray(resized, np.float64) * (1 / 255)).astype(np.float32)
     pixels = (pixels - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
     return _cut(pixels, config)
 

@@ -7,6 +7,7 @@ generic and now and then wrong; `OracleConfig` says how often. Its text is never
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,6 +16,8 @@ from afmrl_jax.config import OracleConfig
 from afmrl_jax.data.attributes import format_attributes
 from afmrl_jax.data.furniture.lexicon import GENERIC, SYNONYMS
 from afmrl_jax.data.records import Listing
+
+_DIGIT = re.compile(r"\d")
 
 
 def _rng(seed: int, listing_id: str) -> np.random.Generator:
@@ -33,6 +36,7 @@ def values_by_key(listings: Sequence[Listing]) -> dict[str, list[str]]:
 
 def write_oracle(
     listing_id: str,
+    title: str,
     attributes: Mapping[str, str],
     config: OracleConfig,
     *,
@@ -43,6 +47,7 @@ def write_oracle(
 
     Args:
         listing_id: with `seed`, decides all that is random.
+        title: what the oracle reads beside the picture.
         attributes: the truth, at least one pair.
         config: how often the text departs from it.
         seed: of the run.
@@ -51,21 +56,22 @@ def write_oracle(
     rng = _rng(seed, listing_id)
     pairs: list[tuple[str, str]] = []
     for key, truth in attributes.items():
-        omit, wrong, synonym, pick = rng.random(4)
+        omit, wrong, synonym, pick, guess = rng.random(5)
         value = truth
         if wrong < config.wrong_rate and len(choices.get(key, ())) > 1:
             value = choices[key][int(pick * len(choices[key]))]
         if synonym < config.synonym_rate and value in SYNONYMS:
             words = SYNONYMS[value]
             value = words[int(pick * len(words))]
-        if omit >= config.omit_rate:
+        unseen = _DIGIT.search(truth) and not _DIGIT.search(title) and guess >= config.guess_rate
+        if omit >= config.omit_rate and not unseen:
             pairs.append((key, value))
     if not pairs:
         pairs = [list(attributes.items())[int(rng.integers(len(attributes)))]]
     if rng.random() < config.generic_rate:
         key, _, value = GENERIC[int(rng.integers(len(GENERIC)))].partition(": ")
         pairs = [pair for pair in pairs if pair[0] != key] + [(key, value)]
-    if config.shuffle:
+    if rng.random() < config.shuffle_rate:
         pairs = [pairs[i] for i in rng.permutation(len(pairs))]
     return format_attributes(pairs)
 
@@ -76,7 +82,12 @@ def oracle_texts(listings: Sequence[Listing], config: OracleConfig, seed: int) -
     return [
         listing.oracle
         or write_oracle(
-            listing.listing_id, listing.attributes or {}, config, seed=seed, choices=choices
+            listing.listing_id,
+            listing.title,
+            listing.attributes or {},
+            config,
+            seed=seed,
+            choices=choices,
         )
         for listing in listings
     ]

@@ -150,16 +150,36 @@ class ContrastiveSource:
 
 
 class DistillSource:
-    """Teacher-forced rows for G: prompt, then the oracle's list; loss on the list alone."""
+    """Teacher-forced rows for G: prompt, then the oracle's list; loss on the list alone.
+
+    The first half of a batch walks through the listings epoch by epoch, the second half holds for
+    each of them another listing of its product, where there is one. For the first `warm_up_steps`
+    the text to write is the listing's title.
+    """
 
     def __init__(
-        self, builder: RowBuilder, oracle: Sequence[str], *, steps: int, batch_size: int, seed: int
+        self,
+        builder: RowBuilder,
+        oracle: Sequence[str],
+        *,
+        steps: int,
+        batch_size: int,
+        seed: int,
+        warm_up_steps: int = 0,
+        structure_weight: float = 1.0,
     ):
         self._builder = builder
         self._oracle = oracle
         self._steps = steps
-        self._batch_size = min(batch_size, len(oracle))
+        self._pairs = max(1, min(batch_size, len(oracle)) // 2)
         self._seed = seed
+        self._warm_up_steps = warm_up_steps
+        self._structure_weight = structure_weight
+        names = sorted({x.product_id for x in builder.listings})
+        number = {name: n for n, name in enumerate(names)}
+        self._products = np.array([number[x.product_id] for x in builder.listings], np.int32)
+        order = np.argsort(self._products, kind="stable")
+        self._of_product = np.split(order, np.cumsum(np.bincount(self._products))[:-1])
 
     def __len__(self) -> int:
         return self._steps
@@ -167,24 +187,37 @@ class DistillSource:
     def __repr__(self) -> str:
         return f"DistillSource(listings={len(self._oracle)}, seed={self._seed})"
 
+    def _partner(self, place: int, rng: np.random.Generator) -> int:
+        others = self._of_product[self._products[place]]
+        others = others[others != place]
+        return int(rng.choice(others)) if len(others) else place
+
     def __getitem__(self, step: int) -> dict[str, Any]:
-        builder = self._builder
-        places = epoch_indices(len(self._oracle), self._batch_size, step, self._seed)
-        rows, starts = [], []
+        builder, rng = self._builder, np.random.default_rng([self._seed, step, 2])
+        first = epoch_indices(len(self._oracle), self._pairs, step, self._seed)
+        places = [int(p) for p in first] + [self._partner(int(p), rng) for p in first]
+        copying = step < self._warm_up_steps
+        rows, starts, weights = [], [], []
         for place in places:
-            prompt = builder.prompt(int(place))
-            wanted = batches.completion_tokens(
-                builder.tokenizer, self._oracle[int(place)], builder.text
-            )
+            prompt = builder.prompt(place)
+            text = builder.listings[place].title if copying else self._oracle[place]
+            wanted = batches.completion_tokens(builder.tokenizer, text, builder.text)
+            structure = 1.0 if copying else self._structure_weight
+            weights.append(batches.value_weights(builder.tokenizer, wanted, structure))
             starts.append(len(prompt.tokens))
             rows.append(Row(prompt.tokens + wanted, prompt.picture))
         batch = builder.batch(rows)
-        # Position i predicts token i + 1, so targets are the tokens moved one to the left.
-        targets = np.roll(batch.tokens, -1, axis=1)
-        place = np.arange(batch.tokens.shape[1])
-        ends = np.array([len(row.tokens) for row in rows])
-        mask = (place >= np.array(starts)[:, None] - 1) & (place < ends[:, None] - 1)
-        return {"rows": batch, "targets": targets, "mask": mask}
+        weight = np.zeros(batch.tokens.shape, np.float32)
+        for number, (start, values) in enumerate(zip(starts, weights, strict=True)):
+            # Position i predicts token i + 1, so everything moves one to the left.
+            weight[number, start - 1 : start - 1 + len(values)] = values
+        return {
+            "rows": batch,
+            "targets": np.roll(batch.tokens, -1, axis=1),
+            "weights": weight,
+            "prompt_last": np.array(starts, np.int32) - 1,
+            "products": self._products[first],
+        }
 
 
 class PromptSource:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from afmrl_jax.model_config import TextConfig
-from afmrl_jax.models.layers import INIT_DEVIATION, Linear, RMSNorm, attend, masked_softmax
+from afmrl_jax.models.layers import Linear, RMSNorm, attend, masked_softmax
 from afmrl_jax.models.rope import mrope_angles, rotate
 from afmrl_jax.models.vision import GatedMlp
 
@@ -21,6 +21,11 @@ class KeyValue(NamedTuple):
     value: jax.Array
 
 
+def residual_gain(config: TextConfig) -> float:
+    """Initial scale of what a layer adds to the residual stream, as in GPT-2."""
+    return float((2 * config.num_layers) ** -0.5)
+
+
 class Attention(nnx.Module):
     """Grouped-query attention with biases on q, k and v."""
 
@@ -29,7 +34,8 @@ class Attention(nnx.Module):
         self.q_proj = Linear(size, config.num_heads * head, bias=True, rngs=rngs)
         self.k_proj = Linear(size, config.num_kv_heads * head, bias=True, rngs=rngs)
         self.v_proj = Linear(size, config.num_kv_heads * head, bias=True, rngs=rngs)
-        self.o_proj = Linear(config.num_heads * head, size, bias=False, rngs=rngs)
+        gain = residual_gain(config)
+        self.o_proj = Linear(config.num_heads * head, size, bias=False, rngs=rngs, gain=gain)
         self.config = config
 
     def project(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, KeyValue]:
@@ -94,7 +100,8 @@ class DecoderLayer(nnx.Module):
         self.input_layernorm = RMSNorm(config.hidden_dim, config.rms_norm_eps)
         self.self_attn = Attention(config, rngs=rngs)
         self.post_attention_layernorm = RMSNorm(config.hidden_dim, config.rms_norm_eps)
-        self.mlp = GatedMlp(config.hidden_dim, config.intermediate_dim, bias=False, rngs=rngs)
+        sizes = (config.hidden_dim, config.intermediate_dim)
+        self.mlp = GatedMlp(*sizes, bias=False, rngs=rngs, gain=residual_gain(config))
 
     def feed_forward(self, x: jax.Array) -> jax.Array:
         """The second half of the block."""
@@ -106,7 +113,8 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
         shape = (config.vocab_size, config.hidden_dim)
-        table = INIT_DEVIATION * jax.random.normal(rngs.params(), shape, jnp.float32)
+        # Large enough to be heard beside the residual branches: a word can then be copied.
+        table = config.hidden_dim**-0.5 * jax.random.normal(rngs.params(), shape, jnp.float32)
         self.embed_tokens = nnx.Param(table)
         self.layers = nnx.List([DecoderLayer(config, rngs=rngs) for _ in range(config.num_layers)])
         self.norm = RMSNorm(config.hidden_dim, config.rms_norm_eps)

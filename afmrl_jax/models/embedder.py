@@ -17,6 +17,12 @@ def last_token(hidden: jax.Array, token_mask: jax.Array) -> jax.Array:
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
 
+def unit(vectors: jax.Array) -> jax.Array:
+    """Vectors [b d] scaled to length 1, in float32."""
+    vectors = vectors.astype(jnp.float32)
+    return vectors * jax.lax.rsqrt(jnp.sum(vectors * vectors, -1, keepdims=True) + 1e-12)
+
+
 def embed_batch(model: QwenVL, batch: Any, visual_tokens: jax.Array | None = None) -> jax.Array:
     """Unit vectors [b d] in float32.
 
@@ -25,5 +31,4 @@ def embed_batch(model: QwenVL, batch: Any, visual_tokens: jax.Array | None = Non
         batch: a `VLBatch`.
         visual_tokens: [b s d] where the vision tower has already run.
     """
-    vectors = last_token(model(batch, visual_tokens), batch.token_mask).astype(jnp.float32)
-    return vectors * jax.lax.rsqrt(jnp.sum(vectors * vectors, -1, keepdims=True) + 1e-12)
+    return unit(last_token(model(batch, visual_tokens), batch.token_mask))

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-INIT_DEVIATION = 0.02
 MASKED = float(jnp.finfo(jnp.float32).min)
 """Score of a forbidden pair; finite, so that a fully masked row gives numbers and not NaN."""
 
@@ -24,10 +23,11 @@ class Linear(nnx.Module):
         *,
         bias: bool,
         rngs: nnx.Rngs,
+        gain: float = 1.0,
     ):
         # Scaled by fan-in: at demo widths a fixed 0.02 would leave the residual branches silent.
         kernel = jax.random.normal(rngs.params(), (inputs, outputs), jnp.float32)
-        self.kernel = nnx.Param(inputs**-0.5 * kernel)
+        self.kernel = nnx.Param(gain * inputs**-0.5 * kernel)
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -10,7 +10,6 @@ from flax import nnx
 
 from afmrl_jax.model_config import QwenVLConfig
 from afmrl_jax.models.decoder import Decoder
-from afmrl_jax.models.layers import INIT_DEVIATION
 from afmrl_jax.models.vision import VisionTower
 
 
@@ -23,11 +22,12 @@ class QwenVL(nnx.Module):
     def __init__(self, config: QwenVLConfig, *, rngs: nnx.Rngs):
         self.visual_tower = VisionTower(config, rngs=rngs)
         self.model = Decoder(config.text, rngs=rngs)
-        self.lm_head = None
-        if not config.text.tie_embeddings:
-            shape = (config.text.hidden_dim, config.text.vocab_size)
-            kernel = INIT_DEVIATION * jax.random.normal(rngs.params(), shape, jnp.float32)
-            self.lm_head = nnx.Param(kernel)
+        shape = (config.text.hidden_dim, config.text.vocab_size)
+        self.lm_head = (
+            None
+            if config.text.tie_embeddings
+            else nnx.Param(shape[0] ** -0.5 * jax.random.normal(rngs.params(), shape, jnp.float32))
+        )
         self.config = config
 
     def visual(self, patches: jax.Array, segment: jax.Array, position: jax.Array) -> jax.Array:

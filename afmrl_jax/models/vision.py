@@ -44,10 +44,12 @@ class QuickGeluMlp(nnx.Module):
 class GatedMlp(nnx.Module):
     """SiLU-gated MLP: with biases in Qwen2.5-VL's vision tower, without in both decoders."""
 
-    def __init__(self, size: int, intermediate: int, *, bias: bool, rngs: nnx.Rngs):
+    def __init__(
+        self, size: int, intermediate: int, *, bias: bool, rngs: nnx.Rngs, gain: float = 1.0
+    ):
         self.gate_proj = Linear(size, intermediate, bias=bias, rngs=rngs)
         self.up_proj = Linear(size, intermediate, bias=bias, rngs=rngs)
-        self.down_proj = Linear(intermediate, size, bias=bias, rngs=rngs)
+        self.down_proj = Linear(intermediate, size, bias=bias, rngs=rngs, gain=gain)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[b p d]."""

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from afmrl_jax.config import RunConfig
+from afmrl_jax.config import DistillConfig, RunConfig
 from afmrl_jax.data.pipeline import DistillSource, RowBuilder
+from afmrl_jax.models.embedder import unit
 from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.objectives.sft import sft_loss
-from afmrl_jax.training.loop import LoopConfig, run_loop
+from afmrl_jax.training.loop import LoopConfig, StepFunction, run_loop
 from afmrl_jax.training.state import gradient_step, initial_state, make_optimiser
 
 
@@ -23,7 +26,7 @@ def train_distill(
     builder: RowBuilder,
     oracle: list[str],
 ) -> Params:
-    """Train G from random weights.
+    """Train G from random weights: first to repeat titles, then to write the oracle's lists.
 
     Args:
         config: the run.
@@ -38,26 +41,51 @@ def train_distill(
     settings = config.distill
     optimiser = make_optimiser(settings.optimiser, settings.steps)
 
-    @partial(jax.jit, donate_argnums=0)
-    def step(
-        state: dict[str, Any], batch: dict[str, Any], key: jax.Array
-    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        del key  # Nothing random: dropout-free, one epoch order per seed.
-
-        def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-            model = architecture.bind(params)
-            hidden = model(batch["rows"])
-            return sft_loss(model.logits(hidden), batch["targets"], batch["mask"])
-
-        return gradient_step(state, loss, optimiser)
-
+    warm_up = round(settings.warm_up_share * settings.steps)
     source = DistillSource(
         builder,
         oracle,
         steps=settings.steps,
         batch_size=settings.batch_size,
         seed=config.seed,
+        warm_up_steps=warm_up,
+        structure_weight=settings.structure_weight,
     )
+    step = make_distill_step(architecture, settings, optimiser)
     loop = LoopConfig.of(config, "distill", folder, settings.steps)
     state = initial_state(architecture.init(config.seed + 1), optimiser)
     return run_loop(loop, state, source, step)["params"]
+
+
+def make_distill_step(
+    architecture: Architecture, settings: DistillConfig, optimiser: Any
+) -> StepFunction:
+    """The jitted step (state, batch, key) -> (state, metrics) of distillation."""
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(
+        state: dict[str, Any], batch: dict[str, Any], key: jax.Array
+    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        del key  # Nothing random: the batch decides all.
+
+        def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
+            model = architecture.bind(params)
+            hidden = model(batch["rows"])
+            weights = batch["weights"]
+            logits = model.logits(hidden)
+            value, metrics = sft_loss(logits, batch["targets"], weights > 0, weights)
+            if settings.contrastive_weight:
+                places = batch["prompt_last"][:, None, None]
+                vectors = unit(jnp.take_along_axis(hidden, places, axis=1)[:, 0])
+                count = batch["products"].shape[0]
+                nothing = jnp.zeros((count, count), jnp.float32)
+                contrast, _ = agcl_loss(
+                    vectors[:count], vectors[count:], nothing, batch["products"], gamma=0.0
+                )
+                value = value + settings.contrastive_weight * contrast
+                metrics = metrics | {"contrastive_loss": contrast}
+            return value, metrics
+
+        return gradient_step(state, loss, optimiser)
+
+    return step

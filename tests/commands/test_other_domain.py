@@ -37,6 +37,10 @@ def run(shop, tmp_path_factory):
     return out
 
 
+def on(run, catalogue, command, out):
+    return [command, "--run", str(run), "--catalogue", str(catalogue), "--out", str(out)]
+
+
 def test_check_finds_nothing(shop, capsys):
     cli.main(["catalogue-check", str(shop)])
     text = capsys.readouterr().out
@@ -64,10 +68,7 @@ def test_demo_writes_every_row_and_a_report(run):
 @pytest.mark.parametrize("index", ["exact", "scann"])
 def test_embed_then_search(run, shop, tmp_path, capsys, index):
     out = tmp_path / "badges"
-    cli.main(
-        ["embed", "--run", str(run), "--catalogue", str(shop), "--out", str(out)]
-        + ["--index", index]
-    )
+    cli.main([*on(run, shop, "embed", out), "--index", index])
     base = ["search", "--run", str(run), "--index", str(out), "--as-json", "-k", "3"]
     capsys.readouterr()
     picture = shop / "images" / "circle-a-red-0.png"
@@ -85,15 +86,14 @@ def test_embed_then_search(run, shop, tmp_path, capsys, index):
 
 def test_a_listing_finds_itself(run, shop, tmp_path, capsys):
     out = tmp_path / "badges"
-    cli.main(
-        ["embed", "--run", str(run), "--catalogue", str(shop), "--out", str(out)]
-        + ["--system", "infonce"]
-    )
+    cli.main([*on(run, shop, "embed", out), "--system", "infonce"])
     record = json.loads((shop / "listings.jsonl").read_text().splitlines()[7])
     capsys.readouterr()
     cli.main(
-        ["search", "--run", str(run), "--index", str(out), "--as-json"]
-        + ["--text", record["title"], "--image", str(shop / record["image"])]
+        [
+            *("search", "--run", str(run), "--index", str(out), "--as-json"),
+            *("--text", record["title"], "--image", str(shop / record["image"])),
+        ]
     )
     best = json.loads(capsys.readouterr().out.splitlines()[0])
     assert best["score"] == pytest.approx(1.0, abs=1e-3)
@@ -101,21 +101,17 @@ def test_a_listing_finds_itself(run, shop, tmp_path, capsys):
 
 def test_annotate_then_embed_with_the_same_attributes(run, shop, tmp_path):
     texts = tmp_path / "texts.jsonl"
-    cli.main(["annotate", "--run", str(run), "--catalogue", str(shop), "--out", str(texts)])
+    cli.main(on(run, shop, "annotate", texts))
     assert len(texts.read_text().splitlines()) == 120
     out = tmp_path / "badges"
-    cli.main(
-        ["embed", "--run", str(run), "--catalogue", str(shop), "--out", str(out)]
-        + ["--attributes", str(texts)]
-    )
+    cli.main([*on(run, shop, "embed", out), "--attributes", str(texts)])
     assert (out / "listings.jsonl").is_file()
 
 
 def test_evaluate_on_a_catalogue_that_the_run_never_saw(run, tmp_path, capsys):
     other = write_badge_catalogue(tmp_path / "other", seed=9)
     out = tmp_path / "evaluation.json"
-    arguments = ["evaluate", "--run", str(run), "--catalogue", str(other), "--out", str(out)]
-    cli.main([*arguments, "--split", "all"])
+    cli.main([*on(run, other, "evaluate", out), "--split", "all"])
     evaluation = json.loads(out.read_text())
     assert [row["n_queries"] for row in evaluation["rows"]] == [120] * 5
     assert evaluation["rows"][0]["classification"] is None  # Nothing else to fit it on.

@@ -76,7 +76,7 @@ def attributes_of_wrong_kind(folder, found):
 FAULTS = {
     broken_picture: ("cannot be read", "replace the file"),
     cut_off_picture: ("broken or cut off", "replace the file"),
-    huge_picture: ("30000 x 30000", "scale it down"),
+    huge_picture: ("too large", "scale it down"),
     empty_title: ("'title' is empty", "write one"),
     duplicate_id: ("occurs twice", "id of its own"),
     unknown_split: ("unknown split 'validation'", "distill, train, reward, test"),

@@ -28,7 +28,10 @@ def test_patches_are_the_reference_processors(size, rng):
         patch_size=14, temporal_patch_size=2, min_pixels=56 * 56, max_pixels=28 * 28 * 12
     )
     processor = Qwen2VLImageProcessorPil(
-        patch_size=14, temporal_patch_size=2, merge_size=2, min_pixels=56 * 56,
+        patch_size=14,
+        temporal_patch_size=2,
+        merge_size=2,
+        min_pixels=56 * 56,
         max_pixels=28 * 28 * 12,
     )
     picture = noise(*size, rng)

@@ -9,12 +9,12 @@ from afmrl_jax.data.oracle import oracle_texts, values_by_key, write_oracle
 
 TRUTH = {"type": "gadget", "color": "mauve", "dims": "3x4x5", "shape": "odd"}
 CHOICES = {key: [value, "other"] for key, value in TRUTH.items()}
-PERFECT = OracleConfig(0, 0, 0, 0, shuffle=False)
+PERFECT = OracleConfig(0, 0, 0, 0, guess_rate=1, shuffle_rate=0)
 
 
-def texts(config, count=2000):
+def texts(config, count=2000, title="gadget 3x4x5"):
     return [
-        write_oracle(str(n), TRUTH, config, seed=0, choices=CHOICES) for n in range(count)
+        write_oracle(str(n), title, TRUTH, config, seed=0, choices=CHOICES) for n in range(count)
     ]
 
 
@@ -46,6 +46,13 @@ def test_order_varies_and_the_grammar_holds():
     found = texts(OracleConfig())
     assert not any(map(is_malformed, found))
     assert len({tuple(k for k, _ in parse_attributes(t)) for t in found}) > 20
+
+
+def test_numbers_that_the_title_does_not_state_are_rarely_guessed():
+    config = OracleConfig(0, 0, 0, 0, guess_rate=0.2)
+    for title, expected in (("gadget", 0.2), ("gadget 4 cm", 1.0)):
+        found = ["dims" in dict(parse_attributes(t)) for t in texts(config, title=title)]
+        assert np.mean(found) == pytest.approx(expected, abs=0.03)
 
 
 def test_the_same_seed_writes_the_same(badge_listings):

@@ -83,6 +83,4 @@ def test_blocks_do_not_change_the_result(clustered, monkeypatch):
     own = np.arange(len(vectors))
     whole = positive_ranks(vectors, vectors, products, products, own)
     monkeypatch.setattr("afmrl_jax.evaluation.metrics.BLOCK", 7)
-    np.testing.assert_array_equal(
-        positive_ranks(vectors, vectors, products, products, own), whole
-    )
+    np.testing.assert_array_equal(positive_ranks(vectors, vectors, products, products, own), whole)

@@ -26,9 +26,7 @@ def run(model, prompt, tokenizer, **options):
     )
 
 
-def test_greedy_tokens_are_those_of_a_full_pass_for_every_token(
-    model, prompts, builder, tokenizer
-):
+def test_greedy_tokens_are_those_of_a_full_pass_for_every_token(model, prompts, builder, tokenizer):
     prompt, rows = prompts
     found = run(model, prompt, tokenizer)
     for number, row in enumerate(rows):
@@ -46,9 +44,7 @@ def test_greedy_tokens_are_those_of_a_full_pass_for_every_token(
 def test_sampled_logprobs_are_the_teacher_forced_ones(model, prompts, tokenizer):
     prompt, _ = prompts
     found = run(model, prompt, tokenizer, group_size=4, temperature=0.8, max_new_tokens=8)
-    twin, entropy = completion_logprobs(
-        model, prompt, found.tokens, found.mask, temperature=0.8
-    )
+    twin, entropy = completion_logprobs(model, prompt, found.tokens, found.mask, temperature=0.8)
     np.testing.assert_allclose(found.logprobs, twin, atol=2e-5)
     assert float(jnp.min(entropy)) >= 0
 
@@ -70,7 +66,10 @@ def test_samples_of_a_group_differ_and_end_properly(model, prompts, tokenizer):
     tokens, mask = np.asarray(found.tokens), np.asarray(found.mask)
     assert len({tuple(x) for x in tokens[0].tolist()}) > 1
     for row, seen, done in zip(
-        tokens.reshape(-1, 10), mask.reshape(-1, 10), np.asarray(found.finished).ravel(), strict=True
+        tokens.reshape(-1, 10),
+        mask.reshape(-1, 10),
+        np.asarray(found.finished).ravel(),
+        strict=True,
     ):
         ends = np.flatnonzero(row == tokenizer.eos_id)
         assert done == bool(len(ends))
@@ -87,7 +86,7 @@ def test_a_cut_to_one_token_is_greedy(model, prompts, tokenizer, cut):
 
 
 def test_sampling_follows_the_models_probabilities(model, prompts, builder, tokenizer):
-    prompt, rows = prompts
+    _, rows = prompts
     one = jax.tree.map(jnp.asarray, builder.batch(rows[:1]))
     found = run(model, one, tokenizer, group_size=4000, temperature=1.0, max_new_tokens=1)
     hidden = model(one)[0, len(rows[0].tokens) - 1]

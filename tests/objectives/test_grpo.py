@@ -127,7 +127,5 @@ def test_clip_stops_the_gradient_of_a_ratio_that_went_far_enough():
     new = jnp.array([[[-0.5], [-0.5]]])
     old = jnp.array([[[-1.0], [-0.5]]])  # Ratio 1.65, outside the clip.
     mask, advantage = jnp.ones((1, 2, 1), bool), jnp.array([[1.0, -1.0]])
-    gradient = jax.grad(
-        lambda x: grpo_loss(x, old, x, advantage, mask, kl_coefficient=0.0)[0]
-    )(new)
+    gradient = jax.grad(lambda x: grpo_loss(x, old, x, advantage, mask, kl_coefficient=0.0)[0])(new)
     np.testing.assert_allclose(gradient[0, :, 0], [0.0, 0.5])

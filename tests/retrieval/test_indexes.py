@@ -36,9 +36,7 @@ def test_exact_search_is_a_sort(vectors, ids, monkeypatch):
     scores = vectors[:9] @ vectors.T
     order = np.argsort(-scores, axis=1, kind="stable")[:, :7]
     np.testing.assert_array_equal(found.positions, order)
-    np.testing.assert_allclose(
-        found.scores, np.take_along_axis(scores, order, axis=1), atol=1e-6
-    )
+    np.testing.assert_allclose(found.scores, np.take_along_axis(scores, order, axis=1), atol=1e-6)
     assert found.ids[3][0] == "listing 3"
 
 
