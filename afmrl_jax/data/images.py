@@ -121,7 +121,7 @@ def patchify(data: bytes, config: ImageConfig) -> Patches:
         rows, columns = min(rows, longest), min(columns, longest)
     resized = picture.resize((columns, rows), Image.Resampling.BICUBIC)
     # The order of operations is the reference's, so that floats agree to the last bit.
-    pixels = (np.asarray(resized, np.float64) * (1 / 255)).astype(np.float32)
+    pixels: np.ndarray = (np.asarray(resized, np.float64) * (1 / 255)).astype(np.float32)
     pixels = (pixels - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
     return _cut(pixels, config)
 

@@ -1,0 +1,122 @@
+"""The report: whole, self-contained, and safe with any title."""
+
+import html.parser
+import re
+
+import pytest
+
+from afmrl_jax.errors import RunError
+from afmrl_jax.reporting.report import build_report
+from afmrl_jax.reporting.tables import markdown_table, text_table
+
+from .conftest import DIFFERENCES, FINE, HOSTILE, ROWS, evaluation, write_run
+
+
+class Page(html.parser.HTMLParser):
+    """Tags and text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.words = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.links += [v for k, v in attributes if k in ("src", "href", "xlink:href") and v]
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "demo")
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return Page(build_report(run).read_text(encoding="utf-8"))
+
+
+def test_it_needs_no_other_file_and_runs_nothing(page):
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    for link in page.links:
+        # Pictures are inside; a reader may follow a link to the paper.
+        assert link.startswith(("data:", "#", "https://arxiv.org")), link
+
+
+def test_every_row_and_its_value_is_shown(page):
+    for name, value in zip(ROWS, FINE, strict=True):
+        assert name in page.text
+        assert f"{value:.1f}" in page.text
+
+
+def test_the_papers_table_stands_beside_ours(page):
+    assert "2604.20135" in page.text
+    for value in ("48.05", "51.06", "52.42", "54.28"):
+        assert value in page.text
+
+
+def test_differences_are_shown_with_their_intervals(page):
+    for _, _, difference, _, _ in DIFFERENCES:
+        assert f"{difference:+.1f}" in page.text.replace("−", "-")
+
+
+def test_curves_of_every_kind_are_drawn(page):
+    assert page.tags.count("svg") >= 5
+    for word in ("reward", "KL", "dead", "attribute", "loss"):
+        assert word.lower() in page.text.lower()
+
+
+def test_a_title_is_text_whatever_it_says(run, page):
+    assert "<script" not in (run / "report.html").read_text(encoding="utf-8").lower()
+    assert HOSTILE.split("'")[0] in page.text or "alert(" in page.text
+
+
+def test_gallery_marks_right_and_wrong_and_malformed(page):
+    text = page.text.lower()
+    assert "malformed" in text
+    assert "right" in text or "correct" in text or "✓" in text
+
+
+def test_an_unfinished_run_still_gives_a_report(tmp_path):
+    (tmp_path / "run").mkdir()
+    text = Page(build_report(tmp_path / "run").read_text(encoding="utf-8")).text
+    assert "paper" in text.lower()
+
+
+def test_a_broken_file_is_named_and_no_report_is_left(tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "evaluation.json").write_text("{")
+    with pytest.raises(RunError, match=r"evaluation\.json"):
+        build_report(run, tmp_path / "new.html")
+    assert not (tmp_path / "new.html").exists()
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(RunError, match="no run directory"):
+        build_report(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("table", [text_table, markdown_table])
+def test_tables_hold_every_row(table):
+    text = table(evaluation())
+    for name, value in zip(ROWS, FINE, strict=True):
+        (line,) = [
+            x for x in text.splitlines() if re.search(rf"(^|\s|\|){re.escape(name)}(\s|$|\|)", x)
+        ][:1]
+        assert f"{value:.2f}" in line or f"{value:.1f}" in line
+    assert "raw pixels" in text
+
+
+def test_tables_do_without_what_a_catalogue_lacks():
+    found = evaluation()
+    for row in found["rows"]:
+        row.update(coarse=None, classification=None, clustering=None)
+    del found["baselines"], found["comparisons"]
+    assert "Coarse" not in text_table(found).splitlines()[0]
