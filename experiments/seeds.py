@@ -1,0 +1,126 @@
+"""Repeat the demo over seeds, and say which of the paper's five steps hold.
+
+    python experiments/seeds.py --out runs/seeds        # writes experiments/results/seeds.json
+
+A seed that is finished is not repeated, so the command may be interrupted and started again.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from scipy import stats
+
+from afmrl_jax.files import read_json, write_json
+from afmrl_jax.metrics_log import read_metrics
+from afmrl_jax.runtime import reported
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Which seeds, and where their runs go."""
+
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    out: Path = Path("runs/seeds")
+    """Folder of the run directories."""
+    result: Path = HERE / "results" / "seeds.json"
+    fast: bool = False
+    """Every stage with few steps: shows that the script works, not how well the method does."""
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, deviation between seeds and the 95 % interval of the mean (Student's t)."""
+    array = np.asarray(values, float)
+    mean = float(array.mean())
+    out: dict[str, Any] = {"mean": round(mean, 3), "values": [round(v, 3) for v in array.tolist()]}
+    if len(array) > 1:
+        deviation = float(array.std(ddof=1))
+        half = float(stats.t.ppf(0.975, len(array) - 1)) * deviation / len(array) ** 0.5
+        out |= {"deviation": round(deviation, 3)}
+        out |= {"low": round(mean - half, 3), "high": round(mean + half, 3)}
+    return out
+
+
+def verdict(found: dict[str, Any]) -> str:
+    """What the interval of a difference over seeds says."""
+    if "low" not in found:
+        return "one seed says nothing"
+    if found["low"] > 0:
+        return "holds"
+    return "reversed" if found["high"] < 0 else "not shown"
+
+
+def summarise(runs: list[Path]) -> dict[str, Any]:
+    """Rows, steps and RAR over finished runs."""
+    evaluations = [read_json(run / "evaluation.json") for run in runs]
+    names = [row["name"] for row in evaluations[0]["rows"]]
+    rows: dict[str, Any] = {}
+    for place, name in enumerate(names):
+        found = [e["rows"][place] for e in evaluations]
+        rows[name] = {
+            f"{task}.{metric}": spread([row[task][metric] for row in found])
+            for task, values in found[0].items()
+            if isinstance(values, dict) and task != "intervals"
+            for metric in values
+        }
+    steps = {}
+    for place, pair in enumerate(evaluations[0]["comparisons"]):
+        metrics = {}
+        for metric in ("fine.R@1", "fine.R@5", "fine.R@10", "coarse.mAP@10"):
+            each = [e["comparisons"][place]["metrics"][metric] for e in evaluations]
+            metrics[metric] = spread([x["difference"] for x in each])
+            metrics[metric]["within_seed_intervals"] = [[x["low"], x["high"]] for x in each]
+        metrics["verdict"] = verdict(metrics["fine.R@1"])
+        steps[f"{pair['from']} -> {pair['to']}"] = metrics
+    return {
+        "rows": rows,
+        "steps": steps,
+        "rar": [reinforcement(run) for run in runs],
+        "baselines": evaluations[0]["baselines"],
+        "seconds": [round(sum(e["seconds"].values())) for e in evaluations],
+        "peak_memory_gb": [e["peak_memory_gb"] for e in evaluations],
+    }
+
+
+def reinforcement(run: Path) -> dict[str, Any]:
+    """The held-out queries before and after RAR, and the share of dead groups."""
+    lines = read_metrics(run / "rar" / "metrics.jsonl")
+    judged = [x for x in lines if "held_out/reward" in x]
+    names = ("reward", "recall", "malformed_share", "attribute_count", "attribute_tokens")
+    dead = [x["dead_group_share"] for x in lines if "dead_group_share" in x]
+    return {
+        "k": read_json(run / "rar" / "held_out_start" / "start.json")["k"],
+        "gain": judged[-1]["held_out/gain"],
+        "gain_error": judged[-1]["held_out/gain_error"],
+        "dead_group_share": float(np.mean(dead)),
+        **{name: [judged[0][f"held_out/{name}"], judged[-1][f"held_out/{name}"]] for name in names},
+    }
+
+
+def main(settings: Seeds) -> None:
+    """Run the seeds one after another and write the summary."""
+    runs = []
+    for seed in settings.seeds:
+        run = settings.out / f"seed-{seed}"
+        command = [sys.executable, str(HERE / "demo.py"), "--out", str(run), "--seed", str(seed)]
+        subprocess.run(command + ["--fast"] * settings.fast, check=True)
+        runs.append(run)
+    result = {"seeds": list(settings.seeds), **summarise(runs)}
+    write_json(settings.result, result)
+    print(json.dumps({name: x["verdict"] for name, x in result["steps"].items()}, indent=1))
+    print(settings.result)
+
+
+if __name__ == "__main__":
+    with reported():
+        main(tyro.cli(Seeds, description=__doc__))
