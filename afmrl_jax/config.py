@@ -60,10 +60,10 @@ class TextBudget:
 class DistillConfig:
     """Supervised distillation of the generator G from the oracle's attribute lists."""
 
-    steps: int = 1800
+    steps: int = 1100
     batch_size: int = 32
     """Listings a step, in pairs of the same product where there are two."""
-    warm_up_share: float = 0.2
+    warm_up_share: float = 0.25
     """Share of the steps in which G repeats titles instead of writing attributes: a G that starts
     from random weights learns to copy words first. 0 for a pretrained G."""
     contrastive_weight: float = 0.3
@@ -72,7 +72,9 @@ class DistillConfig:
     structure_weight: float = 0.2
     """Weight of the tokens that are no value (keys, punctuation, end) in the cross entropy; the
     order of keys is the oracle's whim and would drown the values."""
-    optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(2e-3))
+    optimiser: OptimiserConfig = field(
+        default_factory=lambda: OptimiserConfig(2e-3, warmup_share=0.03)
+    )
 
     def __post_init__(self) -> None:
         require(self.steps > 0, "distill needs steps > 0")
@@ -86,7 +88,7 @@ class DistillConfig:
 class AgclConfig:
     """Contrastive training of the embedder R. `gamma=0` and no masks make it InfoNCE."""
 
-    steps: int = 220
+    steps: int = 200
     batch_size: int = 64
     """Query/candidate pairs a step; every product occurs once in a batch."""
     sibling_share: float = 0.5
@@ -131,7 +133,7 @@ class AgclConfig:
 class RarConfig:
     """Retrieval-aware reinforcement of G by GRPO against the frozen R."""
 
-    steps: int = 40
+    steps: int = 30
     queries: int = 32
     """Query listings a step (groups)."""
     group_size: int = 8
@@ -177,7 +179,7 @@ class CitConfig:
     cycles: int = 1
     share: float = 0.3
     """Share of the training listings that the reinforced G annotates again."""
-    steps: int = 60
+    steps: int = 40
     learning_rate: float = 3e-4
 
     def __post_init__(self) -> None:
@@ -278,9 +280,10 @@ class RunConfig:
         return replace(
             demo,
             distill=replace(demo.distill, steps=30),
-            agcl=replace(demo.agcl, steps=20),
-            rar=replace(demo.rar, steps=4, queries=16, group_size=4, evaluate_every=2),
-            cit=replace(demo.cit, steps=8),
+            agcl=replace(demo.agcl, steps=12),
+            # Shapes are those of the held-out judge, whose programs then need no second compile.
+            rar=replace(demo.rar, steps=3, queries=32, group_size=4, evaluate_every=3),
+            cit=replace(demo.cit, steps=6),
             evaluation=replace(demo.evaluation, bootstrap=200),
             save_every=20,
         )

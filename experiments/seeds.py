@@ -75,7 +75,7 @@ def summarise(runs: list[Path]) -> dict[str, Any]:
         }
     steps = {}
     for place, pair in enumerate(evaluations[0]["comparisons"]):
-        metrics = {}
+        metrics: dict[str, Any] = {}
         for metric in ("fine.R@1", "fine.R@5", "fine.R@10", "coarse.mAP@10"):
             each = [e["comparisons"][place]["metrics"][metric] for e in evaluations]
             metrics[metric] = spread([x["difference"] for x in each])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,18 +80,17 @@ def run_loop(
         log.write(0, evaluate(state, 0) or {})
     try:
         with jax.set_mesh(config.mesh), Progress(config.name, config.steps, start) as progress:
+            watch = _Stopwatch(start)
             for step in range(start, config.steps):
-                began = time.perf_counter()
-                batch = place_batch(next(iterator), config.mesh)
-                waited = time.perf_counter() - began
+                with watch.waiting():
+                    batch = place_batch(next(iterator), config.mesh)
                 state, metrics = step_function(state, batch, jax.random.fold_in(base, step))
                 done = step + 1
                 extra = evaluate(state, done) if evaluate is not None else None
                 if done % config.log_every == 0 or done == config.steps or extra:
-                    values = {k: float(np.asarray(v)) for k, v in metrics.items()} | (extra or {})
-                    seconds = time.perf_counter() - began
-                    log.write(done, values | {"data_wait_seconds": waited, "seconds": seconds})
-                    progress.update(done, values)
+                    values = {k: float(np.asarray(v)) for k, v in metrics.items()}
+                    log.write(done, values | (extra or {}) | watch.lap(done))
+                    progress.update(done, values | (extra or {}))
                 else:
                     progress.update(done)
                 if done % config.save_every == 0 or done == config.steps:
@@ -99,3 +99,28 @@ def run_loop(
         log.close()
         checkpointer.close()
     return state
+
+
+class _Stopwatch:
+    """Seconds a step, and how many of them the data took, since the last line of the log.
+
+    Steps are dispatched ahead of the device, so only a span that ends with reading metrics tells
+    how long they took.
+    """
+
+    def __init__(self, step: int):
+        self._step = step
+        self._began = time.perf_counter()
+        self._waited = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+
+    def lap(self, step: int) -> dict[str, float]:
+        steps, seconds = step - self._step, time.perf_counter() - self._began
+        found = {"seconds_per_step": seconds / steps, "data_wait_share": self._waited / seconds}
+        self.__init__(step)  # type: ignore[misc]
+        return {name: round(value, 5) for name, value in found.items()}
