@@ -103,6 +103,10 @@ class TextConfig:
     mrope_section: tuple[int, int, int] = (4, 6, 6)
     rms_norm_eps: float = 1e-6
     tie_embeddings: bool = True
+    init_embedding: float = 0.02
+    """Deviation of the random token table; 0.02 is Qwen's."""
+    init_residual: float = 1.0
+    """Scale of the random maps that end a residual branch, next to 1 / sqrt(fan-in)."""
 
     def __post_init__(self) -> None:
         require(self.hidden_dim % self.num_heads == 0, "hidden_dim must divide by num_heads")
@@ -147,6 +151,9 @@ class QwenVLConfig:
             out_dim=96,
             full_attention_blocks=(1,) if family == "qwen2_5_vl" else (),
         )
+        # A generator that must learn to copy words from random weights needs words that are heard
+        # beside the residual branches; an embedder learns faster with the usual small ones.
+        writes = family == "qwen2_5_vl"
         text = TextConfig(
             vocab_size=vocab_size,
             hidden_dim=96,
@@ -155,5 +162,7 @@ class QwenVLConfig:
             num_heads=4,
             num_kv_heads=2,
             mrope_section=(4, 4, 4),
+            init_embedding=0.1 if writes else 0.02,
+            init_residual=0.4 if writes else 1.0,
         )
         return cls(family, vision, text, image_token_id)

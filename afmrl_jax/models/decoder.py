@@ -21,11 +21,6 @@ class KeyValue(NamedTuple):
     value: jax.Array
 
 
-def residual_gain(config: TextConfig) -> float:
-    """Initial scale of what a layer adds to the residual stream, as in GPT-2."""
-    return float((2 * config.num_layers) ** -0.5)
-
-
 class Attention(nnx.Module):
     """Grouped-query attention with biases on q, k and v."""
 
@@ -34,7 +29,7 @@ class Attention(nnx.Module):
         self.q_proj = Linear(size, config.num_heads * head, bias=True, rngs=rngs)
         self.k_proj = Linear(size, config.num_kv_heads * head, bias=True, rngs=rngs)
         self.v_proj = Linear(size, config.num_kv_heads * head, bias=True, rngs=rngs)
-        gain = residual_gain(config)
+        gain = config.init_residual
         self.o_proj = Linear(config.num_heads * head, size, bias=False, rngs=rngs, gain=gain)
         self.config = config
 
@@ -101,7 +96,7 @@ class DecoderLayer(nnx.Module):
         self.self_attn = Attention(config, rngs=rngs)
         self.post_attention_layernorm = RMSNorm(config.hidden_dim, config.rms_norm_eps)
         sizes = (config.hidden_dim, config.intermediate_dim)
-        self.mlp = GatedMlp(*sizes, bias=False, rngs=rngs, gain=residual_gain(config))
+        self.mlp = GatedMlp(*sizes, bias=False, rngs=rngs, gain=config.init_residual)
 
     def feed_forward(self, x: jax.Array) -> jax.Array:
         """The second half of the block."""
@@ -113,8 +108,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
         shape = (config.vocab_size, config.hidden_dim)
-        # Large enough to be heard beside the residual branches: a word can then be copied.
-        table = config.hidden_dim**-0.5 * jax.random.normal(rngs.params(), shape, jnp.float32)
+        table = config.init_embedding * jax.random.normal(rngs.params(), shape, jnp.float32)
         self.embed_tokens = nnx.Param(table)
         self.layers = nnx.List([DecoderLayer(config, rngs=rngs) for _ in range(config.num_layers)])
         self.norm = RMSNorm(config.hidden_dim, config.rms_norm_eps)

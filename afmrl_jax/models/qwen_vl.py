@@ -26,7 +26,9 @@ class QwenVL(nnx.Module):
         self.lm_head = (
             None
             if config.text.tie_embeddings
-            else nnx.Param(shape[0] ** -0.5 * jax.random.normal(rngs.params(), shape, jnp.float32))
+            else nnx.Param(
+                config.text.init_embedding * jax.random.normal(rngs.params(), shape, jnp.float32)
+            )
         )
         self.config = config
 
