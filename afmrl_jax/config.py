@@ -88,8 +88,8 @@ class DistillConfig:
 class AgclConfig:
     """Contrastive training of the embedder R. `gamma=0` and no masks make it InfoNCE."""
 
-    steps: int = 200
-    batch_size: int = 64
+    steps: int = 300
+    batch_size: int = 32
     """Query/candidate pairs a step; every product occurs once in a batch."""
     sibling_share: float = 0.5
     """Share of the batch drawn as family siblings (near-twin products)."""

@@ -54,7 +54,9 @@ def gradient_step(
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
     """One optimiser step on `loss(params) -> (value, metrics)`; pure, for use inside jit."""
     (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state["params"])
-    updates, opt_state = optimiser.update(gradients, state["opt_state"], state["params"])
+    # Optax raises floats to integer powers; the rest of the step holds under strict promotion.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optimiser.update(gradients, state["opt_state"], state["params"])
     params = optax.apply_updates(state["params"], updates)
-    metrics = {**metrics, "gradient_norm": optax.global_norm(gradients)}
+    metrics = {**metrics, "gradient_norm": optax.tree.norm(gradients)}
     return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics
