@@ -3,8 +3,8 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# A compile cache shared between sessions would hide nothing here and save minutes.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
+# Commands must not fill the user's compile cache.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
 
 import jax
 import numpy as np
@@ -13,6 +13,13 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_cache(tmp_path_factory):
+    """A stage builds its step anew, so only a cache on disk spares the next test the compiling."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture

@@ -29,12 +29,19 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = (folder / ".lock").open("w")
         try:
+            self._hold()
+            self._check_config()
+        except BaseException:
+            self.close()
+            raise
+
+    def _hold(self) -> None:
+        try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RunError(
-                f"{folder} is in use by another process; wait for it or choose another --out"
+                f"{self.folder} is in use by another process; wait for it or choose another --out"
             ) from error
-        self._check_config()
 
     def _check_config(self) -> None:
         path = self.folder / "config.json"

@@ -4,22 +4,12 @@ import json
 import runpy
 from pathlib import Path
 
-import jax
 import pytest
 
 from afmrl_jax import cli
 from afmrl_jax.testing import write_badge_catalogue
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_side_effects():
-    """Commands set up a compile cache; the session must not keep it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-        yield
-    assert jax.config.jax_compilation_cache_dir in (None, "")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from afmrl_jax.config import MeshConfig
 from afmrl_jax.errors import RunError
 from afmrl_jax.pipeline import Pipeline
 from afmrl_jax.training import loop
@@ -154,18 +153,9 @@ def test_a_killed_stage_ends_with_the_same_weights(
     do(again, stage)
     again.run.close()
     assert_same_weights(finished, folder, stage)
-    steps = [json.loads(x)["step"] for x in (folder / stage / "metrics.jsonl").open()]
+    lines = (folder / stage / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(x)["step"] for x in lines]
     assert steps == sorted(set(steps))
-
-
-def test_eight_devices_train_to_the_same_weights(finished, tiny_run, tmp_path):
-    spread = dataclasses.replace(tiny_run, mesh=MeshConfig(data=4, model=2))
-    pipeline = Pipeline(tmp_path / "run", spread)
-    pipeline._tokenizer_stage()
-    pipeline._distill()
-    one, eight = weights(finished, "distill"), weights(tmp_path / "run", "distill")
-    for name in one:
-        np.testing.assert_allclose(one[name], eight[name], atol=2e-4, err_msg=name)
 
 
 def test_another_config_is_refused(finished, tiny_run):
@@ -206,4 +196,4 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path, tiny_run
     with pytest.raises(RunError, match=r"no space left.*checkpoints"):
         pipeline._distill()
     assert not (tmp_path / "run" / "distill" / "DONE.json").exists()
-    monkeypatch.undo()
+    pipeline.run.close()

@@ -1,0 +1,97 @@
+"""One step of each training stage on eight devices against the same step on one."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from afmrl_jax.config import AgclConfig, DistillConfig, OptimiserConfig, TextBudget
+from afmrl_jax.data.pipeline import ContrastiveSource, DistillSource, RowBuilder
+from afmrl_jax.data.terms import Bm25Vocabulary
+from afmrl_jax.model_config import ImageConfig
+from afmrl_jax.models.functional import Architecture
+from afmrl_jax.objectives.bm25 import fit_bm25
+from afmrl_jax.parallel.mesh import make_mesh
+from afmrl_jax.parallel.sharding import place, place_batch
+from afmrl_jax.testing import tiny_config
+from afmrl_jax.training.agcl import make_agcl_step
+from afmrl_jax.training.distill import make_distill_step
+from afmrl_jax.training.state import initial_state, learning_rate_schedule
+
+# Plain gradient descent: what it leaves in the parameters is the gradient itself. Adam would blow
+# the rounding of vanishing gradients up to whole steps.
+SGD = optax.sgd(1.0)
+
+
+@pytest.fixture
+def builder(badge_listings, tokenizer):
+    return RowBuilder.of(badge_listings, tokenizer, ImageConfig(), TextBudget())
+
+
+def architecture(family, tokenizer):
+    ids = {"vocab_size": tokenizer.vocab_size, "image_token_id": tokenizer.image_pad_id}
+    return Architecture.of(tiny_config(family, **ids))
+
+
+def one_step(step, initial, batch, mesh):
+    with jax.set_mesh(mesh):
+        state = place(initial_state(initial, SGD), mesh)
+        state, metrics = step(state, place_batch(batch, mesh), jax.random.key(0))
+    params = {name: np.asarray(value) for name, value in state["params"].items()}
+    return params, float(metrics["loss"]), int(state["step"])
+
+
+def assert_equal_on_one_and_eight(step, initial, batch):
+    def copy():
+        return jax.tree.map(np.asarray, initial)  # The step donates what it is given.
+
+    one, loss, count = one_step(step, copy(), batch, make_mesh(1, 1))
+    eight, spread_loss, _ = one_step(step, copy(), batch, make_mesh(4, 2))
+    assert count == 1
+    assert loss == pytest.approx(spread_loss, rel=1e-5)
+    moved = 0.0
+    for name, before in copy().items():
+        np.testing.assert_allclose(eight[name], one[name], atol=2e-5, err_msg=name)
+        moved = max(moved, np.abs(one[name] - before).max())
+    assert moved > 1e-2
+
+
+def test_distillation(builder, tokenizer):
+    model = architecture("qwen2_5_vl", tokenizer)
+    texts = [f"shape: {x.product_id}" for x in builder.listings]
+    source = DistillSource(builder, texts, steps=1, batch_size=8, seed=0)
+    step = make_distill_step(model, DistillConfig(), SGD)
+    assert_equal_on_one_and_eight(step, model.init(0), source[0])
+
+
+def test_agcl(builder, tokenizer):
+    model = architecture("qwen2_vl", tokenizer)
+    texts = {x.listing_id: f"shape: {x.product_id}" for x in builder.listings}
+    vocabulary = Bm25Vocabulary.fit(list(texts.values()))
+    settings = AgclConfig(batch_size=8, gamma=0.3, delta=0.1, agreement_rho=0.9)
+    source = ContrastiveSource(
+        builder,
+        steps=1,
+        batch_size=8,
+        sibling_share=0.5,
+        seed=0,
+        attributes_in_input=texts,
+        attributes_for_terms=texts,
+        vocabulary=vocabulary,
+        attribute_dropout=0.3,
+        no_attributes=0.1,
+        title_dropout=0.1,
+        image_dropout=0.1,
+    )
+    terms = vocabulary.encode(list(texts.values()), 32)
+    step = make_agcl_step(model, settings, fit_bm25(terms, vocabulary.size), SGD)
+    assert_equal_on_one_and_eight(step, model.init(0), source[0])
+
+
+def test_learning_rate_rises_then_falls():
+    config = OptimiserConfig(1e-3, warmup_share=0.1, final_share=0.05)
+    rates = [float(learning_rate_schedule(config, 100)(n)) for n in range(101)]
+    assert rates[0] == pytest.approx(1e-4)
+    assert max(rates) == rates[10] == pytest.approx(1e-3)
+    assert rates[100] == pytest.approx(5e-5)
+    assert np.diff(rates[10:]).max() <= 0
