@@ -55,8 +55,8 @@ def fit_spec(spec: PartitionSpec, shape: tuple[int, ...], sizes: dict[str, int])
     dimension the first ones that divide are kept.
 
     Example:
-        >>> fit_spec(PartitionSpec("data", "model"), (8, 3), {"data": 4, "model": 2})
-        PartitionSpec('data', None)
+        >>> tuple(fit_spec(PartitionSpec("data", "model"), (8, 3), {"data": 4, "model": 2}))
+        ('data', None)
 
     Args:
         spec: the wish.
