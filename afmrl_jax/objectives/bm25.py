@@ -68,7 +68,8 @@ def bm25_scores(
     Example:
         >>> statistics = fit_bm25(np.array([[0, 1], [1, 2]]), 3)
         >>> scores = bm25_scores(statistics, jnp.array([[0, -1]]), jnp.array([[0, 1], [1, 2]]))
-        >>> [round(float(x), 4) for x in scores[0]]  # ln(1 + 1.5 / 1.5) / (1 + 1.5), and no shared term
+        >>> # ln(1 + 1.5 / 1.5) / (1 + 1.5), and no shared term:
+        >>> [round(float(x), 4) for x in scores[0]]
         [0.2773, 0.0]
 
     Args:
