@@ -1,0 +1,83 @@
+"""How right a run's generators are on the test split, and what R would make of the truth.
+
+    python experiments/attribute_quality.py --run runs/demo
+
+Writes experiments/results/attribute_quality.json: for each generator the share of right values by
+key, and for the embedder of `agcl+distilled` the R@1 without attributes, with each generator's, and
+with the true ones. The gap to the truth is the room that a better generator has.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from afmrl_jax.data.attributes import format_attributes, parse_attributes
+from afmrl_jax.data.catalogue import load_catalogue
+from afmrl_jax.data.records import Listing
+from afmrl_jax.evaluation.metrics import positive_ranks, recall_at_k
+from afmrl_jax.files import write_json
+from afmrl_jax.runtime import reported, set_up
+from afmrl_jax.systems import ANNOTATIONS, FinishedRun
+from afmrl_jax.training.annotate import read_attributes
+
+
+@dataclass(frozen=True)
+class AttributeQuality:
+    """Which run."""
+
+    run: Path = Path("runs/demo")
+    result: Path = Path(__file__).parent / "results" / "attribute_quality.json"
+
+
+def accuracy(listings: tuple[Listing, ...], texts: Mapping[str, str]) -> dict[str, Any]:
+    """Share of right values and number of values written, by key that the truth has too."""
+    written: Counter[str] = Counter()
+    right: Counter[str] = Counter()
+    for x in listings:
+        text, truth = texts[x.listing_id], x.attributes or {}
+        for key, value in parse_attributes(text) if text else []:
+            if key in truth:
+                written[key] += 1
+                right[key] += value == truth[key]
+    return {k: {"right": round(right[k] / n, 3), "written": n} for k, n in sorted(written.items())}
+
+
+def main(settings: AttributeQuality) -> None:
+    """Measure, print, write."""
+    run = FinishedRun(settings.run)
+    test = load_catalogue(run.config.catalogue).subset("test")
+    texts: dict[str, Mapping[str, str] | None] = {"none": None}
+    for generator, stage in ANNOTATIONS.items():
+        texts[generator] = read_attributes(run.folder / stage / "attributes.jsonl")
+    texts["truth"] = {
+        x.listing_id: format_attributes((x.attributes or {}).items()) for x in test.listings
+    }
+    quality = {
+        name: accuracy(test.listings, found)
+        for name, found in texts.items()
+        if found is not None and name != "truth"
+    }
+    encoder, builder = run.encoder(run.system("agcl+distilled")), run.rows(test)
+    products = np.array([x.duplicate_of or x.product_id for x in test.listings])
+    own, recall = np.arange(len(products)), {}
+    for name, found in texts.items():
+        vectors = encoder.embed(builder, own, found, label=f"attributes: {name}")
+        ranks = positive_ranks(vectors, vectors, products, products, own)
+        recall[name] = round(100 * float(recall_at_k(ranks, 1).mean()), 2)
+    result = {"accuracy": quality, "R@1 of agcl+distilled": recall}
+    print(json.dumps(result, indent=1))
+    write_json(settings.result, result)
+
+
+if __name__ == "__main__":
+    with reported():
+        set_up()
+        main(tyro.cli(AttributeQuality, description=__doc__))
