@@ -5,15 +5,13 @@ from __future__ import annotations
 import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
 
 
 def purity(labels: np.ndarray, clusters: np.ndarray) -> float:
     """Share of items in the majority category of their cluster."""
-    _, label = np.unique(labels, return_inverse=True)
-    _, cluster = np.unique(clusters, return_inverse=True)
-    table = np.zeros((cluster.max() + 1, label.max() + 1))
-    np.add.at(table, (cluster, label), 1)
-    return float(table.max(1).sum() / len(labels))
+    table = contingency_matrix(labels, clusters)
+    return float(np.amax(table, axis=0).sum() / len(labels))
 
 
 def cluster(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:

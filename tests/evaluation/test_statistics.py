@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-from sklearn.metrics.cluster import contingency_matrix
 
 from afmrl_jax.evaluation.bootstrap import interval, paired_difference
 from afmrl_jax.evaluation.classification import classify
@@ -45,10 +44,10 @@ def test_clustering_scores_are_scikit_learns(clustered):
     vectors, _, _, categories = clustered
     found = cluster(vectors, 4, seed=0)
     scores = clustering_scores(categories, found)
-    table = contingency_matrix(categories, found)
+    majority = [np.bincount(categories[found == c]).max() for c in np.unique(found)]
     assert scores["NMI"] == pytest.approx(100 * normalized_mutual_info_score(categories, found))
     assert scores["ARI"] == pytest.approx(100 * adjusted_rand_score(categories, found))
-    assert scores["Purity"] == pytest.approx(100 * table.max(axis=0).sum() / table.sum())
+    assert scores["Purity"] == pytest.approx(100 * sum(majority) / len(found))
 
 
 def test_purity_by_hand():
