@@ -34,8 +34,8 @@ def interval(
     )
     rng = np.random.default_rng(seed)
     count = len(sums)
-    draws = rng.multinomial(count, np.full(count, 1 / count), size=resamples).astype(float)
-    means = (draws @ sums) / (draws @ sizes)
+    draws = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
+    means: np.ndarray = np.divide(np.dot(draws, sums), np.dot(draws, sizes))
     low, high = np.percentile(means, [2.5, 97.5])
     return float(sums.sum() / sizes.sum()), float(low), float(high)
 
