@@ -37,7 +37,7 @@ def interval(
     draws = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
     means: np.ndarray = np.divide(np.dot(draws, sums), np.dot(draws, sizes))
     low, high = np.percentile(means, [2.5, 97.5])
-    return float(sums.sum() / sizes.sum()), float(low), float(high)
+    return float(sums.sum()) / float(sizes.sum()), float(low), float(high)
 
 
 def paired_difference(
