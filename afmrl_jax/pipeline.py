@@ -15,7 +15,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from afmrl_jax.config import AgclConfig, RunConfig, to_dict
-from afmrl_jax.data.catalogue import load_catalogue, require_attributes, require_splits
+from afmrl_jax.data.catalogue import (
+    load_catalogue,
+    require_attributes,
+    require_splits,
+    say_skipped,
+)
 from afmrl_jax.data.oracle import oracle_texts
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.records import Catalogue
@@ -56,10 +61,7 @@ class Pipeline:
         self.catalogue = load_catalogue(config.catalogue, skip_bad=config.skip_bad)
         require_splits(self.catalogue)
         require_attributes(self.catalogue)
-        for problem in self.catalogue.skipped:
-            say(f"left out: {problem}")
-        if self.catalogue.skipped:
-            say(f"{len(self.catalogue.skipped)} record(s) left out (--skip-bad)")
+        say_skipped(self.catalogue)
         self.run = Run(folder, config)
 
     def execute(self) -> Path:
@@ -104,12 +106,17 @@ class Pipeline:
     @cached_property
     def builder(self) -> RowBuilder:
         """Rows over the whole catalogue."""
+        return self._rows(self.catalogue)
+
+    def _rows(self, catalogue: Catalogue) -> RowBuilder:
         config = self.config
-        return RowBuilder.of(self.catalogue.listings, self.tokenizer, config.image, config.text)
+        return RowBuilder.of(catalogue.listings, self.tokenizer, config.image, config.text)
 
     def _split_builder(self, *splits: str) -> RowBuilder:
-        listings = self.catalogue.subset(*splits).listings
-        return RowBuilder.of(listings, self.tokenizer, self.config.image, self.config.text)
+        return self._rows(self.catalogue.subset(*splits))
+
+    def _encoder(self, stage: str) -> Encoder:
+        return Encoder.on(self.mesh, *self._load(stage), self.config.evaluation.batch_size)
 
     def _where(self, *splits: str) -> np.ndarray:
         return self.catalogue.indices(*splits)
@@ -203,11 +210,8 @@ class Pipeline:
 
         def work(folder: Path) -> None:
             taught, texts = self._oracle()
-            builder = RowBuilder.of(
-                taught.listings, self.tokenizer, self.config.image, self.config.text
-            )
             architecture = self._architecture("qwen2_5_vl")
-            params = train_distill(self.config, folder, architecture, builder, texts)
+            params = train_distill(self.config, folder, architecture, self._rows(taught), texts)
             save_model(folder / "model", architecture, params)
 
         self.run.stage("distill", inputs, [WEIGHTS], work)
@@ -237,11 +241,7 @@ class Pipeline:
             architecture, params = self._load("distill")
             environment = RarEnvironment(
                 self._split_builder(*self.config.rar.gallery_splits),
-                Encoder.on(
-                    self.mesh,
-                    *self._load("agcl-distilled"),
-                    self.config.evaluation.batch_size,
-                ),
+                self._encoder("agcl-distilled"),
                 self._texts("annotate-distilled"),
                 self.config.rar,
                 self.config.seed,
@@ -299,7 +299,7 @@ class Pipeline:
         subjects = (
             Subject(
                 s.name,
-                Encoder.on(self.mesh, *self._load(s.embedder), config.evaluation.batch_size),
+                self._encoder(s.embedder),
                 test_texts[s.generator],
                 train_texts[s.generator],
             )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from afmrl_jax.data.attributes import salvage_attributes
-from afmrl_jax.data.catalogue import load_catalogue
+from afmrl_jax.data.catalogue import load_catalogue, say_skipped
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.records import Catalogue, Listing
 from afmrl_jax.errors import AfmrlError, CatalogueError, RunError
@@ -32,10 +32,7 @@ ABOUT = "embedded.json"
 def read(name: str, split: str, *, skip_bad: bool = False) -> Catalogue:
     """The listings of a split, or of `all`; records that were left out are named."""
     catalogue = load_catalogue(name, skip_bad=skip_bad)
-    for problem in catalogue.skipped:
-        say(f"left out: {problem}")
-    if catalogue.skipped:
-        say(f"{len(catalogue.skipped)} record(s) left out (--skip-bad)")
+    say_skipped(catalogue)
     return _select(catalogue, split)
 
 

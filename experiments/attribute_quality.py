@@ -66,7 +66,7 @@ def main(settings: AttributeQuality) -> None:
         if found is not None and name != "truth"
     }
     encoder, builder = run.encoder(run.system("agcl+distilled")), run.rows(test)
-    products = np.array([x.duplicate_of or x.product_id for x in test.listings])
+    products = np.array([x.true_product for x in test.listings])
     own, recall = np.arange(len(products)), {}
     for name, found in texts.items():
         vectors = encoder.embed(builder, own, found, label=f"attributes: {name}")

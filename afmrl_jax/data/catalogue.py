@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from afmrl_jax.data.images import decode, open_picture
 from afmrl_jax.data.records import SPLITS, Catalogue, Listing, Problem, hash_splits
 from afmrl_jax.errors import CatalogueError
+from afmrl_jax.progress import say
 
 REQUIRED = ("listing_id", "product_id", "title", "image")
 OPTIONAL_TEXT = ("category", "oracle", "seller", "split", "family_id", "duplicate_of")
@@ -41,6 +42,14 @@ def load_catalogue(name_or_path: str | Path, *, skip_bad: bool = False) -> Catal
         return load_furniture()
     path = find_listings(Path(name_or_path))
     return read_catalogue_file(path, name=path.parent.name, skip_bad=skip_bad)
+
+
+def say_skipped(catalogue: Catalogue) -> None:
+    """Name every record that `skip_bad` left out, and their number."""
+    for problem in catalogue.skipped:
+        say(f"left out: {problem}")
+    if catalogue.skipped:
+        say(f"{len(catalogue.skipped)} record(s) left out (--skip-bad)")
 
 
 def find_listings(path: Path) -> Path:

@@ -66,6 +66,11 @@ class Listing:
             ) from error
 
     @property
+    def true_product(self) -> str:
+        """The product that measuring goes by, also where the listing has a second id of it."""
+        return self.duplicate_of or self.product_id
+
+    @property
     def group(self) -> str:
         """The family, or the product where no family is known: what a split must not divide."""
         return f"family {self.family_id}" if self.family_id else f"product {self.product_id}"

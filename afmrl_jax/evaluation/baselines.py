@@ -64,7 +64,7 @@ def run_baselines(listings: Sequence[Listing]) -> dict[str, dict[str, float]]:
 
     A query's own listing is excluded and ties count against it.
     """
-    products = np.array([x.duplicate_of or x.product_id for x in listings])
+    products = np.array([x.true_product for x in listings])
     own = np.arange(len(products))
     ranks = {}
     for name, vectors in (

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from afmrl_jax.config import RunConfig
+from afmrl_jax.data.attributes import format_attributes
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.errors import AfmrlError
 from afmrl_jax.evaluation.baselines import run_baselines
@@ -50,7 +51,7 @@ class EvaluationData:
     @property
     def products(self) -> np.ndarray:
         """True product of each test listing."""
-        return np.array([x.duplicate_of or x.product_id for x in self.test.listings])
+        return np.array([x.true_product for x in self.test.listings])
 
     @property
     def families(self) -> np.ndarray:
@@ -162,7 +163,7 @@ def gallery(
     data: EvaluationData, vectors: np.ndarray, config: RunConfig, before: Texts, after: Texts
 ) -> list[dict[str, Any]]:
     """Queries with their attributes before and after RAR, and their first five, for the report."""
-    listings = data.test.listings
+    listings, products = data.test.listings, data.products
     index = ExactIndex([x.listing_id for x in listings], vectors)
     count = min(config.evaluation.gallery_queries, len(listings))
     chosen = np.random.default_rng(config.seed).permutation(len(listings))[:count]
@@ -185,12 +186,12 @@ def gallery(
             card(int(p))
             | {
                 "score": round(float(s), 4),
-                "correct": bool(data.products[p] == data.products[place]),
+                "correct": bool(products[p] == products[place]),
             }
             for p, s in zip(found.positions[number], found.scores[number], strict=True)
             if p != place
         ]
-        truth = "; ".join(f"{k}: {v}" for k, v in (query.attributes or {}).items())
+        truth = format_attributes((query.attributes or {}).items())
         out.append(
             {
                 "query": card(int(place)),

@@ -109,6 +109,9 @@ class _Stopwatch:
     """
 
     def __init__(self, step: int):
+        self._start(step)
+
+    def _start(self, step: int) -> None:
         self._step = step
         self._began = time.perf_counter()
         self._waited = 0.0
@@ -122,5 +125,5 @@ class _Stopwatch:
     def lap(self, step: int) -> dict[str, float]:
         steps, seconds = step - self._step, time.perf_counter() - self._began
         found = {"seconds_per_step": seconds / steps, "data_wait_share": self._waited / seconds}
-        self.__init__(step)  # type: ignore[misc]
+        self._start(step)
         return {name: round(value, 5) for name, value in found.items()}
