@@ -1,6 +1,6 @@
 """The whole method as a chain of stages in a run directory.
 
-infonce -> distill -> annotate-distilled -> agcl -> agcl-distilled -> rar
+backbone -> infonce -> distill -> annotate-distilled -> agcl -> agcl-distilled -> rar
         -> annotate-reinforced -> cit-1 ... -> evaluate -> report
 """
 
@@ -51,6 +51,7 @@ from afmrl_jax.training.rar_environment import RarEnvironment
 
 WEIGHTS = "model/model.safetensors"
 TEXTS = "attributes.jsonl"
+BACKBONE = "backbone"
 
 
 class Pipeline:
@@ -69,6 +70,9 @@ class Pipeline:
         config, run = self.config, self.run
         try:
             self._tokenizer_stage()
+            if config.backbone.steps:
+                settings = config.backbone.settings(config.agcl)
+                self._train_r(BACKBONE, settings, None, in_input=False, start=None)
             self._train_r("infonce", config.agcl.infonce(), None, in_input=False)
             self._distill()
             self._annotate("annotate-distilled", "distill", self._where("train", "reward", "test"))
@@ -164,16 +168,28 @@ class Pipeline:
         return read_attributes(self.run.folder / stage / TEXTS)
 
     def _train_r(
-        self, name: str, settings: AgclConfig, annotated: str | None, *, in_input: bool
+        self,
+        name: str,
+        settings: AgclConfig,
+        annotated: str | None,
+        *,
+        in_input: bool,
+        start: str | None = BACKBONE,
     ) -> None:
+        start = start if self.config.backbone.steps else None
         inputs = self._base() | {"settings": to_dict(settings), "attributes_in_input": in_input}
+        if start:
+            inputs["start"] = self.run.output_hash(start, WEIGHTS)
         if annotated:
             inputs["attributes"] = self.run.output_hash(annotated, TEXTS)
 
         def work(folder: Path) -> None:
-            architecture = self._architecture("qwen2_vl")
+            if start:
+                architecture, initial = self._load(start)
+            else:
+                architecture = self._architecture("qwen2_vl")
+                initial = architecture.init(self.config.seed)
             texts = self._texts(annotated) if annotated else None
-            initial = architecture.init(self.config.seed)
             self._fit(folder, name, settings, architecture, initial, texts, in_input)
 
         self.run.stage(name, inputs, [WEIGHTS], work)

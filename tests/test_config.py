@@ -5,6 +5,7 @@ import pytest
 from afmrl_jax.config import (
     AgclConfig,
     CitConfig,
+    InputDropout,
     OptimiserConfig,
     OracleConfig,
     RarConfig,
@@ -23,7 +24,7 @@ from afmrl_jax.model_config import ImageConfig, QwenVLConfig, TextConfig, Vision
     [
         lambda: AgclConfig(batch_size=1),
         lambda: AgclConfig(temperature=0),
-        lambda: AgclConfig(title_dropout=0.6, image_dropout=0.5),
+        lambda: InputDropout(title=0.6, picture=0.5),
         lambda: RarConfig(group_size=1),
         lambda: RarConfig(k=0),
         lambda: RarConfig(gallery_splits=("train",)),

@@ -137,3 +137,16 @@ def _cut(pixels: np.ndarray, config: ImageConfig) -> Patches:
     place = place.reshape(rows // merge, merge, columns // merge, merge, 2)
     position = place.transpose(0, 2, 1, 3, 4).reshape(-1, 2).astype(np.int32)
     return Patches(np.ascontiguousarray(patches, np.float32), (rows, columns), position)
+
+
+def erase_patches(
+    picture: Patches, rng: np.random.Generator, rate: float, config: ImageConfig
+) -> Patches:
+    """The picture with some visual tokens erased, each with chance `rate`.
+
+    Erased pixels get the mean colour (0 after normalisation), as in random erasing (Zhong et al.
+    2020); all patches that the merger joins into one visual token go together.
+    """
+    merged = config.merge_size**2
+    keep = np.repeat(rng.random(len(picture.pixels) // merged) >= rate, merged)
+    return picture._replace(pixels=picture.pixels * keep[:, None].astype(np.float32))

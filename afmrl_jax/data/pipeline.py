@@ -14,14 +14,15 @@ import grain
 import numpy as np
 from absl import flags
 
-from afmrl_jax.config import TextBudget
+from afmrl_jax.config import InputDropout, TextBudget
 from afmrl_jax.data import batches
 from afmrl_jax.data.attributes import drop_attributes
 from afmrl_jax.data.batches import PatchStore, Row
+from afmrl_jax.data.images import erase_patches
 from afmrl_jax.data.records import Listing
 from afmrl_jax.data.sampler import PairSampler, epoch_indices
 from afmrl_jax.data.terms import Bm25Vocabulary
-from afmrl_jax.data.text import Tokenizer
+from afmrl_jax.data.text import Tokenizer, drop_words
 from afmrl_jax.model_config import ImageConfig
 
 
@@ -88,10 +89,7 @@ class ContrastiveSource:
         attributes_in_input: Mapping[str, str] | None,
         attributes_for_terms: Mapping[str, str] | None,
         vocabulary: Bm25Vocabulary | None,
-        attribute_dropout: float,
-        no_attributes: float,
-        title_dropout: float,
-        image_dropout: float,
+        dropout: InputDropout,
     ):
         listings = builder.listings
         self._builder = builder
@@ -105,7 +103,7 @@ class ContrastiveSource:
             seed=seed,
         )
         self._attributes = attributes_in_input
-        self._dropout = (attribute_dropout, no_attributes, title_dropout, image_dropout)
+        self._dropout = dropout
         texts = attributes_for_terms or {}
         width = builder.text.max_terms
         self._terms = (
@@ -126,16 +124,22 @@ class ContrastiveSource:
         return f"ContrastiveSource(listings={len(self._builder.listings)}, seed={self._seed})"
 
     def _row(self, index: int, rng: np.random.Generator) -> Row:
-        drop, bare, no_title, no_image = self._dropout
-        attributes = None
-        chance = rng.random(2)
-        if self._attributes is not None:
-            text = self._attributes.get(self._builder.listings[index].listing_id)
-            if text and chance[0] >= bare:
-                attributes = drop_attributes(text, rng, drop)
-        title = chance[1] >= no_title
-        picture = not (no_title <= chance[1] < no_title + no_image)
-        return self._builder.embedder(index, attributes, title=bool(title), picture=picture)
+        drop, builder = self._dropout, self._builder
+        listing, attributes = builder.listings[index], None
+        no_list, hidden = rng.random(2)
+        text = self._attributes.get(listing.listing_id) if self._attributes is not None else None
+        if text and no_list >= drop.whole_list:
+            attributes = drop_attributes(text, rng, drop.attributes)
+        title = drop_words(listing.title, rng, drop.words)
+        picture = erase_patches(builder.pictures[index], rng, drop.patches, builder.image)
+        return batches.embedder_row(
+            builder.tokenizer,
+            builder.text,
+            builder.image,
+            title=title if hidden >= drop.title else None,
+            attributes=attributes,
+            picture=None if drop.title <= hidden < drop.title + drop.picture else picture,
+        )
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         queries, candidates, products = self._sampler.draw(step)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HubTokenizer
 
@@ -83,16 +84,20 @@ class BpeTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
-        """Learn merges from texts; the same texts give the same tokenizer."""
+        """Learn merges from texts; the same texts give the same tokenizer, which folds case."""
         inner = HubTokenizer(models.BPE())
-        inner.normalizer = normalizers.NFC()
+        # Titles write "Sofa", attribute lists "sofa": one token for both, wherever it stands, so
+        # that G can copy a word and R can match it.
+        inner.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Lowercase(), normalizers.Prepend(" ")]
+        )
         inner.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated"),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
-        inner.decoder = decoders.ByteLevel()
+        inner.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             special_tokens=[AddedToken(name, special=True) for name in SPECIALS],
@@ -127,3 +132,12 @@ class BpeTokenizer:
     def decode(self, ids: list[int]) -> str:
         """Text of ids, special tokens left out."""
         return str(self._inner.decode(ids, skip_special_tokens=True))
+
+
+def drop_words(text: str, rng: np.random.Generator, rate: float) -> str:
+    """The text without some of its words, each dropped with chance `rate`; one always stays."""
+    words = text.split()
+    keep = rng.random(len(words)) >= rate
+    if words and not keep.any():
+        keep[int(rng.integers(len(words)))] = True
+    return " ".join(word for word, kept in zip(words, keep, strict=True) if kept)

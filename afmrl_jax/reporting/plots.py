@@ -206,13 +206,13 @@ def read_stages(run: Path) -> dict[str, Lines]:
 
 def embedder_stages(stages: dict[str, Lines]) -> list[str]:
     """The stages that train R, in the order of the method."""
-    known = [x for x in ("infonce", "agcl", "agcl-distilled") if x in stages]
+    known = [x for x in ("backbone", "infonce", "agcl", "agcl-distilled") if x in stages]
     return known + sorted(x for x in stages if re.fullmatch(r"cit-\d+", x))
 
 
 def _embedder_plots(stages: dict[str, Lines]) -> list[Plot]:
     names = embedder_stages(stages)
-    guided = [name for name in names if name != "infonce"]
+    guided = [name for name in names if name not in ("backbone", "infonce")]
     return [
         Plot(
             "Embedder: contrastive loss",

@@ -149,7 +149,7 @@ def _context(run: Path) -> dict[str, Any]:
     chain = stages.read_stages(run, config)
     drawn = plots.stage_plots(run)
     recorded = plots.read_stages(run)
-    trained = ("distill", "infonce", "agcl", "agcl-distilled", "rar", "cit")
+    trained = ("distill", "backbone", "infonce", "agcl", "agcl-distilled", "rar", "cit")
     expected = [x for x in stages.expected_stages(config) if x.split("-")[0] in trained]
     rows = tables.rows_of(evaluation)
     catalogue = (evaluation or {}).get("catalogue") or config.get("catalogue") or "unknown"

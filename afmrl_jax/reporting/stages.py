@@ -16,6 +16,7 @@ from afmrl_jax.files import read_json
 
 ORDER = (
     "tokenizer",
+    "backbone",
     "infonce",
     "distill",
     "annotate-distilled",
@@ -54,7 +55,8 @@ def _rank(name: str) -> tuple[int, int, str]:
 def expected_stages(config: dict[str, Any]) -> list[str]:
     """The stages of the whole method under a run's settings."""
     cycles = (config.get("cit") or {}).get("cycles", 1)
-    names = [name for name in ORDER if name != "cit"]
+    backbone = (config.get("backbone") or {}).get("steps", 0) > 0
+    names = [x for x in ORDER if x != "cit" and (backbone or x != "backbone")]
     return sorted([*names, *(f"cit-{n + 1}" for n in range(cycles))], key=_rank)
 
 

@@ -69,10 +69,7 @@ def train_agcl(
         attributes_in_input=attributes if attributes_in_input else None,
         attributes_for_terms=attributes,
         vocabulary=vocabulary,
-        attribute_dropout=settings.attribute_dropout,
-        no_attributes=settings.no_attributes,
-        title_dropout=settings.title_dropout,
-        image_dropout=settings.image_dropout,
+        dropout=settings.dropout,
     )
     optimiser = make_optimiser(settings.optimiser, settings.steps)
     loop = LoopConfig.of(config, name, folder, settings.steps)

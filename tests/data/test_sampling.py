@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from afmrl_jax.config import TextBudget
+from afmrl_jax.config import InputDropout, TextBudget
 from afmrl_jax.data.batches import bucket_length, mrope_positions
+from afmrl_jax.data.images import erase_patches
 from afmrl_jax.data.pipeline import (
     ContrastiveSource,
     DistillSource,
@@ -16,6 +17,7 @@ from afmrl_jax.data.pipeline import (
 )
 from afmrl_jax.data.sampler import PairSampler, epoch_indices
 from afmrl_jax.data.terms import Bm25Vocabulary
+from afmrl_jax.data.text import drop_words
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.model_config import ImageConfig
 
@@ -80,10 +82,7 @@ def contrastive(builder, **options):
         "attributes_in_input": texts,
         "attributes_for_terms": texts,
         "vocabulary": vocabulary,
-        "attribute_dropout": 0.5,
-        "no_attributes": 0.2,
-        "title_dropout": 0.2,
-        "image_dropout": 0.2,
+        "dropout": InputDropout(0.5, 0.2, title=0.2, picture=0.2),
     }
     return ContrastiveSource(builder, **(settings | options))
 
@@ -120,6 +119,28 @@ def test_dropout_hides_parts_but_never_all(builder):
         texts += len(rows.tokens)
         assert (rows.token_mask.sum(1) > 2).all()
     assert 0 < pads < texts
+
+
+def test_dropout_of_words_keeps_one_and_the_order():
+    rng = np.random.default_rng(0)
+    words = ["red", "round", "badge", "with", "a", "pin"]
+    for rate in (0.0, 0.5, 0.99):
+        for _ in range(20):
+            kept = drop_words(" ".join(words), rng, rate).split()
+            assert kept
+            assert [w for w in words if w in kept] == kept
+    assert drop_words(" ".join(words), rng, 0.0).split() == words
+
+
+def test_erased_patches_go_by_whole_visual_tokens(builder):
+    picture, merged = builder.pictures[0], builder.image.merge_size**2
+    erased = erase_patches(picture, np.random.default_rng(0), 0.5, builder.image).pixels
+    groups = erased.reshape(-1, merged, erased.shape[-1])
+    gone = (groups == 0).all((1, 2))
+    assert 0 < gone.sum() < len(groups)
+    whole = picture.pixels.reshape(groups.shape)
+    np.testing.assert_array_equal(groups[~gone], whole[~gone])
+    assert (picture.pixels != 0).any(), "the stored picture must stay as it was"
 
 
 def distill(builder, **options):

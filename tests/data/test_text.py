@@ -9,8 +9,15 @@ from afmrl_jax.errors import RunError
 
 
 @pytest.mark.parametrize("text", ["red chair", "Stühle 90×60 cm", "木椅子 🪑", "a\n\tb  c", ""])
-def test_any_text_survives(tokenizer, text):
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+def test_any_text_survives_but_for_its_case(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text.lower()
+
+
+def test_a_word_is_the_same_tokens_wherever_it_stands(tokenizer):
+    alone = tokenizer.encode("Badge")
+    assert tokenizer.encode("badge") == alone
+    assert tokenizer.encode("A red BADGE")[-len(alone) :] == alone
+    assert tokenizer.encode("type: badge")[-len(alone) :] == alone
 
 
 def test_special_tokens_in_a_title_are_plain_text(tokenizer):

@@ -4,6 +4,7 @@ import pytest
 
 from afmrl_jax.config import (
     AgclConfig,
+    BackboneConfig,
     CitConfig,
     DistillConfig,
     EvaluationConfig,
@@ -25,6 +26,7 @@ def tiny_run(tmp_path_factory):
         save_every=2,
         mesh=MeshConfig(data=1),
         distill=DistillConfig(steps=4, batch_size=4),
+        backbone=BackboneConfig(steps=2, batch_size=4),
         agcl=AgclConfig(steps=4, batch_size=4),
         rar=RarConfig(
             steps=3, queries=2, group_size=2, evaluate_every=2, evaluation_samples=1, k=3

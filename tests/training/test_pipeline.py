@@ -15,7 +15,7 @@ from afmrl_jax.training import loop
 from afmrl_jax.training.lineage import Run
 
 pytestmark = pytest.mark.usefixtures("tiny_models")
-STAGES = ("infonce", "distill", "agcl", "agcl-distilled", "rar", "cit-1")
+STAGES = ("backbone", "infonce", "distill", "agcl", "agcl-distilled", "rar", "cit-1")
 
 
 @pytest.fixture(scope="module")

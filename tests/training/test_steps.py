@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from afmrl_jax.config import AgclConfig, DistillConfig, OptimiserConfig, TextBudget
+from afmrl_jax.config import AgclConfig, DistillConfig, InputDropout, OptimiserConfig, TextBudget
 from afmrl_jax.data.pipeline import ContrastiveSource, DistillSource, RowBuilder
 from afmrl_jax.data.terms import Bm25Vocabulary
 from afmrl_jax.model_config import ImageConfig
@@ -78,10 +78,7 @@ def test_agcl(builder, tokenizer):
         attributes_in_input=texts,
         attributes_for_terms=texts,
         vocabulary=vocabulary,
-        attribute_dropout=0.3,
-        no_attributes=0.1,
-        title_dropout=0.1,
-        image_dropout=0.1,
+        dropout=InputDropout(),
     )
     terms = vocabulary.encode(list(texts.values()), 32)
     step = make_agcl_step(model, settings, fit_bm25(terms, vocabulary.size), SGD)
