@@ -66,10 +66,6 @@ class DistillConfig:
     warm_up_share: float = 0.25
     """Share of the steps in which G repeats titles instead of writing attributes: a G that starts
     from random weights learns to copy words first. 0 for a pretrained G."""
-    swap_share: float = 0.5
-    """Share of the rows in which the words that title and list have in common are replaced, in
-    both, by words of other titles. A G from random weights would else learn the words of its few
-    lists by heart and never copy one it has not seen. 0 for a pretrained G."""
     contrastive_weight: float = 0.3
     """Weight of an InfoNCE term on the prompt's last state, which makes a G from random weights
     look at pictures early. 0 for a pretrained G."""
@@ -84,7 +80,6 @@ class DistillConfig:
         require(self.steps > 0, "distill needs steps > 0")
         require(self.batch_size > 1, "distill needs batch_size > 1")
         require(0 <= self.warm_up_share < 1, "warm_up_share must lie in [0, 1)")
-        require(0 <= self.swap_share <= 1, "swap_share must lie in [0, 1]")
         require(self.contrastive_weight >= 0, "contrastive_weight must not be negative")
         require(self.structure_weight > 0, "structure_weight must be positive")
 

@@ -22,7 +22,7 @@ from afmrl_jax.data.images import erase_patches
 from afmrl_jax.data.records import Listing
 from afmrl_jax.data.sampler import PairSampler, epoch_indices
 from afmrl_jax.data.terms import Bm25Vocabulary
-from afmrl_jax.data.text import Tokenizer, drop_words, open_keys, swap_words, word_pool
+from afmrl_jax.data.text import Tokenizer, drop_words
 from afmrl_jax.model_config import ImageConfig
 
 
@@ -56,13 +56,13 @@ class RowBuilder:
             picture=self.pictures[index] if picture else None,
         )
 
-    def prompt(self, index: int, title: str | None = None) -> Row:
-        """Generator prompt of listing `index`, under another title where one is given."""
+    def prompt(self, index: int) -> Row:
+        """Generator prompt of listing `index`."""
         return batches.generator_prompt(
             self.tokenizer,
             self.text,
             self.image,
-            title=self.listings[index].title if title is None else title,
+            title=self.listings[index].title,
             picture=self.pictures[index],
         )
 
@@ -171,7 +171,6 @@ class DistillSource:
         seed: int,
         warm_up_steps: int = 0,
         structure_weight: float = 1.0,
-        swap_share: float = 0.0,
     ):
         self._builder = builder
         self._oracle = oracle
@@ -180,9 +179,6 @@ class DistillSource:
         self._seed = seed
         self._warm_up_steps = warm_up_steps
         self._structure_weight = structure_weight
-        self._swap_share = swap_share
-        self._words = word_pool([x.title for x in builder.listings])
-        self._open_keys = open_keys(oracle)
         names = sorted({x.product_id for x in builder.listings})
         number = {name: n for n, name in enumerate(names)}
         self._products = np.array([number[x.product_id] for x in builder.listings], np.int32)
@@ -207,13 +203,8 @@ class DistillSource:
         copying = step < self._warm_up_steps
         rows, starts, weights = [], [], []
         for place in places:
-            title, text = builder.listings[place].title, self._oracle[place]
-            if rng.random() < self._swap_share:
-                title, text = swap_words(
-                    title, text, keys=self._open_keys, pool=self._words, rng=rng
-                )
-            text = title if copying else text
-            prompt = builder.prompt(place, title)
+            prompt = builder.prompt(place)
+            text = builder.listings[place].title if copying else self._oracle[place]
             wanted = batches.completion_tokens(builder.tokenizer, text, builder.text)
             structure = 1.0 if copying else self._structure_weight
             weights.append(batches.value_weights(builder.tokenizer, wanted, structure))

@@ -50,7 +50,6 @@ def train_distill(
         seed=config.seed,
         warm_up_steps=warm_up,
         structure_weight=settings.structure_weight,
-        swap_share=settings.swap_share,
     )
     step = make_distill_step(architecture, settings, optimiser)
     loop = LoopConfig.of(config, "distill", folder, settings.steps)
