@@ -60,7 +60,7 @@ class TextBudget:
 class DistillConfig:
     """Supervised distillation of the generator G from the oracle's attribute lists."""
 
-    steps: int = 1100
+    steps: int = 1000
     batch_size: int = 32
     """Listings a step, in pairs of the same product where there are two."""
     warm_up_share: float = 0.25
@@ -115,7 +115,7 @@ class InputDropout:
 class AgclConfig:
     """Contrastive training of the embedder R. `gamma=0` and no masks make it InfoNCE."""
 
-    steps: int = 100
+    steps: int = 60
     batch_size: int = 128
     """Query/candidate pairs a step; every product occurs once in a batch."""
     sibling_share: float = 0.15
@@ -214,7 +214,7 @@ class CitConfig:
     cycles: int = 1
     share: float = 0.3
     """Share of the training listings that the reinforced G annotates again."""
-    steps: int = 40
+    steps: int = 20
     learning_rate: float = 3e-4
 
     def __post_init__(self) -> None:
