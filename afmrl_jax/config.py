@@ -147,9 +147,7 @@ class AgclConfig:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """InfoNCE from random weights, which stands in for the hub's: every row of the study starts
-    from the same R, as the paper's rows start from Qwen2-VL.
-    """
+    """InfoNCE from random weights: every row starts from one R, as the paper's from Qwen2-VL."""
 
     steps: int = 300
     """0: the rows start from random weights."""
@@ -241,15 +239,8 @@ class OracleConfig:
     """Chance that a listing's keys are written in an order of their own."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "synonym_rate",
-            "omit_rate",
-            "generic_rate",
-            "wrong_rate",
-            "guess_rate",
-            "shuffle_rate",
-        ):
-            require(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1]")
+        for name, value in vars(self).items():
+            require(0 <= value <= 1, f"{name} must lie in [0, 1]")
 
 
 @dataclass(frozen=True)
