@@ -8,10 +8,8 @@ Model sizes are classmethods; a run's settings are `RunConfig`, with `RunConfig.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Literal
 
 from afmrl_jax.model_config import ImageConfig, require
 
@@ -60,12 +58,13 @@ class TextBudget:
 class DistillConfig:
     """Supervised distillation of the generator G from the oracle's attribute lists."""
 
-    steps: int = 1000
+    steps: int = 800
     batch_size: int = 32
     """Listings a step, in pairs of the same product where there are two."""
-    warm_up_share: float = 0.25
-    """Share of the steps in which G repeats titles instead of writing attributes: a G that starts
-    from random weights learns to copy words first. 0 for a pretrained G."""
+    swap_share: float = 0.5
+    """Share of the rows in which the words that title and list have in common are replaced, in
+    both, by words of other titles. A G from random weights would else learn the words of its few
+    lists by heart and never copy one it has not seen. 0 for a pretrained G."""
     contrastive_weight: float = 0.3
     """Weight of an InfoNCE term on the prompt's last state, which makes a G from random weights
     look at pictures early. 0 for a pretrained G."""
@@ -79,7 +78,7 @@ class DistillConfig:
     def __post_init__(self) -> None:
         require(self.steps > 0, "distill needs steps > 0")
         require(self.batch_size > 1, "distill needs batch_size > 1")
-        require(0 <= self.warm_up_share < 1, "warm_up_share must lie in [0, 1)")
+        require(0 <= self.swap_share <= 1, "swap_share must lie in [0, 1]")
         require(self.contrastive_weight >= 0, "contrastive_weight must not be negative")
         require(self.structure_weight > 0, "structure_weight must be positive")
 
@@ -131,6 +130,9 @@ class AgclConfig:
     agreement_epsilon: float = 0.1
     symmetric: bool = True
     """Also contrast each candidate with all queries."""
+    prefix_weight: float = 0.5
+    """Share of the loss that contrasts what R knows before it reads the attributes. The lists alone
+    tell most products of a batch apart; without it R stops learning from pictures and titles."""
     dropout: InputDropout = field(default_factory=InputDropout)
     optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(2e-3))
 
@@ -139,6 +141,7 @@ class AgclConfig:
         require(self.batch_size > 1, "a contrastive batch needs at least two products")
         require(self.temperature > 0, "temperature must be positive")
         require(0 <= self.sibling_share <= 1, "sibling_share must lie in [0, 1]")
+        require(0 <= self.prefix_weight < 1, "prefix_weight must lie in [0, 1)")
 
     def infonce(self) -> AgclConfig:
         """The same training without weights and without a learned mask."""
@@ -147,19 +150,27 @@ class AgclConfig:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """InfoNCE from random weights: every row starts from one R, as the paper's from Qwen2-VL."""
+    """InfoNCE from random weights: every row starts from one R, as the paper's from Qwen2-VL.
+
+    It is an R that has read pictures, titles and attribute lists, as a pretrained model has.
+    """
 
     steps: int = 300
     """0: the rows start from random weights."""
     batch_size: int = 32
+    whole_list: float = 0.3
+    """Chance that a row sees no attribute at all."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 0, "backbone steps must not be negative")
         require(self.batch_size > 1, "a contrastive batch needs at least two products")
 
     def settings(self, agcl: AgclConfig) -> AgclConfig:
-        """How the backbone is trained: as the InfoNCE row is, apart from steps and batch."""
-        return dataclasses.replace(agcl.infonce(), steps=self.steps, batch_size=self.batch_size)
+        """How the backbone is trained: as the rows are, without weights and masks."""
+        replace = dataclasses.replace
+        dropout = replace(agcl.dropout, whole_list=self.whole_list)
+        size = {"steps": self.steps, "batch_size": self.batch_size}
+        return replace(agcl.infonce(), dropout=dropout, **size)
 
 
 @dataclass(frozen=True)
@@ -315,36 +326,3 @@ class RunConfig:
             evaluation=replace(demo.evaluation, bootstrap=200),
             save_every=20,
         )
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def from_dict(kind: Any, value: Any) -> Any:
-    """A config from what `to_dict` made of it.
-
-    Args:
-        kind: the dataclass, or the type of a field of one.
-        value: plain JSON values.
-
-    Raises:
-        ConfigError: a setting is unknown or out of range.
-    """
-    if dataclasses.is_dataclass(kind):
-        types = get_type_hints(kind)
-        unknown = sorted(set(value) - set(types))
-        require(not unknown, f"unknown setting {', '.join(unknown)} in {kind}")
-        return kind(**{k: from_dict(types[k], v) for k, v in value.items()})  # type: ignore[operator]
-    nested = [x for x in get_args(kind) if dataclasses.is_dataclass(x)]
-    if nested and value is not None:
-        return from_dict(nested[0], value)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def fingerprint(value: Any) -> str:
-    """A short stable hash of a config or of plain JSON values."""
-    plain = to_dict(value) if dataclasses.is_dataclass(value) else value
-    text = json.dumps(plain, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -107,6 +107,8 @@ class TextConfig:
     """Deviation of the random token table; 0.02 is Qwen's."""
     init_residual: float = 1.0
     """Scale of the random maps that end a residual branch, next to 1 / sqrt(fan-in)."""
+    init_induction: bool = False
+    """Whether random weights hold an induction head, so that the model copies from the start."""
 
     def __post_init__(self) -> None:
         require(self.hidden_dim % self.num_heads == 0, "hidden_dim must divide by num_heads")
@@ -151,8 +153,9 @@ class QwenVLConfig:
             out_dim=96,
             full_attention_blocks=(1,) if family == "qwen2_5_vl" else (),
         )
-        # A generator that must learn to copy words from random weights needs words that are heard
-        # beside the residual branches; an embedder learns faster with the usual small ones.
+        # A generator copies words, as a pretrained one does: they must be heard beside the random
+        # residual branches. An embedder learns faster from the usual start, and needs the values of
+        # four heads: two are too narrow to carry picture, title and list to the last token.
         writes = family == "qwen2_5_vl"
         text = TextConfig(
             vocab_size=vocab_size,
@@ -160,9 +163,10 @@ class QwenVLConfig:
             intermediate_dim=256,
             num_layers=3,
             num_heads=4,
-            num_kv_heads=2,
+            num_kv_heads=2 if writes else 4,
             mrope_section=(4, 4, 4),
             init_embedding=0.1 if writes else 0.02,
-            init_residual=0.4 if writes else 1.0,
+            init_residual=0.1 if writes else 1.0,
+            init_induction=writes,
         )
         return cls(family, vision, text, image_token_id)

@@ -1,6 +1,6 @@
 """The whole method as a chain of stages in a run directory.
 
-backbone -> infonce -> distill -> annotate-distilled -> agcl -> agcl-distilled -> rar
+distill -> annotate-distilled -> backbone -> infonce -> agcl -> agcl-distilled -> rar
         -> annotate-reinforced -> cit-1 ... -> evaluate -> report
 """
 
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from afmrl_jax.config import AgclConfig, RunConfig, to_dict
+from afmrl_jax.config import AgclConfig, RunConfig
+from afmrl_jax.config_json import to_dict
 from afmrl_jax.data.catalogue import (
     load_catalogue,
     require_attributes,
@@ -70,12 +71,12 @@ class Pipeline:
         config, run = self.config, self.run
         try:
             self._tokenizer_stage()
-            if config.backbone.steps:
-                settings = config.backbone.settings(config.agcl)
-                self._train_r(BACKBONE, settings, None, in_input=False, start=None)
-            self._train_r("infonce", config.agcl.infonce(), None, in_input=False)
             self._distill()
             self._annotate("annotate-distilled", "distill", self._where("train", "reward", "test"))
+            if config.backbone.steps:
+                settings = config.backbone.settings(config.agcl)
+                self._train_r(BACKBONE, settings, "annotate-distilled", in_input=True, start=None)
+            self._train_r("infonce", config.agcl.infonce(), None, in_input=False)
             self._train_r("agcl", config.agcl, "annotate-distilled", in_input=False)
             self._train_r("agcl-distilled", config.agcl, "annotate-distilled", in_input=True)
             self._rar()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from afmrl_jax.config import RunConfig, from_dict
+from afmrl_jax.config import RunConfig
+from afmrl_jax.config_json import from_dict
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.records import Catalogue
 from afmrl_jax.data.text import BpeTokenizer

@@ -11,10 +11,8 @@ from afmrl_jax.config import (
     RarConfig,
     RunConfig,
     TextBudget,
-    fingerprint,
-    from_dict,
-    to_dict,
 )
+from afmrl_jax.config_json import fingerprint, from_dict, to_dict
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.model_config import ImageConfig, QwenVLConfig, TextConfig, VisionConfig
 

@@ -3,12 +3,13 @@
 The layout follows Qwen's chat format without its fixed words, which a vocabulary learned from a
 catalogue does not know:
 
-    embedder   <|im_start|><|vision_start|><|image_pad|>...<|vision_end|>title, line end,
+    embedder   <|im_start|><|vision_start|><|image_pad|>...<|vision_end|>title<|im_end|>
                attributes<|im_end|>
     generator  <|im_start|><|vision_start|><|image_pad|>...<|vision_end|>title<|im_end|><|im_start|>
                attributes<|im_end|>
 
-The embedder's vector is the hidden state of the last `<|im_end|>`.
+The embedder's vector is the hidden state of the last `<|im_end|>`. A row without attributes ends
+at the first: the decoder is causal, so that a row with attributes holds both vectors.
 """
 
 from __future__ import annotations
@@ -132,7 +133,8 @@ def embedder_row(
     if title:
         tokens += tokenizer.encode(title)[: budget.max_title_tokens]
     if attributes:
-        tokens += tokenizer.encode("\n" + attributes)[: budget.max_attribute_tokens]
+        tokens.append(tokenizer.eos_id)
+        tokens += tokenizer.encode(attributes)[: budget.max_attribute_tokens]
     return Row([*tokens, tokenizer.eos_id], picture)
 
 
@@ -151,10 +153,7 @@ def completion_tokens(tokenizer: Tokenizer, attributes: str, budget: TextBudget)
 
 
 def value_weights(tokenizer: Tokenizer, tokens: Sequence[int], structure: float) -> list[float]:
-    """Weight of each token of an attribute list: 1 inside a value, `structure` elsewhere.
-
-    Text without colons, such as a title, has no values: give it a `structure` of 1.
-    """
+    """Weight of each token of an attribute list: 1 inside a value, `structure` elsewhere."""
     out, inside = [], False
     for token in tokens:
         text = tokenizer.decode([token])

@@ -22,7 +22,7 @@ from afmrl_jax.data.images import erase_patches
 from afmrl_jax.data.records import Listing
 from afmrl_jax.data.sampler import PairSampler, epoch_indices
 from afmrl_jax.data.terms import Bm25Vocabulary
-from afmrl_jax.data.text import Tokenizer, drop_words
+from afmrl_jax.data.text import Tokenizer, drop_words, open_keys, swap_words, word_pool
 from afmrl_jax.model_config import ImageConfig
 
 
@@ -56,13 +56,13 @@ class RowBuilder:
             picture=self.pictures[index] if picture else None,
         )
 
-    def prompt(self, index: int) -> Row:
-        """Generator prompt of listing `index`."""
+    def prompt(self, index: int, title: str | None = None) -> Row:
+        """Generator prompt of listing `index`, under another title where one is given."""
         return batches.generator_prompt(
             self.tokenizer,
             self.text,
             self.image,
-            title=self.listings[index].title,
+            title=self.listings[index].title if title is None else title,
             picture=self.pictures[index],
         )
 
@@ -76,7 +76,10 @@ class RowBuilder:
 
 
 class ContrastiveSource:
-    """Batches for AGCL: `rows` (queries, then candidates), product numbers and BM25 term ids."""
+    """Batches for AGCL: `rows` (queries, then candidates), product numbers and BM25 term ids.
+
+    Where rows hold attributes, `prompt_last` says which token ends what stands before them.
+    """
 
     def __init__(
         self,
@@ -145,20 +148,24 @@ class ContrastiveSource:
         queries, candidates, products = self._sampler.draw(step)
         rng = np.random.default_rng(np.random.SeedSequence([self._seed, step, 1]))
         rows = [self._row(int(i), rng) for i in np.concatenate([queries, candidates])]
-        return {
+        batch = {
             "rows": self._builder.batch(rows),
             "products": products,
             "query_terms": self._terms[queries],
             "candidate_terms": self._terms[candidates],
         }
+        if self._attributes is not None:
+            end = self._builder.tokenizer.eos_id
+            batch["prompt_last"] = np.array([row.tokens.index(end) for row in rows], np.int32)
+        return batch
 
 
 class DistillSource:
     """Teacher-forced rows for G: prompt, then the oracle's list; loss on the list alone.
 
     The first half of a batch walks through the listings epoch by epoch, the second half holds for
-    each of them another listing of its product, where there is one. For the first `warm_up_steps`
-    the text to write is the listing's title.
+    each of them another listing of its product, where there is one. In `swap_share`
+    of the rows the words that title and list have in common are replaced in both.
     """
 
     def __init__(
@@ -169,16 +176,18 @@ class DistillSource:
         steps: int,
         batch_size: int,
         seed: int,
-        warm_up_steps: int = 0,
         structure_weight: float = 1.0,
+        swap_share: float = 0.0,
     ):
         self._builder = builder
         self._oracle = oracle
         self._steps = steps
         self._pairs = max(1, min(batch_size, len(oracle)) // 2)
         self._seed = seed
-        self._warm_up_steps = warm_up_steps
         self._structure_weight = structure_weight
+        self._swap_share = swap_share
+        self._words = word_pool([x.title for x in builder.listings])
+        self._open_keys = open_keys(oracle)
         names = sorted({x.product_id for x in builder.listings})
         number = {name: n for n, name in enumerate(names)}
         self._products = np.array([number[x.product_id] for x in builder.listings], np.int32)
@@ -200,14 +209,16 @@ class DistillSource:
         builder, rng = self._builder, np.random.default_rng([self._seed, step, 2])
         first = epoch_indices(len(self._oracle), self._pairs, step, self._seed)
         places = [int(p) for p in first] + [self._partner(int(p), rng) for p in first]
-        copying = step < self._warm_up_steps
         rows, starts, weights = [], [], []
         for place in places:
-            prompt = builder.prompt(place)
-            text = builder.listings[place].title if copying else self._oracle[place]
+            title, text = builder.listings[place].title, self._oracle[place]
+            if rng.random() < self._swap_share:
+                title, text = swap_words(
+                    title, text, keys=self._open_keys, pool=self._words, rng=rng
+                )
+            prompt = builder.prompt(place, title)
             wanted = batches.completion_tokens(builder.tokenizer, text, builder.text)
-            structure = 1.0 if copying else self._structure_weight
-            weights.append(batches.value_weights(builder.tokenizer, wanted, structure))
+            weights.append(batches.value_weights(builder.tokenizer, wanted, self._structure_weight))
             starts.append(len(prompt.tokens))
             rows.append(Row(prompt.tokens + wanted, prompt.picture))
         batch = builder.batch(rows)

@@ -14,7 +14,12 @@ def last_token(hidden: jax.Array, token_mask: jax.Array) -> jax.Array:
     """Hidden state [b d] of each row's last token that is not padding, on whichever side."""
     places = jnp.arange(token_mask.shape[1], dtype=jnp.int32)[None]
     last = jnp.max(jnp.where(token_mask, places, 0), axis=1)
-    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    return hidden_at(hidden, last)
+
+
+def hidden_at(hidden: jax.Array, places: jax.Array) -> jax.Array:
+    """Hidden state [b d] of one token a row: [b t d] at int32 [b]."""
+    return jnp.take_along_axis(hidden, places[:, None, None], axis=1)[:, 0]
 
 
 def unit(vectors: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from afmrl_jax.config import from_dict, to_dict
+from afmrl_jax.config_json import from_dict, to_dict
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import atomic_path, read_json, write_json
 from afmrl_jax.model_config import QwenVLConfig

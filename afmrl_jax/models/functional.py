@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from afmrl_jax.model_config import QwenVLConfig
+from afmrl_jax.models.induction import add_induction_head
 from afmrl_jax.models.qwen_vl import QwenVL
 
 Params = dict[str, jax.Array]
@@ -55,8 +56,11 @@ class Architecture:
         return jax.jit(self._init)(jnp.uint32(seed))
 
     def _init(self, seed: jax.Array) -> Params:
-        model = QwenVL(self.config, rngs=nnx.Rngs(jax.random.key(seed)))
-        return self.flatten(model)
+        key = jax.random.key(seed)
+        params = self.flatten(QwenVL(self.config, rngs=nnx.Rngs(key)))
+        if self.config.text.init_induction:
+            params = add_induction_head(params, self.config.text, jax.random.fold_in(key, 1))
+        return params
 
     def flatten(self, model: QwenVL) -> Params:
         """The parameters of a module."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from afmrl_jax.config import AgclConfig, RunConfig
 from afmrl_jax.data.pipeline import ContrastiveSource, RowBuilder
 from afmrl_jax.data.terms import Bm25Vocabulary
-from afmrl_jax.models.embedder import embed_batch
+from afmrl_jax.models.embedder import hidden_at, last_token, unit
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.objectives.bm25 import Bm25Statistics, bm25_scores, fit_bm25
@@ -97,8 +97,7 @@ def make_agcl_step(
         else:
             bm25 = bm25_scores(statistics, batch["query_terms"], batch["candidate_terms"])
 
-        def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-            vectors = embed_batch(architecture.bind(params), batch["rows"])
+        def contrast(vectors: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             return agcl_loss(
                 vectors[:count],
                 vectors[count:],
@@ -111,6 +110,15 @@ def make_agcl_step(
                 agreement_epsilon=settings.agreement_epsilon,
                 symmetric=settings.symmetric,
             )
+
+        def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
+            hidden = architecture.bind(params)(batch["rows"])
+            value, metrics = contrast(unit(last_token(hidden, batch["rows"].token_mask)))
+            if settings.prefix_weight and "prompt_last" in batch:
+                prefix, _ = contrast(unit(hidden_at(hidden, batch["prompt_last"])))
+                value += settings.prefix_weight * (prefix - value)
+                metrics |= {"loss": value, "prefix_loss": prefix}
+            return value, metrics
 
         return gradient_step(state, loss, optimiser)
 

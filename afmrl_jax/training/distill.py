@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from afmrl_jax.config import DistillConfig, RunConfig
 from afmrl_jax.data.pipeline import DistillSource, RowBuilder
-from afmrl_jax.models.embedder import unit
+from afmrl_jax.models.embedder import hidden_at, unit
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.objectives.sft import sft_loss
@@ -26,7 +26,7 @@ def train_distill(
     builder: RowBuilder,
     oracle: list[str],
 ) -> Params:
-    """Train G from random weights: first to repeat titles, then to write the oracle's lists.
+    """Train G from its initial weights to write the oracle's lists.
 
     Args:
         config: the run.
@@ -41,15 +41,14 @@ def train_distill(
     settings = config.distill
     optimiser = make_optimiser(settings.optimiser, settings.steps)
 
-    warm_up = round(settings.warm_up_share * settings.steps)
     source = DistillSource(
         builder,
         oracle,
         steps=settings.steps,
         batch_size=settings.batch_size,
         seed=config.seed,
-        warm_up_steps=warm_up,
         structure_weight=settings.structure_weight,
+        swap_share=settings.swap_share,
     )
     step = make_distill_step(architecture, settings, optimiser)
     loop = LoopConfig.of(config, "distill", folder, settings.steps)
@@ -75,8 +74,7 @@ def make_distill_step(
             logits = model.logits(hidden)
             value, metrics = sft_loss(logits, batch["targets"], weights > 0, weights)
             if settings.contrastive_weight:
-                places = batch["prompt_last"][:, None, None]
-                vectors = unit(jnp.take_along_axis(hidden, places, axis=1)[:, 0])
+                vectors = unit(hidden_at(hidden, batch["prompt_last"]))
                 count = batch["products"].shape[0]
                 nothing = jnp.zeros((count, count), jnp.float32)
                 contrast, _ = agcl_loss(

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from afmrl_jax.config import RunConfig, fingerprint, to_dict
+from afmrl_jax.config import RunConfig
+from afmrl_jax.config_json import fingerprint, to_dict
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import file_hash, read_json, write_json
 from afmrl_jax.progress import say

@@ -160,6 +160,18 @@ def test_distillation_targets_are_the_oracles_list_and_nothing_else(builder):
         assert batch["prompt_last"][row] == len(prompt.tokens) - 1
 
 
+def test_swapped_words_are_still_there_to_be_copied(builder, badge_listings):
+    texts = [f"shape: {x.title}" for x in badge_listings]
+    source = DistillSource(builder, texts, steps=1, batch_size=8, seed=0, swap_share=1.0)
+    batch, decode, changed = source[0], builder.tokenizer.decode, 0
+    for row, (target, weight) in enumerate(zip(batch["targets"], batch["weights"], strict=True)):
+        value = decode(target[weight > 0].tolist()).removeprefix("shape: ")
+        prompt = batch["rows"].tokens[row][: batch["prompt_last"][row] + 1].tolist()
+        assert value.strip() in decode(prompt)
+        changed += f"shape: {value}" not in [x.lower() for x in texts]
+    assert changed
+
+
 def test_second_half_holds_other_listings_of_the_same_products(builder):
     source, texts = distill(builder)
     batch = source[2]
@@ -182,14 +194,6 @@ def test_values_weigh_more_than_the_rest(builder):
     assert ";" not in text
     assert text.endswith("matt")
     assert set(np.unique(batch["weights"])) == {0.0, 0.25, 1.0}
-
-
-def test_warm_up_repeats_titles(builder):
-    source, texts = distill(builder, warm_up_steps=2)
-    place = epoch_indices(len(texts), 3, 1, 0)[0]
-    batch = source[1]
-    target = batch["targets"][0][batch["weights"][0] > 0].tolist()
-    assert builder.tokenizer.decode(target) == builder.listings[place].title
 
 
 def test_prompts_name_their_listings(builder):

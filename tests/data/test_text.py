@@ -2,9 +2,10 @@
 
 import pickle
 
+import numpy as np
 import pytest
 
-from afmrl_jax.data.text import SPECIALS, BpeTokenizer
+from afmrl_jax.data.text import SPECIALS, BpeTokenizer, open_keys, swap_words, word_pool
 from afmrl_jax.errors import RunError
 
 
@@ -48,3 +49,29 @@ def test_special_tokens_have_the_hubs_names(tokenizer):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(RunError, match=r"tokenizer\.json"):
         BpeTokenizer.load(tmp_path)
+
+
+LISTS = [f"type: {word}; color: {color}" for word in "abcdefgh" for color in ("red", "blue")]
+
+
+def test_open_keys_are_those_with_many_values():
+    assert open_keys(LISTS) == {"type"}
+
+
+def test_words_are_swapped_in_title_and_list_alike():
+    rng = np.random.default_rng(1)
+    pool = word_pool(["Lamp", "lamp", "Rug 20x30 cm"])
+    assert pool == ["lamp", "rug"]
+    title, text = "Red bar Stool 20x30", "type: stool; style: bar; color: red"
+    for _ in range(20):
+        new_title, new_text = swap_words(title, text, keys={"type", "style"}, pool=pool, rng=rng)
+        red, style, kind, size = new_title.split()
+        assert (red, size) == ("Red", "20x30")
+        assert new_text == f"type: {kind}; style: {style}; color: red"
+        assert set(kind.replace("lamp", "").replace("rug", "")) == set()
+
+
+def test_texts_that_share_no_word_stay():
+    rng = np.random.default_rng(1)
+    for title, text in (("Hocker", "type: stool"), ("Red stool", "color: red"), ("", "type: a")):
+        assert swap_words(title, text, keys={"type"}, pool=["rug"], rng=rng) == (title, text)

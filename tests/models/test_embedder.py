@@ -7,7 +7,7 @@ import pytest
 
 from afmrl_jax.data.batches import VLBatch
 from afmrl_jax.errors import RunError
-from afmrl_jax.models.embedder import embed_batch
+from afmrl_jax.models.embedder import embed_batch, hidden_at, unit
 from afmrl_jax.models.folder import load_model, save_model
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.models.weights import load_hub_tensors, load_safetensors, to_hub_tensors
@@ -38,6 +38,18 @@ def test_a_row_alone_in_another_bucket_has_the_same_vector(model, builder, rows)
     for number, row in enumerate(rows):
         alone = embed_batch(model, device(builder.batch([row], 80)))
         np.testing.assert_allclose(alone[0], together[number], atol=1e-5)
+
+
+def test_a_row_with_attributes_holds_the_vector_of_the_row_without(model, builder):
+    indices = [0, 3, 5]
+    told = [builder.embedder(i, "shape: circle; finish: matt") for i in indices]
+    bare = [builder.embedder(i, None) for i in indices]
+    ends = jnp.asarray([len(row.tokens) - 1 for row in bare])
+    for row, end in zip(told, ends, strict=True):
+        assert row.tokens.index(builder.tokenizer.eos_id) == end
+    prefix = unit(hidden_at(model(device(builder.batch(told, 48))), ends))
+    expected = embed_batch(model, device(builder.batch(bare, 48)))
+    np.testing.assert_allclose(prefix, expected, atol=1e-5)
 
 
 def test_padding_on_the_left_gives_the_same_vector(model, builder, rows):

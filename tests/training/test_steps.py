@@ -64,25 +64,45 @@ def test_distillation(builder, tokenizer):
     assert_equal_on_one_and_eight(step, model.init(0), source[0])
 
 
-def test_agcl(builder, tokenizer):
-    model = architecture("qwen2_vl", tokenizer)
+def agcl_step(builder, model, *, dropout, in_input=True, **options):
+    """A step with its batch; attributes weight the pairs, and are read where `in_input`."""
     texts = {x.listing_id: f"shape: {x.product_id}" for x in builder.listings}
     vocabulary = Bm25Vocabulary.fit(list(texts.values()))
-    settings = AgclConfig(batch_size=8, gamma=0.3, delta=0.1, agreement_rho=0.9)
+    settings = AgclConfig(batch_size=8, gamma=0.3, delta=0.1, agreement_rho=0.9, **options)
     source = ContrastiveSource(
         builder,
         steps=1,
         batch_size=8,
         sibling_share=0.5,
         seed=0,
-        attributes_in_input=texts,
+        attributes_in_input=texts if in_input else None,
         attributes_for_terms=texts,
         vocabulary=vocabulary,
-        dropout=InputDropout(),
+        dropout=dropout,
     )
     terms = vocabulary.encode(list(texts.values()), 32)
-    step = make_agcl_step(model, settings, fit_bm25(terms, vocabulary.size), SGD)
-    assert_equal_on_one_and_eight(step, model.init(0), source[0])
+    return make_agcl_step(model, settings, fit_bm25(terms, vocabulary.size), SGD), source[0]
+
+
+def test_agcl(builder, tokenizer):
+    model = architecture("qwen2_vl", tokenizer)
+    step, batch = agcl_step(builder, model, dropout=InputDropout())
+    assert_equal_on_one_and_eight(step, model.init(0), batch)
+
+
+def test_the_prefix_is_contrasted_as_the_rows_without_attributes_are(builder, tokenizer):
+    model = architecture("qwen2_vl", tokenizer)
+    keep_all = InputDropout(attributes=0, whole_list=0, title=0, picture=0, words=0, patches=0)
+
+    def loss(in_input, weight):
+        step, batch = agcl_step(
+            builder, model, dropout=keep_all, in_input=in_input, prefix_weight=weight
+        )
+        return one_step(step, model.init(0), batch, make_mesh(1, 1))[1]
+
+    told, bare = loss(True, 0.0), loss(False, 0.25)
+    assert told != pytest.approx(bare, rel=1e-3)
+    assert loss(True, 0.25) == pytest.approx(0.75 * told + 0.25 * bare, rel=1e-5)
 
 
 def test_learning_rate_rises_then_falls():

@@ -1,0 +1,89 @@
+"""A copying circuit to start from: what a pretrained language model can do from the first step.
+
+A pretrained generator copies the words of its prompt. One with random weights needs longer to
+learn that than a demo lasts, and sometimes does not. Two attention heads suffice for it (an
+"induction head", Olsson et al. 2022, arXiv 2209.11895): one writes to every token which token
+stood before it, the next looks for the place behind an earlier occurrence of the present token
+and repeats what stands there. `add_induction_head` writes these two heads into otherwise random
+weights. Nothing holds them there: training is free to change them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+from afmrl_jax.model_config import TextConfig, require
+
+SPAN = 30
+"""Tokens over which contents are matched: slower rotations than 1 / SPAN leave them as they are."""
+SHARPNESS = 5.0
+"""Logit by which the token before outdoes its neighbours."""
+WRITTEN = 0.1
+"""Length at which the token before is written beside the token itself, per unit of input."""
+MATCH = 5.0
+"""Scale of the queries that look for the present token."""
+COPY = 2.0
+"""Scale at which the found token is written to the output."""
+
+
+def add_induction_head(
+    params: Mapping[str, jax.Array], config: TextConfig, key: jax.Array
+) -> dict[str, jax.Array]:
+    """Parameters in which head 0 of the first two layers copies.
+
+    Args:
+        params: of a model whose decoder is `config`, by path.
+        config: at least two layers, and a `rope_theta` that leaves some frequencies slow.
+        key: of the random directions that the circuit uses.
+
+    Returns:
+        A new dictionary; arrays that the circuit does not touch are shared.
+
+    Raises:
+        ConfigError: the decoder is too small for the circuit.
+    """
+    half, head, hidden = config.head_dim // 2, config.head_dim, config.hidden_dim
+    frequency = 1.0 / config.rope_theta ** (np.arange(half) / half)
+    fast = np.flatnonzero(frequency * SPAN >= 1.0)
+    slow = np.flatnonzero(frequency * SPAN < 1.0)
+    places = np.concatenate([slow, slow + half])
+    require(config.num_layers > 1, "an induction head needs two layers")
+    require(
+        0 < 2 * len(places) <= hidden,
+        f"an induction head needs 1 to {hidden // 2} slow rotary dimensions, not {len(places)}",
+    )
+    directions = jax.random.orthogonal(key, hidden)
+    read, before = directions[:, : len(places)], directions[:, len(places) : 2 * len(places)]
+    copied = jax.random.orthogonal(jax.random.fold_in(key, 1), hidden)[:, :head]
+
+    out = dict(params)
+
+    def put(layer: int, name: str, place: slice | np.ndarray | None, value: ArrayLike) -> None:
+        """Clear head 0 (columns of q, k and v, rows of o), then write `value` at `place`."""
+        path = f"model/layers/{layer}/self_attn/{name}"
+        flipped = name == "o_proj/kernel"
+        weights = (out[path].T if flipped else out[path]).at[..., :head].set(0.0)
+        if place is not None:
+            weights = weights.at[..., place].set(value)
+        out[path] = weights.T if flipped else weights
+
+    # Layer 0: constant queries and keys whose rotations meet at a distance of one.
+    gap = float(np.sum(1.0 - np.cos(frequency[fast])))
+    strength = np.sqrt(SHARPNESS * np.sqrt(head) / gap)
+    put(0, "q_proj/kernel", None, 0.0)
+    put(0, "k_proj/kernel", None, 0.0)
+    put(0, "q_proj/bias", fast, np.full(len(fast), strength))
+    turned = [np.cos(frequency[fast]), np.sin(frequency[fast])]
+    put(0, "k_proj/bias", np.concatenate([fast, fast + half]), strength * np.concatenate(turned))
+    put(0, "v_proj/kernel", slice(len(places)), read)
+    put(0, "o_proj/kernel", slice(len(places)), WRITTEN * before)
+    # Layer 1: the present token looks for its like in what layer 0 wrote, and copies.
+    put(1, "q_proj/kernel", places, MATCH * read)
+    put(1, "k_proj/kernel", places, before)
+    put(1, "v_proj/kernel", slice(head), copied)
+    put(1, "o_proj/kernel", slice(head), COPY * copied)
+    return out
