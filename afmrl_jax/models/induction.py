@@ -33,7 +33,10 @@ COPY = 2.0
 def add_induction_head(
     params: Mapping[str, jax.Array], config: TextConfig, key: jax.Array
 ) -> dict[str, jax.Array]:
-    """Parameters in which head 0 of the first two layers copies.
+    """Parameters in which the first two layers copy.
+
+    Head 0 of layer 0 writes the token before; the first head of every key-value group of layer 1
+    matches and copies, each in directions of its own, for one is too narrow to tell all words.
 
     Args:
         params: of a model whose decoder is `config`, by path.
@@ -58,32 +61,45 @@ def add_induction_head(
     )
     directions = jax.random.orthogonal(key, hidden)
     read, before = directions[:, : len(places)], directions[:, len(places) : 2 * len(places)]
-    copied = jax.random.orthogonal(jax.random.fold_in(key, 1), hidden)[:, :head]
-
-    out = dict(params)
-
-    def put(layer: int, name: str, place: slice | np.ndarray | None, value: ArrayLike) -> None:
-        """Clear head 0 (columns of q, k and v, rows of o), then write `value` at `place`."""
-        path = f"model/layers/{layer}/self_attn/{name}"
-        flipped = name == "o_proj/kernel"
-        weights = (out[path].T if flipped else out[path]).at[..., :head].set(0.0)
-        if place is not None:
-            weights = weights.at[..., place].set(value)
-        out[path] = weights.T if flipped else weights
+    copied = jax.random.orthogonal(jax.random.fold_in(key, 1), hidden)
+    weights = _HeadWeights(params, head)
 
     # Layer 0: constant queries and keys whose rotations meet at a distance of one.
     gap = float(np.sum(1.0 - np.cos(frequency[fast])))
     strength = np.sqrt(SHARPNESS * np.sqrt(head) / gap)
-    put(0, "q_proj/kernel", None, 0.0)
-    put(0, "k_proj/kernel", None, 0.0)
-    put(0, "q_proj/bias", fast, np.full(len(fast), strength))
-    turned = [np.cos(frequency[fast]), np.sin(frequency[fast])]
-    put(0, "k_proj/bias", np.concatenate([fast, fast + half]), strength * np.concatenate(turned))
-    put(0, "v_proj/kernel", slice(len(places)), read)
-    put(0, "o_proj/kernel", slice(len(places)), WRITTEN * before)
+    turned = np.concatenate([np.cos(frequency[fast]), np.sin(frequency[fast])])
+    weights.put("layers/0", "q_proj/kernel", 0, fast, 0.0)
+    weights.put("layers/0", "k_proj/kernel", 0, fast, 0.0)
+    weights.put("layers/0", "q_proj/bias", 0, fast, strength)
+    weights.put(
+        "layers/0", "k_proj/bias", 0, np.concatenate([fast, fast + half]), strength * turned
+    )
+    weights.put("layers/0", "v_proj/kernel", 0, np.arange(len(places)), read)
+    weights.put("layers/0", "o_proj/kernel", 0, np.arange(len(places)), WRITTEN * before)
     # Layer 1: the present token looks for its like in what layer 0 wrote, and copies.
-    put(1, "q_proj/kernel", places, MATCH * read)
-    put(1, "k_proj/kernel", places, before)
-    put(1, "v_proj/kernel", slice(head), copied)
-    put(1, "o_proj/kernel", slice(head), COPY * copied)
-    return out
+    everything = np.arange(head)
+    for group in range(config.num_kv_heads):
+        query = group * (config.num_heads // config.num_kv_heads)
+        own = copied[:, group * head : (group + 1) * head]
+        weights.put("layers/1", "q_proj/kernel", query, places, MATCH * read)
+        weights.put("layers/1", "k_proj/kernel", group, places, before)
+        weights.put("layers/1", "v_proj/kernel", group, everything, own)
+        weights.put("layers/1", "o_proj/kernel", query, everything, COPY * own)
+    return weights.params
+
+
+class _HeadWeights:
+    """Parameters of which single attention heads are rewritten."""
+
+    def __init__(self, params: Mapping[str, jax.Array], head_dim: int):
+        self.params = dict(params)
+        self._head_dim = head_dim
+
+    def put(self, layer: str, name: str, head: int, places: np.ndarray, value: ArrayLike) -> None:
+        """Clear a head (columns of q, k and v, rows of o), then write `value` at its `places`."""
+        path, begin = f"model/{layer}/self_attn/{name}", head * self._head_dim
+        flipped = name == "o_proj/kernel"
+        weights = self.params[path].T if flipped else self.params[path]
+        weights = weights.at[..., begin : begin + self._head_dim].set(0.0)
+        weights = weights.at[..., begin + places].set(value)
+        self.params[path] = weights.T if flipped else weights

@@ -39,19 +39,26 @@ def test_an_untrained_generator_copies_and_one_without_the_circuit_does_not(toke
     assert with_circuit > 0.3
 
 
-def test_only_head_0_of_the_first_two_layers_changes(tokenizer):
+def test_only_the_named_heads_change(tokenizer):
     config = demo(tokenizer, init_induction=False)
     params = Architecture.of(config).init(0)
     changed = add_induction_head(params, config.text, jax.random.key(1))
     assert set(changed) == set(params)
+    head = config.text.head_dim
+    # The demo has four heads in two groups. In layer 1 both groups' keys and values are new.
+    kept = {0: {"q": [1, 2, 3], "k": [1], "v": [1], "o": [1, 2, 3]}, 1: {"q": [1, 3], "o": [1, 3]}}
     for name, before in params.items():
-        after = np.asarray(changed[name])
-        if "layers/0/self_attn" not in name and "layers/1/self_attn" not in name:
+        after, before = np.asarray(changed[name]), np.asarray(before)
+        layer = next((n for n in (0, 1) if f"layers/{n}/self_attn" in name), None)
+        if layer is None or name.endswith("v_proj/bias"):
             np.testing.assert_array_equal(after, before)
             continue
-        head = config.text.head_dim
-        rest = np.s_[head:] if "o_proj" in name else np.s_[..., head:]
-        np.testing.assert_array_equal(after[rest], np.asarray(before)[rest])
+        kind = name.split("self_attn/")[1][0]
+        if kind == "o":
+            after, before = after.T, before.T
+        for number in kept[layer].get(kind, []):
+            own = np.s_[..., number * head : (number + 1) * head]
+            np.testing.assert_array_equal(after[own], before[own])
 
 
 @pytest.mark.parametrize("text", [{"num_layers": 1}, {"rope_theta": 1.0}])
