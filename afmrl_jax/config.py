@@ -38,7 +38,7 @@ class OptimiserConfig:
 class TextBudget:
     """Fixed sequence shapes: a batch takes the smallest bucket its longest row fits."""
 
-    buckets: tuple[int, ...] = (48, 64, 80, 112)
+    buckets: tuple[int, ...] = (24, 48, 64, 80, 112)
     """Sequence lengths, visual tokens included, ascending."""
     max_title_tokens: int = 40
     """Titles are cut to this many tokens."""
@@ -317,12 +317,14 @@ class RunConfig:
         replace = dataclasses.replace
         return replace(
             demo,
-            distill=replace(demo.distill, steps=30),
-            backbone=replace(demo.backbone, steps=20),
-            agcl=replace(demo.agcl, steps=4),
+            # Programs are compiled once a shape, and that is most of the time here.
+            text=TextBudget(buckets=(24, 64, 96), max_attribute_tokens=32),
+            distill=replace(demo.distill, steps=20),
+            backbone=replace(demo.backbone, steps=15),
+            agcl=replace(demo.agcl, steps=4, batch_size=32),
             # Shapes are those of the held-out judge, whose programs then need no second compile.
             rar=replace(demo.rar, steps=3, queries=32, group_size=4, evaluate_every=3),
-            cit=replace(demo.cit, steps=6),
+            cit=replace(demo.cit, steps=4),
             evaluation=replace(demo.evaluation, bootstrap=200),
             save_every=20,
         )

@@ -59,8 +59,30 @@ class EvaluationData:
         return np.array([x.group for x in self.test.listings])
 
 
+@dataclass(frozen=True)
+class SingleViews:
+    """The views that hold no attributes: the same for every system of one embedder."""
+
+    embedder: str
+    text: np.ndarray
+    image: np.ndarray
+
+    @classmethod
+    def of(cls, data: EvaluationData, encoder: Encoder, last: SingleViews | None) -> SingleViews:
+        """Those of an embedder; `last` is returned where it is of the same one."""
+        if last is not None and last.embedder == encoder.identity:
+            return last
+        everything = np.arange(len(data.test.listings))
+        text = encoder.embed(data.test, everything, picture=False)
+        return cls(encoder.identity, text, encoder.embed(data.test, everything, title=False))
+
+
 def embed_views(
-    data: EvaluationData, encoder: Encoder, attributes: Texts | None, train_texts: Texts | None
+    data: EvaluationData,
+    encoder: Encoder,
+    attributes: Texts | None,
+    train_texts: Texts | None,
+    single: SingleViews,
 ) -> TaskInputs:
     """The three views of the test listings under one system.
 
@@ -74,8 +96,8 @@ def embed_views(
         train = encoder.embed(data.train, np.arange(len(data.train.listings)), train_texts)
     return TaskInputs(
         both=encoder.embed(data.test, everything, attributes),
-        text=encoder.embed(data.test, everything, picture=False),
-        image=encoder.embed(data.test, everything, title=False),
+        text=single.text,
+        image=single.image,
         products=data.products,
         families=data.families,
         categories=categories,
@@ -99,10 +121,11 @@ def evaluate_subjects(
         The contents of `evaluation.json`, and the vectors [n d] of the last system.
     """
     seed, resamples = config.seed, config.evaluation.bootstrap
-    rows, values, last = [], [], None
+    rows, values, last, single = [], [], None, None
     for x in subjects:
         say(f"evaluating {x.name}")
-        inputs = embed_views(data, x.encoder, x.test_texts, x.train_texts)
+        single = SingleViews.of(data, x.encoder, single)
+        inputs = embed_views(data, x.encoder, x.test_texts, x.train_texts, single)
         row, per_query = evaluate_row(x.name, inputs, seed=seed, resamples=resamples)
         rows.append(row)
         values.append(per_query)

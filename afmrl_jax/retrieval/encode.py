@@ -91,7 +91,9 @@ class Encoder:
                 batch_rows = [rows[int(i)] for i in chosen]
                 length = bucket_length(len(batch_rows[-1].tokens), builder.text)
                 padding = [batch_rows[-1]] * (self.batch_size - len(batch_rows))
-                batch = builder.batch(batch_rows + padding, length)
+                # Text alone needs no vision tower.
+                pictures = any(row.picture is not None for row in batch_rows)
+                batch = builder.batch(batch_rows + padding, length, with_patches=pictures)
                 if self.mesh is not None:
                     batch = place_batch(batch, self.mesh)
                 vectors = np.asarray(_embed(self.architecture, self.params, batch))

@@ -185,6 +185,8 @@ def train_rar(
     step = RarStep(settings, architecture, reference, environment, optimiser, judge.k)
 
     def evaluate(state: dict[str, Any], done: int) -> dict[str, float] | None:
+        if done == 0:
+            return judge.at_start
         if done % settings.evaluate_every and done != settings.steps:
             return None
         return judge(state["params"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,10 +32,25 @@ class Rollout:
     rewards: np.ndarray
     recall: np.ndarray
     ranks: np.ndarray
+    margins: np.ndarray
     malformed: np.ndarray
     attribute_counts: np.ndarray
     token_counts: np.ndarray
     texts: list[str]
+
+    def rewarded(self, settings: RarConfig, k: int) -> Rollout:
+        """The same samples under Recall@k, or under the reward that the settings choose."""
+        ranks = jnp.asarray(self.ranks)
+        recall = objectives.recall_reward(ranks, k)
+        chosen = {
+            "recall": recall,
+            "reciprocal_rank": objectives.reciprocal_rank_reward(ranks),
+            "margin": jnp.asarray(self.margins),
+        }[settings.reward]
+        malformed = jnp.asarray(self.malformed)
+        rewards = objectives.apply_malformed(chosen, malformed, settings.malformed_reward)
+        kept = np.where(self.malformed, 0.0, np.asarray(recall)).astype(np.float32)
+        return dataclasses.replace(self, rewards=np.asarray(rewards), recall=kept)
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))
@@ -163,29 +179,22 @@ class RarEnvironment:
         """
         texts, malformed = completion_texts(generation, self.builder.tokenizer)
         shape = np.asarray(generation.finished).shape
-        ranks, margin = self.ranks(prompts, index, texts, settings.margin_negatives)
-        recall = np.asarray(objectives.recall_reward(jnp.asarray(ranks), k))
-        chosen = {
-            "recall": recall,
-            "reciprocal_rank": np.asarray(objectives.reciprocal_rank_reward(jnp.asarray(ranks))),
-            "margin": margin,
-        }[settings.reward]
-        rewards = objectives.apply_malformed(
-            jnp.asarray(chosen), jnp.asarray(malformed), settings.malformed_reward
-        )
+        ranks, margins = self.ranks(prompts, index, texts, settings.margin_negatives)
         counts = [
             0 if bad else len(parse_attributes(t)) for t, bad in zip(texts, malformed, strict=True)
         ]
-        lengths = np.asarray(generation.mask).sum(-1)
-        return Rollout(
-            rewards=np.asarray(rewards).reshape(shape),
-            recall=np.where(malformed, 0.0, recall).astype(np.float32).reshape(shape),
+        nothing = np.zeros(shape, np.float32)
+        rollout = Rollout(
+            rewards=nothing,
+            recall=nothing,
             ranks=ranks.reshape(shape),
+            margins=margins.reshape(shape),
             malformed=malformed.reshape(shape),
             attribute_counts=np.array(counts).reshape(shape),
-            token_counts=lengths.reshape(shape),
+            token_counts=np.asarray(generation.mask).sum(-1).reshape(shape),
             texts=texts,
         )
+        return rollout.rewarded(settings, k)
 
     def ranks(
         self, prompts: Any, index: np.ndarray, texts: Sequence[str], negatives: int

@@ -37,8 +37,8 @@ def cluster_error(values: np.ndarray, groups: np.ndarray) -> float:
 class HeldOutJudge:
     """Samples lists for the held-out queries and averages their rewards.
 
-    The rewards at the start are kept on disk, so that a resumed stage reports the gain over the
-    same start.
+    What the distilled G reaches (`at_start`) is kept on disk, so that a resumed stage reports the
+    gain over the same start.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class HeldOutJudge:
         seed: int,
         k: int,
         start: np.ndarray,
+        at_start: dict[str, float],
     ):
         self._settings = settings
         self._architecture = architecture
@@ -56,6 +57,7 @@ class HeldOutJudge:
         self._seed = seed
         self.k = k
         self._start = start
+        self.at_start = at_start
 
     @classmethod
     def open(
@@ -75,34 +77,45 @@ class HeldOutJudge:
             bad = np.concatenate([x.malformed for x in rollouts])
             recalls = {k: float(np.mean((ranks <= k) & ~bad)) for k in CANDIDATE_K}
             k = settings.k or min(recalls, key=lambda k: abs(recalls[k] - 0.5))
-            rollouts = _sample_all(settings, architecture, params, environment, seed, k)
+            rollouts = [x.rewarded(settings, k) for x in rollouts]
+            rewards = _per_query(rollouts, "rewards")
+            means = _means(rollouts, rewards, environment)
             with atomic_path(path) as temporary:
                 temporary.mkdir()
-                np.save(temporary / "rewards.npy", _per_query(rollouts, "rewards"))
-                write_json(temporary / "start.json", {"k": k, "recall_at": recalls})
-        k = int(read_json(path / "start.json")["k"])
-        return cls(settings, architecture, environment, seed, k, np.load(path / "rewards.npy"))
+                np.save(temporary / "rewards.npy", rewards)
+                start = {"k": k, "recall_at": recalls, "means": means}
+                write_json(temporary / "start.json", start)
+        start = read_json(path / "start.json")
+        rewards = np.load(path / "rewards.npy")
+        return cls(
+            settings, architecture, environment, seed, int(start["k"]), rewards, start["means"]
+        )
 
     def __call__(self, params: Params) -> dict[str, float]:
         """Held-out means, and the paired gain over the start with its standard error."""
-        environment = self._environment
         rollouts = _sample_all(
-            self._settings, self._architecture, params, environment, self._seed, self.k
+            self._settings, self._architecture, params, self._environment, self._seed, self.k
         )
-        families = environment.families[environment.held_out_queries]
-        rewards = _per_query(rollouts, "rewards")
-        recall = _per_query(rollouts, "recall")
-        out = {
-            "reward": float(rewards.mean()),
-            "reward_error": cluster_error(rewards, families),
-            "gain": float((rewards - self._start).mean()),
-            "gain_error": cluster_error(rewards - self._start, families),
-            "recall": float(recall.mean()),
-            "malformed_share": float(_per_query(rollouts, "malformed").mean()),
-            "attribute_count": float(_per_query(rollouts, "attribute_counts").mean()),
-            "attribute_tokens": float(_per_query(rollouts, "token_counts").mean()),
-        }
-        return {f"held_out/{name}": value for name, value in out.items()}
+        return _means(rollouts, self._start, self._environment)
+
+
+def _means(
+    rollouts: list[Rollout], start: np.ndarray, environment: RarEnvironment
+) -> dict[str, float]:
+    """Means over the held-out queries, by name of the metric; `start` is their first reward."""
+    families = environment.families[environment.held_out_queries]
+    rewards = _per_query(rollouts, "rewards")
+    out = {
+        "reward": float(rewards.mean()),
+        "reward_error": cluster_error(rewards, families),
+        "gain": float((rewards - start).mean()),
+        "gain_error": cluster_error(rewards - start, families),
+        "recall": float(_per_query(rollouts, "recall").mean()),
+        "malformed_share": float(_per_query(rollouts, "malformed").mean()),
+        "attribute_count": float(_per_query(rollouts, "attribute_counts").mean()),
+        "attribute_tokens": float(_per_query(rollouts, "token_counts").mean()),
+    }
+    return {f"held_out/{name}": value for name, value in out.items()}
 
 
 def _per_query(rollouts: list[Rollout], name: str) -> np.ndarray:

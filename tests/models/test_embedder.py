@@ -52,6 +52,13 @@ def test_a_row_with_attributes_holds_the_vector_of_the_row_without(model, builde
     np.testing.assert_allclose(prefix, expected, atol=1e-5)
 
 
+def test_text_alone_needs_no_vision_tower(model, builder):
+    rows = [builder.embedder(i, text, picture=False) for i, text in ((0, None), (5, "a: b"))]
+    with_tower = embed_batch(model, device(builder.batch(rows, 48)))
+    without = embed_batch(model, device(builder.batch(rows, 48, with_patches=False)))
+    np.testing.assert_allclose(without, with_tower, atol=1e-5)
+
+
 def test_padding_on_the_left_gives_the_same_vector(model, builder, rows):
     batch = builder.batch(rows, 48)
 

@@ -1,0 +1,93 @@
+"""What RAR is rewarded with, and the judge of its held-out queries."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from afmrl_jax.config import RarConfig, TextBudget
+from afmrl_jax.data.pipeline import RowBuilder
+from afmrl_jax.model_config import ImageConfig
+from afmrl_jax.models.functional import Architecture
+from afmrl_jax.retrieval.encode import Encoder
+from afmrl_jax.testing import tiny_config
+from afmrl_jax.training.rar_environment import RarEnvironment, Rollout
+from afmrl_jax.training.rar_judge import HeldOutJudge, cluster_error
+
+SETTINGS = RarConfig(queries=2, group_size=2, evaluation_samples=2)
+
+
+@pytest.fixture
+def rollout():
+    ranks = np.array([[1, 4], [2, 1]], np.int32)
+    nothing = np.zeros((2, 2), np.float32)
+    return Rollout(
+        rewards=nothing,
+        recall=nothing,
+        ranks=ranks,
+        margins=np.array([[0.5, -0.25], [0.0, 0.75]], np.float32),
+        malformed=np.array([[False, False], [False, True]]),
+        attribute_counts=nothing,
+        token_counts=nothing,
+        texts=[""] * 4,
+    )
+
+
+@pytest.mark.parametrize(
+    ("reward", "expected"),
+    [
+        ("recall", [[1.0, 0.0], [1.0, -0.1]]),
+        ("reciprocal_rank", [[1.0, 0.25], [0.5, -0.1]]),
+        ("margin", [[0.5, -0.25], [0.0, -0.1]]),
+    ],
+)
+def test_samples_are_rewarded_as_the_settings_say(rollout, reward, expected):
+    found = rollout.rewarded(dataclasses.replace(SETTINGS, reward=reward), k=3)
+    np.testing.assert_allclose(found.rewards, expected, rtol=1e-6)
+    # Recall is logged under every reward, and a malformed list finds nothing.
+    np.testing.assert_array_equal(found.recall, [[1, 0], [1, 0]])
+
+
+def test_the_error_of_a_mean_over_groups():
+    values = np.array([0.0, 1.0, 1.0, 3.0, 2.0, 5.0])
+    each = cluster_error(values, np.arange(6))
+    assert each == pytest.approx(values.std(ddof=1) / np.sqrt(6))
+    # Three pairs: the definition, written out.
+    sums = [(0 + 1) - 2 * 2, (1 + 3) - 2 * 2, (2 + 5) - 2 * 2]
+    expected = np.sqrt(sum(s * s for s in sums) * 3 / 2) / 6
+    assert cluster_error(values, np.repeat([0, 1, 2], 2)) == pytest.approx(expected)
+    assert np.isnan(cluster_error(values, np.zeros(6)))
+
+
+@pytest.fixture
+def environment(badge_listings, tokenizer):
+    """The badges' environment, and a G."""
+    asked = set(sorted({x.product_id for x in badge_listings})[:8])
+    listings = [
+        dataclasses.replace(x, split="reward" if x.product_id in asked else "train")
+        for x in badge_listings
+    ]
+    builder = RowBuilder.of(listings, tokenizer, ImageConfig(), TextBudget())
+    models = []
+    for family in ("qwen2_vl", "qwen2_5_vl"):
+        size = {"vocab_size": tokenizer.vocab_size, "image_token_id": tokenizer.image_pad_id}
+        architecture = Architecture.of(tiny_config(family, **size))
+        models.append((architecture, architecture.init(0)))
+    encoder = Encoder(*models[0], batch_size=8)
+    return RarEnvironment(builder, encoder, {}, SETTINGS, 0), *models[1]
+
+
+def test_held_out_queries_share_no_family_with_the_others(environment):
+    env = environment[0]
+    held = set(env.families[env.held_out_queries].tolist())
+    assert held
+    assert not held & set(env.families[env.training_queries].tolist())
+
+
+def test_the_judge_finds_at_the_start_what_it_kept(environment, tmp_path):
+    env, architecture, params = environment
+    judge = HeldOutJudge.open(tmp_path, SETTINGS, architecture, params, env, 0)
+    assert judge(params) == pytest.approx(judge.at_start)
+    assert judge.at_start["held_out/gain"] == 0
+    again = HeldOutJudge.open(tmp_path, SETTINGS, architecture, params, env, 0)
+    assert (again.k, again.at_start) == (judge.k, judge.at_start)
