@@ -45,7 +45,10 @@ class KillTest:
 
 def demo(run: Path) -> list[str]:
     """A run with checkpoints close together."""
-    settings = ["--save-every", "4", "--distill.steps", "40", "--rar.steps", "6"]
+    steps = {"distill": 40, "agcl": 16, "rar": 6, "cit": 16}
+    settings = ["--save-every", "4"]
+    for stage, count in steps.items():
+        settings += [f"--{stage}.steps", str(count)]
     return [sys.executable, str(HERE / "demo.py"), "--fast", "--out", str(run), *settings]
 
 

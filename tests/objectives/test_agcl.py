@@ -13,7 +13,7 @@ from afmrl_jax.parallel.mesh import make_mesh
 SETTINGS = {
     "infonce": {"gamma": 0.0},
     "paper": {"gamma": 1.0, "delta": 0.0},
-    "shipped": {"gamma": 0.1, "delta": 0.1},
+    "shipped": {"gamma": 0.1, "delta": 0.3},
     "agreement": {"gamma": 0.1, "agreement_rho": 0.8, "agreement_epsilon": 0.4},
     "everything": {
         "gamma": 0.3,
