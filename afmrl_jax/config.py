@@ -314,18 +314,26 @@ class RunConfig:
 
     @classmethod
     def fast(cls) -> RunConfig:
-        """Every stage of the demo with few steps: a smoke test, not a result."""
+        """Every stage of the demo with few steps on small pictures: a smoke test, not a result."""
         demo = cls()
         replace = dataclasses.replace
         return replace(
             demo,
+            image=ImageConfig(max_pixels=48 * 48),
             # Programs are compiled once a shape, and that is most of the time here.
-            text=TextBudget(buckets=(24, 64, 96), max_attribute_tokens=32),
+            text=TextBudget(buckets=(16, 56, 88), max_attribute_tokens=32),
             distill=replace(demo.distill, steps=20),
             backbone=replace(demo.backbone, steps=15),
             agcl=replace(demo.agcl, steps=4, batch_size=32),
             # Shapes are those of the held-out judge, whose programs then need no second compile.
-            rar=replace(demo.rar, steps=3, queries=32, group_size=4, evaluate_every=3),
+            rar=replace(
+                demo.rar,
+                steps=3,
+                queries=32,
+                group_size=4,
+                evaluate_every=3,
+                held_out_share=0.1,
+            ),
             cit=replace(demo.cit, steps=4),
             evaluation=replace(demo.evaluation, bootstrap=200),
             save_every=20,

@@ -30,7 +30,7 @@ class Demo:
     out: Path = Path("runs/demo")
     """Run directory. A finished stage in it is not repeated, a killed one goes on."""
     fast: bool = False
-    """Every stage with few steps: shows that all works, not how well."""
+    """Every stage with few steps on small pictures: shows that all works, not how well."""
 
 
 def main(arguments: list[str]) -> None:
