@@ -190,13 +190,16 @@ class RarConfig:
     margin_negatives: int = 3
     """Hardest negatives averaged by the margin reward."""
     malformed_reward: float = -0.1
-    temperature: float = 1.0
+    temperature: float = 0.7
+    """Of the samples. At 1 a quarter of a small G's samples are malformed, RAR learns to write less
+    rather than better, and lists shrink to one key."""
     top_p: float = 1.0
     top_k: int = 0
     """0: no cut."""
     clip_low: float = 0.2
     clip_high: float = 0.2
-    kl_coefficient: float = 0.01
+    kl_coefficient: float = 0.05
+    """Weight of the KL divergence from the distilled G; at 0.01 lists shrink to two keys."""
     updates_per_rollout: int = 1
     """Optimiser steps on the same samples; from the second on the clipped ratio matters."""
     held_out_share: float = 0.3
