@@ -324,9 +324,9 @@ class RunConfig:
             demo,
             image=ImageConfig(max_pixels=48 * 48),
             # Programs are compiled once a shape, and that is most of the time here.
-            text=TextBudget(buckets=(16, 56, 88), max_attribute_tokens=32),
-            distill=replace(demo.distill, steps=20),
-            backbone=replace(demo.backbone, steps=15),
+            text=TextBudget(buckets=(16, 56, 76), max_attribute_tokens=20),
+            distill=replace(demo.distill, steps=12),
+            backbone=replace(demo.backbone, steps=8),
             agcl=replace(demo.agcl, steps=4, batch_size=32),
             # Shapes are those of the held-out judge, whose programs then need no second compile.
             rar=replace(
