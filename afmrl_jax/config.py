@@ -1,37 +1,42 @@
 """Every setting of the system, as frozen dataclasses that refuse nonsense when they are built.
 
 `tyro` turns them into command lines, so a field's docstring below is also its `--help` text.
-Model sizes are classmethods; a run's settings are `RunConfig`, with `RunConfig.demo()` and
-`RunConfig.fast()` as the shipped ones.
+A run's settings are `RunConfig`, with `RunConfig.demo()` and `RunConfig.fast()` as the shipped
+ones; those of its stages are in `stage_config.py`, those of its models in `model_config.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
 
-from afmrl_jax.model_config import ImageConfig, require
+from afmrl_jax.model_config import ImageConfig, ModelSettings, require
+from afmrl_jax.stage_config import (
+    AgclConfig,
+    BackboneConfig,
+    CitConfig,
+    DistillConfig,
+    EvaluationConfig,
+    InputDropout,
+    OptimiserConfig,
+    OracleConfig,
+    RarConfig,
+)
 
-
-@dataclass(frozen=True)
-class OptimiserConfig:
-    """AdamW with linear warm-up and cosine decay to a tenth."""
-
-    learning_rate: float = 1e-3
-    """Peak learning rate."""
-    warmup_share: float = 0.1
-    """Share of the steps over which the rate rises."""
-    final_share: float = 0.05
-    """Learning rate at the last step, as a share of the peak."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay, on matrices only."""
-    clip_norm: float = 1.0
-    """Largest global gradient norm."""
-
-    def __post_init__(self) -> None:
-        require(self.learning_rate > 0, "learning_rate must be positive")
-        require(0 <= self.warmup_share < 1, "warmup_share must lie in [0, 1)")
+__all__ = [
+    "AgclConfig",
+    "BackboneConfig",
+    "CitConfig",
+    "DistillConfig",
+    "EvaluationConfig",
+    "InputDropout",
+    "MeshConfig",
+    "OptimiserConfig",
+    "OracleConfig",
+    "RarConfig",
+    "RunConfig",
+    "TextBudget",
+]
 
 
 @dataclass(frozen=True)
@@ -52,222 +57,6 @@ class TextBudget:
             len(self.buckets) > 0 and list(self.buckets) == sorted(set(self.buckets)),
             f"buckets {self.buckets} must ascend",
         )
-
-
-@dataclass(frozen=True)
-class DistillConfig:
-    """Supervised distillation of the generator G from the oracle's attribute lists."""
-
-    steps: int = 800
-    batch_size: int = 32
-    """Listings a step, in pairs of the same product where there are two."""
-    swap_share: float = 0.5
-    """Share of the rows in which the words that title and list have in common are replaced, in
-    both, by words of other titles. A G from random weights would else learn the words of its few
-    lists by heart and never copy one it has not seen. 0 for a pretrained G."""
-    contrastive_weight: float = 0.3
-    """Weight of an InfoNCE term on the prompt's last state, which makes a G from random weights
-    look at pictures early. 0 for a pretrained G."""
-    structure_weight: float = 0.2
-    """Weight of the tokens that are no value (keys, punctuation, end) in the cross entropy; the
-    order of keys is the oracle's whim and would drown the values."""
-    optimiser: OptimiserConfig = field(
-        default_factory=lambda: OptimiserConfig(2e-3, warmup_share=0.03, weight_decay=0.5)
-    )
-
-    def __post_init__(self) -> None:
-        require(self.steps > 0, "distill needs steps > 0")
-        require(self.batch_size > 1, "distill needs batch_size > 1")
-        require(0 <= self.swap_share <= 1, "swap_share must lie in [0, 1]")
-        require(self.contrastive_weight >= 0, "contrastive_weight must not be negative")
-        require(self.structure_weight > 0, "structure_weight must be positive")
-
-
-@dataclass(frozen=True)
-class InputDropout:
-    """What R does not get to see of a listing, drawn anew for every row it is trained on.
-
-    Hiding parts keeps R from learning the few training products by heart, and teaches it the
-    inputs it will meet: short lists, no list, a text or a picture alone.
-    """
-
-    attributes: float = 0.2
-    """Chance that one attribute of a list is left out: R must know the short lists of RAR."""
-    whole_list: float = 0.1
-    """Chance that a row sees no attribute at all."""
-    title: float = 0.05
-    """Chance that a row has no title, so that pictures alone can be searched."""
-    picture: float = 0.05
-    """Chance that a row has no picture, so that text alone can be searched."""
-    words: float = 0.2
-    """Chance that one word of a title is left out; one always stays."""
-    patches: float = 0.3
-    """Chance that the pixels behind one visual token are erased."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            require(0 <= value < 1, f"{name} must lie in [0, 1)")
-        require(self.title + self.picture < 1, "title and picture dropout leave nothing")
-
-
-@dataclass(frozen=True)
-class AgclConfig:
-    """Contrastive training of the embedder R. `gamma=0` and no masks make it InfoNCE."""
-
-    steps: int = 60
-    batch_size: int = 128
-    """Query/candidate pairs a step; every product occurs once in a batch."""
-    sibling_share: float = 0.15
-    """Share of the batch drawn as family siblings (near-twin products). Where half the batch was
-    siblings R learned colours well and other families badly."""
-    temperature: float = 0.05
-    gamma: float = 0.1
-    """Scale of BM25 inside w = exp(1 + tanh(gamma B)); the paper has 1, which saturates."""
-    delta: float | None = 0.3
-    """Margin of the false-negative mask: s_ij > s_ii + delta leaves. None: off. Look at
-    `masked_by_margin` in the log: on furniture 0.1 took 1.2 % of the pairs, a hundred times the
-    false negatives there are, and so the hardest true ones."""
-    agreement_rho: float | None = None
-    """Attribute agreement: B_ij >= rho B_ii and s_ij > s_ii - epsilon leaves. None: off."""
-    agreement_epsilon: float = 0.1
-    symmetric: bool = True
-    """Also contrast each candidate with all queries."""
-    prefix_weight: float = 0.5
-    """Share of the loss that contrasts what R knows before it reads the attributes. The lists alone
-    tell most products of a batch apart; without it R stops learning from pictures and titles."""
-    dropout: InputDropout = field(default_factory=InputDropout)
-    optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(2e-3))
-
-    def __post_init__(self) -> None:
-        require(self.steps > 0, "agcl needs steps > 0")
-        require(self.batch_size > 1, "a contrastive batch needs at least two products")
-        require(self.temperature > 0, "temperature must be positive")
-        require(0 <= self.sibling_share <= 1, "sibling_share must lie in [0, 1]")
-        require(0 <= self.prefix_weight < 1, "prefix_weight must lie in [0, 1)")
-
-    def infonce(self) -> AgclConfig:
-        """The same training without weights and without a learned mask."""
-        return dataclasses.replace(self, gamma=0.0, delta=None, agreement_rho=None)
-
-
-@dataclass(frozen=True)
-class BackboneConfig:
-    """InfoNCE from random weights: every row starts from one R, as the paper's from Qwen2-VL.
-
-    It is an R that has read pictures, titles and attribute lists, as a pretrained model has.
-    """
-
-    steps: int = 300
-    """0: the rows start from random weights."""
-    batch_size: int = 32
-    whole_list: float = 0.3
-    """Chance that a row sees no attribute at all."""
-
-    def __post_init__(self) -> None:
-        require(self.steps >= 0, "backbone steps must not be negative")
-        require(self.batch_size > 1, "a contrastive batch needs at least two products")
-
-    def settings(self, agcl: AgclConfig) -> AgclConfig:
-        """How the backbone is trained: as the rows are, without weights and masks."""
-        replace = dataclasses.replace
-        dropout = replace(agcl.dropout, whole_list=self.whole_list)
-        size = {"steps": self.steps, "batch_size": self.batch_size}
-        return replace(agcl.infonce(), dropout=dropout, **size)
-
-
-@dataclass(frozen=True)
-class RarConfig:
-    """Retrieval-aware reinforcement of G by GRPO against the frozen R."""
-
-    steps: int = 30
-    queries: int = 32
-    """Query listings a step (groups)."""
-    group_size: int = 8
-    """Attribute lists sampled per query."""
-    reward: Literal["recall", "reciprocal_rank", "margin"] = "recall"
-    k: int | None = None
-    """k of Recall@k. None: the k whose starting reward lies nearest one half."""
-    margin_negatives: int = 3
-    """Hardest negatives averaged by the margin reward."""
-    malformed_reward: float = -0.1
-    temperature: float = 0.7
-    """Of the samples. At 1 a quarter of a small G's samples are malformed, RAR learns to write less
-    rather than better, and lists shrink to one key."""
-    top_p: float = 1.0
-    top_k: int = 0
-    """0: no cut."""
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    kl_coefficient: float = 0.05
-    """Weight of the KL divergence from the distilled G; at 0.01 lists shrink to two keys."""
-    updates_per_rollout: int = 1
-    """Optimiser steps on the same samples; from the second on the clipped ratio matters."""
-    held_out_share: float = 0.3
-    """Share of the reward families kept for judging RAR; never trained on."""
-    evaluate_every: int = 10
-    evaluation_samples: int = 4
-    """Samples per held-out query, with the same keys at every evaluation."""
-    gallery_splits: tuple[str, ...] = ("reward", "train")
-    optimiser: OptimiserConfig = field(
-        default_factory=lambda: OptimiserConfig(2e-4, warmup_share=0.05, final_share=1.0)
-    )
-
-    def __post_init__(self) -> None:
-        require(self.steps > 0, "rar needs steps > 0")
-        require(self.group_size > 1, "a group needs at least two samples")
-        require(self.temperature > 0, "rar samples; temperature must be positive")
-        require(self.k is None or self.k > 0, "k must be positive")
-        require(0 < self.held_out_share < 1, "held_out_share must lie in (0, 1)")
-        require("reward" in self.gallery_splits, "the gallery must hold the reward split")
-
-
-@dataclass(frozen=True)
-class CitConfig:
-    """Cyclic training: the reinforced G re-annotates a share and R trains on."""
-
-    cycles: int = 1
-    share: float = 0.3
-    """Share of the training listings that the reinforced G annotates again."""
-    steps: int = 20
-    learning_rate: float = 3e-4
-
-    def __post_init__(self) -> None:
-        require(self.cycles >= 0, "cycles must not be negative")
-        require(0 < self.share <= 1, "share must lie in (0, 1]")
-
-
-@dataclass(frozen=True)
-class OracleConfig:
-    """How often the oracle from which G is distilled departs from the true attributes."""
-
-    synonym_rate: float = 0.3
-    """Chance that a value is written as a synonym."""
-    omit_rate: float = 0.25
-    """Chance that a key is left out."""
-    generic_rate: float = 0.25
-    """Chance that a listing gets a filler such as `style: beautiful`."""
-    wrong_rate: float = 0.05
-    """Chance that a value is another product's."""
-    guess_rate: float = 0.1
-    """Chance that a value of digits (dimensions) is written although the title states no number;
-    a captioner sees no more than picture and title."""
-    shuffle_rate: float = 0.3
-    """Chance that a listing's keys are written in an order of their own."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            require(0 <= value <= 1, f"{name} must lie in [0, 1]")
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """What the evaluation does with the frozen models."""
-
-    batch_size: int = 128
-    bootstrap: int = 2000
-    """Resamples behind every 95 % interval."""
-    gallery_queries: int = 12
-    """Queries shown in the report's gallery."""
 
 
 @dataclass(frozen=True)
@@ -296,6 +85,8 @@ class RunConfig:
     workers: int = 0
     """Grain worker processes; 0 reads in threads of this process."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    embedder: ModelSettings = field(default_factory=ModelSettings)
+    generator: ModelSettings = field(default_factory=ModelSettings)
     image: ImageConfig = field(default_factory=ImageConfig)
     text: TextBudget = field(default_factory=TextBudget)
     oracle: OracleConfig = field(default_factory=OracleConfig)

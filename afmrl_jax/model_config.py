@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from afmrl_jax.errors import ConfigError
@@ -103,12 +103,6 @@ class TextConfig:
     mrope_section: tuple[int, int, int] = (4, 6, 6)
     rms_norm_eps: float = 1e-6
     tie_embeddings: bool = True
-    init_embedding: float = 0.02
-    """Deviation of the random token table; 0.02 is Qwen's."""
-    init_residual: float = 1.0
-    """Scale of the random maps that end a residual branch, next to 1 / sqrt(fan-in)."""
-    init_induction: bool = False
-    """Whether random weights hold an induction head, so that the model copies from the start."""
 
     def __post_init__(self) -> None:
         require(self.hidden_dim % self.num_heads == 0, "hidden_dim must divide by num_heads")
@@ -125,6 +119,76 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class InitConfig:
+    """How random weights are drawn."""
+
+    embedding: float = 0.02
+    """Deviation of the token table; 0.02 is Qwen's."""
+    residual: float = 1.0
+    """Scale of the maps that end a residual branch, next to 1 / sqrt(fan-in)."""
+    induction: bool = False
+    """Whether the weights hold an induction head, so that the model copies from the start."""
+
+    @classmethod
+    def copying(cls) -> InitConfig:
+        """A generator that copies words, as a pretrained one does.
+
+        The words must be heard beside the random residual branches.
+        """
+        return cls(embedding=0.1, residual=0.1, induction=True)
+
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The linear maps of a decoder layer, which are those that an adapter may change."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters on the decoder (Hu et al., arXiv 2106.09685), as VLM2Vec trains R.
+
+    The vision tower has none.
+    """
+
+    rank: int = 16
+    alpha: float = 64.0
+    """The product of the two factors is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "down_proj")
+    """Linear maps of every decoder layer that get an adapter."""
+
+    def __post_init__(self) -> None:
+        require(self.rank > 0, "lora rank must be positive")
+        require(self.alpha > 0, "lora alpha must be positive")
+        unknown = sorted(set(self.targets) - set(LORA_TARGETS))
+        require(
+            bool(self.targets) and not unknown,
+            f"lora targets {unknown or '()'}: choose from {', '.join(LORA_TARGETS)}",
+        )
+
+    @property
+    def scale(self) -> float:
+        """Factor of the adapter's output."""
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a model is computed, which changes speed and memory and not what it is."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of activations; sums, norms and softmax are float32 in either."""
+    scan: bool | None = None
+    """Whether layers are compiled once and looped over. None: from 8 layers on."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass computes anew: nothing, all but matrix products, whole layers."""
+    attention: Literal["auto", "dense", "fused"] = "auto"
+    """Fused is cuDNN's flash attention (GPU, bfloat16); auto takes it where it works."""
+
+    def scans(self, layers: int) -> bool:
+        """Whether a stack of so many layers is a loop."""
+        return layers >= 8 if self.scan is None else self.scan
+
+
+@dataclass(frozen=True)
 class QwenVLConfig:
     """A Qwen2-VL (`qwen2_vl`) or Qwen2.5-VL (`qwen2_5_vl`) model."""
 
@@ -133,6 +197,8 @@ class QwenVLConfig:
     text: TextConfig
     image_token_id: int = 151655
     """Id of `<|image_pad|>`, whose positions the visual tokens take; the default is Qwen's."""
+    lora: LoraConfig | None = None
+    """Adapters beside the weights; None for none."""
 
     def __post_init__(self) -> None:
         require(
@@ -153,9 +219,8 @@ class QwenVLConfig:
             out_dim=96,
             full_attention_blocks=(1,) if family == "qwen2_5_vl" else (),
         )
-        # A generator copies words, as a pretrained one does: they must be heard beside the random
-        # residual branches. An embedder learns faster from the usual start, and needs the values of
-        # four heads: two are too narrow to carry picture, title and list to the last token.
+        # An embedder needs the values of four heads: two are too narrow to carry picture, title and
+        # list to the last token.
         writes = family == "qwen2_5_vl"
         text = TextConfig(
             vocab_size=vocab_size,
@@ -165,8 +230,26 @@ class QwenVLConfig:
             num_heads=4,
             num_kv_heads=2 if writes else 4,
             mrope_section=(4, 4, 4),
-            init_embedding=0.1 if writes else 0.02,
-            init_residual=0.1 if writes else 1.0,
-            init_induction=writes,
         )
         return cls(family, vision, text, image_token_id)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Where a model's weights come from, what of it learns, and how it is computed."""
+
+    weights: str | None = None
+    """Folder of a Qwen2-VL (embedder) or Qwen2.5-VL (generator) in Hugging Face's layout, or of a
+    PEFT adapter. None: a small model with random weights, as in the demo."""
+    trained: Literal["all", "decoder", "lora"] = "all"
+    """What learns: every weight, all but the vision tower, or adapters on the decoder."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    frozen_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type in which weights that do not learn are kept; those that learn are float32."""
+    execution: Execution = field(default_factory=Execution)
+
+    def __post_init__(self) -> None:
+        require(
+            self.trained != "lora" or self.weights is not None,
+            "trained lora needs weights: adapters on a random model learn nothing",
+        )

@@ -34,8 +34,6 @@ from afmrl_jax.evaluation.run import (
     peak_memory,
 )
 from afmrl_jax.files import read_json, write_json
-from afmrl_jax.model_config import QwenVLConfig
-from afmrl_jax.models.folder import load_model, save_model
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.progress import say
@@ -49,8 +47,9 @@ from afmrl_jax.training.distill import train_distill
 from afmrl_jax.training.lineage import Run
 from afmrl_jax.training.rar import train_rar
 from afmrl_jax.training.rar_environment import RarEnvironment
+from afmrl_jax.training.store import WEIGHTS, ModelStore
+from afmrl_jax.training.trainee import Trainee
 
-WEIGHTS = "model/model.safetensors"
 TEXTS = "attributes.jsonl"
 BACKBONE = "backbone"
 
@@ -104,6 +103,11 @@ class Pipeline:
         return make_mesh(self.config.mesh.data, self.config.mesh.model)
 
     @cached_property
+    def models(self) -> ModelStore:
+        """The models of the stages."""
+        return ModelStore(self.run.folder, self.config, self.mesh)
+
+    @cached_property
     def tokenizer(self) -> BpeTokenizer:
         """The run's tokenizer."""
         return BpeTokenizer.load(self.run.folder / "tokenizer")
@@ -121,7 +125,7 @@ class Pipeline:
         return self._rows(self.catalogue.subset(*splits))
 
     def _encoder(self, stage: str) -> Encoder:
-        return Encoder.on(self.mesh, *self._load(stage), self.config.evaluation.batch_size)
+        return Encoder.on(self.mesh, *self.models.load(stage), self.config.evaluation.batch_size)
 
     def _where(self, *splits: str) -> np.ndarray:
         return self.catalogue.indices(*splits)
@@ -145,25 +149,23 @@ class Pipeline:
         inputs = {
             "catalogue": self.catalogue.fingerprint,
             "vocab_size": self.config.vocab_size,
+            "weights": self.config.embedder.weights or self.config.generator.weights,
             "oracle": to_dict(self.config.oracle),
             "seed": self.config.seed,
         }
 
+        source = self.config.embedder.weights or self.config.generator.weights
+
         def work(folder: Path) -> None:
+            if source is not None:
+                BpeTokenizer.load(source).save(folder)
+                return
             # Only what the models may learn from: the test and reward splits stay unseen.
             titles = [x.title for x in self.catalogue.subset("distill", "train").listings]
             texts = titles + self._oracle()[1]
             BpeTokenizer.train(texts, self.config.vocab_size).save(folder)
 
         self.run.stage("tokenizer", inputs, ["tokenizer.json"], work)
-
-    def _architecture(self, family: Any) -> Architecture:
-        tokenizer = self.tokenizer
-        config = QwenVLConfig.demo(family, tokenizer.vocab_size, tokenizer.image_pad_id)
-        return Architecture.of(config)
-
-    def _load(self, stage: str) -> tuple[Architecture, Params]:
-        return load_model(self.run.folder / stage / "model")
 
     def _texts(self, stage: str) -> dict[str, str]:
         return read_attributes(self.run.folder / stage / TEXTS)
@@ -178,7 +180,11 @@ class Pipeline:
         start: str | None = BACKBONE,
     ) -> None:
         start = start if self.config.backbone.steps else None
-        inputs = self._base() | {"settings": to_dict(settings), "attributes_in_input": in_input}
+        inputs = self._base() | {
+            "settings": to_dict(settings),
+            "model": to_dict(self.config.embedder),
+            "attributes_in_input": in_input,
+        }
         if start:
             inputs["start"] = self.run.output_hash(start, WEIGHTS)
         if annotated:
@@ -186,10 +192,9 @@ class Pipeline:
 
         def work(folder: Path) -> None:
             if start:
-                architecture, initial = self._load(start)
+                architecture, initial = self.models.load(start)
             else:
-                architecture = self._architecture("qwen2_vl")
-                initial = architecture.init(self.config.seed)
+                architecture, initial = self.models.start(name, self.tokenizer)
             texts = self._texts(annotated) if annotated else None
             self._fit(folder, name, settings, architecture, initial, texts, in_input)
 
@@ -210,26 +215,27 @@ class Pipeline:
             settings,
             name,
             folder,
-            architecture,
+            Trainee.of(architecture, initial, self.config.embedder, self.mesh),
             self._split_builder("train"),
-            initial=initial,
             attributes=texts,
             attributes_in_input=in_input,
             seed=self.config.seed,
         )
-        save_model(folder / "model", architecture, params)
+        self.models.save(name, architecture, params, self.tokenizer)
 
     def _distill(self) -> None:
         inputs = self._base() | {
             "settings": to_dict(self.config.distill),
+            "model": to_dict(self.config.generator),
             "oracle": to_dict(self.config.oracle),
         }
 
         def work(folder: Path) -> None:
             taught, texts = self._oracle()
-            architecture = self._architecture("qwen2_5_vl")
-            params = train_distill(self.config, folder, architecture, self._rows(taught), texts)
-            save_model(folder / "model", architecture, params)
+            architecture, params = self.models.start("distill", self.tokenizer)
+            trainee = Trainee.of(architecture, params, self.config.generator, self.mesh)
+            params = train_distill(self.config, folder, trainee, self._rows(taught), texts)
+            self.models.save("distill", architecture, params, self.tokenizer)
 
         self.run.stage("distill", inputs, [WEIGHTS], work)
 
@@ -240,7 +246,7 @@ class Pipeline:
         }
 
         def work(folder: Path) -> None:
-            architecture, params = self._load(generator)
+            architecture, params = self.models.load(generator)
             out = folder / TEXTS
             annotate(architecture, params, self.builder, indices, out, mesh=self.mesh, label=name)
 
@@ -255,7 +261,7 @@ class Pipeline:
         }
 
         def work(folder: Path) -> None:
-            architecture, params = self._load("distill")
+            architecture, params = self.models.load("distill")
             environment = RarEnvironment(
                 self._split_builder(*self.config.rar.gallery_splits),
                 self._encoder("agcl-distilled"),
@@ -263,8 +269,9 @@ class Pipeline:
                 self.config.rar,
                 self.config.seed,
             )
-            params = train_rar(self.config, folder, architecture, params, environment)
-            save_model(folder / "model", architecture, params)
+            trainee = Trainee.of(architecture, params, self.config.generator, self.mesh)
+            params = train_rar(self.config, folder, trainee, environment)
+            self.models.save("rar", architecture, params, self.tokenizer)
 
         self.run.stage("rar", inputs, [WEIGHTS], work)
 
@@ -278,7 +285,7 @@ class Pipeline:
         }
 
         def work(folder: Path) -> None:
-            architecture, params = self._load(last)
+            architecture, params = self.models.load(last)
             ids = [x.listing_id for x in self.catalogue.subset("train").listings]
             texts = merge_annotations(
                 self._texts("annotate-distilled"), self._texts("annotate-reinforced"), ids

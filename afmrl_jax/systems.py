@@ -15,10 +15,10 @@ from afmrl_jax.data.records import Catalogue
 from afmrl_jax.data.text import BpeTokenizer
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import read_json
-from afmrl_jax.models.folder import load_model
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.retrieval.encode import Encoder
+from afmrl_jax.training.store import ModelStore
 
 ANNOTATIONS = {"distill": "annotate-distilled", "rar": "annotate-reinforced"}
 """The stage that holds what each generator wrote."""
@@ -91,7 +91,7 @@ class FinishedRun:
             raise RunError(
                 f"stage {stage} of {self.folder} is not finished; start its demo command again"
             )
-        return load_model(self.folder / stage / "model")
+        return ModelStore(self.folder, self.config, self.mesh).load(stage)
 
     def encoder(self, system: System) -> Encoder:
         """R of a system."""

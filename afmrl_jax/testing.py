@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-from afmrl_jax.model_config import QwenVLConfig, TextConfig, VisionConfig
+from afmrl_jax.model_config import LoraConfig, QwenVLConfig, TextConfig, VisionConfig
 
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {"red": "#d11", "blue": "#14c", "green": "#182", "black": "#222", "amber": "#e90"}
@@ -84,6 +84,7 @@ def tiny_config(
     vocab_size: int = 320,
     image_token_id: int = 5,
     tie_embeddings: bool = True,
+    lora: LoraConfig | None = None,
 ) -> QwenVLConfig:
     """A model of some ten thousand parameters with every part of the real one."""
     vision = VisionConfig(
@@ -104,4 +105,4 @@ def tiny_config(
         mrope_section=(2, 1, 1),
         tie_embeddings=tie_embeddings,
     )
-    return QwenVLConfig(family, vision, text, image_token_id)
+    return QwenVLConfig(family, vision, text, image_token_id, lora)

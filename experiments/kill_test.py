@@ -25,9 +25,9 @@ from afmrl_jax.errors import RunError
 from afmrl_jax.files import read_json, write_json
 from afmrl_jax.progress import say
 from afmrl_jax.runtime import reported
+from afmrl_jax.training.store import WEIGHTS
 
 HERE = Path(__file__).parent
-WEIGHTS = "model/model.safetensors"
 LIMIT_SECONDS = 900.0
 
 

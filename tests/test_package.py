@@ -12,6 +12,7 @@ PACKAGE = ROOT / "afmrl_jax"
 ORDER = (
     ("errors",),
     ("model_config", "axes"),
+    ("stage_config",),
     ("config", "config_json"),
     ("files", "progress"),
     ("metrics_log",),

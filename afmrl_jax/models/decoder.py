@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from afmrl_jax.model_config import TextConfig
-from afmrl_jax.models.layers import Linear, RMSNorm, attend, masked_softmax
+from afmrl_jax.model_config import Execution, InitConfig, LoraConfig, TextConfig
+from afmrl_jax.models.attention import attend, masked_softmax
+from afmrl_jax.models.layers import Linear, RMSNorm, run_stack, stack_layers
 from afmrl_jax.models.rope import mrope_angles, rotate
 from afmrl_jax.models.vision import GatedMlp
 
 
 class KeyValue(NamedTuple):
-    """Keys and values of one layer, [b s n k] each (a group axis may follow b)."""
+    """Keys and values, [b s n k] each; a group axis may follow b.
+
+    Those of all layers have the layers along a further first axis.
+    """
 
     key: jax.Array
     value: jax.Array
@@ -24,14 +29,22 @@ class KeyValue(NamedTuple):
 class Attention(nnx.Module):
     """Grouped-query attention with biases on q, k and v."""
 
-    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
-        size, head = config.hidden_dim, config.head_dim
-        self.q_proj = Linear(size, config.num_heads * head, bias=True, rngs=rngs)
-        self.k_proj = Linear(size, config.num_kv_heads * head, bias=True, rngs=rngs)
-        self.v_proj = Linear(size, config.num_kv_heads * head, bias=True, rngs=rngs)
-        gain = config.init_residual
-        self.o_proj = Linear(config.num_heads * head, size, bias=False, rngs=rngs, gain=gain)
+    def __init__(
+        self, config: TextConfig, lora: LoraConfig | None, execution: Execution, *, rngs: nnx.Rngs
+    ):
+        size, inner = config.hidden_dim, config.num_heads * config.head_dim
+        narrow = config.num_kv_heads * config.head_dim
+
+        def linear(name: str, inputs: int, outputs: int, bias: bool) -> Linear:
+            own = lora if lora is not None and name in lora.targets else None
+            return Linear(inputs, outputs, bias=bias, lora=own, rngs=rngs)
+
+        self.q_proj = linear("q_proj", size, inner, True)
+        self.k_proj = linear("k_proj", size, narrow, True)
+        self.v_proj = linear("v_proj", size, narrow, True)
+        self.o_proj = linear("o_proj", inner, size, False)
         self.config = config
+        self.implementation = execution.attention
 
     def project(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, KeyValue]:
         """Rotated queries [b t h k], and rotated keys with values [b t n k]."""
@@ -46,7 +59,7 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, KeyValue]:
         """Attention within rows; `mask` is bool [b t s]."""
         q, own = self.project(x, angles)
-        return self.o_proj(attend(q, own.key, own.value, mask)), own
+        return self.o_proj(attend(q, own.key, own.value, mask, self.implementation)), own
 
     def behind_prefix(
         self,
@@ -71,8 +84,9 @@ class Attention(nnx.Module):
         batch, group, length, heads, size = q.shape
         kv_heads = prefix.key.shape[2]
         q = q.reshape(batch, group, length, kv_heads, heads // kv_heads, size) * (size**-0.5)
-        before = jnp.einsum("bgtnrk,bsnk->bgnrts", q, prefix.key)
-        within = jnp.einsum("bgtnrk,bgunk->bgnrtu", q, own.key)
+        wide = jnp.float32
+        before = jnp.einsum("bgtnrk,bsnk->bgnrts", q, prefix.key, preferred_element_type=wide)
+        within = jnp.einsum("bgtnrk,bgunk->bgnrtu", q, own.key, preferred_element_type=wide)
         split = before.shape[-1]
         mask = jnp.concatenate(
             [
@@ -91,12 +105,14 @@ class Attention(nnx.Module):
 class DecoderLayer(nnx.Module):
     """Pre-norm block: attention, then SwiGLU."""
 
-    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: TextConfig, lora: LoraConfig | None, execution: Execution, *, rngs: nnx.Rngs
+    ):
         self.input_layernorm = RMSNorm(config.hidden_dim, config.rms_norm_eps)
-        self.self_attn = Attention(config, rngs=rngs)
+        self.self_attn = Attention(config, lora, execution, rngs=rngs)
         self.post_attention_layernorm = RMSNorm(config.hidden_dim, config.rms_norm_eps)
         sizes = (config.hidden_dim, config.intermediate_dim)
-        self.mlp = GatedMlp(*sizes, bias=False, rngs=rngs, gain=config.init_residual)
+        self.mlp = GatedMlp(*sizes, bias=False, lora=lora, rngs=rngs)
 
     def feed_forward(self, x: jax.Array) -> jax.Array:
         """The second half of the block."""
@@ -106,58 +122,86 @@ class DecoderLayer(nnx.Module):
 class Decoder(nnx.Module):
     """Token table, layers and final norm."""
 
-    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: TextConfig, lora: LoraConfig | None, execution: Execution, *, rngs: nnx.Rngs
+    ):
         shape = (config.vocab_size, config.hidden_dim)
-        table = config.init_embedding * jax.random.normal(rngs.params(), shape, jnp.float32)
+        table = InitConfig.embedding * jax.random.normal(rngs.params(), shape, jnp.float32)
         self.embed_tokens = nnx.Param(table)
-        self.layers = nnx.List([DecoderLayer(config, rngs=rngs) for _ in range(config.num_layers)])
+        self.layers = stack_layers(
+            config.num_layers, lambda: DecoderLayer(config, lora, execution, rngs=rngs)
+        )
         self.norm = RMSNorm(config.hidden_dim, config.rms_norm_eps)
         self.config = config
+        self.execution = execution
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Rows [... d] of the token table, in the type of the activations."""
+        return jnp.take(self.embed_tokens[...], tokens, axis=0).astype(self.execution.dtype)
 
     def _angles(self, positions: jax.Array) -> jax.Array:
         config = self.config
         return mrope_angles(positions, config.head_dim, config.rope_theta, config.mrope_section)
 
-    def __call__(
-        self, x: jax.Array, positions: jax.Array, token_mask: jax.Array
-    ) -> tuple[jax.Array, list[KeyValue]]:
-        """Hidden states [b t d] behind the final norm, and each layer's keys and values.
+    def __call__(self, x: jax.Array, positions: jax.Array, token_mask: jax.Array) -> jax.Array:
+        """Hidden states [b t d] behind the final norm.
 
         Args:
             x: embeddings [b t d].
             positions: int32 [b 3 t].
             token_mask: bool [b t], False at padding on either side.
         """
+        return self.norm(self._through(x, positions, token_mask, lambda own, out: None)[0])
+
+    def prefill(
+        self, x: jax.Array, positions: jax.Array, token_mask: jax.Array
+    ) -> tuple[jax.Array, KeyValue]:
+        """As a call; also the keys and values of all layers, [l b t n k]."""
+        x, stored = self._through(x, positions, token_mask, lambda own, out: own)
+        return self.norm(x), stored
+
+    def layer_outputs(self, x: jax.Array, positions: jax.Array, token_mask: jax.Array) -> jax.Array:
+        """What each layer hands on, [l b t d], before the final norm; for looking inside."""
+        return self._through(x, positions, token_mask, lambda own, out: out)[1]
+
+    def _through(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        token_mask: jax.Array,
+        keep: Callable[[KeyValue, jax.Array], Any],
+    ) -> tuple[jax.Array, Any]:
         length = x.shape[1]
         causal = jnp.tril(jnp.ones((length, length), bool))[None]
         mask = causal & token_mask[:, None, :]
         angles = self._angles(positions)
-        stored = []
-        for layer in self.layers:
+
+        def step(layer: DecoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, Any]:
             mixed, own = layer.self_attn(layer.input_layernorm(x), angles, mask)
             x = layer.feed_forward(x + mixed)
-            stored.append(own)
-        return self.norm(x), stored
+            return x, keep(own, x)
+
+        return run_stack(self.layers, step, x, None, self.execution)
 
     def continue_from(
         self,
         x: jax.Array,
         start: jax.Array,
-        prefix: list[KeyValue],
+        prefix: KeyValue,
         prefix_mask: jax.Array,
         own_mask: jax.Array,
-        cache: list[KeyValue] | None = None,
+        cache: KeyValue | None = None,
         place: jax.Array | int = 0,
-    ) -> tuple[jax.Array, list[KeyValue]]:
+    ) -> tuple[jax.Array, KeyValue | None]:
         """Text that continues prompts, several continuations a prompt.
 
         Args:
             x: embeddings [b g t d].
             start: int32 [b], position of the first continuation token of each prompt.
-            prefix: the prompts' keys and values.
+            prefix: the prompts' keys and values, [l b s n k].
             prefix_mask: bool [b s].
             own_mask: bool [b g t u], which continuation tokens each may look at.
-            cache: keys and values of u continuation places, [b g u n k]; the t new ones are
+            cache: keys and values of u continuation places, [l b g u n k]; the t new ones are
                 written at `place`. None: the t tokens are all there is (u = t).
             place: index of the first of the t tokens in the continuation.
 
@@ -168,20 +212,31 @@ class Decoder(nnx.Module):
         steps = start[:, None] + place + jnp.arange(length, dtype=jnp.int32)[None]
         positions = jnp.repeat(steps, group, axis=0)[:, None]
         angles = self._angles(jnp.broadcast_to(positions, (batch * group, 3, length)))
-        stored = []
-        for number, layer in enumerate(self.layers):
+
+        def step(
+            layer: DecoderLayer, carry: tuple[jax.Array, KeyValue | None], entry: Any
+        ) -> tuple[tuple[jax.Array, KeyValue | None], None]:
+            (x, cache), (number, before) = carry, entry
             flat = layer.input_layernorm(x).reshape(batch * group, length, width)
             q, new = layer.self_attn.project(flat, angles)
             q = q.reshape(batch, group, *q.shape[1:])
             own = KeyValue(*(part.reshape(batch, group, *part.shape[1:]) for part in new))
             if cache is not None:
-                own = KeyValue(
+                # Carried and written in place: as an output of the loop it would be copied whole
+                # for every token.
+                at = (number, 0, 0, place, 0, 0)
+                cache = KeyValue(
                     *(
-                        jax.lax.dynamic_update_slice_in_dim(old, fresh, place, axis=2)
-                        for old, fresh in zip(cache[number], own, strict=True)
+                        jax.lax.dynamic_update_slice(old, fresh[None], at)
+                        for old, fresh in zip(cache, own, strict=True)
                     )
                 )
-            mixed = layer.self_attn.behind_prefix(q, prefix[number], own, prefix_mask, own_mask)
-            x = layer.feed_forward(x + mixed)
-            stored.append(own)
-        return self.norm(x), stored
+                own = KeyValue(
+                    *(jax.lax.dynamic_index_in_dim(x, number, keepdims=False) for x in cache)
+                )
+            mixed = layer.self_attn.behind_prefix(q, before, own, prefix_mask, own_mask)
+            return (layer.feed_forward(x + mixed), cache), None
+
+        numbers = jnp.arange(self.config.num_layers, dtype=jnp.int32)
+        (x, cache), _ = run_stack(self.layers, step, (x, cache), (numbers, prefix), self.execution)
+        return self.norm(x), cache

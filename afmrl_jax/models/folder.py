@@ -1,32 +1,176 @@
-"""A model on disk: `model.safetensors` under hub names and `config.json`."""
+"""A model on disk: a Hugging Face folder, or a PEFT adapter beside the folder of its base."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any, Protocol
 
-from afmrl_jax.config_json import from_dict, to_dict
+import jax
+import numpy as np
+
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import atomic_path, read_json, write_json
-from afmrl_jax.model_config import QwenVLConfig
+from afmrl_jax.files import atomic_path, file_hash, read_json, write_json
+from afmrl_jax.model_config import Execution
 from afmrl_jax.models.functional import Architecture, Params
-from afmrl_jax.models.weights import load_safetensors, save_safetensors
+from afmrl_jax.models.hub_config import from_hub_config, to_hub_config
+from afmrl_jax.models.hub_read import Shardings, check_fit, hub_files, load_params
+from afmrl_jax.models.hub_write import SHARD_BYTES, save_params
+from afmrl_jax.models.lora import with_lora
+from afmrl_jax.models.peft_folder import (
+    is_peft_folder,
+    load_adapter,
+    read_peft_config,
+    save_adapter,
+)
+
+MANIFEST = "manifest.json"
+"""Hashes of a folder's weights, which stand for the model where its identity is asked for."""
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
+)
+"""Files that other programs want beside the weights."""
 
 
-def save_model(folder: Path, architecture: Architecture, params: Params) -> Path:
-    """Write weights and config as one folder, whole or not at all."""
+class SpecialTokens(Protocol):
+    """What config.json says of a tokenizer, and how it is stored."""
+
+    pad_id: int
+    eos_id: int
+    im_start_id: int
+    vision_start_id: int
+    vision_end_id: int
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json."""
+        ...
+
+
+def save_model(
+    folder: Path,
+    architecture: Architecture,
+    params: Params,
+    *,
+    like: Path | None = None,
+    tokenizer: SpecialTokens | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """Write a model as one folder, whole or not at all.
+
+    An architecture with adapters is written as a PEFT folder that names `like` as its base; any
+    other as a Hugging Face folder, which `from_pretrained` reads.
+
+    Args:
+        folder: replaced where it exists.
+        architecture: of `params`.
+        params: every tensor keeps its type.
+        like: the folder that the weights came from; its config, tokenizer and processor files are
+            taken over.
+        tokenizer: written where `like` is None.
+        shard_bytes: largest size of a weight file.
+    """
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        save_safetensors(architecture.bind(params), temporary / "model.safetensors")
-        write_json(temporary / "config.json", to_dict(architecture.config))
+        if architecture.config.lora is not None:
+            if like is None:
+                raise RunError(f"{folder}: an adapter needs the folder of its base model")
+            save_adapter(temporary, architecture, params, str(like))
+        else:
+            save_params(temporary, architecture, params, shard_bytes)
+            write_json(temporary / "config.json", _config(architecture, params, like, tokenizer))
+        if like is not None:
+            for name in COMPANIONS:
+                if (like / name).is_file():
+                    shutil.copyfile(like / name, temporary / name)
+        elif tokenizer is not None:
+            tokenizer.save(temporary)
+        weights = sorted(temporary.glob("*.safetensors"))
+        write_json(temporary / MANIFEST, {x.name: file_hash(x) for x in weights})
     return folder
 
 
-def load_model(folder: Path) -> tuple[Architecture, Params]:
-    """Read what `save_model` wrote."""
+def _config(
+    architecture: Architecture,
+    params: Params,
+    like: Path | None,
+    tokenizer: SpecialTokens | None,
+) -> dict[str, Any]:
+    dtype = str(np.dtype(params["model/embed_tokens"].dtype))
+    if like is not None:
+        raw: dict[str, Any] = read_json(like / "config.json")
+        known = [key for key in ("dtype", "torch_dtype") if key in raw]
+        return raw | dict.fromkeys(known or ["torch_dtype"], dtype)
+    ids = {}
+    if tokenizer is not None:
+        ids = {
+            "bos_token_id": tokenizer.im_start_id,
+            "eos_token_id": tokenizer.eos_id,
+            "pad_token_id": tokenizer.pad_id,
+            "vision_start_token_id": tokenizer.vision_start_id,
+            "vision_end_token_id": tokenizer.vision_end_id,
+        }
+    return to_hub_config(architecture.config, dtype=dtype, ids=ids)
+
+
+def read_architecture(folder: Path, execution: Execution | None = None) -> Architecture:
+    """The architecture of a Hugging Face folder, from its config.json alone."""
     path = folder / "config.json"
     if not path.is_file():
-        raise RunError(f"{folder} holds no model (config.json is missing); run its stage first")
-    architecture = Architecture.of(from_dict(QwenVLConfig, read_json(path)))
-    model = architecture.bind(architecture.init(0))
-    load_safetensors(model, folder / "model.safetensors")
-    return architecture, architecture.flatten(model)
+        raise RunError(
+            f"{folder} holds no model (config.json is missing); give the folder of a Qwen2-VL or "
+            "Qwen2.5-VL, or run the stage that writes it"
+        )
+    return Architecture.of(from_hub_config(read_json(path), str(path)), execution)
+
+
+def load_model(
+    folder: Path,
+    *,
+    shardings: Shardings | None = None,
+    execution: Execution | None = None,
+    dtype: str | None = None,
+    base: Path | None = None,
+) -> tuple[Architecture, Params]:
+    """Read a Hugging Face folder, or a PEFT folder together with its base.
+
+    Args:
+        folder: with config.json or adapter_config.json.
+        shardings: where parameters go, see `hub_read.load_params`; None for the first device.
+        execution: how the model will be computed.
+        dtype: of the parameters; None keeps the files' own. Adapters are float32.
+        base: of an adapter; None takes the folder that it names.
+
+    Raises:
+        RunError: the folder is no such model, or its tensors do not fit.
+    """
+    if is_peft_folder(folder):
+        lora, named = read_peft_config(folder)
+        found = base or Path(named or "")
+        if not found.is_dir():
+            raise RunError(
+                f"{folder} is an adapter of {named!r}, which is no folder here; give its base model"
+            )
+        architecture, params = load_model(
+            found, shardings=shardings, execution=execution, dtype=dtype
+        )
+        architecture = with_lora(architecture, lora)
+        adapter = load_adapter(folder, architecture)
+        if shardings is not None:
+            shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in adapter.items()}
+            adapter = jax.device_put(adapter, dict(shardings(shapes)))
+        return architecture, {**params, **adapter}
+    architecture = read_architecture(folder, execution)
+    stored = hub_files(folder)
+    check_fit(architecture, stored, str(folder))
+    return architecture, load_params(architecture, stored, shardings, dtype)

@@ -1,7 +1,8 @@
 """Models as a parameter dictionary plus a description without weights.
 
-Parameters travel as `{"visual/blocks/0/attn/qkv/kernel": array, ...}`: a pure pytree that jit,
-grad, the sharding table and the checkpoints handle without knowing Flax.
+Parameters travel as `{"visual_tower/blocks/attn/qkv/kernel": array, ...}`: a pure pytree that jit,
+grad, the sharding table and the checkpoints handle without knowing Flax. Those of a stack of
+layers have the layers along their first axis.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from afmrl_jax.model_config import QwenVLConfig
+from afmrl_jax.model_config import Execution, InitConfig, QwenVLConfig
 from afmrl_jax.models.induction import add_induction_head
 from afmrl_jax.models.qwen_vl import QwenVL
 
@@ -32,44 +33,65 @@ class Architecture:
     """A model without its weights: binds a parameter dictionary to a callable module."""
 
     config: QwenVLConfig
+    execution: Execution
     graphdef: Any
     treedef: Any
-    names: tuple[str, ...]
+    shapes: dict[str, jax.ShapeDtypeStruct]
+    """Of every parameter by name, in the order of the tree."""
 
     def __eq__(self, other: object) -> bool:
-        """The config determines the rest, and is cheap to compare as a static jit argument."""
-        return isinstance(other, Architecture) and self.config == other.config
+        """Config and execution determine the rest; cheap to compare as a static jit argument."""
+        return (
+            isinstance(other, Architecture)
+            and self.config == other.config
+            and self.execution == other.execution
+        )
 
     def __hash__(self) -> int:
-        return hash(self.config)
+        return hash((self.config, self.execution))
 
     @classmethod
-    def of(cls, config: QwenVLConfig) -> Architecture:
+    def of(cls, config: QwenVLConfig, execution: Execution | None = None) -> Architecture:
         """Trace the module without allocating its weights."""
-        abstract = nnx.eval_shape(lambda: QwenVL(config, rngs=nnx.Rngs(0)))
+        execution = execution or Execution()
+        abstract = nnx.eval_shape(lambda: QwenVL(config, execution, rngs=nnx.Rngs(0)))
         graphdef, state = nnx.split(abstract)
         leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
-        return cls(config, graphdef, treedef, tuple(_name(path) for path, _ in leaves))
+        shapes = {_name(path): jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in leaves}
+        return cls(config, execution, graphdef, treedef, shapes)
 
-    def init(self, seed: int) -> Params:
-        """Random parameters."""
-        return jax.jit(self._init)(jnp.uint32(seed))
+    def with_execution(self, execution: Execution) -> Architecture:
+        """The same model computed in another way."""
+        return Architecture.of(self.config, execution)
 
-    def _init(self, seed: jax.Array) -> Params:
+    def init(self, seed: int, settings: InitConfig | None = None) -> Params:
+        """Random parameters, float32."""
+        return jax.jit(self._init, static_argnums=1)(jnp.uint32(seed), settings or InitConfig())
+
+    def _init(self, seed: jax.Array, settings: InitConfig) -> Params:
         key = jax.random.key(seed)
-        params = self.flatten(QwenVL(self.config, rngs=nnx.Rngs(key)))
-        if self.config.text.init_induction:
+        params = self.flatten(QwenVL(self.config, self.execution, rngs=nnx.Rngs(key)))
+        scales = {
+            "embed_tokens": settings.embedding / InitConfig.embedding,
+            "lm_head": settings.embedding / InitConfig.embedding,
+            "layers/self_attn/o_proj/kernel": settings.residual,
+            "layers/mlp/down_proj/kernel": settings.residual,
+        }
+        for ending, scale in scales.items():
+            if scale != 1.0:
+                params |= {n: scale * x for n, x in params.items() if n.endswith(ending)}
+        if settings.induction:
             params = add_induction_head(params, self.config.text, jax.random.fold_in(key, 1))
         return params
 
     def flatten(self, model: QwenVL) -> Params:
         """The parameters of a module."""
         leaves = jax.tree.leaves(nnx.split(model)[1])
-        return dict(zip(self.names, leaves, strict=True))
+        return dict(zip(self.shapes, leaves, strict=True))
 
     def bind(self, params: Params) -> QwenVL:
         """The module holding `params`; cheap, and meant to be called inside jit."""
-        leaves = [params[name] for name in self.names]
+        leaves = [params[name] for name in self.shapes]
         return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, leaves))
 
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from afmrl_jax.models.attention import MASKED
 from afmrl_jax.models.decoder import KeyValue
 from afmrl_jax.models.embedder import last_token
-from afmrl_jax.models.layers import MASKED
 from afmrl_jax.models.qwen_vl import QwenVL
 
 
@@ -29,10 +29,10 @@ class Generation(NamedTuple):
 
 def _prefill(
     model: QwenVL, prompt: Any, visual_tokens: jax.Array | None
-) -> tuple[jax.Array, list[KeyValue], jax.Array]:
+) -> tuple[jax.Array, KeyValue, jax.Array]:
     """Last hidden state [b d] of the prompts, their keys and values, and the next position [b]."""
     embedded = model.inputs(prompt, visual_tokens)
-    hidden, prefix = model.model(embedded, prompt.positions, prompt.token_mask)
+    hidden, prefix = model.model.prefill(embedded, prompt.positions, prompt.token_mask)
     highest = jnp.max(jnp.where(prompt.token_mask[:, None], prompt.positions, -1), axis=(1, 2))
     return last_token(hidden, prompt.token_mask), prefix, (highest + 1).astype(jnp.int32)
 
@@ -118,16 +118,16 @@ def generate(
         finished = finished | (token == eos_id)
         seen = jnp.arange(budget, dtype=jnp.int32) <= step
         own_mask = jnp.broadcast_to(seen[None, None, None], (rows, group, 1, budget))
-        embedded = jnp.take(model.model.embed_tokens[...], token, axis=0)[:, :, None]
+        embedded = model.model.embed(token)[:, :, None]
         hidden, cache = model.model.continue_from(
             embedded, start, prefix, prompt.token_mask, own_mask, cache, step
         )
         return step + 1, hidden[:, :, 0], cache, tokens, logprobs, mask, finished
 
-    empty = [
-        KeyValue(*(jnp.zeros((rows, group, budget, *part.shape[2:]), part.dtype) for part in layer))
-        for layer in prefix
-    ]
+    layers = prefix.key.shape[0]
+    empty = KeyValue(
+        *(jnp.zeros((layers, rows, group, budget, *x.shape[3:]), x.dtype) for x in prefix)
+    )
     shape = (rows, group, budget)
     carry = (
         jnp.int32(0),
@@ -165,7 +165,7 @@ def completion_logprobs(
     """
     last, prefix, start = _prefill(model, prompt, visual_tokens)
     rows, group, budget = tokens.shape
-    embedded = jnp.take(model.model.embed_tokens[...], tokens[:, :, :-1], axis=0)
+    embedded = model.model.embed(tokens[:, :, :-1])
     causal = jnp.tril(jnp.ones((budget - 1, budget - 1), bool))[None, None]
     own_mask = causal & mask[:, :, None, :-1]
     hidden, _ = model.model.continue_from(embedded, start, prefix, prompt.token_mask, own_mask)

@@ -68,23 +68,21 @@ def add_induction_head(
     gap = float(np.sum(1.0 - np.cos(frequency[fast])))
     strength = np.sqrt(SHARPNESS * np.sqrt(head) / gap)
     turned = np.concatenate([np.cos(frequency[fast]), np.sin(frequency[fast])])
-    weights.put("layers/0", "q_proj/kernel", 0, fast, 0.0)
-    weights.put("layers/0", "k_proj/kernel", 0, fast, 0.0)
-    weights.put("layers/0", "q_proj/bias", 0, fast, strength)
-    weights.put(
-        "layers/0", "k_proj/bias", 0, np.concatenate([fast, fast + half]), strength * turned
-    )
-    weights.put("layers/0", "v_proj/kernel", 0, np.arange(len(places)), read)
-    weights.put("layers/0", "o_proj/kernel", 0, np.arange(len(places)), WRITTEN * before)
+    weights.put(0, "q_proj/kernel", 0, fast, 0.0)
+    weights.put(0, "k_proj/kernel", 0, fast, 0.0)
+    weights.put(0, "q_proj/bias", 0, fast, strength)
+    weights.put(0, "k_proj/bias", 0, np.concatenate([fast, fast + half]), strength * turned)
+    weights.put(0, "v_proj/kernel", 0, np.arange(len(places)), read)
+    weights.put(0, "o_proj/kernel", 0, np.arange(len(places)), WRITTEN * before)
     # Layer 1: the present token looks for its like in what layer 0 wrote, and copies.
     everything = np.arange(head)
     for group in range(config.num_kv_heads):
         query = group * (config.num_heads // config.num_kv_heads)
         own = copied[:, group * head : (group + 1) * head]
-        weights.put("layers/1", "q_proj/kernel", query, places, MATCH * read)
-        weights.put("layers/1", "k_proj/kernel", group, places, before)
-        weights.put("layers/1", "v_proj/kernel", group, everything, own)
-        weights.put("layers/1", "o_proj/kernel", query, everything, COPY * own)
+        weights.put(1, "q_proj/kernel", query, places, MATCH * read)
+        weights.put(1, "k_proj/kernel", group, places, before)
+        weights.put(1, "v_proj/kernel", group, everything, own)
+        weights.put(1, "o_proj/kernel", query, everything, COPY * own)
     return weights.params
 
 
@@ -95,11 +93,13 @@ class _HeadWeights:
         self.params = dict(params)
         self._head_dim = head_dim
 
-    def put(self, layer: str, name: str, head: int, places: np.ndarray, value: ArrayLike) -> None:
+    def put(self, layer: int, name: str, head: int, places: np.ndarray, value: ArrayLike) -> None:
         """Clear a head (columns of q, k and v, rows of o), then write `value` at its `places`."""
-        path, begin = f"model/{layer}/self_attn/{name}", head * self._head_dim
+        path, begin = f"model/layers/self_attn/{name}", head * self._head_dim
         flipped = name == "o_proj/kernel"
-        weights = self.params[path].T if flipped else self.params[path]
+        weights = self.params[path][layer]
+        weights = weights.T if flipped else weights
         weights = weights.at[..., begin : begin + self._head_dim].set(0.0)
         weights = weights.at[..., begin + places].set(value)
-        self.params[path] = weights.T if flipped else weights
+        weights = weights.T if flipped else weights
+        self.params[path] = self.params[path].at[layer].set(weights)

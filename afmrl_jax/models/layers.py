@@ -1,20 +1,31 @@
-"""Linear maps, norms and attention shared by the vision tower and the decoder.
+"""Linear maps, norms and stacks of layers, shared by vision tower and decoder.
 
 Parameters are plain `nnx.Param` without mesh names; `parallel/sharding.py` shards them by path.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-MASKED = float(jnp.finfo(jnp.float32).min)
-"""Score of a forbidden pair; finite, so that a fully masked row gives numbers and not NaN."""
+from afmrl_jax.model_config import Execution, LoraConfig
+
+Layer = TypeVar("Layer", bound=nnx.Module)
+
+
+def _along_last(vector: jax.Array, ndim: int, dtype: Any) -> jax.Array:
+    return vector.astype(dtype).reshape((1,) * (ndim - 1) + (-1,))
 
 
 class Linear(nnx.Module):
-    """x @ kernel + bias, kernel [in, out]."""
+    """x @ kernel + bias, kernel [in, out], and a low-rank adapter where `lora` is given.
+
+    Parameters of any float type are cast to that of x.
+    """
 
     def __init__(
         self,
@@ -23,19 +34,28 @@ class Linear(nnx.Module):
         *,
         bias: bool,
         rngs: nnx.Rngs,
-        gain: float = 1.0,
+        lora: LoraConfig | None = None,
     ):
         # Scaled by fan-in: at demo widths a fixed 0.02 would leave the residual branches silent.
         kernel = jax.random.normal(rngs.params(), (inputs, outputs), jnp.float32)
-        self.kernel = nnx.Param(gain * inputs**-0.5 * kernel)
+        self.kernel = nnx.Param(inputs**-0.5 * kernel)
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
+        self.lora_scale = 0.0 if lora is None else lora.scale
+        if lora is not None:
+            down = jax.random.normal(rngs.params(), (inputs, lora.rank), jnp.float32)
+            self.lora_a = nnx.Param(inputs**-0.5 * down)
+            # Zero, so that a new adapter changes nothing.
+            self.lora_b = nnx.Param(jnp.zeros((lora.rank, outputs), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[... inputs] to [... outputs]."""
-        out = jnp.dot(x, self.kernel[...])
+        out = jnp.dot(x, self.kernel[...].astype(x.dtype))
+        if self.lora_scale:
+            low = jnp.dot(x, self.lora_a[...].astype(x.dtype))
+            out = out + self.lora_scale * jnp.dot(low, self.lora_b[...].astype(x.dtype))
         if self.bias is None:
             return out
-        return out + self.bias[...].reshape((1,) * (out.ndim - 1) + (-1,))
+        return out + _along_last(self.bias[...], out.ndim, x.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -49,7 +69,7 @@ class RMSNorm(nnx.Module):
         """[... d], in float32 inside."""
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.eps)
-        return (wide * self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+        return (wide * _along_last(self.scale[...], x.ndim, jnp.float32)).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -65,33 +85,48 @@ class LayerNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         wide = wide - jnp.mean(wide, -1, keepdims=True)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.eps)
-        shape = (1,) * (x.ndim - 1) + (-1,)
-        return (wide * self.scale[...].reshape(shape) + self.bias[...].reshape(shape)).astype(
-            x.dtype
-        )
+        scale, bias = (_along_last(p[...], x.ndim, jnp.float32) for p in (self.scale, self.bias))
+        return (wide * scale + bias).astype(x.dtype)
 
 
-def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax over the last axis in float32; `mask` is True where a score counts."""
-    scores = jnp.where(mask, scores.astype(jnp.float32), MASKED)
-    return jax.nn.softmax(scores, axis=-1)
+def stack_layers(count: int, make: Callable[[], Layer]) -> Layer:
+    """`count` layers as one module; parameter [...] of a layer is [count ...] there."""
+    graphdef, first = nnx.split(make())
+    states = [first, *(nnx.split(make())[1] for _ in range(count - 1))]
+    return nnx.merge(graphdef, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """Grouped-query attention without repeating keys.
+def run_stack(
+    layers: Layer,
+    step: Callable[[Layer, Any, Any], tuple[Any, Any]],
+    carry: Any,
+    extras: Any,
+    execution: Execution,
+) -> tuple[Any, Any]:
+    """Apply stacked layers in order, compiled once and looped over or unrolled.
 
     Args:
-        q: [b t h k], h a multiple of the key heads.
-        k: [b s n k].
-        v: [b s n k].
-        mask: bool [b t s], True where t may look at s.
+        layers: from `stack_layers`.
+        step: (layer, carry, extra) -> (carry, out).
+        carry: what goes from layer to layer.
+        extras: tree of arrays with the layers along their first axis; None for nothing.
+        execution: loop or unrolled, and what the backward pass recomputes.
 
     Returns:
-        [b t h*k]
+        The last carry, and the outs stacked along a first axis.
     """
-    batch, length, heads, size = q.shape
-    kv_heads = k.shape[2]
-    q = q.reshape(batch, length, kv_heads, heads // kv_heads, size)
-    scores = jnp.einsum("btnrk,bsnk->bnrts", q, k) * (size**-0.5)
-    weights = masked_softmax(scores, mask[:, None, None]).astype(v.dtype)
-    return jnp.einsum("bnrts,bsnk->btnrk", weights, v).reshape(batch, length, heads * size)
+    graphdef, state = nnx.split(layers)
+    count = jax.tree.leaves(state)[0].shape[0]
+    scans = execution.scans(count)
+
+    def body(carry: Any, entry: Any) -> tuple[Any, Any]:
+        weights, extra = entry
+        return step(nnx.merge(graphdef, weights), carry, extra)
+
+    if execution.remat != "none":
+        policy = None
+        if execution.remat == "dots":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        # A loop cannot undo the recomputation by common subexpressions; unrolled code can.
+        body = jax.checkpoint(body, policy=policy, prevent_cse=not scans)
+    return jax.lax.scan(body, carry, (state, extras), unroll=1 if scans else count)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from afmrl_jax.model_config import QwenVLConfig
+from afmrl_jax.model_config import Execution, InitConfig, QwenVLConfig
 from afmrl_jax.models.decoder import Decoder
 from afmrl_jax.models.vision import VisionTower
 
@@ -19,15 +19,15 @@ class QwenVL(nnx.Module):
     Reference: Wang et al., Qwen2-VL, arXiv 2409.12191; Bai et al., Qwen2.5-VL, arXiv 2502.13923.
     """
 
-    def __init__(self, config: QwenVLConfig, *, rngs: nnx.Rngs):
-        self.visual_tower = VisionTower(config, rngs=rngs)
-        self.model = Decoder(config.text, rngs=rngs)
+    def __init__(self, config: QwenVLConfig, execution: Execution, *, rngs: nnx.Rngs):
+        self.visual_tower = VisionTower(config, execution, rngs=rngs)
+        self.model = Decoder(config.text, config.lora, execution, rngs=rngs)
         shape = (config.text.hidden_dim, config.text.vocab_size)
         self.lm_head = (
             None
             if config.text.tie_embeddings
             else nnx.Param(
-                config.text.init_embedding * jax.random.normal(rngs.params(), shape, jnp.float32)
+                InitConfig.embedding * jax.random.normal(rngs.params(), shape, jnp.float32)
             )
         )
         self.config = config
@@ -43,7 +43,7 @@ class QwenVL(nnx.Module):
             tokens: int32 [b t].
             visual_tokens: [b s d], or None for text alone.
         """
-        embedded = jnp.take(self.model.embed_tokens[...], tokens, axis=0)
+        embedded = self.model.embed(tokens)
         if visual_tokens is None or visual_tokens.shape[1] == 0:
             return embedded
         place = tokens == self.config.image_token_id
@@ -60,11 +60,11 @@ class QwenVL(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Vocabulary logits [... v] in float32."""
-        if self.lm_head is not None:
-            return jnp.dot(hidden, self.lm_head[...]).astype(jnp.float32)
-        return jnp.dot(hidden, self.model.embed_tokens[...].T).astype(jnp.float32)
+        own = self.lm_head
+        head = self.model.embed_tokens[...].T if own is None else own[...]
+        return jnp.dot(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
     def __call__(self, batch: Any, visual_tokens: jax.Array | None = None) -> jax.Array:
         """Hidden states [b t d] behind the final norm."""
         embedded = self.inputs(batch, visual_tokens)
-        return self.model(embedded, batch.positions, batch.token_mask)[0]
+        return self.model(embedded, batch.positions, batch.token_mask)

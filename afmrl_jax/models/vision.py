@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from afmrl_jax.model_config import QwenVLConfig, VisionConfig
-from afmrl_jax.models.layers import LayerNorm, Linear, RMSNorm, attend
+from afmrl_jax.model_config import Execution, LoraConfig, QwenVLConfig, VisionConfig
+from afmrl_jax.models.attention import attend
+from afmrl_jax.models.layers import LayerNorm, Linear, RMSNorm, run_stack, stack_layers
 from afmrl_jax.models.rope import rotate, vision_angles
 
 
 class VisionAttention(nnx.Module):
     """Self-attention over patches with 2-D rotary positions."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, execution: Execution, *, rngs: nnx.Rngs):
         size = config.embed_dim
         self.qkv = Linear(size, 3 * size, bias=True, rngs=rngs)
         self.proj = Linear(size, size, bias=True, rngs=rngs)
         self.num_heads = config.num_heads
+        self.implementation = execution.attention
 
     def __call__(self, x: jax.Array, angles: jax.Array, mask: jax.Array) -> jax.Array:
         """[b p d], with rotary `angles` and a mask [b p p] of who sees whom."""
         batch, patches, size = x.shape
         qkv = self.qkv(x).reshape(batch, patches, 3, self.num_heads, size // self.num_heads)
         q, k = rotate(qkv[:, :, 0], angles), rotate(qkv[:, :, 1], angles)
-        return self.proj(attend(q, k, qkv[:, :, 2], mask))
+        return self.proj(attend(q, k, qkv[:, :, 2], mask, self.implementation))
 
 
 class QuickGeluMlp(nnx.Module):
@@ -45,11 +50,21 @@ class GatedMlp(nnx.Module):
     """SiLU-gated MLP: with biases in Qwen2.5-VL's vision tower, without in both decoders."""
 
     def __init__(
-        self, size: int, intermediate: int, *, bias: bool, rngs: nnx.Rngs, gain: float = 1.0
+        self,
+        size: int,
+        intermediate: int,
+        *,
+        bias: bool,
+        rngs: nnx.Rngs,
+        lora: LoraConfig | None = None,
     ):
-        self.gate_proj = Linear(size, intermediate, bias=bias, rngs=rngs)
-        self.up_proj = Linear(size, intermediate, bias=bias, rngs=rngs)
-        self.down_proj = Linear(intermediate, size, bias=bias, rngs=rngs, gain=gain)
+        def linear(name: str, inputs: int, outputs: int) -> Linear:
+            own = lora if lora is not None and name in lora.targets else None
+            return Linear(inputs, outputs, bias=bias, lora=own, rngs=rngs)
+
+        self.gate_proj = linear("gate_proj", size, intermediate)
+        self.up_proj = linear("up_proj", size, intermediate)
+        self.down_proj = linear("down_proj", intermediate, size)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[b p d]."""
@@ -59,7 +74,7 @@ class GatedMlp(nnx.Module):
 class VisionBlock(nnx.Module):
     """Pre-norm transformer block of either family."""
 
-    def __init__(self, config: QwenVLConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: QwenVLConfig, execution: Execution, *, rngs: nnx.Rngs):
         vision = config.vision
         size, eps = vision.embed_dim, vision.rms_norm_eps
         if config.family == "qwen2_vl":
@@ -70,7 +85,7 @@ class VisionBlock(nnx.Module):
             self.norm1 = RMSNorm(size, eps)
             self.norm2 = RMSNorm(size, eps)
             self.mlp = GatedMlp(size, vision.intermediate, bias=True, rngs=rngs)
-        self.attn = VisionAttention(vision, rngs=rngs)
+        self.attn = VisionAttention(vision, execution, rngs=rngs)
 
     def __call__(self, x: jax.Array, angles: jax.Array, mask: jax.Array) -> jax.Array:
         """[b p d], as in `VisionAttention`."""
@@ -119,12 +134,13 @@ class VisionTower(nnx.Module):
     which gives the same numbers.
     """
 
-    def __init__(self, config: QwenVLConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: QwenVLConfig, execution: Execution, *, rngs: nnx.Rngs):
         vision = config.vision
         self.patch_embed = PatchEmbed(vision, rngs=rngs)
-        self.blocks = nnx.List([VisionBlock(config, rngs=rngs) for _ in range(vision.depth)])
+        self.blocks = stack_layers(vision.depth, lambda: VisionBlock(config, execution, rngs=rngs))
         self.merger = PatchMerger(config, rngs=rngs)
         self.config = config
+        self.execution = execution
 
     def __call__(self, patches: jax.Array, segment: jax.Array, position: jax.Array) -> jax.Array:
         """Merged tokens [b p/merge^2 d] of patches in merge-block order.
@@ -134,16 +150,39 @@ class VisionTower(nnx.Module):
             segment: int32 [b p], picture of the row, 0 for padding.
             position: int32 [b p 2], (row, column) in patches.
         """
+        return self.merger(self._through(patches, segment, position, lambda out: None)[0])
+
+    def block_outputs(
+        self, patches: jax.Array, segment: jax.Array, position: jax.Array
+    ) -> jax.Array:
+        """What each block hands on, [l b p d]; for looking inside."""
+        return self._through(patches, segment, position, lambda out: out)[1]
+
+    def _through(
+        self,
+        patches: jax.Array,
+        segment: jax.Array,
+        position: jax.Array,
+        keep: Callable[[jax.Array], Any],
+    ) -> tuple[jax.Array, Any]:
         vision = self.config.vision
         angles = vision_angles(position, vision.embed_dim // vision.num_heads)
         same = segment[:, :, None] == segment[:, None, :]
         same = same & (segment > 0)[:, None, :]
-        windowed = same
+        windowed, full = same, None
         if self.config.family == "qwen2_5_vl":
             window = position // (vision.window_size // vision.patch_size)
             windowed = same & jnp.all(window[:, :, None] == window[:, None, :], axis=-1)
-        x = self.patch_embed(patches)
-        for number, block in enumerate(self.blocks):
-            full = self.config.family == "qwen2_vl" or number in vision.full_attention_blocks
-            x = block(x, angles, same if full else windowed)
-        return self.merger(x)
+            full = jnp.isin(
+                jnp.arange(vision.depth), jnp.array(vision.full_attention_blocks, jnp.int32)
+            )
+
+        def step(
+            block: VisionBlock, x: jax.Array, sees_all: jax.Array | None
+        ) -> tuple[jax.Array, Any]:
+            mask = same if sees_all is None else jnp.where(sees_all, same, windowed)
+            x = block(x, angles, mask)
+            return x, keep(x)
+
+        x = self.patch_embed(patches.astype(self.execution.dtype))
+        return run_stack(self.blocks, step, x, full, self.execution)

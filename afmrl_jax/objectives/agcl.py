@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from afmrl_jax.axes import Array, Bool, Float, Int
-from afmrl_jax.models.layers import MASKED
+from afmrl_jax.models.attention import MASKED
 
 
 def agcl_loss(

@@ -9,8 +9,11 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from afmrl_jax.models.hub_names import is_stacked
 from afmrl_jax.parallel.mesh import fit_spec
 
+# The lines speak of one layer; a stack has the layers along a further first axis, which stays
+# whole, for the loop over layers walks along it.
 # Searched in a leaf's path, first match wins. The trees of the optimiser repeat the parameters'
 # paths, so their moments find the same line.
 TABLE: tuple[tuple[str, P], ...] = (
@@ -24,12 +27,13 @@ TABLE: tuple[tuple[str, P], ...] = (
     (r"self_attn/[qkv]_proj/bias$", P("model")),
     # Takes split heads in and sums them out: one all-reduce for each attention.
     (r"self_attn/o_proj/kernel$", P("model", "data")),
-    # q, k and v fused in one kernel: an even cut of the columns would not fall between heads.
-    (r"attn/qkv/kernel$", P("data", None)),
+    # q, k and v fused in one kernel: an even cut of the columns would not fall between heads, so
+    # only storage is split, as in FSDP.
+    (r"attn/qkv/kernel$", P(("data", "model"), None)),
     # Whole, like the columns of the fused kernel.
     (r"attn/qkv/bias$", P()),
-    # Heads arrive whole, so only storage is split, as in FSDP.
-    (r"attn/proj/kernel$", P(None, "data")),
+    # Heads arrive whole: storage again.
+    (r"attn/proj/kernel$", P(None, ("data", "model"))),
     # Small, and added after the heads are joined.
     (r"attn/proj/bias$", P()),
     # Hidden units of an MLP are independent: the widening side splits its columns ...
@@ -49,7 +53,14 @@ TABLE: tuple[tuple[str, P], ...] = (
     # ... and the bias of the sum.
     (r"merger/mlp_2/bias$", P()),
     # The numbers of a patch (1176 in Qwen) rarely divide; the columns do.
-    (r"patch_embed/proj/kernel$", P(None, "data")),
+    (r"patch_embed/proj/kernel$", P(None, ("data", "model"))),
+    # An adapter lies like the kernel beside it; its rank is too small to split. First those of
+    # maps whose columns are split ...
+    (r"(self_attn/[qkv]_proj|mlp/(gate_proj|up_proj))/lora_a$", P("data", None)),
+    (r"(self_attn/[qkv]_proj|mlp/(gate_proj|up_proj))/lora_b$", P(None, ("model", "data"))),
+    # ... then those of maps whose rows are.
+    (r"(self_attn/o_proj|mlp/down_proj)/lora_a$", P(("model", "data"), None)),
+    (r"(self_attn/o_proj|mlp/down_proj)/lora_b$", P(None, "data")),
     # Norms are a few kilobytes, and every device needs them whole.
     (r"(layernorm|norm|norm1|norm2|ln_q)/(scale|bias)$", P()),
     # Counters of the training state and of its optimiser.
@@ -86,6 +97,8 @@ def shard_specs(tree: Any, table: tuple[tuple[str, P], ...] = TABLE) -> Any:
     for path, leaf in leaves:
         name = path_name(path)
         spec = next((spec for pattern, spec in table if re.search(pattern, name)), None)
+        if spec is not None and is_stacked(name) and spec != P():
+            spec = P(None, *spec)
         if spec is None:
             problems.append(f"{name or '(root)'} {tuple(leaf.shape)}: no line")
         elif len(spec) > len(leaf.shape):

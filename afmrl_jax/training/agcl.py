@@ -17,8 +17,9 @@ from afmrl_jax.models.embedder import hidden_at, last_token, unit
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.objectives.bm25 import Bm25Statistics, bm25_scores, fit_bm25
-from afmrl_jax.training.loop import LoopConfig, StepFunction, run_loop
+from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop
 from afmrl_jax.training.state import gradient_step, initial_state, make_optimiser
+from afmrl_jax.training.trainee import Trainee
 
 
 def train_agcl(
@@ -26,10 +27,9 @@ def train_agcl(
     settings: AgclConfig,
     name: str,
     folder: Path,
-    architecture: Architecture,
+    trainee: Trainee,
     builder: RowBuilder,
     *,
-    initial: Params,
     attributes: Mapping[str, str] | None = None,
     attributes_in_input: bool = False,
     seed: int,
@@ -41,15 +41,14 @@ def train_agcl(
         settings: loss, batch and schedule of this stage.
         name: the stage's name.
         folder: the stage's folder.
-        architecture: R.
+        trainee: R, with the parameters to start from.
         builder: rows over the listings of the `train` split.
-        initial: parameters to start from.
         attributes: attribute text by listing id; weights and masks come from them.
         attributes_in_input: whether R also reads them.
         seed: of batches and dropout; stages that are compared share it.
 
     Returns:
-        R's parameters.
+        All of R's parameters.
     """
     use_terms = attributes is not None and (
         settings.gamma > 0 or settings.agreement_rho is not None
@@ -73,9 +72,10 @@ def train_agcl(
     )
     optimiser = make_optimiser(settings.optimiser, settings.steps)
     loop = LoopConfig.of(config, name, folder, settings.steps)
-    step = make_agcl_step(architecture, settings, statistics, optimiser)
-    state = initial_state(initial, optimiser)
-    return run_loop(loop, state, source, step)["params"]
+    step = make_agcl_step(trainee.architecture, settings, statistics, optimiser)
+    state = initial_state(trainee.trainable, optimiser)
+    state = run_loop(loop, state, source, partial(step, trainee.frozen))
+    return trainee.whole(state["params"])
 
 
 def make_agcl_step(
@@ -83,12 +83,12 @@ def make_agcl_step(
     settings: AgclConfig,
     statistics: Bm25Statistics | None,
     optimiser: Any,
-) -> StepFunction:
-    """The jitted step (state, batch, key) -> (state, metrics) of contrastive training."""
+) -> FrozenStepFunction:
+    """The jitted step (frozen, state, batch, key) -> (state, metrics) of contrastive training."""
 
-    @partial(jax.jit, donate_argnums=0)
+    @partial(jax.jit, donate_argnums=1)
     def step(
-        state: dict[str, Any], batch: dict[str, Any], key: jax.Array
+        frozen: Params, state: dict[str, Any], batch: dict[str, Any], key: jax.Array
     ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         del key  # Dropout of inputs is drawn with the batch.
         count = batch["products"].shape[0]
@@ -112,7 +112,7 @@ def make_agcl_step(
             )
 
         def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-            hidden = architecture.bind(params)(batch["rows"])
+            hidden = architecture.bind({**frozen, **params})(batch["rows"])
             value, metrics = contrast(unit(last_token(hidden, batch["rows"].token_mask)))
             if settings.prefix_weight and "prompt_last" in batch:
                 prefix, _ = contrast(unit(hidden_at(hidden, batch["prompt_last"])))

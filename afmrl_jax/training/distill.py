@@ -15,28 +15,29 @@ from afmrl_jax.models.embedder import hidden_at, unit
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.objectives.sft import sft_loss
-from afmrl_jax.training.loop import LoopConfig, StepFunction, run_loop
+from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop
 from afmrl_jax.training.state import gradient_step, initial_state, make_optimiser
+from afmrl_jax.training.trainee import Trainee
 
 
 def train_distill(
     config: RunConfig,
     folder: Path,
-    architecture: Architecture,
+    trainee: Trainee,
     builder: RowBuilder,
     oracle: list[str],
 ) -> Params:
-    """Train G from its initial weights to write the oracle's lists.
+    """Train G to write the oracle's lists.
 
     Args:
         config: the run.
         folder: the stage's folder.
-        architecture: G.
+        trainee: G, with the parameters to start from.
         builder: rows over the listings of the `distill` split.
         oracle: the attribute text to write for each of them.
 
     Returns:
-        G's parameters.
+        All of G's parameters.
     """
     settings = config.distill
     optimiser = make_optimiser(settings.optimiser, settings.steps)
@@ -50,25 +51,26 @@ def train_distill(
         structure_weight=settings.structure_weight,
         swap_share=settings.swap_share,
     )
-    step = make_distill_step(architecture, settings, optimiser)
+    step = make_distill_step(trainee.architecture, settings, optimiser)
     loop = LoopConfig.of(config, "distill", folder, settings.steps)
-    state = initial_state(architecture.init(config.seed + 1), optimiser)
-    return run_loop(loop, state, source, step)["params"]
+    state = initial_state(trainee.trainable, optimiser)
+    state = run_loop(loop, state, source, partial(step, trainee.frozen))
+    return trainee.whole(state["params"])
 
 
 def make_distill_step(
     architecture: Architecture, settings: DistillConfig, optimiser: Any
-) -> StepFunction:
-    """The jitted step (state, batch, key) -> (state, metrics) of distillation."""
+) -> FrozenStepFunction:
+    """The jitted step (frozen, state, batch, key) -> (state, metrics) of distillation."""
 
-    @partial(jax.jit, donate_argnums=0)
+    @partial(jax.jit, donate_argnums=1)
     def step(
-        state: dict[str, Any], batch: dict[str, Any], key: jax.Array
+        frozen: Params, state: dict[str, Any], batch: dict[str, Any], key: jax.Array
     ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         del key  # Nothing random: the batch decides all.
 
         def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-            model = architecture.bind(params)
+            model = architecture.bind({**frozen, **params})
             hidden = model(batch["rows"])
             weights = batch["weights"]
             logits = model.logits(hidden)

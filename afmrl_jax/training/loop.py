@@ -16,12 +16,17 @@ from jax.sharding import Mesh
 from afmrl_jax.config import RunConfig
 from afmrl_jax.data.pipeline import iterate
 from afmrl_jax.metrics_log import MetricsLog
+from afmrl_jax.models.functional import Params
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place, place_batch
 from afmrl_jax.progress import Progress
 from afmrl_jax.training.checkpoint import Checkpointer
 
 StepFunction = Callable[[dict[str, Any], Any, jax.Array], tuple[dict[str, Any], dict[str, Any]]]
+FrozenStepFunction = Callable[
+    [Params, dict[str, Any], Any, jax.Array], tuple[dict[str, Any], dict[str, Any]]
+]
+"""A step whose first argument are the parameters that do not learn."""
 
 
 @dataclass(frozen=True)

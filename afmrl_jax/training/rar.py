@@ -15,11 +15,11 @@ from afmrl_jax.data.pipeline import PromptSource
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.models.generation import Generation, completion_logprobs
 from afmrl_jax.objectives.grpo import dead_groups, group_advantages, grpo_loss
-from afmrl_jax.parallel.sharding import place
 from afmrl_jax.training.loop import LoopConfig, run_loop
 from afmrl_jax.training.rar_environment import RarEnvironment, Rollout, sample
 from afmrl_jax.training.rar_judge import HeldOutJudge
 from afmrl_jax.training.state import gradient_step, initial_state, make_optimiser
+from afmrl_jax.training.trainee import Trainee
 
 
 @partial(jax.jit, static_argnums=(0, 4))
@@ -50,31 +50,32 @@ class RarStep:
     def __init__(
         self,
         settings: RarConfig,
-        architecture: Architecture,
+        trainee: Trainee,
         reference: Params,
         environment: RarEnvironment,
         optimiser: Any,
         k: int,
     ):
         self._settings = settings
-        self._architecture = architecture
+        self._trainee = trainee
         self._reference = reference
         self._environment = environment
         self._k = k
         tokenizer = environment.builder.tokenizer
         self._specials = (tokenizer.eos_id, tokenizer.pad_id)
         self._max_new = environment.builder.text.max_attribute_tokens
-        update = partial(_update, architecture, settings, optimiser)
-        self._update = jax.jit(update, donate_argnums=0)
+        update = partial(_update, trainee.architecture, settings, optimiser)
+        self._update = jax.jit(update, donate_argnums=1)
 
     def __call__(
         self, state: dict[str, Any], batch: dict[str, Any], key: jax.Array
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """One rollout and its updates."""
         settings, prompts = self._settings, batch["rows"]
+        architecture = self._trainee.architecture
         generation = sample(
-            self._architecture,
-            state["params"],
+            architecture,
+            self._trainee.whole(state["params"]),
             prompts,
             key,
             settings,
@@ -83,9 +84,7 @@ class RarStep:
             self._specials,
         )
         rollout = self._environment.judge(prompts, batch["index"], generation, settings, self._k)
-        reference = score(
-            self._architecture, self._reference, prompts, generation, settings.temperature
-        )
+        reference = score(architecture, self._reference, prompts, generation, settings.temperature)
         arrays = {
             "prompts": prompts,
             "tokens": generation.tokens,
@@ -96,7 +95,7 @@ class RarStep:
             "malformed": rollout.malformed,
         }
         for _ in range(settings.updates_per_rollout):
-            state, metrics = self._update(state, arrays)
+            state, metrics = self._update(self._trainee.frozen, state, arrays)
         # One rollout is one step, however many updates it fed.
         state = state | {"step": state["step"] - (settings.updates_per_rollout - 1)}
         return state, {**metrics, **summarise(rollout)}
@@ -106,6 +105,7 @@ def _update(
     architecture: Architecture,
     settings: RarConfig,
     optimiser: Any,
+    frozen: Params,
     state: dict[str, Any],
     arrays: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
@@ -113,7 +113,7 @@ def _update(
 
     def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
         logprobs, entropy = completion_logprobs(
-            architecture.bind(params),
+            architecture.bind({**frozen, **params}),
             arrays["prompts"],
             arrays["tokens"],
             arrays["mask"],
@@ -152,8 +152,7 @@ def summarise(rollout: Rollout) -> dict[str, float]:
 def train_rar(
     config: RunConfig,
     folder: Path,
-    architecture: Architecture,
-    params: Params,
+    trainee: Trainee,
     environment: RarEnvironment,
 ) -> Params:
     """Reinforce G.
@@ -161,15 +160,15 @@ def train_rar(
     Args:
         config: the run.
         folder: the stage's folder.
-        architecture: G.
-        params: the distilled G; start and KL reference.
+        trainee: the distilled G; start and KL reference.
         environment: R, its gallery and the reward queries.
 
     Returns:
-        G's parameters after the last step.
+        All of G's parameters after the last step.
     """
     settings = config.rar
-    judge = HeldOutJudge.open(folder, settings, architecture, params, environment, config.seed)
+    architecture, start = trainee.architecture, trainee.whole(trainee.trainable)
+    judge = HeldOutJudge.open(folder, settings, architecture, start, environment, config.seed)
     optimiser = make_optimiser(settings.optimiser, settings.steps * settings.updates_per_rollout)
     source = PromptSource(
         environment.builder,
@@ -180,15 +179,17 @@ def train_rar(
         seed=config.seed,
     )
     loop = LoopConfig.of(config, "rar", folder, settings.steps, log_every=1)
-    # A copy, because the update donates the buffers of the state that starts from `params`.
-    reference = place(jax.tree.map(jnp.copy, params), loop.mesh)
-    step = RarStep(settings, architecture, reference, environment, optimiser, judge.k)
+    # A copy of what learns, because the update donates the buffers of the state that starts from
+    # it. What is frozen is shared.
+    reference = trainee.whole(jax.tree.map(jnp.copy, trainee.trainable))
+    step = RarStep(settings, trainee, reference, environment, optimiser, judge.k)
 
     def evaluate(state: dict[str, Any], done: int) -> dict[str, float] | None:
         if done == 0:
             return judge.at_start
         if done % settings.evaluate_every and done != settings.steps:
             return None
-        return judge(state["params"])
+        return judge(trainee.whole(state["params"]))
 
-    return run_loop(loop, initial_state(params, optimiser), source, step, evaluate)["params"]
+    state = initial_state(trainee.trainable, optimiser)
+    return trainee.whole(run_loop(loop, state, source, step, evaluate)["params"])

@@ -11,6 +11,7 @@ import optax
 
 from afmrl_jax.config import OptimiserConfig
 from afmrl_jax.models.functional import Params
+from afmrl_jax.models.hub_names import is_matrix
 
 
 def learning_rate_schedule(config: OptimiserConfig, steps: int) -> optax.Schedule:
@@ -33,7 +34,7 @@ def make_optimiser(config: OptimiserConfig, steps: int) -> optax.GradientTransfo
             learning_rate_schedule(config, steps),
             b2=0.98,
             weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+            mask=lambda params: {name: is_matrix(name) for name in params},
         ),
     )
 
@@ -52,7 +53,10 @@ def gradient_step(
     loss: Callable[[Params], tuple[jax.Array, dict[str, jax.Array]]],
     optimiser: optax.GradientTransformation,
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """One optimiser step on `loss(params) -> (value, metrics)`; pure, for use inside jit."""
+    """One optimiser step on `loss(params) -> (value, metrics)`; pure, for use inside jit.
+
+    `params` are those that learn; what is frozen reaches `loss` another way, and has no gradient.
+    """
     (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state["params"])
     # Optax raises floats to integer powers; the rest of the step holds under strict promotion.
     with jax.numpy_dtype_promotion("standard"):

@@ -9,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from afmrl_jax.errors import ConfigError
+from afmrl_jax.model_config import LoraConfig
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.parallel.mesh import constrain, fit_spec, make_mesh
 from afmrl_jax.parallel.sharding import TABLE, place, place_batch, shard_specs, shardings
@@ -58,7 +59,9 @@ def test_every_line_of_the_table_is_used():
 
     names = set()
     for family in ("qwen2_vl", "qwen2_5_vl"):
-        names |= set(Architecture.of(tiny_config(family, tie_embeddings=False)).names)
+        names |= set(
+            Architecture.of(tiny_config(family, tie_embeddings=False, lora=LoraConfig())).shapes
+        )
     names |= {"step", "opt_state/0/count"}
     for pattern, _ in TABLE:
         assert any(re.search(pattern, name) for name in names), pattern
@@ -73,8 +76,8 @@ def test_placed_parameters_are_split_and_unchanged():
     params = Architecture.of(tiny_config()).init(0)
     mesh = make_mesh(4, 2)
     placed = place(params, mesh)
-    name = "model/layers/0/mlp/gate_proj/kernel"
-    assert placed[name].sharding.spec == P("data", "model")
+    name = "model/layers/mlp/gate_proj/kernel"
+    assert placed[name].sharding.spec == P(None, "data", "model")
     assert placed[name].addressable_shards[0].data.size == params[name].size // 8
     for key, value in params.items():
         np.testing.assert_array_equal(placed[key], value)

@@ -36,7 +36,7 @@ def architecture(family, tokenizer):
 def one_step(step, initial, batch, mesh):
     with jax.set_mesh(mesh):
         state = place(initial_state(initial, SGD), mesh)
-        state, metrics = step(state, place_batch(batch, mesh), jax.random.key(0))
+        state, metrics = step({}, state, place_batch(batch, mesh), jax.random.key(0))
     params = {name: np.asarray(value) for name, value in state["params"].items()}
     return params, float(metrics["loss"]), int(state["step"])
 

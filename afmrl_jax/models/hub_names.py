@@ -1,0 +1,97 @@
+"""Which tensor of a Hugging Face checkpoint is which of our parameters, and how it lies there."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from afmrl_jax.models.functional import Architecture
+
+_RENAMES = (
+    (r"^visual_tower/", "visual/"),
+    (r"/mlp_(\d)/", r"/mlp/\1/"),
+    (r"/kernel$", "/weight"),
+    (r"/scale$", "/weight"),
+    (r"embed_tokens$", "embed_tokens/weight"),
+    (r"^lm_head$", "lm_head/weight"),
+)
+_STACKS = re.compile(r"(^|/)(layers|blocks)/")
+
+
+@dataclass(frozen=True)
+class HubTensor:
+    """A tensor under its published name, and its place in our parameters."""
+
+    name: str
+    """`model.layers.0.self_attn.q_proj.weight`"""
+    ours: str
+    """`model/layers/self_attn/q_proj/kernel`"""
+    layer: int | None
+    """Index along the first axis of ours; None where that is no stack."""
+    shape: tuple[int, ...]
+    """In the file."""
+    kind: Literal["plain", "matrix", "patches"]
+    """`matrix` is transposed there ([out, in]); `patches` is a convolution's kernel
+    [out, channels, frames, side, side]."""
+
+
+def is_stacked(ours: str) -> bool:
+    """Whether the first axis of a parameter counts layers."""
+    return _STACKS.search(ours) is not None
+
+
+def is_matrix(ours: str) -> bool:
+    """Whether a parameter multiplies (kernel, adapter, token table) and is no bias or scale."""
+    return ours.rpartition("/")[2] in ("kernel", "lora_a", "lora_b", "embed_tokens", "lm_head")
+
+
+def is_adapter(ours: str) -> bool:
+    """Whether a parameter belongs to a low-rank adapter."""
+    return ours.rpartition("/")[2] in ("lora_a", "lora_b")
+
+
+def hub_tensors(architecture: Architecture) -> list[HubTensor]:
+    """All tensors of a checkpoint of this architecture, adapters left out, layer by layer."""
+    found = []
+    for ours, struct in architecture.shapes.items():
+        if is_adapter(ours):
+            continue
+        stacked = is_stacked(ours)
+        shape = struct.shape[1:] if stacked else struct.shape
+        kind: Literal["plain", "matrix", "patches"] = "plain"
+        if ours.endswith("patch_embed/proj/kernel"):
+            vision = architecture.config.vision
+            side, frames = vision.patch_size, vision.temporal_patch_size
+            kind, shape = "patches", (shape[1], vision.in_channels, frames, side, side)
+        elif ours.endswith("kernel") or ours == "lm_head":
+            kind, shape = "matrix", shape[::-1]
+        for layer in range(struct.shape[0]) if stacked else (None,):
+            found.append(HubTensor(_hub_name(ours, layer), ours, layer, tuple(shape), kind))
+    return sorted(found, key=lambda x: (x.layer is not None, x.layer or 0, x.name))
+
+
+def _hub_name(ours: str, layer: int | None) -> str:
+    name = ours
+    for pattern, replacement in _RENAMES:
+        name = re.sub(pattern, replacement, name)
+    if layer is not None:
+        name = _STACKS.sub(rf"\1\2/{layer}/", name)
+    return name.replace("/", ".")
+
+
+def canonical_name(name: str) -> str:
+    """A tensor's name without the prefixes that versions of transformers have put before it.
+
+    Published files say `model.layers…` and `visual…`; models in memory, and what some tools write,
+    say `model.language_model.layers…` and `model.visual…`.
+
+    Example:
+        >>> canonical_name("model.language_model.layers.0.input_layernorm.weight")
+        'model.layers.0.input_layernorm.weight'
+        >>> canonical_name("model.visual.merger.ln_q.weight")
+        'visual.merger.ln_q.weight'
+    """
+    name = re.sub(r"^(model\.)?language_model\.(model\.)?", "model.", name)
+    name = re.sub(r"^model\.lm_head\.", "lm_head.", name)
+    return re.sub(r"^model\.visual\.", "visual.", name)

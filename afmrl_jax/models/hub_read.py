@@ -1,0 +1,187 @@
+"""Weights of a Hugging Face folder, straight from the mapped files to the devices."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from afmrl_jax.errors import RunError
+from afmrl_jax.files import read_json
+from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.models.hub_names import HubTensor, canonical_name, hub_tensors
+from afmrl_jax.models.safetensors_file import StoredTensor, stored_tensors
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+BLOCK = 1 << 26
+"""Bytes of a file that are mapped into memory at a time."""
+
+Shardings = Callable[[Mapping[str, jax.ShapeDtypeStruct]], Mapping[str, Any]]
+"""The sharding of every parameter, by name, of a dictionary of shapes."""
+
+
+def hub_files(folder: Path) -> dict[str, StoredTensor]:
+    """The tensors of a folder by canonical name, from one file or several with an index.
+
+    Raises:
+        RunError: no safetensors weights, a missing file, an index that names files outside the
+            folder or tensors that its files lack.
+    """
+    single, index = folder / SINGLE, folder / INDEX
+    if index.is_file():
+        weight_map: dict[str, str] = read_json(index).get("weight_map", {})
+        names = sorted(set(weight_map.values()))
+        outside = [n for n in names if Path(n).name != n or n in ("", ".", "..") or "\\" in n]
+        if outside:
+            raise RunError(
+                f"{index} names files outside its folder: {', '.join(outside)}; do not trust it"
+            )
+        absent = [n for n in names if not (folder / n).is_file()]
+        if absent:
+            raise RunError(f"{folder} lacks {', '.join(absent)}; download the whole folder")
+        found = {n: stored_tensors(folder / n) for n in names}
+        lost = [f"{t} in {n}" for t, n in weight_map.items() if t not in found[n]]
+        if lost:
+            raise RunError(f"{index} promises tensors that are not there: {', '.join(lost)}")
+        everything = {t: found[n][t] for t, n in weight_map.items()}
+    elif single.is_file():
+        everything = stored_tensors(single)
+    else:
+        pickles = sorted(x.name for x in folder.glob("*.bin")) if folder.is_dir() else []
+        reason = f"holds pickles ({', '.join(pickles)}), which are refused" if pickles else ""
+        raise RunError(
+            f"{folder} {reason or f'has neither {SINGLE} nor {INDEX}'}; give a folder with "
+            "safetensors weights (`save_pretrained(safe_serialization=True)` writes one)"
+        )
+    return {canonical_name(name): tensor for name, tensor in everything.items()}
+
+
+def check_fit(architecture: Architecture, stored: Mapping[str, StoredTensor], where: str) -> None:
+    """See that a folder's tensors are those of the architecture.
+
+    Raises:
+        RunError: lists every missing, extra and misshapen tensor.
+    """
+    wanted = {t.name: t for t in hub_tensors(architecture)}
+    problems = [f"missing {name}" for name in wanted if name not in stored]
+    for name, tensor in stored.items():
+        if name not in wanted:
+            if not _known_surplus(architecture, stored, name):
+                problems.append(f"extra {name}")
+        elif tensor.shape != wanted[name].shape:
+            problems.append(f"{name} has shape {tensor.shape} instead of {wanted[name].shape}")
+    if problems:
+        raise RunError(f"{where} does not fit its config.json: " + "; ".join(problems))
+
+
+def _known_surplus(
+    architecture: Architecture, stored: Mapping[str, StoredTensor], name: str
+) -> bool:
+    """Whether an extra tensor says nothing new: a tied head stored twice, computed frequencies."""
+    if name.endswith("rotary_emb.inv_freq"):
+        return True
+    table = stored.get("model.embed_tokens.weight")
+    if name != "lm_head.weight" or not architecture.config.text.tie_embeddings or table is None:
+        return False
+    # Some tools store the tied head too. It must be what it is tied to.
+    return stored[name].shape == table.shape and np.array_equal(stored[name].open(), table.open())
+
+
+def load_params(
+    architecture: Architecture,
+    stored: Mapping[str, StoredTensor],
+    shardings: Shardings | None = None,
+    dtype: str | None = None,
+) -> Params:
+    """Parameters on the devices; adapters that the architecture has are left out.
+
+    One tensor at a time passes through host memory, so that its peak is that of the largest one.
+
+    Args:
+        architecture: what `check_fit` has checked.
+        stored: from `hub_files`.
+        shardings: where the parameters go; None for JAX's first device.
+        dtype: of the parameters; None keeps the files' own.
+    """
+    parts: dict[str, list[HubTensor]] = {}
+    for tensor in hub_tensors(architecture):
+        parts.setdefault(tensor.ours, []).append(tensor)
+    kinds = {name: np.dtype(dtype or stored[own[0].name].dtype) for name, own in parts.items()}
+    shapes = {n: jax.ShapeDtypeStruct(architecture.shapes[n].shape, kinds[n]) for n in parts}
+    if shardings is not None:
+        wanted = shardings(shapes)
+    else:
+        wanted = dict.fromkeys(shapes, SingleDeviceSharding(jax.devices()[0]))
+    return {name: _load(own, stored, shapes[name], wanted[name]) for name, own in parts.items()}
+
+
+def _load(
+    parts: list[HubTensor],
+    stored: Mapping[str, StoredTensor],
+    shape: jax.ShapeDtypeStruct,
+    sharding: Any,
+) -> jax.Array:
+    first = parts[0]
+    if first.layer is None:
+        convert = jax.jit(
+            partial(_ours, kind=first.kind, dtype=shape.dtype), out_shardings=sharding
+        )
+        return convert(_read(stored[first.name], first, sharding))
+    # Layers are written into the stack on the device, where donation makes it happen in place.
+    stack = jax.jit(lambda: jnp.zeros(shape.shape, shape.dtype), out_shardings=sharding)()
+
+    @partial(jax.jit, donate_argnums=0, out_shardings=sharding)
+    def put(stack: jax.Array, piece: jax.Array, layer: jax.Array) -> jax.Array:
+        piece = _ours(piece, first.kind, shape.dtype)[None]
+        return jax.lax.dynamic_update_slice_in_dim(stack, piece, layer, axis=0)
+
+    for part in parts:
+        stack = put(stack, _read(stored[part.name], part, sharding), np.int32(part.layer or 0))
+    # Without the wait the host would read ahead of the devices and hold many tensors.
+    return stack.block_until_ready()
+
+
+def _ours(value: jax.Array, kind: str, dtype: Any) -> jax.Array:
+    if kind == "patches":
+        value = value.reshape(value.shape[0], -1)
+    return (value if kind == "plain" else value.T).astype(dtype)
+
+
+def _read(stored: StoredTensor, tensor: HubTensor, sharding: Any) -> jax.Array:
+    """A tensor on the devices in the file's layout, each device reading its own part."""
+    if isinstance(sharding, NamedSharding):
+        spec = list(sharding.spec)
+        spec += [None] * (len(tensor.shape) + (tensor.layer is not None) - len(spec))
+        spec = spec[1:] if tensor.layer is not None else spec
+        if tensor.kind == "matrix":
+            spec = spec[::-1]
+        elif tensor.kind == "patches":
+            spec = [spec[1]] + [None] * (len(tensor.shape) - 1)
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec))
+    value = jax.make_array_from_callback(
+        tensor.shape, sharding, lambda index: _copy(stored, index), dtype=stored.dtype
+    )
+    return value.block_until_ready()
+
+
+def _copy(stored: StoredTensor, index: tuple[slice, ...] | None) -> np.ndarray:
+    """A part of a tensor, read block by block so that little of the file stays mapped."""
+    mapped = stored.open()
+    view = mapped if index is None else mapped[index]
+    if not isinstance(mapped, np.memmap) or view.ndim == 0:
+        return np.array(view)
+    out = np.empty(view.shape, stored.dtype)
+    row = stored.nbytes // mapped.shape[0]
+    step = max(1, BLOCK // max(row, 1))
+    for begin in range(0, len(view), step):
+        out[begin : begin + step] = view[begin : begin + step]
+        if hasattr(mmap, "MADV_DONTNEED"):
+            mapped._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+    return out

@@ -1,0 +1,64 @@
+"""Low-rank adapters: added to a model, told apart from its weights, merged into them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from afmrl_jax.model_config import LoraConfig
+from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.models.hub_names import is_adapter
+
+
+def with_lora(architecture: Architecture, lora: LoraConfig | None) -> Architecture:
+    """The architecture with (other) adapters, or without any."""
+    config = dataclasses.replace(architecture.config, lora=lora)
+    return Architecture.of(config, architecture.execution)
+
+
+def add_lora(architecture: Architecture, params: Params, seed: int) -> Params:
+    """`params` and fresh adapters, float32, which change nothing yet.
+
+    Args:
+        architecture: with adapters.
+        params: of its other parameters.
+        seed: of the random half (`lora_a`, normal with deviation 1 / sqrt(inputs)); the other half
+            is zero, so that training starts from the model as it is.
+    """
+    fresh = {}
+    key = jax.random.key(seed)
+    for number, (name, struct) in enumerate(architecture.shapes.items()):
+        if name.endswith("lora_a"):
+            noise = jax.random.normal(jax.random.fold_in(key, number), struct.shape, jnp.float32)
+            fresh[name] = noise * struct.shape[-2] ** -0.5
+        elif name.endswith("lora_b"):
+            fresh[name] = jnp.zeros(struct.shape, jnp.float32)
+    return {**params, **fresh}
+
+
+def merge_lora(architecture: Architecture, params: Params) -> tuple[Architecture, Params]:
+    """The same function without adapters: kernel + alpha / rank * lora_a lora_b.
+
+    The sum is formed in float32 and stored in the kernel's type.
+    """
+    lora = architecture.config.lora
+    merged = {name: value for name, value in params.items() if not is_adapter(name)}
+    if lora is None:
+        return architecture, merged
+
+    @jax.jit
+    def merge(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        product = jnp.matmul(
+            a.astype(jnp.float32), b.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+        )
+        return (kernel.astype(jnp.float32) + lora.scale * product).astype(kernel.dtype)
+
+    for name in params:
+        if name.endswith("lora_a"):
+            stem = name.removesuffix("lora_a")
+            merged[stem + "kernel"] = merge(
+                params[stem + "kernel"], params[name], params[stem + "lora_b"]
+            )
+    return with_lora(architecture, None), merged

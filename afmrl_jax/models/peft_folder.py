@@ -1,0 +1,159 @@
+"""Adapters as the folders of the `peft` library, in and out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from afmrl_jax.errors import RunError
+from afmrl_jax.files import read_json, write_json
+from afmrl_jax.model_config import LORA_TARGETS, LoraConfig
+from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.models.hub_names import canonical_name
+from afmrl_jax.models.safetensors_file import (
+    StoredTensor,
+    TensorToWrite,
+    stored_tensors,
+    write_tensors,
+)
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_NAME = re.compile(r"^model\.layers\.(\d+)\.(self_attn|mlp)\.(\w+)\.lora_([AB])\.weight$")
+_UNSUPPORTED = ("use_dora", "use_rslora", "fan_in_fan_out", "modules_to_save", "lora_bias")
+
+
+def is_peft_folder(folder: Path) -> bool:
+    """Whether a folder holds an adapter."""
+    return (folder / CONFIG).is_file()
+
+
+def read_peft_config(folder: Path) -> tuple[LoraConfig, str | None]:
+    """What an adapter is, and the folder of the model that it belongs to, if it names one.
+
+    Raises:
+        RunError: no LoRA adapter of the decoder, or a variant that is not supported.
+    """
+    path = folder / CONFIG
+    raw = read_json(path)
+    used = [name for name in _UNSUPPORTED if raw.get(name)]
+    used += [name for name in ("rank_pattern", "alpha_pattern") if raw.get(name)]
+    if raw.get("peft_type") != "LORA" or used or raw.get("bias", "none") != "none":
+        what = ", ".join(used) or f"peft_type {raw.get('peft_type')}, bias {raw.get('bias')}"
+        raise RunError(f"{path}: only plain LoRA adapters are read, not {what}; merge it with peft")
+    found = {_parse(name, folder)[1].rpartition("/")[2] for name in _stored(folder)}
+    targets = tuple(name for name in LORA_TARGETS if name in found)
+    return LoraConfig(raw["r"], float(raw["lora_alpha"]), targets), raw.get(
+        "base_model_name_or_path"
+    )
+
+
+def _stored(folder: Path) -> dict[str, StoredTensor]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise RunError(f"{folder} has no {WEIGHTS}; a pickled adapter_model.bin is not read")
+    stored = stored_tensors(path)
+    return {canonical_name(name.removeprefix("base_model.model.")): t for name, t in stored.items()}
+
+
+def _parse(name: str, folder: Path) -> tuple[int, str, str]:
+    """(layer, `self_attn/q_proj`, `lora_a`) of a tensor's name."""
+    match = _NAME.match(name)
+    if match is None or match[3] not in LORA_TARGETS:
+        raise RunError(
+            f"{folder / WEIGHTS}: tensor {name} adapts no linear map of the decoder; merge the "
+            "adapter into its model with peft (`merge_and_unload`) and load that"
+        )
+    return int(match[1]), f"{match[2]}/{match[3]}", f"lora_{match[4].lower()}"
+
+
+def load_adapter(folder: Path, architecture: Architecture) -> Params:
+    """The adapter's parameters, float32, for an architecture that has such adapters.
+
+    Raises:
+        RunError: lists every missing, extra and misshapen tensor.
+    """
+    pieces: dict[str, np.ndarray] = {}
+    filled: set[tuple[str, int]] = set()
+    problems = []
+    wanted = {n: s for n, s in architecture.shapes.items() if n.endswith(("lora_a", "lora_b"))}
+    for name, stored in _stored(folder).items():
+        layer, module, half = _parse(name, folder)
+        ours = f"model/layers/{module}/{half}"
+        shape = wanted[ours].shape if ours in wanted else (0, 0, 0)
+        if layer >= shape[0]:
+            problems.append(f"extra {name}")
+        elif stored.shape != shape[:0:-1]:
+            problems.append(f"{name} has shape {stored.shape} instead of {shape[:0:-1]}")
+        else:
+            place = pieces.setdefault(ours, np.zeros(shape, np.float32))
+            place[layer] = np.asarray(stored.open()).T.astype(np.float32)
+            filled.add((ours, layer))
+    problems += [
+        f"missing layer {layer} of {name}"
+        for name, struct in wanted.items()
+        for layer in range(struct.shape[0])
+        if (name, layer) not in filled
+    ]
+    if problems:
+        raise RunError(f"{folder / WEIGHTS} does not fit the model: " + "; ".join(problems))
+    return {name: jnp.asarray(value) for name, value in pieces.items()}
+
+
+def save_adapter(folder: Path, architecture: Architecture, params: Params, base: str) -> None:
+    """Write an adapter into an existing folder, for `peft.PeftModel.from_pretrained`.
+
+    Args:
+        folder: the caller makes it whole or absent.
+        architecture: with adapters.
+        params: holds them.
+        base: the folder or hub name of the model that they belong to.
+    """
+    lora = architecture.config.lora
+    assert lora is not None
+    tensors = []
+    for name, value in params.items():
+        stem, _, half = name.rpartition("/")
+        if half not in ("lora_a", "lora_b"):
+            continue
+        module = stem.removeprefix("model/layers/").replace("/", ".")
+        for layer in range(value.shape[0]):
+            # The name of a module in memory, which peft goes by.
+            full = f"base_model.model.model.language_model.layers.{layer}.{module}"
+            make: Callable[[], np.ndarray] = partial(_fetch, value, layer)
+            tensors.append(
+                TensorToWrite(
+                    f"{full}.lora_{half[-1].upper()}.weight",
+                    value.shape[:0:-1],
+                    np.dtype(np.float32),
+                    make,
+                )
+            )
+    write_tensors(folder / WEIGHTS, tensors)
+    write_json(folder / CONFIG, _config(lora, base))
+
+
+def _fetch(value: jax.Array, layer: int) -> np.ndarray:
+    return np.asarray(value[layer]).T.astype(np.float32)
+
+
+def _config(lora: LoraConfig, base: str) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "task_type": "FEATURE_EXTRACTION",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
+        # A pattern, because bare names would also match maps of Qwen2.5-VL's vision tower.
+        "target_modules": rf".*\.layers\.\d+\.(self_attn|mlp)\.({'|'.join(lora.targets)})",
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }

@@ -1,0 +1,63 @@
+"""The models of a run directory: where each stage's comes from, and where it goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from jax.sharding import Mesh
+
+from afmrl_jax.config import RunConfig
+from afmrl_jax.data.text import BpeTokenizer
+from afmrl_jax.model_config import InitConfig, ModelSettings, QwenVLConfig
+from afmrl_jax.models.folder import MANIFEST, save_model
+from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.training.trainee import pretrained, read_model
+
+WEIGHTS = f"model/{MANIFEST}"
+"""The output of a stage that stands for its model."""
+GENERATORS = ("distill", "rar")
+"""Stages that train G; all others train R."""
+
+
+@dataclass(frozen=True)
+class ModelStore:
+    """Models by stage."""
+
+    folder: Path
+    """The run directory."""
+    config: RunConfig
+    mesh: Mesh
+
+    def settings(self, stage: str) -> ModelSettings:
+        """Of R or of G, whichever the stage trains."""
+        return self.config.generator if stage in GENERATORS else self.config.embedder
+
+    def start(self, stage: str, tokenizer: BpeTokenizer) -> tuple[Architecture, Params]:
+        """What R or G is before any training: the user's weights, or random ones."""
+        settings, writes = self.settings(stage), stage in GENERATORS
+        family: Literal["qwen2_vl", "qwen2_5_vl"] = "qwen2_5_vl" if writes else "qwen2_vl"
+        seed = self.config.seed + writes
+        if settings.weights is not None:
+            return pretrained(settings, family, self.mesh, seed)
+        config = QwenVLConfig.demo(family, tokenizer.vocab_size, tokenizer.image_pad_id)
+        architecture = Architecture.of(config, settings.execution)
+        return architecture, architecture.init(seed, InitConfig.copying() if writes else None)
+
+    def load(self, stage: str) -> tuple[Architecture, Params]:
+        """What a stage has trained."""
+        return read_model(self.folder / stage / "model", self.settings(stage), self.mesh)
+
+    def save(
+        self, stage: str, architecture: Architecture, params: Params, tokenizer: BpeTokenizer
+    ) -> None:
+        """Write what a stage has trained, whole or not at all."""
+        weights = self.settings(stage).weights
+        save_model(
+            self.folder / stage / "model",
+            architecture,
+            params,
+            like=Path(weights) if weights is not None else None,
+            tokenizer=tokenizer,
+        )

@@ -1,0 +1,83 @@
+"""A model in training: the parameters that learn, and those that only take part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from afmrl_jax.errors import ConfigError
+from afmrl_jax.model_config import ModelSettings
+from afmrl_jax.models.folder import load_model
+from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.models.hub_names import is_adapter
+from afmrl_jax.models.lora import add_lora, with_lora
+from afmrl_jax.parallel.sharding import place, shardings
+
+
+def learns(name: str, trained: Literal["all", "decoder", "lora"]) -> bool:
+    """Whether a parameter is one that learns, see `ModelSettings.trained`."""
+    if trained == "lora":
+        return is_adapter(name)
+    return trained == "all" or not name.startswith("visual_tower/")
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A model whose parameters are divided in two.
+
+    Only those that learn have gradients, optimiser moments and a place in the checkpoints; no
+    gradient of the others is ever computed, nor what only leads to one.
+    """
+
+    architecture: Architecture
+    trainable: Params
+    """float32"""
+    frozen: Params
+    """In `ModelSettings.frozen_dtype`."""
+
+    @classmethod
+    def of(
+        cls, architecture: Architecture, params: Params, settings: ModelSettings, mesh: Mesh
+    ) -> Trainee:
+        """Divide a model and lay both parts out on `mesh`."""
+        own = {name: learns(name, settings.trained) for name in params}
+        trainable = {n: x.astype(jnp.float32) for n, x in params.items() if own[n]}
+        frozen = {n: x.astype(settings.frozen_dtype) for n, x in params.items() if not own[n]}
+        return cls(architecture, place(trainable, mesh), place(frozen, mesh))
+
+    def whole(self, trainable: Params) -> Params:
+        """All parameters, with the learning ones as they are now."""
+        return {**self.frozen, **trainable}
+
+
+def read_model(folder: Path, settings: ModelSettings, mesh: Mesh) -> tuple[Architecture, Params]:
+    """A model from disk, each tensor straight to its place on `mesh`."""
+    return load_model(folder, shardings=partial(shardings, mesh=mesh), execution=settings.execution)
+
+
+def pretrained(
+    settings: ModelSettings, family: str, mesh: Mesh, seed: int
+) -> tuple[Architecture, Params]:
+    """The model that `settings.weights` names, with fresh adapters where they are what learns.
+
+    Raises:
+        ConfigError: the folder holds a model of the other family.
+        RunError: the folder cannot be read.
+    """
+    assert settings.weights is not None
+    architecture, params = read_model(Path(settings.weights), settings, mesh)
+    if architecture.config.family != family:
+        raise ConfigError(
+            f"{settings.weights} holds a {architecture.config.family} model, but a {family} is "
+            "needed here: the embedder is a Qwen2-VL, the generator a Qwen2.5-VL"
+        )
+    if settings.trained == "lora" and architecture.config.lora is None:
+        architecture = with_lora(architecture, settings.lora)
+        params = place(add_lora(architecture, params, seed), mesh)
+    return architecture, jax.block_until_ready(params)
