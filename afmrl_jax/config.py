@@ -11,7 +11,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
-from afmrl_jax.model_config import ImageConfig, require
+from afmrl_jax.model_config import ImageConfig, TextBudget, require
 
 
 @dataclass(frozen=True)
@@ -32,26 +32,6 @@ class OptimiserConfig:
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, "learning_rate must be positive")
         require(0 <= self.warmup_share < 1, "warmup_share must lie in [0, 1)")
-
-
-@dataclass(frozen=True)
-class TextBudget:
-    """Fixed sequence shapes: a batch takes the smallest bucket its longest row fits."""
-
-    buckets: tuple[int, ...] = (24, 48, 64, 80, 112)
-    """Sequence lengths, visual tokens included, ascending."""
-    max_title_tokens: int = 40
-    """Titles are cut to this many tokens."""
-    max_attribute_tokens: int = 48
-    """Attribute text is cut to this many tokens, and G may write no more."""
-    max_terms: int = 32
-    """BM25 terms kept per attribute text."""
-
-    def __post_init__(self) -> None:
-        require(
-            len(self.buckets) > 0 and list(self.buckets) == sorted(set(self.buckets)),
-            f"buckets {self.buckets} must ascend",
-        )
 
 
 @dataclass(frozen=True)

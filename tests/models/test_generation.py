@@ -32,7 +32,7 @@ def test_greedy_tokens_are_those_of_a_full_pass_for_every_token(model, prompts, 
     for number, row in enumerate(rows):
         tokens = list(row.tokens)
         for step in range(6):
-            one = builder.batch([type(row)(tokens, row.picture)])
+            one = builder.batch([type(row)(tokens, row.pictures)])
             hidden = model(jax.tree.map(jnp.asarray, one))
             expected = int(jnp.argmax(model.logits(hidden[0, len(tokens) - 1])))
             assert int(found.tokens[number, 0, step]) == expected
