@@ -1,4 +1,4 @@
-"""Sizes of pictures, texts and models, as frozen dataclasses that refuse nonsense when they are built."""
+"""Sizes of pictures, texts and models: frozen dataclasses that refuse nonsense when built."""
 
 from __future__ import annotations
 
