@@ -289,6 +289,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(self.vocab_size >= 264, "vocab_size must hold 256 bytes and the special tokens")
         require(self.save_every > 0, "save_every must be positive")
+        visual = self.image.max_patches // self.image.merge_size**2
+        require(
+            visual < self.text.buckets[-1],
+            f"image.max_pixels allows {visual} visual tokens, and text.buckets end at "
+            f"{self.text.buckets[-1]}; lower the one or add a longer bucket",
+        )
 
     @classmethod
     def demo(cls) -> RunConfig:

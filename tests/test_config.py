@@ -31,6 +31,7 @@ from afmrl_jax.model_config import ImageConfig, QwenVLConfig, TextConfig, Vision
         lambda: OptimiserConfig(learning_rate=0),
         lambda: TextBudget(buckets=(64, 48)),
         lambda: RunConfig(vocab_size=100),
+        lambda: RunConfig(image=ImageConfig.qwen()),
         lambda: TextBudget(max_title_tokens=0),
         lambda: TextBudget(max_attribute_tokens=1),
         lambda: ImageConfig(max_pixels=10),

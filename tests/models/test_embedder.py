@@ -1,10 +1,13 @@
 """An embedding depends on its row alone; weights survive a round trip."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from afmrl_jax.config import TextBudget
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.embedder import embed_batch, hidden_at, unit
 from afmrl_jax.models.folder import load_model, save_model
@@ -39,14 +42,16 @@ def test_a_row_alone_in_another_bucket_has_the_same_vector(model, builder, rows)
         np.testing.assert_allclose(alone[0], together[number], atol=1e-5)
 
 
-def test_a_row_with_attributes_holds_the_vector_of_the_row_without(model, builder):
-    indices = [0, 3, 5]
+@pytest.mark.parametrize("layout", ["bare", "chat"])
+def test_a_row_with_attributes_holds_the_vector_of_the_row_without(model, builder, layout):
+    indices, length = [0, 3, 5], {"bare": 48, "chat": 256}[layout]
+    builder = dataclasses.replace(builder, text=TextBudget(layout=layout))
     told = [builder.embedder(i, "shape: circle; finish: matt") for i in indices]
     bare = [builder.embedder(i, None) for i in indices]
     ends = jnp.asarray([len(row.tokens) - 1 for row in bare])
     assert [row.bare_last for row in (*told, *bare)] == 2 * ends.tolist()
-    prefix = unit(hidden_at(model(device(builder.batch(told, 48))), ends))
-    expected = embed_batch(model, device(builder.batch(bare, 48)))
+    prefix = unit(hidden_at(model(device(builder.batch(told, length))), ends))
+    expected = embed_batch(model, device(builder.batch(bare, length)))
     np.testing.assert_allclose(prefix, expected, atol=1e-5)
 
 
