@@ -60,6 +60,16 @@ def test_samples_do_not_depend_on_the_rows_beside_them(model, prompts, builder, 
     )
 
 
+def test_samples_do_not_depend_on_the_side_of_the_padding(model, prompts, builder, tokenizer):
+    prompt, rows = prompts
+    length = prompt.tokens.shape[1]
+    left = jax.tree.map(jnp.asarray, builder.batch(rows, length, side="left"))
+    options = {"group_size": 2, "temperature": 1.0}
+    one, two = (run(model, x, tokenizer, **options) for x in (prompt, left))
+    np.testing.assert_array_equal(one.tokens, two.tokens)
+    np.testing.assert_allclose(one.logprobs, two.logprobs, atol=2e-5)
+
+
 def test_samples_of_a_group_differ_and_end_properly(model, prompts, tokenizer):
     prompt, _ = prompts
     found = run(model, prompt, tokenizer, group_size=8, temperature=1.5, max_new_tokens=10)

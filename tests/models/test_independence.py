@@ -103,7 +103,7 @@ def test_visual_tokens_are_shared_by_the_rows_of_a_group(embed, model, builder):
     """As RAR does it: several texts of a listing look at the picture of one prompt."""
     prompts = builder.batch([builder.prompt(n) for n in range(len(SIZES))], 80)
     prompts = jax.tree.map(jnp.asarray, prompts)
-    tokens = model.visual(prompts.patches, prompts.patch_segment, prompts.patch_position)
+    visual = jax.jit(lambda x: model.visual(x.patches, x.patch_segment, x.patch_position))
     rows = [
         builder.embedder(n, text)
         for n in range(len(SIZES))
@@ -111,7 +111,8 @@ def test_visual_tokens_are_shared_by_the_rows_of_a_group(embed, model, builder):
     ]
     bare = builder.batch(rows, 80, with_patches=False)
     bare = bare._replace(visual_start=np.repeat(np.asarray(prompts.visual_start), 2))
-    found = embed_batch(model, jax.tree.map(jnp.asarray, bare), tokens)
+    shared = jax.jit(lambda batch, tokens: embed_batch(model, batch, tokens))
+    found = shared(jax.tree.map(jnp.asarray, bare), visual(prompts))
     np.testing.assert_allclose(found, embed(builder.batch(rows, 80)), **CLOSE)
 
 
@@ -124,12 +125,13 @@ def test_gradients_reach_the_pictures_through_shared_bins(model, builder, rows):
         weights = jnp.arange(vectors.shape[1], dtype=jnp.float32)
         return jnp.sum(vectors @ weights[:, None])
 
-    together = np.asarray(jax.grad(total)(batch.patches, batch)).reshape(-1, batch.patches.shape[2])
+    gradient = jax.jit(jax.grad(total))
+    together = np.asarray(gradient(batch.patches, batch)).reshape(-1, batch.patches.shape[2])
     for number in (1, 4):
         one = jax.tree.map(jnp.asarray, builder.batch([rows[number]], 64))
         count = int((np.asarray(one.patch_segment) > 0).sum())
         start = 4 * int(batch.visual_start[number])
-        own = np.asarray(jax.grad(total)(one.patches, one))[0, :count]
+        own = np.asarray(gradient(one.patches, one))[0, :count]
         scale = np.abs(own).max()
         assert scale > 0
         np.testing.assert_allclose(together[start : start + count], own, atol=1e-4 * scale)
