@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from afmrl_jax.model_config import ImageConfig, ModelSettings, require
+from afmrl_jax.model_config import ImageConfig, ModelSettings, TextBudget, require
 from afmrl_jax.stage_config import (
     AgclConfig,
     BackboneConfig,
@@ -37,26 +37,6 @@ __all__ = [
     "RunConfig",
     "TextBudget",
 ]
-
-
-@dataclass(frozen=True)
-class TextBudget:
-    """Fixed sequence shapes: a batch takes the smallest bucket its longest row fits."""
-
-    buckets: tuple[int, ...] = (24, 48, 64, 80, 112)
-    """Sequence lengths, visual tokens included, ascending."""
-    max_title_tokens: int = 40
-    """Titles are cut to this many tokens."""
-    max_attribute_tokens: int = 48
-    """Attribute text is cut to this many tokens, and G may write no more."""
-    max_terms: int = 32
-    """BM25 terms kept per attribute text."""
-
-    def __post_init__(self) -> None:
-        require(
-            len(self.buckets) > 0 and list(self.buckets) == sorted(set(self.buckets)),
-            f"buckets {self.buckets} must ascend",
-        )
 
 
 @dataclass(frozen=True)
@@ -100,6 +80,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(self.vocab_size >= 264, "vocab_size must hold 256 bytes and the special tokens")
         require(self.save_every > 0, "save_every must be positive")
+        visual = self.image.max_patches // self.image.merge_size**2
+        require(
+            visual < self.text.buckets[-1],
+            f"image.max_pixels allows {visual} visual tokens, and text.buckets end at "
+            f"{self.text.buckets[-1]}; lower the one or add a longer bucket",
+        )
 
     @classmethod
     def demo(cls) -> RunConfig:

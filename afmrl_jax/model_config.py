@@ -1,4 +1,4 @@
-"""Sizes of pictures and models, as frozen dataclasses that refuse nonsense when they are built."""
+"""Sizes of pictures, texts and models: frozen dataclasses that refuse nonsense when built."""
 
 from __future__ import annotations
 
@@ -39,25 +39,85 @@ class ImageConfig:
     """Mean of the three colour channels, subtracted."""
     std: tuple[float, float, float] = CLIP_STD
     """Deviation of the three colour channels, divided by."""
+    max_pictures: int = 1
+    """Pictures a row may hold; a bin of patches has room for as many of full size."""
+    pack_shares: tuple[float, ...] = (0.25, 0.5, 1.0)
+    """How many bins of patches a batch may have, as shares of its rows, ascending, the last one 1.
+    Small pictures share bins; their number is rounded up to one of these, for every number of bins
+    is a program to compile."""
 
     def __post_init__(self) -> None:
         factor = self.patch_size * self.merge_size
+        require(self.max_pictures > 0, "max_pictures must be positive")
+        require(
+            list(self.pack_shares) == sorted(set(self.pack_shares))
+            and self.pack_shares[:1] > (0,)
+            and self.pack_shares[-1] == 1,
+            f"pack_shares {self.pack_shares} must be positive, ascend and end with 1",
+        )
         require(self.min_pixels <= self.max_pixels, "min_pixels must not exceed max_pixels")
         require(
             self.max_pixels >= factor * factor,
             f"max_pixels {self.max_pixels} holds no merged patch of {factor} x {factor} pixels",
         )
 
+    @classmethod
+    def qwen(cls, *, min_pixels: int = 56 * 56, max_pixels: int = 256 * 28 * 28) -> ImageConfig:
+        """Patches of the published Qwen2-VL and Qwen2.5-VL, by default 256 visual tokens."""
+        return cls(
+            patch_size=14,
+            merge_size=2,
+            temporal_patch_size=2,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+        )
+
     @property
     def max_patches(self) -> int:
-        """Patches a row has room for."""
+        """Patches of the largest picture."""
         unit = self.merge_size**2
         return max(unit, self.max_pixels // self.patch_size**2 // unit * unit)
+
+    @property
+    def bin_patches(self) -> int:
+        """Patches a bin has room for: any row's pictures fit one bin."""
+        return self.max_patches * self.max_pictures
 
     @property
     def patch_dim(self) -> int:
         """Numbers in one flattened patch."""
         return 3 * self.temporal_patch_size * self.patch_size**2
+
+
+@dataclass(frozen=True)
+class TextBudget:
+    """Fixed sequence shapes: a batch takes the smallest bucket its longest row fits."""
+
+    buckets: tuple[int, ...] = (24, 48, 64, 80, 112)
+    """Sequence lengths, visual tokens included, ascending."""
+    max_title_tokens: int = 40
+    """Titles are cut to this many tokens."""
+    max_attribute_tokens: int = 48
+    """Attribute text is cut to this many tokens, and G may write no more."""
+    max_terms: int = 32
+    """BM25 terms kept per attribute text."""
+    layout: Literal["bare", "chat"] = "bare"
+    """`bare`: picture, title and attributes with nothing around them, for a vocabulary learned from
+    a catalogue. `chat`: the published Qwen2-VL chat format, for a pretrained model."""
+    generator_instruction: str = (
+        "Write the key attributes of this product in the form `key: value; key: value`.\nTitle: "
+    )
+    """What stands before the title in the generator's turn of the chat layout."""
+    embedder_instruction: str = "Represent this product for retrieval: "
+    """What stands before the title in the embedder's turn of the chat layout."""
+
+    def __post_init__(self) -> None:
+        require(self.max_title_tokens > 0, "max_title_tokens must be positive")
+        require(self.max_attribute_tokens > 1, "max_attribute_tokens must hold a token and the end")
+        require(
+            len(self.buckets) > 0 and list(self.buckets) == sorted(set(self.buckets)),
+            f"buckets {self.buckets} must ascend",
+        )
 
 
 @dataclass(frozen=True)

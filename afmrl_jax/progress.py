@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -16,6 +17,25 @@ LINE_SECONDS = 30.0
 def say(message: str) -> None:
     """A line for the person who waits."""
     print(message, file=sys.stderr, flush=True)
+
+
+class ShapeCounter:
+    """The different shapes among the batches of a piece of work: so many programs were compiled."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[int, int, int]] = set()
+
+    def add(self, rows: Any) -> None:
+        """Count a `VLBatch`; its length in tokens and its number of patch bins may vary."""
+        self._seen.add((*rows.tokens.shape, len(rows.patches)))
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def __str__(self) -> str:
+        shapes = ", ".join(f"{b}x{t}/{n}" for b, t, n in sorted(self._seen))
+        plural = "" if len(self) == 1 else "s"
+        return f"{len(self)} shape{plural} compiled (rows x tokens / patch bins): {shapes}"
 
 
 class Progress:

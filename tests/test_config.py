@@ -31,7 +31,15 @@ from afmrl_jax.model_config import ImageConfig, QwenVLConfig, TextConfig, Vision
         lambda: OptimiserConfig(learning_rate=0),
         lambda: TextBudget(buckets=(64, 48)),
         lambda: RunConfig(vocab_size=100),
+        lambda: RunConfig(image=ImageConfig.qwen()),
+        lambda: TextBudget(max_title_tokens=0),
+        lambda: TextBudget(max_attribute_tokens=1),
         lambda: ImageConfig(max_pixels=10),
+        lambda: ImageConfig(max_pictures=0),
+        lambda: ImageConfig(pack_shares=()),
+        lambda: ImageConfig(pack_shares=(0.5, 0.25, 1.0)),
+        lambda: ImageConfig(pack_shares=(0.0, 1.0)),
+        lambda: ImageConfig(pack_shares=(0.5,)),
         lambda: VisionConfig(2, 30, 4, 8, 8),
         lambda: TextConfig(300, 64, 64, 2, 4, 3),
         lambda: TextConfig(300, 64, 64, 2, 4, 2, mrope_section=(1, 1, 1)),
@@ -69,3 +77,11 @@ def test_infonce_is_agcl_without_its_parts():
     infonce = AgclConfig(gamma=1.0, agreement_rho=0.9).infonce()
     assert (infonce.gamma, infonce.delta, infonce.agreement_rho) == (0, None, None)
     assert infonce.steps == AgclConfig().steps
+
+
+def test_qwens_pictures_have_256_visual_tokens_by_default():
+    config = ImageConfig.qwen()
+    assert (config.patch_size, config.merge_size, config.temporal_patch_size) == (14, 2, 2)
+    assert (config.min_pixels, config.max_pixels) == (3136, 200_704)
+    assert config.max_patches == config.bin_patches == 4 * 256
+    assert ImageConfig(max_pictures=3).bin_patches == 3 * ImageConfig().max_patches

@@ -1,16 +1,4 @@
-"""From listings to model rows: prompts, M-RoPE positions, batches of fixed shape (NumPy only).
-
-The layout follows Qwen's chat format without its fixed words, which a vocabulary learned from a
-catalogue does not know:
-
-    embedder   <|im_start|><|vision_start|><|image_pad|>...<|vision_end|>title<|im_end|>
-               attributes<|im_end|>
-    generator  <|im_start|><|vision_start|><|image_pad|>...<|vision_end|>title<|im_end|><|im_start|>
-               attributes<|im_end|>
-
-The embedder's vector is the hidden state of the last `<|im_end|>`. A row without attributes ends
-at the first: the decoder is causal, so that a row with attributes holds both vectors.
-"""
+"""Rows to batches of fixed shape: M-RoPE positions, padding, bins of patches (NumPy only)."""
 
 from __future__ import annotations
 
@@ -18,12 +6,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from afmrl_jax.config import TextBudget
 from afmrl_jax.data.images import Patches, patchify
+from afmrl_jax.data.packing import pack
 from afmrl_jax.data.records import Listing
 from afmrl_jax.data.text import Tokenizer
 from afmrl_jax.errors import CatalogueError
@@ -31,9 +20,10 @@ from afmrl_jax.model_config import ImageConfig
 
 
 class VLBatch(NamedTuple):
-    """Rows of text with at most a few pictures each, padded on the right.
+    """Rows of text padded on one side, and their pictures packed in bins of p patches.
 
-    Fields are NumPy arrays on the host and JAX arrays on a device.
+    Bins are no rows: a row finds its visual tokens by `visual_start`. Fields are NumPy arrays on
+    the host and JAX arrays on a device.
     """
 
     tokens: Any
@@ -41,13 +31,16 @@ class VLBatch(NamedTuple):
     token_mask: Any
     """bool [b t]; False is padding."""
     positions: Any
-    """int32 [b 3 t]; M-RoPE positions (time, row, column)."""
+    """int32 [b 3 t]; M-RoPE positions (time, row, column), 0 for padding."""
     patches: Any
-    """float32 [b p d]; normalised pixels, d = channels * frames * side * side."""
+    """float32 [n p d]; normalised pixels, d = channels * frames * side * side."""
     patch_segment: Any
-    """int32 [b p]; which picture of the row a patch belongs to, 0 is padding."""
+    """int32 [n p]; number of the picture inside the bin, from 1; 0 is padding."""
     patch_position: Any
-    """int32 [b p 2]; (row, column) in patches, merge-block order."""
+    """int32 [n p 2]; (row, column) in patches, merge-block order."""
+    visual_start: Any
+    """int32 [b]; the j-th picture place of a row takes visual token visual_start + j, counted
+    through all bins, n * p / merge_size^2 of them."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,15 @@ class Row:
     """One sequence before padding."""
 
     tokens: list[int]
-    picture: Patches | None = None
+    pictures: tuple[Patches, ...] = ()
+    """In the order of their places among the tokens."""
+    bare_length: int | None = None
+    """How many tokens the row would have without its attributes; None: it has none."""
+
+    @property
+    def bare_last(self) -> int:
+        """Number of the last token before the attributes, or of the last token."""
+        return (len(self.tokens) if self.bare_length is None else self.bare_length) - 1
 
 
 class PatchStore:
@@ -101,103 +102,61 @@ class PatchStore:
         return patches
 
 
-def visual_token_count(picture: Patches | None, config: ImageConfig) -> int:
-    """Merged visual tokens a picture takes in the sequence."""
-    return 0 if picture is None else len(picture.pixels) // config.merge_size**2
-
-
-def _opening(tokenizer: Tokenizer, picture: Patches | None, config: ImageConfig) -> list[int]:
-    count = visual_token_count(picture, config)
-    if not count:
-        return [tokenizer.im_start_id]
-    pads = [tokenizer.image_pad_id] * count
-    return [
-        tokenizer.im_start_id,
-        tokenizer.vision_start_id,
-        *pads,
-        tokenizer.vision_end_id,
-    ]
-
-
-def embedder_row(
-    tokenizer: Tokenizer,
-    budget: TextBudget,
-    config: ImageConfig,
-    *,
-    title: str | None,
-    attributes: str | None,
-    picture: Patches | None,
-) -> Row:
-    """The embedder's input for one listing; any of the three parts may be absent."""
-    tokens = _opening(tokenizer, picture, config)
-    if title:
-        tokens += tokenizer.encode(title)[: budget.max_title_tokens]
-    if attributes:
-        tokens.append(tokenizer.eos_id)
-        tokens += tokenizer.encode(attributes)[: budget.max_attribute_tokens]
-    return Row([*tokens, tokenizer.eos_id], picture)
-
-
-def generator_prompt(
-    tokenizer: Tokenizer, budget: TextBudget, config: ImageConfig, *, title: str, picture: Patches
-) -> Row:
-    """The generator's prompt: picture and title, then the turn in which it writes."""
-    tokens = _opening(tokenizer, picture, config)
-    tokens += tokenizer.encode(title)[: budget.max_title_tokens]
-    return Row([*tokens, tokenizer.eos_id, tokenizer.im_start_id], picture)
-
-
-def completion_tokens(tokenizer: Tokenizer, attributes: str, budget: TextBudget) -> list[int]:
-    """What the generator should write: the attribute text and the end of its turn."""
-    return [*tokenizer.encode(attributes)[: budget.max_attribute_tokens - 1], tokenizer.eos_id]
-
-
-def value_weights(tokenizer: Tokenizer, tokens: Sequence[int], structure: float) -> list[float]:
-    """Weight of each token of an attribute list: 1 inside a value, `structure` elsewhere."""
-    out, inside = [], False
-    for token in tokens:
-        text = tokenizer.decode([token])
-        if ";" in text or token == tokenizer.eos_id:
-            inside = False
-        out.append(1.0 if inside else structure)
-        if ":" in text:
-            inside = True
-    return out
+def merged_grid(picture: Patches, config: ImageConfig) -> tuple[int, int]:
+    """Rows and columns of visual tokens that a picture takes in a sequence."""
+    return picture.grid[0] // config.merge_size, picture.grid[1] // config.merge_size
 
 
 def mrope_positions(
-    tokens: Sequence[int], grid: tuple[int, int] | None, image_pad_id: int
+    tokens: Sequence[int], grids: Sequence[tuple[int, int]], image_pad_id: int
 ) -> np.ndarray:
-    """Positions (3, t) of one row with at most one picture of `grid` merged rows and columns.
+    """Positions int32 (3, t) of one row with any number of pictures.
 
     Text counts up in all three axes. A picture block that starts at position p has time p, row
     p + r and column p + c; the text behind it goes on from the largest of them plus one
     (Qwen2-VL, section 2.1).
+
+    Args:
+        tokens: the row, with a run of `image_pad_id` for each picture.
+        grids: merged rows and columns of the pictures, in order.
+        image_pad_id: id of a picture place.
+
+    Raises:
+        ValueError: picture places and grids do not match.
     """
     ids = np.asarray(tokens)
     pads = np.flatnonzero(ids == image_pad_id)
-    if grid is None or not len(pads):
-        return np.broadcast_to(np.arange(len(ids), dtype=np.int32), (3, len(ids))).copy()
-    start, (rows, columns) = int(pads[0]), grid
+    if len(pads) != sum(rows * columns for rows, columns in grids):
+        raise ValueError(f"a row has {len(pads)} picture places for pictures of sizes {[*grids]}")
     out = np.empty((3, len(ids)), np.int32)
-    out[:, :start] = np.arange(start)
-    block = slice(start, start + rows * columns)
-    out[0, block] = start
-    out[1, block] = start + np.repeat(np.arange(rows), columns)
-    out[2, block] = start + np.tile(np.arange(columns), rows)
-    after = start + rows * columns
-    out[:, after:] = start + max(rows, columns) + np.arange(len(ids) - after)
+    place = position = used = 0
+    for rows, columns in grids:
+        start, count = int(pads[used]), rows * columns
+        if pads[used + count - 1] != start + count - 1:
+            raise ValueError("the places of a picture must stand side by side")
+        out[:, place:start] = position + np.arange(start - place)
+        position += start - place
+        out[0, start : start + count] = position
+        out[1, start : start + count] = position + np.repeat(np.arange(rows), columns)
+        out[2, start : start + count] = position + np.tile(np.arange(columns), rows)
+        place, used, position = start + count, used + count, position + max(rows, columns)
+    out[:, place:] = position + np.arange(len(ids) - place)
     return out
 
 
 def bucket_length(longest: int, budget: TextBudget) -> int:
-    """The smallest bucket that holds `longest` tokens."""
+    """The smallest bucket that holds `longest` tokens.
+
+    Raises:
+        CatalogueError: none does.
+    """
     for size in budget.buckets:
         if longest <= size:
             return size
     raise CatalogueError(
-        f"a row of {longest} tokens exceeds the largest text bucket {budget.buckets[-1]}; "
-        "lower max_title_tokens or max_attribute_tokens, or add a bucket"
+        f"a row of {longest} tokens, those of its pictures included, exceeds the largest text "
+        f"bucket {budget.buckets[-1]}; add a bucket to text.buckets, or lower "
+        "text.max_title_tokens, text.max_attribute_tokens or image.max_pixels"
     )
 
 
@@ -208,35 +167,47 @@ def collate(
     length: int,
     *,
     with_patches: bool = True,
+    side: Literal["right", "left"] = "right",
 ) -> VLBatch:
-    """Pad rows on the right to `length` tokens and to the patch budget.
+    """Pad rows to `length` tokens, and pack their pictures in bins.
 
     Args:
         rows: sequences no longer than `length`.
         tokenizer: for the ids of padding and of the picture places.
-        config: patch geometry.
+        config: patch geometry and bins.
         length: tokens per row, usually of `bucket_length`.
-        with_patches: False leaves the patch arrays empty, for callers that hold visual tokens.
+        with_patches: False leaves the patch arrays empty (n = 0), for callers that hold visual
+            tokens and set `visual_start` themselves.
+        side: where the padding stands.
+
+    Raises:
+        CatalogueError: a row is longer than `length`, or its pictures do not fit a bin.
     """
-    size, merge = len(rows), config.merge_size
-    places = config.max_patches if with_patches else 0
+    size = len(rows)
     tokens = np.full((size, length), tokenizer.pad_id, np.int32)
     mask = np.zeros((size, length), bool)
     positions = np.zeros((size, 3, length), np.int32)
-    patches = np.zeros((size, places, config.patch_dim), np.float32)
-    segment = np.zeros((size, places), np.int32)
-    patch_position = np.zeros((size, places, 2), np.int32)
     for number, row in enumerate(rows):
         count = len(row.tokens)
-        tokens[number, :count] = row.tokens
-        mask[number, :count] = True
-        grid = None
-        if row.picture is not None:
-            grid = (row.picture.grid[0] // merge, row.picture.grid[1] // merge)
-            if with_patches:
-                used = len(row.picture.pixels)
-                patches[number, :used] = row.picture.pixels
-                segment[number, :used] = 1
-                patch_position[number, :used] = row.picture.position
-        positions[number, :, :count] = mrope_positions(row.tokens, grid, tokenizer.image_pad_id)
-    return VLBatch(tokens, mask, positions, patches, segment, patch_position)
+        if count > length:
+            raise CatalogueError(
+                f"row {number} of a batch has {count} tokens, and the batch room for {length}; "
+                "lower text.max_title_tokens, text.max_attribute_tokens or image.max_pixels, or "
+                "choose a longer bucket of text.buckets"
+            )
+        own = slice(0, count) if side == "right" else slice(length - count, length)
+        tokens[number, own] = row.tokens
+        mask[number, own] = True
+        grids = [merged_grid(picture, config) for picture in row.pictures]
+        positions[number, :, own] = mrope_positions(row.tokens, grids, tokenizer.image_pad_id)
+    if with_patches:
+        return VLBatch(tokens, mask, positions, *pack([row.pictures for row in rows], config))
+    return VLBatch(
+        tokens,
+        mask,
+        positions,
+        patches=np.zeros((0, 0, config.patch_dim), np.float32),
+        patch_segment=np.zeros((0, 0), np.int32),
+        patch_position=np.zeros((0, 0, 2), np.int32),
+        visual_start=np.zeros(size, np.int32),
+    )

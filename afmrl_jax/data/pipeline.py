@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import grain
 import numpy as np
 from absl import flags
 
 from afmrl_jax.config import InputDropout, TextBudget
-from afmrl_jax.data import batches
+from afmrl_jax.data import batches, prompts
 from afmrl_jax.data.attributes import drop_attributes
 from afmrl_jax.data.batches import PatchStore, Row
 from afmrl_jax.data.images import erase_patches
@@ -47,32 +47,39 @@ class RowBuilder:
         self, index: int, attributes: str | None, *, title: bool = True, picture: bool = True
     ) -> Row:
         """Embedder row of listing `index`."""
-        return batches.embedder_row(
+        return prompts.embedder_row(
             self.tokenizer,
             self.text,
             self.image,
             title=self.listings[index].title if title else None,
             attributes=attributes,
-            picture=self.pictures[index] if picture else None,
+            pictures=(self.pictures[index],) if picture else (),
         )
 
     def prompt(self, index: int, title: str | None = None) -> Row:
         """Generator prompt of listing `index`, under another title where one is given."""
-        return batches.generator_prompt(
+        return prompts.generator_prompt(
             self.tokenizer,
             self.text,
             self.image,
             title=self.listings[index].title if title is None else title,
-            picture=self.pictures[index],
+            pictures=(self.pictures[index],),
         )
 
     def batch(
-        self, rows: Sequence[Row], length: int | None = None, *, with_patches: bool = True
+        self,
+        rows: Sequence[Row],
+        length: int | None = None,
+        *,
+        with_patches: bool = True,
+        side: Literal["right", "left"] = "right",
     ) -> batches.VLBatch:
-        """Rows padded to the smallest bucket, or to `length`."""
+        """Rows padded to the smallest bucket, or to `length`; see `collate`."""
         if length is None:
             length = batches.bucket_length(max(len(row.tokens) for row in rows), self.text)
-        return batches.collate(rows, self.tokenizer, self.image, length, with_patches=with_patches)
+        return batches.collate(
+            rows, self.tokenizer, self.image, length, with_patches=with_patches, side=side
+        )
 
 
 class ContrastiveSource:
@@ -135,13 +142,14 @@ class ContrastiveSource:
             attributes = drop_attributes(text, rng, drop.attributes)
         title = drop_words(listing.title, rng, drop.words)
         picture = erase_patches(builder.pictures[index], rng, drop.patches, builder.image)
-        return batches.embedder_row(
+        blind = drop.title <= hidden < drop.title + drop.picture
+        return prompts.embedder_row(
             builder.tokenizer,
             builder.text,
             builder.image,
             title=title if hidden >= drop.title else None,
             attributes=attributes,
-            picture=None if drop.title <= hidden < drop.title + drop.picture else picture,
+            pictures=() if blind else (picture,),
         )
 
     def __getitem__(self, step: int) -> dict[str, Any]:
@@ -155,8 +163,7 @@ class ContrastiveSource:
             "candidate_terms": self._terms[candidates],
         }
         if self._attributes is not None:
-            end = self._builder.tokenizer.eos_id
-            batch["prompt_last"] = np.array([row.tokens.index(end) for row in rows], np.int32)
+            batch["prompt_last"] = np.array([row.bare_last for row in rows], np.int32)
         return batch
 
 
@@ -217,10 +224,10 @@ class DistillSource:
                     title, text, keys=self._open_keys, pool=self._words, rng=rng
                 )
             prompt = builder.prompt(place, title)
-            wanted = batches.completion_tokens(builder.tokenizer, text, builder.text)
-            weights.append(batches.value_weights(builder.tokenizer, wanted, self._structure_weight))
+            wanted = prompts.completion_tokens(builder.tokenizer, text, builder.text)
+            weights.append(prompts.value_weights(builder.tokenizer, wanted, self._structure_weight))
             starts.append(len(prompt.tokens))
-            rows.append(Row(prompt.tokens + wanted, prompt.picture))
+            rows.append(Row(prompt.tokens + wanted, prompt.pictures))
         batch = builder.batch(rows)
         weight = np.zeros(batch.tokens.shape, np.float32)
         for number, (start, values) in enumerate(zip(starts, weights, strict=True)):

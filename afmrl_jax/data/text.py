@@ -62,8 +62,14 @@ class BpeTokenizer:
     def __init__(self, inner: HubTokenizer):
         self._inner = inner
         # The special tokens are ours to place. Encoding with them as plain text means that a
-        # title which contains one cannot end a turn or open a picture.
-        self._inner.encode_special_tokens = True
+        # title which contains one cannot end a turn or open a picture. That holds for tokens
+        # marked as special only, which not every hub's file does for all of them.
+        added = [x.content for x in inner.get_added_tokens_decoder().values() if not x.special]
+        inner.add_special_tokens([AddedToken(x, special=True, normalized=False) for x in added])
+        inner.encode_special_tokens = True
+        # A hub's file may hold settings of its training; rows have shapes of their own.
+        inner.no_truncation()
+        inner.no_padding()
         missing = [name for name in SPECIALS[:6] if inner.token_to_id(name) is None]
         if missing:
             raise RunError(f"the tokenizer lacks {', '.join(missing)}; use a Qwen-VL tokenizer")
@@ -125,7 +131,7 @@ class BpeTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, special ones included."""
+        """Number of ids, special ones included; a hub's embedding table may have more rows."""
         return int(self._inner.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str) -> list[int]:

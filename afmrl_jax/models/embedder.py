@@ -34,6 +34,7 @@ def embed_batch(model: QwenVL, batch: Any, visual_tokens: jax.Array | None = Non
     Args:
         model: the embedder.
         batch: a `VLBatch`.
-        visual_tokens: [b s d] where the vision tower has already run.
+        visual_tokens: [n s d] where the vision tower has already run, which `batch.visual_start`
+            points into.
     """
     return unit(last_token(model(batch, visual_tokens), batch.token_mask))

@@ -84,7 +84,7 @@ def generate(
         top_p: mass of the likeliest tokens to draw from.
         top_k: number of the likeliest tokens to draw from, 0 for all.
         row_ids: int32 [b], names the rows for their keys; the row number by default.
-        visual_tokens: [b s d] where the vision tower has already run.
+        visual_tokens: [n s d] where the vision tower has already run.
     """
     last, prefix, start = _prefill(model, prompt, visual_tokens)
     rows, group, budget = last.shape[0], group_size, max_new_tokens
@@ -161,7 +161,7 @@ def completion_logprobs(
         tokens: int32 [b g n].
         mask: bool [b g n]; values are 0 where it is False.
         temperature: of the distribution that is scored; 0 counts as 1.
-        visual_tokens: [b s d] where the vision tower has already run.
+        visual_tokens: [n s d] where the vision tower has already run.
     """
     last, prefix, start = _prefill(model, prompt, visual_tokens)
     rows, group, budget = tokens.shape

@@ -33,30 +33,40 @@ class QwenVL(nnx.Module):
         self.config = config
 
     def visual(self, patches: jax.Array, segment: jax.Array, position: jax.Array) -> jax.Array:
-        """Merged visual tokens [b p/merge^2 d]; see `VisionTower`."""
+        """Merged visual tokens [n p/merge^2 d] of n bins of patches; see `VisionTower`."""
         return self.visual_tower(patches, segment, position)
 
-    def embed(self, tokens: jax.Array, visual_tokens: jax.Array | None = None) -> jax.Array:
-        """Token embeddings [b t d]; the n-th picture place of a row takes its n-th visual token.
+    def embed(
+        self,
+        tokens: jax.Array,
+        visual_tokens: jax.Array | None = None,
+        visual_start: jax.Array | None = None,
+    ) -> jax.Array:
+        """Token embeddings [b t d], with visual tokens at the picture places.
 
         Args:
             tokens: int32 [b t].
-            visual_tokens: [b s d], or None for text alone.
+            visual_tokens: [n s d], or None for text alone; n need not be b.
+            visual_start: int32 [b]; the j-th picture place of row i takes visual token
+                visual_start[i] + j of all n * s. Needed where there are visual tokens.
         """
         embedded = self.model.embed(tokens)
-        if visual_tokens is None or visual_tokens.shape[1] == 0:
+        if visual_tokens is None or visual_tokens.shape[0] == 0:
             return embedded
+        if visual_start is None:
+            raise ValueError("visual tokens without visual_start have no place")
+        flat = visual_tokens.reshape(-1, visual_tokens.shape[-1])
         place = tokens == self.config.image_token_id
-        number = jnp.cumsum(place.astype(jnp.int32), axis=1) - 1
-        number = jnp.clip(number, 0, visual_tokens.shape[1] - 1)
-        chosen = jnp.take_along_axis(visual_tokens, number[..., None], axis=1)
+        number = visual_start[:, None] + jnp.cumsum(place.astype(jnp.int32), axis=1) - 1
+        # Outside the picture places the number may point anywhere; what it finds is not used.
+        chosen = jnp.take(flat, jnp.clip(number, 0, flat.shape[0] - 1), axis=0)
         return jnp.where(place[..., None], chosen.astype(embedded.dtype), embedded)
 
     def inputs(self, batch: Any, visual_tokens: jax.Array | None = None) -> jax.Array:
         """Embeddings [b t d] of a `VLBatch`; `visual_tokens` stand in for the vision tower."""
-        if visual_tokens is None and batch.patches.shape[1]:
+        if visual_tokens is None and batch.patches.shape[0]:
             visual_tokens = self.visual(batch.patches, batch.patch_segment, batch.patch_position)
-        return self.embed(batch.tokens, visual_tokens)
+        return self.embed(batch.tokens, visual_tokens, batch.visual_start)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Vocabulary logits [... v] in float32."""

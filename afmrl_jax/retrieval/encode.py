@@ -16,7 +16,7 @@ from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.models.embedder import embed_batch
 from afmrl_jax.models.functional import Architecture, Params, identity
 from afmrl_jax.parallel.sharding import place, place_batch
-from afmrl_jax.progress import Progress
+from afmrl_jax.progress import Progress, ShapeCounter, say
 
 
 @partial(jax.jit, static_argnums=0)
@@ -64,7 +64,7 @@ class Encoder:
             attributes: attribute text by listing id; None embeds without attributes.
             title: whether the row holds the title.
             picture: whether the row holds the picture.
-            label: name of a progress bar; None shows none.
+            label: name of a progress bar, and of a line on compiled shapes; None shows neither.
 
         Returns:
             float32 [n, d], in the order of `indices`.
@@ -85,6 +85,7 @@ class Encoder:
         out = np.zeros((len(rows), self.architecture.config.text.hidden_dim), np.float32)
         # Rows of like length share a batch, so that short ones use the short bucket.
         order = np.argsort([len(row.tokens) for row in rows], kind="stable")
+        shapes = ShapeCounter()
         with Progress(label, len(rows)) as progress:
             for begin in range(0, len(order), self.batch_size):
                 chosen = order[begin : begin + self.batch_size]
@@ -92,11 +93,14 @@ class Encoder:
                 length = bucket_length(len(batch_rows[-1].tokens), builder.text)
                 padding = [batch_rows[-1]] * (self.batch_size - len(batch_rows))
                 # Text alone needs no vision tower.
-                pictures = any(row.picture is not None for row in batch_rows)
+                pictures = any(row.pictures for row in batch_rows)
                 batch = builder.batch(batch_rows + padding, length, with_patches=pictures)
+                shapes.add(batch)
                 if self.mesh is not None:
                     batch = place_batch(batch, self.mesh)
                 vectors = np.asarray(_embed(self.architecture, self.params, batch))
                 out[chosen] = vectors[: len(chosen)]
                 progress.update(begin + len(chosen))
+        if label is not None and shapes:
+            say(f"{label}: {shapes}")
         return out

@@ -19,7 +19,7 @@ from afmrl_jax.metrics_log import MetricsLog
 from afmrl_jax.models.functional import Params
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place, place_batch
-from afmrl_jax.progress import Progress
+from afmrl_jax.progress import Progress, ShapeCounter, say
 from afmrl_jax.training.checkpoint import Checkpointer
 
 StepFunction = Callable[[dict[str, Any], Any, jax.Array], tuple[dict[str, Any], dict[str, Any]]]
@@ -64,7 +64,7 @@ def run_loop(
     Args:
         config: name, folder, steps, seed and intervals.
         state: the state at step 0.
-        source: random-access batches for Grain.
+        source: random-access batches for Grain; each holds a `VLBatch` under `rows`.
         step_function: (state, batch, key) -> (state, metrics); the key is `fold_in(seed, step)`,
             so a replayed step draws the same numbers.
         evaluate: called with the state before the first step and after every step; returns
@@ -81,6 +81,7 @@ def run_loop(
     start = int(state["step"])
     log = MetricsLog(config.folder, resume_step=start)
     base = jax.random.key(config.seed)
+    shapes = ShapeCounter()
     if start == 0 and evaluate is not None:
         log.write(0, evaluate(state, 0) or {})
     try:
@@ -89,17 +90,21 @@ def run_loop(
             for step in range(start, config.steps):
                 with watch.waiting():
                     batch = place_batch(next(iterator), config.mesh)
+                shapes.add(batch["rows"])
                 state, metrics = step_function(state, batch, jax.random.fold_in(base, step))
                 done = step + 1
                 extra = evaluate(state, done) if evaluate is not None else None
                 if done % config.log_every == 0 or done == config.steps or extra:
                     values = {k: float(np.asarray(v)) for k, v in metrics.items()}
-                    log.write(done, values | (extra or {}) | watch.lap(done))
+                    speed = watch.lap(done) | {"compiled_shapes": len(shapes)}
+                    log.write(done, values | (extra or {}) | speed)
                     progress.update(done, values | (extra or {}))
                 else:
                     progress.update(done)
                 if done % config.save_every == 0 or done == config.steps:
                     checkpointer.save(done, state, iterator)
+        if shapes:
+            say(f"{config.name}: {shapes}")
     finally:
         log.close()
         checkpointer.close()

@@ -14,8 +14,9 @@ import numpy as np
 
 from afmrl_jax.config import RarConfig
 from afmrl_jax.data.attributes import parse_attributes
-from afmrl_jax.data.batches import bucket_length, embedder_row
+from afmrl_jax.data.batches import bucket_length
 from afmrl_jax.data.pipeline import RowBuilder
+from afmrl_jax.data.prompts import embedder_row
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.models.embedder import embed_batch
 from afmrl_jax.models.functional import Architecture, Params
@@ -97,10 +98,9 @@ def _retrieve(
     negatives: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Rank of the best positive and margin of each sample, both [q * g]."""
-    group = rows.tokens.shape[0] // visual_tokens.shape[0]
-    repeat = partial(jnp.repeat, repeats=group, axis=0)
-    vectors = embed_batch(architecture.bind(params), rows, repeat(visual_tokens))
-    relevant, exclude = repeat(relevant), repeat(exclude)
+    group = rows.tokens.shape[0] // relevant.shape[0]
+    vectors = embed_batch(architecture.bind(params), rows, visual_tokens)
+    relevant, exclude = (jnp.repeat(x, group, axis=0) for x in (relevant, exclude))
     ranks = objectives.positive_rank(vectors, gallery, relevant, exclude)
     margin = objectives.margin_reward(vectors, gallery, relevant, exclude, negatives)
     return ranks, margin
@@ -163,7 +163,8 @@ class RarEnvironment:
         """Tokens of R's longest possible query row: samples of any length must fit one shape."""
         budget = self.builder.text
         longest = max(len(self.builder.embedder(int(i), None).tokens) for i in queries)
-        return bucket_length(longest + budget.max_attribute_tokens, budget)
+        # One more for the end behind the attributes.
+        return bucket_length(longest + budget.max_attribute_tokens + 1, budget)
 
     def judge(
         self, prompts: Any, index: np.ndarray, generation: Generation, settings: RarConfig, k: int
@@ -212,10 +213,12 @@ class RarEnvironment:
                     builder.image,
                     title=builder.listings[listing].title,
                     attributes=text,
-                    picture=builder.pictures[listing],
+                    pictures=(builder.pictures[listing],),
                 )
             )
         batch = builder.batch(rows, self._row_length, with_patches=False)
+        # The samples of a group look at the one picture of their prompt.
+        batch = batch._replace(visual_start=np.repeat(np.asarray(prompts.visual_start), group))
         architecture, params = self._encoder.architecture, self._encoder.params
         everything = np.arange(len(self._products))
         ranks, margin = _retrieve(

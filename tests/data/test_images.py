@@ -1,11 +1,13 @@
 """Pictures to patches against Hugging Face's image processor."""
 
+import hashlib
 import io
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from afmrl_jax.data.images import decode, patchify, smart_resize
 from afmrl_jax.errors import CatalogueError
@@ -22,23 +24,94 @@ def noise(width, height, rng):
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-@pytest.mark.parametrize("size", [(64, 64), (100, 40), (33, 71), (300, 200), (17, 200)])
-def test_patches_are_the_reference_processors(size, rng):
-    config = ImageConfig(
-        patch_size=14, temporal_patch_size=2, min_pixels=56 * 56, max_pixels=28 * 28 * 12
+MAX_PIXELS = 28 * 28 * 64
+QWEN = ImageConfig.qwen(max_pixels=MAX_PIXELS)
+GOLDEN = Path(__file__).with_name("golden_patches.json")
+EDGES = [(1, 1), (1, 200), (200, 1), (3, 597), (28, 28), (14, 14), (13, 13), (57, 11), (2000, 10)]
+"""Sizes (width, height) at the borders of what is allowed; the rest are drawn."""
+
+
+def sizes():
+    """200 sizes: tiny ones, photographs, and long ones just under 200 to 1."""
+    rng = np.random.default_rng(7)
+    out = list(EDGES)
+    while len(out) < 200:
+        short, long = rng.integers(1, 40), rng.integers(1, 700)
+        ratio = int(rng.integers(150, 201))
+        drawn = [
+            (int(rng.integers(1, 30)), int(rng.integers(1, 30))),
+            (int(rng.integers(30, 700)), int(rng.integers(30, 700))),
+            (int(short), int(min(long, 200 * short))),
+            (ratio * int(rng.integers(1, 5)), int(rng.integers(4, 8))),
+        ][len(out) % 4]
+        out.append(drawn if rng.random() < 0.5 else drawn[::-1])
+    assert all(max(x) <= 200 * min(x) for x in out)
+    return out
+
+
+def gradient(width, height):
+    """A picture that depends on its size alone, with edges, ramps and noise of its own making."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    channels = [(x * 7 + y * 3) % 256, (x * y) % 256, ((x // 5 + y // 3) % 2) * 255]
+    return Image.fromarray(np.stack(channels, -1).astype(np.uint8))
+
+
+def test_patches_are_the_reference_processors_bit_for_bit(rng):
+    reference = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    processor = reference.Qwen2VLImageProcessorPil(max_pixels=MAX_PIXELS)
+    assert processor.size["shortest_edge"] == QWEN.min_pixels
+    equal = 0
+    for size in sizes():
+        picture = noise(*size, rng)
+        found = patchify(encode(picture), QWEN)
+        expected = processor(images=[picture], return_tensors="np")
+        if len(expected["pixel_values"]) > QWEN.max_patches:
+            # The reference lets a very long picture exceed its budget; we have fixed shapes.
+            assert max(size) > 64 * min(size)
+            assert len(found.pixels) <= QWEN.max_patches
+            continue
+        equal += 1
+        assert expected["image_grid_thw"].tolist() == [[1, *found.grid]], size
+        np.testing.assert_array_equal(found.pixels, expected["pixel_values"], err_msg=str(size))
+    assert equal > 150
+
+
+@pytest.mark.parametrize("size", [(201, 1), (1, 201), (2001, 10), (10, 2001), (603, 3)])
+def test_pictures_longer_than_200_to_1_are_refused_here_and_there(size):
+    picture = gradient(*size)
+    with pytest.raises(CatalogueError, match="200 to 1"):
+        patchify(encode(picture), QWEN)
+    reference = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    processor = reference.Qwen2VLImageProcessorPil(max_pixels=MAX_PIXELS)
+    with pytest.raises(ValueError, match="aspect ratio"):
+        processor(images=[picture], return_tensors="np")
+
+
+def digest(size):
+    found = patchify(encode(gradient(*size)), QWEN)
+    return {"grid": list(found.grid), "sha256": hashlib.sha256(found.pixels.tobytes()).hexdigest()}
+
+
+def test_patches_have_the_hashes_they_had():
+    """Where transformers has moved its processor. `golden_patches.json` was equal to it."""
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    assert len(golden) >= 8
+    for name, expected in golden.items():
+        width, height = map(int, name.split("x"))
+        assert digest((width, height)) == expected, name
+
+
+def test_the_demos_geometry_is_the_reference_processors_too(rng):
+    reference = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    config = ImageConfig()
+    processor = reference.Qwen2VLImageProcessorPil(
+        patch_size=8, temporal_patch_size=1, min_pixels=32 * 32, max_pixels=64 * 64
     )
-    processor = Qwen2VLImageProcessorPil(
-        patch_size=14,
-        temporal_patch_size=2,
-        merge_size=2,
-        min_pixels=56 * 56,
-        max_pixels=28 * 28 * 12,
-    )
-    picture = noise(*size, rng)
-    found = patchify(encode(picture), config)
-    expected = processor(images=[picture], return_tensors="np")
-    assert expected["image_grid_thw"].tolist() == [[1, *found.grid]]
-    np.testing.assert_array_equal(found.pixels, expected["pixel_values"])
+    for size in [(64, 64), (100, 40), (33, 71), (300, 200), (5, 9)]:
+        picture = noise(*size, rng)
+        expected = processor(images=[picture], return_tensors="np")
+        found = patchify(encode(picture), config)
+        np.testing.assert_array_equal(found.pixels, expected["pixel_values"])
 
 
 def test_positions_run_merge_block_by_merge_block(rng):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from afmrl_jax.config import InputDropout, TextBudget
-from afmrl_jax.data.batches import bucket_length, mrope_positions
+from afmrl_jax.data.batches import bucket_length
 from afmrl_jax.data.images import erase_patches
 from afmrl_jax.data.pipeline import (
     ContrastiveSource,
@@ -114,7 +114,7 @@ def test_dropout_hides_parts_but_never_all(builder):
     pads, texts = 0, 0
     for step in range(6):
         rows = contrastive(builder)[step]["rows"]
-        has_picture = (rows.patch_segment > 0).any(1)
+        has_picture = (rows.tokens == builder.tokenizer.image_pad_id).any(1)
         pads += (~has_picture).sum()
         texts += len(rows.tokens)
         assert (rows.token_mask.sum(1) > 2).all()
@@ -202,14 +202,6 @@ def test_prompts_name_their_listings(builder):
     assert set(batch["index"].tolist()) <= {4, 9, 17}
     prompt = builder.prompt(int(batch["index"][0]))
     assert batch["rows"].tokens[0, : len(prompt.tokens)].tolist() == prompt.tokens
-
-
-def test_positions_count_up_around_a_picture():
-    tokens = [1, 2, 9, 9, 9, 9, 9, 9, 3, 4]
-    found = mrope_positions(tokens, (2, 3), image_pad_id=9)
-    assert found[0].tolist() == [0, 1, 2, 2, 2, 2, 2, 2, 5, 6]
-    assert found[1].tolist() == [0, 1, 2, 2, 2, 3, 3, 3, 5, 6]
-    assert found[2].tolist() == [0, 1, 2, 3, 4, 2, 3, 4, 5, 6]
 
 
 def test_a_row_beyond_the_largest_bucket_is_refused():

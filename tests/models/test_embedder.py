@@ -1,11 +1,13 @@
 """An embedding depends on its row alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afmrl_jax.data.batches import VLBatch
+from afmrl_jax.config import TextBudget
 from afmrl_jax.models.embedder import embed_batch, hidden_at, unit
 
 
@@ -35,15 +37,16 @@ def test_a_row_alone_in_another_bucket_has_the_same_vector(model, builder, rows)
         np.testing.assert_allclose(alone[0], together[number], atol=1e-5)
 
 
-def test_a_row_with_attributes_holds_the_vector_of_the_row_without(model, builder):
-    indices = [0, 3, 5]
+@pytest.mark.parametrize("layout", ["bare", "chat"])
+def test_a_row_with_attributes_holds_the_vector_of_the_row_without(model, builder, layout):
+    indices, length = [0, 3, 5], {"bare": 48, "chat": 256}[layout]
+    builder = dataclasses.replace(builder, text=TextBudget(layout=layout))
     told = [builder.embedder(i, "shape: circle; finish: matt") for i in indices]
     bare = [builder.embedder(i, None) for i in indices]
     ends = jnp.asarray([len(row.tokens) - 1 for row in bare])
-    for row, end in zip(told, ends, strict=True):
-        assert row.tokens.index(builder.tokenizer.eos_id) == end
-    prefix = unit(hidden_at(model(device(builder.batch(told, 48))), ends))
-    expected = embed_batch(model, device(builder.batch(bare, 48)))
+    assert [row.bare_last for row in (*told, *bare)] == 2 * ends.tolist()
+    prefix = unit(hidden_at(model(device(builder.batch(told, length))), ends))
+    expected = embed_batch(model, device(builder.batch(bare, length)))
     np.testing.assert_allclose(prefix, expected, atol=1e-5)
 
 
@@ -52,25 +55,6 @@ def test_text_alone_needs_no_vision_tower(model, builder):
     with_tower = embed_batch(model, device(builder.batch(rows, 48)))
     without = embed_batch(model, device(builder.batch(rows, 48, with_patches=False)))
     np.testing.assert_allclose(without, with_tower, atol=1e-5)
-
-
-def test_padding_on_the_left_gives_the_same_vector(model, builder, rows):
-    batch = builder.batch(rows, 48)
-
-    def roll(values, counts, axis):
-        out = [np.roll(v, 48 - n, axis=axis) for v, n in zip(values, counts, strict=True)]
-        return np.stack(out)
-
-    counts = batch.token_mask.sum(1)
-    left = VLBatch(
-        roll(batch.tokens, counts, 0),
-        roll(batch.token_mask, counts, 0),
-        roll(batch.positions, counts, 1),
-        *batch[3:],
-    )
-    np.testing.assert_allclose(
-        embed_batch(model, device(left)), embed_batch(model, device(batch)), atol=1e-5
-    )
 
 
 def test_visual_tokens_computed_before_give_the_same_vector(model, builder, rows):
@@ -83,7 +67,7 @@ def test_visual_tokens_computed_before_give_the_same_vector(model, builder, rows
 
 def test_picture_and_words_both_matter(model, builder):
     full = builder.embedder(0, None)
-    other_picture = type(full)(full.tokens, builder.pictures[20])
+    other_picture = type(full)(full.tokens, (builder.pictures[20],))
     words = builder.embedder(0, None, picture=False)
     vectors = embed_batch(model, device(builder.batch([full, other_picture, words], 48)))
     assert float(jnp.abs(vectors[0] - vectors[1]).max()) > 1e-3

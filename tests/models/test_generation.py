@@ -32,7 +32,7 @@ def test_greedy_tokens_are_those_of_a_full_pass_for_every_token(model, prompts, 
     for number, row in enumerate(rows):
         tokens = list(row.tokens)
         for step in range(6):
-            one = builder.batch([type(row)(tokens, row.picture)])
+            one = builder.batch([type(row)(tokens, row.pictures)])
             hidden = model(jax.tree.map(jnp.asarray, one))
             expected = int(jnp.argmax(model.logits(hidden[0, len(tokens) - 1])))
             assert int(found.tokens[number, 0, step]) == expected
@@ -58,6 +58,16 @@ def test_samples_do_not_depend_on_the_rows_beside_them(model, prompts, builder, 
     np.testing.assert_array_equal(
         together.tokens[1], run(model, alone, tokenizer, row_ids=ids, **options).tokens[0]
     )
+
+
+def test_samples_do_not_depend_on_the_side_of_the_padding(model, prompts, builder, tokenizer):
+    prompt, rows = prompts
+    length = prompt.tokens.shape[1]
+    left = jax.tree.map(jnp.asarray, builder.batch(rows, length, side="left"))
+    options = {"group_size": 2, "temperature": 1.0}
+    one, two = (run(model, x, tokenizer, **options) for x in (prompt, left))
+    np.testing.assert_array_equal(one.tokens, two.tokens)
+    np.testing.assert_allclose(one.logprobs, two.logprobs, atol=2e-5)
 
 
 def test_samples_of_a_group_differ_and_end_properly(model, prompts, tokenizer):

@@ -1,16 +1,18 @@
 """Both families against Hugging Face's implementation on random tiny weights (needs torch)."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
+from afmrl_jax.models.weights import load_hub_tensors, to_hub_tensors
 from safetensors.numpy import load_file
 
-from afmrl_jax.data.batches import VLBatch, mrope_positions
-from afmrl_jax.data.images import Patches, _cut
+from afmrl_jax.data.batches import Row, collate
+from afmrl_jax.data.images import _cut
 from afmrl_jax.model_config import ImageConfig, QwenVLConfig, TextConfig, VisionConfig
 from afmrl_jax.models.embedder import embed_batch
 from afmrl_jax.models.functional import Architecture
-from afmrl_jax.models.weights import load_hub_tensors, to_hub_tensors
 
 torch = pytest.importorskip("torch", reason="the reference needs `pip install torch`")
 
@@ -92,36 +94,68 @@ def our_config(family, tied):
     return QwenVLConfig(family, vision, text, IMAGE_PAD)
 
 
-def batch_of(rows, grid, seed=0):
-    """Our batch and the reference's arguments: rows of tokens, the first with a picture."""
-    config = ImageConfig(patch_size=14, temporal_patch_size=2, max_pixels=14 * 14 * 64)
+def batch_of(rows, grids, seed=0, side="right"):
+    """Our batch and the reference's arguments: rows of tokens, each with its pictures' grids."""
+    config = ImageConfig(
+        patch_size=14, temporal_patch_size=2, max_pixels=14 * 14 * 64, max_pictures=3
+    )
     rng = np.random.default_rng(seed)
-    pixels = rng.normal(size=(grid[0] * 14, grid[1] * 14, 3)).astype(np.float32)
-    picture: Patches = _cut(pixels, config)
-    length = max(map(len, rows))
-    tokens = np.full((len(rows), length), 2, np.int32)
-    mask = np.zeros((len(rows), length), bool)
-    positions = np.zeros((len(rows), 3, length), np.int32)
-    patches = np.zeros((len(rows), 64, config.patch_dim), np.float32)
-    segment = np.zeros((len(rows), 64), np.int32)
-    places = np.zeros((len(rows), 64, 2), np.int32)
-    for number, row in enumerate(rows):
-        tokens[number, : len(row)] = row
-        mask[number, : len(row)] = True
-        merged = (grid[0] // 2, grid[1] // 2) if number == 0 else None
-        positions[number, :, : len(row)] = mrope_positions(row, merged, IMAGE_PAD)
-    count = len(picture.pixels)
-    patches[0, :count], segment[0, :count] = picture.pixels, 1
-    places[0, :count] = picture.position
-    ids = torch.tensor(tokens, dtype=torch.long)
+
+    def picture(grid):
+        shape = (grid[0] * 14, grid[1] * 14, 3)
+        return _cut(rng.normal(size=shape).astype(np.float32), config)
+
+    rows = [
+        Row(tokens, tuple(map(picture, sizes))) for tokens, sizes in zip(rows, grids, strict=True)
+    ]
+    ids = SimpleNamespace(pad_id=2, image_pad_id=IMAGE_PAD)
+    length = max(len(row.tokens) for row in rows)
+    batch = collate(rows, ids, config, length, side=side)
+    tokens = torch.tensor(batch.tokens, dtype=torch.long)
+    pictures = [picture for row in rows for picture in row.pictures]
     reference = {
-        "input_ids": ids,
-        "attention_mask": torch.tensor(mask.astype(np.int64)),
-        "pixel_values": torch.tensor(picture.pixels),
-        "image_grid_thw": torch.tensor([[1, *grid]]),
-        "mm_token_type_ids": (ids == IMAGE_PAD).int(),
+        "input_ids": tokens,
+        "attention_mask": torch.tensor(batch.token_mask.astype(np.int64)),
+        "pixel_values": torch.tensor(np.concatenate([x.pixels for x in pictures])),
+        "image_grid_thw": torch.tensor([[1, *x.grid] for x in pictures]),
+        "mm_token_type_ids": (tokens == IMAGE_PAD).int(),
     }
-    return VLBatch(tokens, mask, positions, patches, segment, places), reference
+    return batch, reference
+
+
+def with_pictures(before, grids, after):
+    """A row of tokens with the places of pictures between two texts."""
+    pads = [[92, *[IMAGE_PAD] * (rows * columns // 4), 93] for rows, columns in grids]
+    return [*before, *(token for picture in pads for token in picture), *after]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_rows_with_any_number_of_pictures_equal_the_reference(family, side, tmp_path):
+    reference = reference_model(family, True)
+    reference.save_pretrained(tmp_path)
+    architecture = Architecture.of(our_config(family, True))
+    model = architecture.bind(architecture.init(0))
+    load_hub_tensors(model, load_file(tmp_path / "model.safetensors"), str(tmp_path))
+    grids = [[(4, 6), (2, 8)], [], [(2, 2)], [(8, 2), (2, 2), (4, 4)]]
+    rows = [with_pictures([5, n], sizes, [17, 18, n, 1]) for n, sizes in enumerate(grids, 20)]
+    batch, arguments = batch_of(rows, grids, side=side)
+    # Six pictures of 96 patches in all share one bin of 192.
+    assert batch.patches.shape[:2] == (1, 192)
+    expected_positions, _ = reference.model.get_rope_index(
+        **{k: v for k, v in arguments.items() if k != "pixel_values"}
+    )
+    np.testing.assert_array_equal(
+        batch.positions * batch.token_mask[:, None],
+        expected_positions.numpy().swapaxes(0, 1) * batch.token_mask[:, None],
+    )
+    with torch.no_grad():
+        expected = reference(**arguments).logits.numpy()
+    hidden = model(jax.tree.map(jax.numpy.asarray, batch))
+    seen = batch.token_mask
+    found = np.asarray(model.logits(hidden))
+    np.testing.assert_allclose(found[seen], expected[seen], atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore")  # The reference's own warnings are not ours to mend.
@@ -136,9 +170,8 @@ def test_logits_and_embeddings_equal_the_reference(family, grid, tied, tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     load_hub_tensors(model, tensors, str(tmp_path))
 
-    pads = [IMAGE_PAD] * (grid[0] * grid[1] // 4)
-    rows = [[5, 92, *pads, 93, 17, 18, 1], [5, 40, 41, 1]]
-    batch, arguments = batch_of(rows, grid)
+    rows = [with_pictures([5], [grid], [17, 18, 1]), [5, 40, 41, 1]]
+    batch, arguments = batch_of(rows, [[grid], []])
     with torch.no_grad():
         expected = reference(**arguments, output_hidden_states=True)
     hidden = model(jax.tree.map(jax.numpy.asarray, batch))

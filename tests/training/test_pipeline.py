@@ -79,6 +79,12 @@ def test_rar_logs_what_the_report_draws(finished):
     assert {"held_out/gain", "held_out/gain_error"} <= lines[-1].keys()
 
 
+def test_stages_log_how_many_shapes_they_compiled(finished):
+    for stage in STAGES:
+        lines = (finished / stage / "metrics.jsonl").read_text().splitlines()
+        assert 1 <= json.loads(lines[-1])["compiled_shapes"] <= 4, stage
+
+
 def test_no_listing_is_annotated_by_a_generator_distilled_on_its_family(finished, tiny_run):
     from afmrl_jax.data.catalogue import load_catalogue
 

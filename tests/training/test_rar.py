@@ -59,15 +59,21 @@ def test_the_error_of_a_mean_over_groups():
     assert np.isnan(cluster_error(values, np.zeros(6)))
 
 
-@pytest.fixture
-def environment(badge_listings, tokenizer):
+TEXTS = {
+    "bare": TextBudget(),
+    "chat": TextBudget(buckets=(200, 300, 400), layout="chat", max_attribute_tokens=12),
+}
+
+
+@pytest.fixture(params=["bare", "chat"])
+def environment(request, badge_listings, tokenizer):
     """The badges' environment, and a G."""
     asked = set(sorted({x.product_id for x in badge_listings})[:8])
     listings = [
         dataclasses.replace(x, split="reward" if x.product_id in asked else "train")
         for x in badge_listings
     ]
-    builder = RowBuilder.of(listings, tokenizer, ImageConfig(), TextBudget())
+    builder = RowBuilder.of(listings, tokenizer, ImageConfig(), TEXTS[request.param])
     models = []
     for family in ("qwen2_vl", "qwen2_5_vl"):
         size = {"vocab_size": tokenizer.vocab_size, "image_token_id": tokenizer.image_pad_id}
@@ -91,3 +97,23 @@ def test_the_judge_finds_at_the_start_what_it_kept(environment, tmp_path):
     assert judge.at_start["held_out/gain"] == 0
     again = HeldOutJudge.open(tmp_path, SETTINGS, architecture, params, env, 0)
     assert (again.k, again.at_start) == (judge.k, judge.at_start)
+
+
+def test_a_text_is_ranked_as_the_encoder_would(environment):
+    """The samples of a group share the picture of their prompt, wherever it was packed."""
+    env = environment[0]
+    index = np.array(env.training_queries[:3])
+    prompts = env.builder.batch([env.builder.prompt(int(i)) for i in index], env.prompt_length)
+    texts = ["shape: circle", "colour: red; letter: k"] * 3
+    found, _ = env.ranks(prompts, index, texts, 3)
+    rows = [
+        env.builder.embedder(int(i), t) for i, t in zip(np.repeat(index, 2), texts, strict=True)
+    ]
+    scores = env._encoder.embed_rows(env.builder, rows) @ np.asarray(env.gallery).T
+    for score, own, rank in zip(scores, np.repeat(index, 2), found, strict=True):
+        others = np.arange(len(score)) != own
+        relevant = others & (env._products == env._products[own])
+        best = score[relevant].max()
+        # Within rounding: near ties may fall either way.
+        rivals = score[others & ~relevant]
+        assert (rivals > best + 1e-6).sum() < rank <= (rivals >= best - 1e-6).sum() + 1
