@@ -1,8 +1,9 @@
 """Every setting of the system, as frozen dataclasses that refuse nonsense when they are built.
 
 `tyro` turns them into command lines, so a field's docstring below is also its `--help` text.
-A run's settings are `RunConfig`, with `RunConfig.demo()` and `RunConfig.fast()` as the shipped
-ones; those of its stages are in `stage_config.py`, those of its models in `model_config.py`.
+A run's settings are `RunConfig`, with `RunConfig.demo()`, `RunConfig.fast()` and
+`RunConfig.pretrained()` as the shipped ones; those of its stages are in `stage_config.py`, those of
+its models in `model_config.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from afmrl_jax.model_config import ImageConfig, ModelSettings, TextBudget, require
+from afmrl_jax.model_config import (
+    Execution,
+    ImageConfig,
+    ModelSettings,
+    TextBudget,
+    require,
+)
 from afmrl_jax.stage_config import (
     AgclConfig,
     BackboneConfig,
@@ -117,4 +124,50 @@ class RunConfig:
             cit=replace(demo.cit, steps=4),
             evaluation=replace(demo.evaluation, bootstrap=200),
             save_every=20,
+        )
+
+    @classmethod
+    def pretrained(cls) -> RunConfig:
+        """Qwen2-VL as R and Qwen2.5-VL as G: their chat layout, pictures of 256 visual tokens.
+
+        Learning rates and batch sizes are those of VLM2Vec (R) and of common fine-tuning of models
+        of this size (G); they have not been tuned here.
+        """
+        demo = cls()
+        replace = dataclasses.replace
+        execution = Execution(dtype="bfloat16", remat="full")
+        return replace(
+            demo,
+            embedder=ModelSettings(trained="lora", execution=execution),
+            generator=ModelSettings(trained="decoder", execution=execution),
+            image=ImageConfig.qwen(),
+            text=TextBudget(
+                buckets=(128, 320, 384, 448, 512),
+                max_title_tokens=64,
+                max_attribute_tokens=96,
+                layout="chat",
+            ),
+            # What helps random weights would harm pretrained ones.
+            distill=replace(
+                demo.distill,
+                swap_share=0.0,
+                contrastive_weight=0.0,
+                structure_weight=1.0,
+                optimiser=OptimiserConfig(1e-5, weight_decay=0.0),
+            ),
+            backbone=replace(demo.backbone, steps=0),
+            agcl=replace(
+                demo.agcl,
+                steps=1000,
+                temperature=0.02,
+                dropout=replace(demo.agcl.dropout, patches=0.0, words=0.0),
+                optimiser=OptimiserConfig(5e-5),
+            ),
+            rar=replace(
+                demo.rar,
+                steps=200,
+                temperature=1.0,
+                optimiser=OptimiserConfig(1e-6, warmup_share=0.05, final_share=1.0),
+            ),
+            cit=replace(demo.cit, steps=200, learning_rate=2e-5),
         )

@@ -141,8 +141,6 @@ class VisionConfig:
         require(self.embed_dim % self.num_heads == 0, "vision embed_dim must divide by num_heads")
         head_dim = self.embed_dim // self.num_heads
         require(head_dim % 4 == 0, f"vision head_dim {head_dim} must divide by 4 (2-D rotary)")
-        unit = self.patch_size * self.merge_size
-        require(self.window_size % unit == 0, f"window_size must be a multiple of {unit} pixels")
         require(
             all(0 <= block < self.depth for block in self.full_attention_blocks),
             f"full_attention_blocks name a block outside 0..{self.depth - 1}",
@@ -261,6 +259,11 @@ class QwenVLConfig:
     """Adapters beside the weights; None for none."""
 
     def __post_init__(self) -> None:
+        unit = self.vision.patch_size * self.vision.merge_size
+        require(
+            self.family == "qwen2_vl" or self.vision.window_size % unit == 0,
+            f"window_size must be a multiple of {unit} pixels",
+        )
         require(
             self.vision.out_dim == self.text.hidden_dim,
             f"vision out_dim {self.vision.out_dim} must equal hidden_dim {self.text.hidden_dim}",
@@ -307,9 +310,3 @@ class ModelSettings:
     frozen_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type in which weights that do not learn are kept; those that learn are float32."""
     execution: Execution = field(default_factory=Execution)
-
-    def __post_init__(self) -> None:
-        require(
-            self.trained != "lora" or self.weights is not None,
-            "trained lora needs weights: adapters on a random model learn nothing",
-        )

@@ -50,7 +50,7 @@ def test_nonsense_is_refused_when_it_is_built(make):
         make()
 
 
-@pytest.mark.parametrize("config", [RunConfig.demo(), RunConfig.fast()])
+@pytest.mark.parametrize("config", [RunConfig.demo(), RunConfig.fast(), RunConfig.pretrained()])
 def test_a_run_config_survives_json(config):
     assert from_dict(RunConfig, to_dict(config)) == config
     assert fingerprint(config) == fingerprint(from_dict(RunConfig, to_dict(config)))

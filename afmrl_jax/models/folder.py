@@ -123,6 +123,18 @@ def _config(
     return to_hub_config(architecture.config, dtype=dtype, ids=ids)
 
 
+def base_folder(folder: Path) -> Path:
+    """The folder of whole weights behind a folder: its own, or that of an adapter's base."""
+    if not is_peft_folder(folder):
+        return folder
+    named = read_peft_config(folder)[1]
+    if not Path(named or "").is_dir():
+        raise RunError(
+            f"{folder} is an adapter of {named!r}, which is no folder here; give its base model"
+        )
+    return Path(named or "")
+
+
 def read_architecture(folder: Path, execution: Execution | None = None) -> Architecture:
     """The architecture of a Hugging Face folder, from its config.json alone."""
     path = folder / "config.json"
@@ -155,14 +167,9 @@ def load_model(
         RunError: the folder is no such model, or its tensors do not fit.
     """
     if is_peft_folder(folder):
-        lora, named = read_peft_config(folder)
-        found = base or Path(named or "")
-        if not found.is_dir():
-            raise RunError(
-                f"{folder} is an adapter of {named!r}, which is no folder here; give its base model"
-            )
+        lora, _ = read_peft_config(folder)
         architecture, params = load_model(
-            found, shardings=shardings, execution=execution, dtype=dtype
+            base or base_folder(folder), shardings=shardings, execution=execution, dtype=dtype
         )
         architecture = with_lora(architecture, lora)
         adapter = load_adapter(folder, architecture)

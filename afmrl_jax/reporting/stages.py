@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import read_json
+from afmrl_jax.models.safetensors_file import stored_tensors
 
 ORDER = (
     "tokenizer",
@@ -115,15 +114,12 @@ def read_stages(run: Path, config: dict[str, Any]) -> list[Stage]:
 
 
 def parameter_count(run: Path, stage: str) -> int | None:
-    """Parameters of the model a stage ended with; None where it has none."""
-    path = run / stage / "model" / "model.safetensors"
-    if not path.is_file():
+    """Parameters that a stage has written (of an adapter its own); None where there are none."""
+    files = sorted((run / stage / "model").glob("*.safetensors"))
+    if not files:
         return None
     try:
-        with safe_open(path, framework="numpy") as tensors:
-            return sum(math.prod(tensors.get_slice(x).get_shape()) for x in tensors.keys())  # noqa: SIM118, not a mapping
-    except Exception as error:  # safetensors raises its own class, derived from Exception alone
-        raise RunError(
-            f"{path} is no whole safetensors file ({error}); delete {path.parent.parent} to run "
-            "that stage again"
-        ) from error
+        stored = [tensor for path in files for tensor in stored_tensors(path).values()]
+    except RunError as error:
+        raise RunError(f"{error}; or delete {run / stage} to run that stage again") from error
+    return sum(math.prod(tensor.shape) for tensor in stored)

@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 
 from afmrl_jax.config import RunConfig
 from afmrl_jax.data.text import BpeTokenizer
-from afmrl_jax.model_config import InitConfig, ModelSettings, QwenVLConfig
-from afmrl_jax.models.folder import MANIFEST, save_model
+from afmrl_jax.model_config import InitConfig, ModelSettings, QwenVLConfig, require
+from afmrl_jax.models.folder import MANIFEST, base_folder, save_model
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.training.trainee import pretrained, read_model
 
@@ -41,6 +41,11 @@ class ModelStore:
         seed = self.config.seed + writes
         if settings.weights is not None:
             return pretrained(settings, family, self.mesh, seed)
+        require(
+            settings.trained == "all",
+            f"trained {settings.trained!r} needs weights to start from: name a folder with "
+            f"--{'generator' if writes else 'embedder'}.weights",
+        )
         config = QwenVLConfig.demo(family, tokenizer.vocab_size, tokenizer.image_pad_id)
         architecture = Architecture.of(config, settings.execution)
         return architecture, architecture.init(seed, InitConfig.copying() if writes else None)
@@ -58,6 +63,6 @@ class ModelStore:
             self.folder / stage / "model",
             architecture,
             params,
-            like=Path(weights) if weights is not None else None,
+            like=base_folder(Path(weights)) if weights is not None else None,
             tokenizer=tokenizer,
         )
