@@ -1,0 +1,109 @@
+"""A run from pretrained folders: adapters on R, the decoder of G, and everything handed back."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from afmrl_jax.config import RunConfig, TextBudget
+from afmrl_jax.data.text import BpeTokenizer
+from afmrl_jax.errors import ConfigError
+from afmrl_jax.files import read_json
+from afmrl_jax.model_config import Execution, LoraConfig, ModelSettings
+from afmrl_jax.models.folder import load_model, save_model
+from afmrl_jax.models.functional import Architecture
+from afmrl_jax.models.peft_folder import is_peft_folder
+from afmrl_jax.parallel.mesh import make_mesh
+from afmrl_jax.pipeline import Pipeline
+from afmrl_jax.testing import tiny_config
+from afmrl_jax.training.store import ModelStore
+
+CHAT = TextBudget(buckets=(128, 192), max_attribute_tokens=16, layout="chat")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, tokenizer):
+    """Folders of a small R and a small G, as a hub would have them."""
+    root = tmp_path_factory.mktemp("hub")
+    for seed, family in enumerate(("qwen2_vl", "qwen2_5_vl")):
+        config = tiny_config(
+            family, vocab_size=tokenizer.vocab_size + 3, image_token_id=tokenizer.image_pad_id
+        )
+        architecture = Architecture.of(config)
+        save_model(root / family, architecture, architecture.init(seed), tokenizer=tokenizer)
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_run, folders, tmp_path_factory):
+    config = dataclasses.replace(
+        tiny_run,
+        text=CHAT,
+        embedder=ModelSettings(
+            weights=str(folders / "qwen2_vl"),
+            trained="lora",
+            lora=LoraConfig(rank=2, alpha=4.0),
+            frozen_dtype="float32",
+            execution=Execution(remat="full"),
+        ),
+        generator=ModelSettings(weights=str(folders / "qwen2_5_vl"), trained="decoder"),
+        backbone=dataclasses.replace(tiny_run.backbone, steps=0),
+        distill=dataclasses.replace(
+            tiny_run.distill, steps=2, swap_share=0.0, contrastive_weight=0.0
+        ),
+        agcl=dataclasses.replace(tiny_run.agcl, steps=2),
+        rar=dataclasses.replace(tiny_run.rar, steps=1),
+        cit=dataclasses.replace(tiny_run.cit, steps=1),
+    )
+    folder = tmp_path_factory.mktemp("runs") / "pretrained"
+    Pipeline(folder, config).execute()
+    return folder
+
+
+def test_every_row_is_evaluated(finished):
+    rows = read_json(finished / "evaluation.json")["rows"]
+    assert [x["name"] for x in rows] == ["infonce", "agcl", "agcl+distilled", "afmrl", "afmrl+cit"]
+
+
+def test_the_tokenizer_is_the_pretrained_one(finished, folders):
+    ours = BpeTokenizer.load(finished / "tokenizer")
+    assert ours.encode("a red badge") == BpeTokenizer.load(folders / "qwen2_vl").encode(
+        "a red badge"
+    )
+
+
+@pytest.mark.parametrize("stage", ["infonce", "agcl-distilled", "cit-1"])
+def test_r_is_an_adapter_of_untouched_weights(finished, folders, stage):
+    assert is_peft_folder(finished / stage / "model")
+    architecture, params = load_model(finished / stage / "model")
+    assert architecture.config.lora == LoraConfig(rank=2, alpha=4.0)
+    _, base = load_model(folders / "qwen2_vl")
+    for name, value in base.items():
+        np.testing.assert_array_equal(params[name], value)
+    learned = [float(np.abs(x).max()) for n, x in params.items() if n.endswith("lora_b")]
+    assert min(learned) > 0
+
+
+def test_g_is_a_whole_model_with_the_pretrained_tower(finished, folders):
+    _, before = load_model(folders / "qwen2_5_vl")
+    _, after = load_model(finished / "rar" / "model")
+    for name, value in after.items():
+        same = np.array_equal(np.asarray(value, np.float32), before[name])
+        if name.startswith("visual_tower"):
+            # Frozen, and kept in bfloat16.
+            np.testing.assert_allclose(np.asarray(value, np.float32), before[name], rtol=0.01)
+        elif name.endswith("kernel"):
+            assert not same, name
+
+
+def test_a_model_of_the_other_family_is_refused(tiny_run, folders, tmp_path, tokenizer):
+    settings = ModelSettings(weights=str(folders / "qwen2_5_vl"))
+    store = ModelStore(tmp_path, dataclasses.replace(tiny_run, embedder=settings), make_mesh(1, 1))
+    with pytest.raises(ConfigError, match="the embedder is a Qwen2-VL"):
+        store.start("infonce", tokenizer)
+
+
+def test_adapters_need_weights(tiny_run, tmp_path, tokenizer):
+    config = dataclasses.replace(tiny_run, embedder=RunConfig.pretrained().embedder)
+    with pytest.raises(ConfigError, match="--embedder.weights"):
+        ModelStore(tmp_path, config, make_mesh(1, 1)).start("infonce", tokenizer)
