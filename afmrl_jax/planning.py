@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -91,10 +92,16 @@ class Request:
 
     def architecture(self) -> Architecture:
         """The model, with adapters where they are what learns; no weights."""
-        architecture = Architecture.of(preset(self.preset), self.execution)
-        if self.task != "generate" and self.trained == "lora":
-            return with_lora(architecture, LoraConfig())
-        return architecture
+        return _architecture(
+            self.preset, self.execution, self.task != "generate" and self.trained == "lora"
+        )
+
+
+@functools.cache
+def _architecture(name: str, execution: Execution, adapters: bool) -> Architecture:
+    # Tracing a published size takes seconds, and advice asks for the same one many times.
+    architecture = Architecture.of(preset(name), execution)
+    return with_lora(architecture, LoraConfig()) if adapters else architecture
 
 
 def divide(request: Request, architecture: Architecture) -> tuple[Params, Params]:
