@@ -259,7 +259,7 @@ class Plan:
         )
         if any(x.how == "compiled" for x in self.lines):
             lines.append(
-                "compiled: XLA's plan for CPUs, which attends densely and keeps float32 copies of "
-                "bfloat16 arrays; on a GPU or TPU expect less"
+                "compiled: XLA's plan for simulated CPU devices (dense attention, other fusions, "
+                "bfloat16 perhaps widened to float32); an accelerator's own differs"
             )
         return "\n".join([*lines, *(f"  try {x}" for x in self.advice)])
