@@ -1,4 +1,4 @@
-"""The `afmrl` command: check a catalogue, and use a finished run on it."""
+"""The `afmrl` command: check a catalogue, use a finished run on it, plan a large one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from afmrl_jax import serving
+from afmrl_jax import planning, serving
 from afmrl_jax.data.check import check_catalogue
 from afmrl_jax.reporting.report import build_report
 from afmrl_jax.reporting.tables import text_table
@@ -175,6 +175,31 @@ class Report:
         print(build_report(self.run, self.out))
 
 
+@dataclass(frozen=True)
+class Plan(planning.Request):
+    """Say what a published model takes on each device of a mesh, and whether that fits.
+
+    Nothing is allocated and no accelerator is needed; exit status 1 where it does not fit.
+    """
+
+    compile: bool = True
+    """Ask XLA, on simulated CPU devices, for the temporaries; without, a formula counts them."""
+    as_json: bool = False
+    """Print one JSON object, in bytes."""
+
+    def execute(self) -> None:
+        """Run the command."""
+        data, model = self.axes
+        if self.compile and data * model <= planning.MOST_SIMULATED:
+            planning.simulate_devices(data * model)
+        plan = planning.make_plan(self, compile_step=self.compile)
+        print(
+            json.dumps({**plan.as_dict(), "request": vars(self)}) if self.as_json else plan.text()
+        )
+        if plan.verdict == "does not fit":
+            sys.exit(1)
+
+
 Command = (
     Annotated[CatalogueCheck, tyro.conf.subcommand("catalogue-check")]
     | Annotated[Annotate, tyro.conf.subcommand("annotate")]
@@ -182,6 +207,7 @@ Command = (
     | Annotated[Search, tyro.conf.subcommand("search")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
 )
 
 

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from afmrl_jax.models.hub_names import is_stacked
@@ -36,10 +36,17 @@ TABLE: tuple[tuple[str, P], ...] = (
     (r"attn/proj/kernel$", P(None, ("data", "model"))),
     # Small, and added after the heads are joined.
     (r"attn/proj/bias$", P()),
+    # Qwen2.5-VL's vision MLP has 3420 hidden units, which a model axis of 8 does not divide: only
+    # storage is split, rows of the widening side ...
+    (r"blocks/mlp/(gate_proj|up_proj)/kernel$", P(("data", "model"), None)),
+    # ... whole biases ...
+    (r"blocks/mlp/(gate_proj|up_proj)/bias$", P()),
+    # ... and columns of the narrowing side.
+    (r"blocks/mlp/down_proj/kernel$", P(None, ("data", "model"))),
     # Hidden units of an MLP are independent: the widening side splits its columns ...
     (r"mlp/(gate_proj|up_proj|fc1)/kernel$", P("data", "model")),
     # ... its bias with them ...
-    (r"mlp/(gate_proj|up_proj|fc1)/bias$", P("model")),
+    (r"mlp/fc1/bias$", P("model")),
     # ... and the narrowing side sums over them.
     (r"mlp/(down_proj|fc2)/kernel$", P("model", "data")),
     # Added once to the sum, so not split.
@@ -112,14 +119,14 @@ def shard_specs(tree: Any, table: tuple[tuple[str, P], ...] = TABLE) -> Any:
     return jax.tree.unflatten(structure, specs)
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
+def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """The `NamedSharding` of every leaf on `mesh`, for `jit`'s `out_shardings` and for restoring.
 
     An axis that does not divide its dimension is dropped there, see `mesh.fit_spec`.
 
     Args:
         tree: arrays or `jax.ShapeDtypeStruct`s.
-        mesh: from `make_mesh`.
+        mesh: from `make_mesh`; an abstract one is enough to ask for the shapes of shards.
     """
     sizes = dict(mesh.shape)
     return jax.tree.map(

@@ -1,0 +1,78 @@
+"""The published sizes of Qwen2-VL and Qwen2.5-VL, and the demo's, by name."""
+
+from __future__ import annotations
+
+from afmrl_jax.errors import ConfigError
+from afmrl_jax.model_config import QwenVLConfig, TextConfig, VisionConfig
+
+
+def _text(
+    hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocabulary: int
+) -> TextConfig:
+    return TextConfig(
+        vocab_size=vocabulary,
+        hidden_dim=hidden,
+        intermediate_dim=intermediate,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        rope_theta=1e6,
+        mrope_section=(16, 24, 24),
+        rms_norm_eps=1e-6,
+        # The small models share token table and head; their vocabulary is not padded either.
+        tie_embeddings=vocabulary == 151936,
+    )
+
+
+def _qwen2_vl(text: TextConfig) -> QwenVLConfig:
+    vision = VisionConfig(
+        depth=32,
+        embed_dim=1280,
+        num_heads=16,
+        intermediate=4 * 1280,
+        out_dim=text.hidden_dim,
+        patch_size=14,
+        merge_size=2,
+        temporal_patch_size=2,
+        # Without windows it only has to be a multiple of a merged patch.
+        window_size=112,
+    )
+    return QwenVLConfig("qwen2_vl", vision, text)
+
+
+def _qwen2_5_vl(text: TextConfig) -> QwenVLConfig:
+    vision = VisionConfig(
+        depth=32,
+        embed_dim=1280,
+        num_heads=16,
+        intermediate=3420,
+        out_dim=text.hidden_dim,
+        patch_size=14,
+        merge_size=2,
+        temporal_patch_size=2,
+        window_size=112,
+        full_attention_blocks=(7, 15, 23, 31),
+    )
+    return QwenVLConfig("qwen2_5_vl", vision, text)
+
+
+PRESETS: dict[str, QwenVLConfig] = {
+    "qwen2vl_2b": _qwen2_vl(_text(1536, 8960, 28, 12, 2, 151936)),
+    "qwen2vl_7b": _qwen2_vl(_text(3584, 18944, 28, 28, 4, 152064)),
+    "qwen2_5vl_3b": _qwen2_5_vl(_text(2048, 11008, 36, 16, 2, 151936)),
+    "qwen2_5vl_7b": _qwen2_5_vl(_text(3584, 18944, 28, 28, 4, 152064)),
+    "demo_embedder": QwenVLConfig.demo("qwen2_vl", 2048, 5),
+    "demo_generator": QwenVLConfig.demo("qwen2_5_vl", 2048, 5),
+}
+"""`qwen*` as published, with `<|image_pad|>` at 151655; `demo_*` about as large as the demo's."""
+
+
+def preset(name: str) -> QwenVLConfig:
+    """A model size by name.
+
+    Raises:
+        ConfigError: there is none of that name; the message lists those there are.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"no preset {name!r}; choose from {', '.join(PRESETS)}")
+    return PRESETS[name]

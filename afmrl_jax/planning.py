@@ -1,0 +1,345 @@
+"""Will it fit: what a stage takes on each device of a mesh, before anything is allocated."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from afmrl_jax.config import AgclConfig, DistillConfig
+from afmrl_jax.data.batches import VLBatch
+from afmrl_jax.errors import ConfigError
+from afmrl_jax.model_config import Execution, LoraConfig, QwenVLConfig, require
+from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.models.generation import Generation, generate
+from afmrl_jax.models.lora import with_lora
+from afmrl_jax.models.presets import preset
+from afmrl_jax.parallel import plan as counts
+from afmrl_jax.parallel.mesh import fit_spec, make_mesh
+from afmrl_jax.parallel.plan import GIB, Line, Plan
+from afmrl_jax.parallel.sharding import shardings
+from afmrl_jax.training.agcl import make_agcl_step
+from afmrl_jax.training.distill import make_distill_step
+from afmrl_jax.training.state import initial_state, make_optimiser
+from afmrl_jax.training.trainee import learns
+
+Struct = jax.ShapeDtypeStruct
+INSIDE = ("gradients", "keys and values")
+"""Lines that a compiled step holds among its temporaries."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A model, what is done with it, and where."""
+
+    preset: str = "qwen2vl_2b"
+    """Size of the model, see `models/presets.py`."""
+    task: Literal["agcl", "distill", "generate"] = "agcl"
+    """A step of contrastive training of R, a step of distilling G, or writing attributes."""
+    mesh: str = "data=1,model=1"
+    """Devices on each axis."""
+    device: str = "h200"
+    """Kind of device, see `parallel/plan.py`."""
+    batch_size: int = 64
+    """Of the whole mesh: pairs (agcl), rows (distill) or prompts (generate)."""
+    visual_tokens: int = 256
+    """Of each picture; each stands for 4 patches."""
+    text_tokens: int = 64
+    """Of each row, beside its picture."""
+    trained: Literal["all", "decoder", "lora"] = "all"
+    """What learns; `generate` learns nothing."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of activations."""
+    remat: Literal["none", "dots", "full"] = "full"
+    """What the backward pass computes anew."""
+    group_size: int = 1
+    """generate: continuations of each prompt."""
+    max_new_tokens: int = 48
+    """generate: length of each continuation."""
+
+    def __post_init__(self) -> None:
+        preset(self.preset)
+        counts.device_bytes(self.device)
+        counts.parse_mesh(self.mesh)
+        names = ("batch_size", "text_tokens", "group_size", "max_new_tokens")
+        for name in names:
+            require(getattr(self, name) > 0, f"{name} must be positive")
+        require(self.visual_tokens >= 0, "visual_tokens must not be negative")
+
+    @property
+    def axes(self) -> tuple[int, int]:
+        """Sizes of the axes data and model."""
+        return counts.parse_mesh(self.mesh)
+
+    @property
+    def rows(self) -> int:
+        """Sequences of the whole batch: a contrastive pair is two."""
+        return self.batch_size * (2 if self.task == "agcl" else 1)
+
+    @property
+    def execution(self) -> Execution:
+        """How the model is computed."""
+        return Execution(dtype=self.dtype, remat=self.remat)
+
+    def architecture(self) -> Architecture:
+        """The model, with adapters where they are what learns; no weights."""
+        return _architecture(
+            self.preset, self.execution, self.task != "generate" and self.trained == "lora"
+        )
+
+
+@functools.cache
+def _architecture(name: str, execution: Execution, adapters: bool) -> Architecture:
+    # Tracing a published size takes seconds, and advice asks for the same one many times.
+    architecture = Architecture.of(preset(name), execution)
+    return with_lora(architecture, LoraConfig()) if adapters else architecture
+
+
+def divide(request: Request, architecture: Architecture) -> tuple[Params, Params]:
+    """Shapes of the parameters that learn (float32) and of the frozen ones (bfloat16)."""
+    learning: dict[str, Any] = {}
+    frozen: dict[str, Any] = {}
+    for name, struct in architecture.shapes.items():
+        own = request.task != "generate" and learns(name, request.trained)
+        dtype = jnp.float32 if own else jnp.bfloat16
+        (learning if own else frozen)[name] = Struct(struct.shape, dtype)
+    return learning, frozen
+
+
+def batch_shapes(request: Request, config: QwenVLConfig) -> dict[str, Any]:
+    """Shapes of a batch in which every row has one picture of full size."""
+    rows, tokens = request.rows, request.visual_tokens + request.text_tokens
+    vision = config.vision
+    patches = request.visual_tokens * vision.merge_size**2
+    pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    bins = rows if patches else 0
+    whole = partial(Struct, dtype=jnp.int32)
+    batch: dict[str, Any] = {
+        "rows": VLBatch(
+            whole((rows, tokens)),
+            Struct((rows, tokens), jnp.bool_),
+            whole((rows, 3, tokens)),
+            Struct((bins, patches, pixels), jnp.float32),
+            whole((bins, patches)),
+            whole((bins, patches, 2)),
+            whole((rows,)),
+        )
+    }
+    if request.task == "agcl":
+        batch |= {"products": whole((request.batch_size,)), "prompt_last": whole((rows,))}
+    if request.task == "distill":
+        batch |= {
+            "targets": whole((rows, tokens)),
+            "weights": Struct((rows, tokens), jnp.float32),
+            "prompt_last": whole((rows,)),
+            "products": whole((max(1, rows // 2),)),
+        }
+    return batch
+
+
+def _rows_over_data(batch: Any, mesh: Mesh | AbstractMesh) -> Any:
+    sizes = dict(mesh.shape)
+    return jax.tree.map(lambda x: NamedSharding(mesh, fit_spec(P("data"), x.shape, sizes)), batch)
+
+
+def exact_lines(request: Request, architecture: Architecture) -> list[Line]:
+    """The parts that shapes and the sharding table decide: weights, moments, gradients, batch."""
+    mesh = counts.abstract_mesh(*request.axes)
+    learning, frozen = divide(request, architecture)
+    optimiser = make_optimiser(AgclConfig().optimiser, 1)
+    state = jax.eval_shape(partial(initial_state, optimiser=optimiser), learning)
+    batch = batch_shapes(request, architecture.config)
+    pairs = zip(jax.tree.leaves(batch), jax.tree.leaves(_rows_over_data(batch, mesh)), strict=True)
+    carried = sum(
+        int(np.prod(s.shard_shape(x.shape), dtype=np.int64)) * x.dtype.itemsize for x, s in pairs
+    )
+    own = counts.shard_bytes(learning, mesh)
+    moments = counts.shard_bytes(state["opt_state"], mesh) if learning else 0
+    lines = [
+        Line("weights that learn (float32)", own, "exact"),
+        Line("frozen weights (bfloat16)", counts.shard_bytes(frozen, mesh), "exact"),
+        Line("optimiser moments", moments, "exact"),
+        Line("gradients", own, "exact"),
+        Line("batch", carried, "exact"),
+    ]
+    if request.task == "generate":
+        cache = counts.cache_bytes(
+            architecture.config,
+            jnp.dtype(request.dtype).itemsize,
+            counts.rows_per_device(request.rows, request.axes[0]),
+            request.visual_tokens + request.text_tokens,
+            request.group_size,
+            request.max_new_tokens,
+        )
+        lines.append(Line("keys and values", cache, "exact"))
+    return lines
+
+
+def estimated(request: Request, config: QwenVLConfig) -> Line:
+    """Activations and temporaries by `parallel.plan.activation_bytes`."""
+    data, model = request.axes
+    rows = counts.rows_per_device(request.rows, data)
+    places = {
+        "agcl": 0,
+        "distill": rows * (request.visual_tokens + request.text_tokens),
+        "generate": rows * request.group_size,
+    }
+    load = counts.Load(
+        rows=rows,
+        text_tokens=request.text_tokens,
+        visual_tokens=request.visual_tokens,
+        model=model,
+        backward=request.task != "generate",
+        through_vision=request.trained == "all",
+        logits=places[request.task],
+    )
+    amount = counts.activation_bytes(config, request.execution, load)
+    return Line("activations, temporaries", amount, "estimate")
+
+
+def lowered(request: Request, architecture: Architecture, mesh: Mesh) -> Any:
+    """The real step of the task, lowered for `mesh` from shapes alone."""
+    learning, frozen = divide(request, architecture)
+
+    def laid(tree: Any, places: Any) -> Any:
+        return jax.tree.map(lambda x, s: Struct(x.shape, x.dtype, sharding=s), tree, places)
+
+    batch = batch_shapes(request, architecture.config)
+    batch = laid(batch, _rows_over_data(batch, mesh))
+    frozen = laid(frozen, shardings(frozen, mesh))
+    if request.task == "generate":
+        return jax.jit(partial(_write, architecture, request)).lower(frozen, batch["rows"])
+    optimiser = make_optimiser(AgclConfig().optimiser, 1)
+    state = jax.eval_shape(partial(initial_state, optimiser=optimiser), learning)
+    state = laid(state, shardings(state, mesh))
+    if request.task == "agcl":
+        step: Any = make_agcl_step(architecture, AgclConfig(), None, optimiser)
+    else:
+        # What the README advises for a pretrained G.
+        settings = DistillConfig(contrastive_weight=0.0, swap_share=0.0)
+        step = make_distill_step(architecture, settings, optimiser)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return step.lower(frozen, state, batch, key)
+
+
+def _write(
+    architecture: Architecture, request: Request, params: Params, prompts: VLBatch
+) -> Generation:
+    return generate(
+        architecture.bind(params),
+        prompts,
+        group_size=request.group_size,
+        max_new_tokens=request.max_new_tokens,
+        temperature=0.0 if request.group_size == 1 else 1.0,
+        key=jax.random.key(0),
+        eos_id=0,
+        pad_id=0,
+    )
+
+
+def simulate_devices(count: int) -> None:
+    """Let this process compile for `count` CPU devices; before JAX is used for anything else.
+
+    Raises:
+        ConfigError: JAX runs already, with fewer devices.
+    """
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError as error:
+        if len(jax.devices()) < count:
+            raise ConfigError(
+                f"a plan for {count} devices must be made before JAX has started"
+            ) from error
+
+
+MOST_SIMULATED = 64
+"""Devices up to which a plan is compiled; beyond, XLA's partitioner takes minutes."""
+
+
+def compiled(request: Request, architecture: Architecture) -> int | None:
+    """Bytes of temporaries on each device in XLA's plan for CPUs; None where it has none to give.
+
+    They hold gradients, keys and values too, which the exact lines count apart.
+    """
+    data, model = request.axes
+    if data * model > min(MOST_SIMULATED, len(jax.devices("cpu"))):
+        return None
+    mesh = make_mesh(data, model)
+    with jax.set_mesh(mesh):
+        try:
+            memory = lowered(request, architecture, mesh).compile().memory_analysis()
+        except jax.errors.JaxRuntimeError as error:
+            warnings.warn(f"XLA could not compile this step ({error})", stacklevel=2)
+            return None
+    return None if memory is None else int(memory.temp_size_in_bytes)
+
+
+def make_plan(request: Request, *, compile_step: bool = True) -> Plan:
+    """What a task takes on each device.
+
+    Args:
+        request: model, task and mesh.
+        compile_step: ask XLA for the temporaries, half a minute for a published size. Needs as
+            many CPU devices as the mesh has, see `simulate_devices`; with fewer the formula counts.
+    """
+    architecture = request.architecture()
+    lines = exact_lines(request, architecture)
+    formula = estimated(request, architecture.config)
+    activations = formula
+    temporaries = compiled(request, architecture) if compile_step else None
+    if temporaries is not None:
+        apart = sum(x.bytes for x in lines if x.what in INSIDE)
+        activations = Line(formula.what, max(0, temporaries - apart), "compiled")
+    plan = Plan(
+        (*(x for x in lines if x.bytes), activations), formula, counts.device_bytes(request.device)
+    )
+    return plan if plan.verdict == "fits" else dataclasses.replace(plan, advice=advise(request))
+
+
+def _alternatives(request: Request) -> dict[str, Request]:
+    data, model = request.axes
+    changes: dict[str, dict[str, Any]] = {
+        f"--mesh data={2 * data},model={model} (the batch as it is)": {
+            "mesh": f"data={2 * data},model={model}"
+        },
+        f"--mesh data={data},model={2 * model}": {"mesh": f"data={data},model={2 * model}"},
+        "--dtype bfloat16": {"dtype": "bfloat16"},
+    }
+    if request.batch_size // 2 >= max(2, data):
+        half = request.batch_size // 2
+        changes[f"--batch-size {half}"] = {"batch_size": half}
+    if request.visual_tokens > 1:
+        fewer = request.visual_tokens // 2
+        changes[f"--visual-tokens {fewer} (smaller pictures)"] = {"visual_tokens": fewer}
+    if request.task != "generate":
+        changes["--remat full"] = {"remat": "full"}
+        changes["--trained lora"] = {"trained": "lora"}
+    return {text: dataclasses.replace(request, **change) for text, change in changes.items()}
+
+
+def advise(request: Request) -> tuple[str, ...]:
+    """What to change, by effect: each change alone, counted by the formula."""
+
+    def total(asked: Request) -> int:
+        architecture = asked.architecture()
+        parts = [*exact_lines(asked, architecture), estimated(asked, architecture.config)]
+        return sum(x.bytes for x in parts)
+
+    now = total(request)
+    savings = {text: now - total(asked) for text, asked in _alternatives(request).items()}
+    ordered = sorted(savings.items(), key=lambda item: -item[1])
+    return tuple(
+        f"{text}: {saved / GIB:.1f} GiB less on each device"
+        for text, saved in ordered
+        if saved > 0.01 * now
+    )
