@@ -91,7 +91,8 @@ def tiny_config(
         depth=2,
         embed_dim=32,
         num_heads=2,
-        intermediate=48,
+        # Qwen2-VL states it as a whole multiple of the width.
+        intermediate=64 if family == "qwen2_vl" else 48,
         out_dim=32,
         full_attention_blocks=(1,) if family == "qwen2_5_vl" else (),
     )

@@ -36,6 +36,8 @@ def from_hub_config(raw: Mapping[str, Any], where: str) -> QwenVLConfig:
     Raises:
         RunError: another kind of model, a missing field, or a feature that is not supported.
     """
+    if not isinstance(raw, Mapping):
+        raise RunError(f"{where} is no JSON object; download it again")
     family = raw.get("model_type")
     if family not in _FAMILIES:
         raise RunError(
@@ -98,6 +100,8 @@ def _vision(family: str, fields: _Fields) -> VisionConfig:
             embed_dim=size,
             intermediate=int(size * fields.get("mlp_ratio", default=4)),
             out_dim=fields.get("hidden_size"),
+            # It has no windows; any size that its patches divide says so.
+            window_size=2 * shared["patch_size"] * shared["merge_size"],
             **shared,
         )
     return VisionConfig(
@@ -134,6 +138,7 @@ def to_hub_config(config: QwenVLConfig, *, dtype: str, ids: Mapping[str, int]) -
         own: dict[str, Any] = {
             "embed_dim": vision.embed_dim,
             "hidden_size": vision.out_dim,
+            # transformers 5 refuses a fraction; published models have 4.
             "mlp_ratio": int(ratio) if ratio == int(ratio) else ratio,
         }
     else:

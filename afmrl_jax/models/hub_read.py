@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def hub_files(folder: Path) -> dict[str, StoredTensor]:
     """
     single, index = folder / SINGLE, folder / INDEX
     if index.is_file():
-        weight_map: dict[str, str] = read_json(index).get("weight_map", {})
+        weight_map = _weight_map(index)
         names = sorted(set(weight_map.values()))
         outside = [n for n in names if Path(n).name != n or n in ("", ".", "..") or "\\" in n]
         if outside:
@@ -46,11 +46,11 @@ def hub_files(folder: Path) -> dict[str, StoredTensor]:
         absent = [n for n in names if not (folder / n).is_file()]
         if absent:
             raise RunError(f"{folder} lacks {', '.join(absent)}; download the whole folder")
-        found = {n: stored_tensors(folder / n) for n in names}
-        lost = [f"{t} in {n}" for t, n in weight_map.items() if t not in found[n]]
+        files = {n: stored_tensors(folder / n) for n in names}
+        lost = [f"{t} in {n}" for t, n in weight_map.items() if t not in files[n]]
         if lost:
             raise RunError(f"{index} promises tensors that are not there: {', '.join(lost)}")
-        everything = {t: found[n][t] for t, n in weight_map.items()}
+        everything = {t: files[n][t] for t, n in weight_map.items()}
     elif single.is_file():
         everything = stored_tensors(single)
     else:
@@ -60,7 +60,21 @@ def hub_files(folder: Path) -> dict[str, StoredTensor]:
             f"{folder} {reason or f'has neither {SINGLE} nor {INDEX}'}; give a folder with "
             "safetensors weights (`save_pretrained(safe_serialization=True)` writes one)"
         )
-    return {canonical_name(name): tensor for name, tensor in everything.items()}
+    found: dict[str, StoredTensor] = {}
+    for name, tensor in everything.items():
+        if canonical_name(name) in found:
+            raise RunError(f"{folder} holds {canonical_name(name)} twice, once as {name}")
+        found[canonical_name(name)] = tensor
+    return found
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """The file of every tensor."""
+    raw = read_json(index)
+    found = raw.get("weight_map") if isinstance(raw, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(x, str) for x in found.values()):
+        raise RunError(f"{index} is no index of safetensors files; download it again")
+    return found
 
 
 def check_fit(architecture: Architecture, stored: Mapping[str, StoredTensor], where: str) -> None:
@@ -85,7 +99,7 @@ def _known_surplus(
     architecture: Architecture, stored: Mapping[str, StoredTensor], name: str
 ) -> bool:
     """Whether an extra tensor says nothing new: a tied head stored twice, computed frequencies."""
-    if name.endswith("rotary_emb.inv_freq"):
+    if name.endswith(".inv_freq"):
         return True
     table = stored.get("model.embed_tokens.weight")
     if name != "lm_head.weight" or not architecture.config.text.tie_embeddings or table is None:
@@ -109,10 +123,22 @@ def load_params(
         stored: from `hub_files`.
         shardings: where the parameters go; None for JAX's first device.
         dtype: of the parameters; None keeps the files' own.
+
+    Raises:
+        RunError: layers of one stack are of several types, and no `dtype` is given.
     """
     parts: dict[str, list[HubTensor]] = {}
     for tensor in hub_tensors(architecture):
         parts.setdefault(tensor.ours, []).append(tensor)
+    if dtype is None:
+        odd = [
+            f"{x.name} is {stored[x.name].dtype}, {own[0].name} {stored[own[0].name].dtype}"
+            for own in parts.values()
+            for x in own
+            if stored[x.name].dtype != stored[own[0].name].dtype
+        ]
+        if odd:
+            raise RunError("layers are stored in several types: " + "; ".join(odd))
     kinds = {name: np.dtype(dtype or stored[own[0].name].dtype) for name, own in parts.items()}
     shapes = {n: jax.ShapeDtypeStruct(architecture.shapes[n].shape, kinds[n]) for n in parts}
     if shardings is not None:
@@ -130,22 +156,31 @@ def _load(
 ) -> jax.Array:
     first = parts[0]
     if first.layer is None:
-        convert = jax.jit(
-            partial(_ours, kind=first.kind, dtype=shape.dtype), out_shardings=sharding
-        )
+        convert = _converter(first.kind, shape.dtype, sharding)
         return convert(_read(stored[first.name], first, sharding))
     # Layers are written into the stack on the device, where donation makes it happen in place.
     stack = jax.jit(lambda: jnp.zeros(shape.shape, shape.dtype), out_shardings=sharding)()
-
-    @partial(jax.jit, donate_argnums=0, out_shardings=sharding)
-    def put(stack: jax.Array, piece: jax.Array, layer: jax.Array) -> jax.Array:
-        piece = _ours(piece, first.kind, shape.dtype)[None]
-        return jax.lax.dynamic_update_slice_in_dim(stack, piece, layer, axis=0)
-
+    put = _putter(first.kind, shape.dtype, sharding)
     for part in parts:
         stack = put(stack, _read(stored[part.name], part, sharding), np.int32(part.layer or 0))
     # Without the wait the host would read ahead of the devices and hold many tensors.
     return stack.block_until_ready()
+
+
+# Kept, so that maps of equal shape are compiled once.
+@lru_cache(maxsize=256)
+def _converter(kind: str, dtype: Any, sharding: Any) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(partial(_ours, kind=kind, dtype=dtype), out_shardings=sharding)
+
+
+@lru_cache(maxsize=256)
+def _putter(kind: str, dtype: Any, sharding: Any) -> Callable[..., jax.Array]:
+    @partial(jax.jit, donate_argnums=0, out_shardings=sharding)
+    def put(stack: jax.Array, piece: jax.Array, layer: jax.Array) -> jax.Array:
+        piece = _ours(piece, kind, dtype)[None]
+        return jax.lax.dynamic_update_slice_in_dim(stack, piece, layer, axis=0)
+
+    return put
 
 
 def _ours(value: jax.Array, kind: str, dtype: Any) -> jax.Array:

@@ -33,7 +33,7 @@ def save_params(
         TensorToWrite(t.name, t.shape, np.dtype(params[t.ours].dtype), partial(_fetch, params, t))
         for t in hub_tensors(architecture)
     ]
-    files = _divide(tensors, shard_bytes)
+    files = divide(tensors, shard_bytes)
     if len(files) == 1:
         write_tensors(folder / SINGLE, tensors)
         return
@@ -46,7 +46,8 @@ def save_params(
     write_json(folder / INDEX, {"metadata": total, "weight_map": dict(sorted(weight_map.items()))})
 
 
-def _divide(tensors: Sequence[TensorToWrite], limit: int) -> list[list[TensorToWrite]]:
+def divide(tensors: Sequence[TensorToWrite], limit: int) -> list[list[TensorToWrite]]:
+    """The tensors by file, in order; a file holds more than `limit` bytes only for one tensor."""
     files: list[list[TensorToWrite]] = [[]]
     size = 0
     for tensor in tensors:

@@ -26,7 +26,22 @@ from afmrl_jax.models.safetensors_file import (
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _NAME = re.compile(r"^model\.layers\.(\d+)\.(self_attn|mlp)\.(\w+)\.lora_([AB])\.weight$")
-_UNSUPPORTED = ("use_dora", "use_rslora", "fan_in_fan_out", "modules_to_save", "lora_bias")
+_UNSUPPORTED = (
+    "use_dora",
+    "use_rslora",
+    "use_qalora",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "lora_bias",
+    "rank_pattern",
+    "alpha_pattern",
+    "layer_replication",
+    "trainable_token_indices",
+    "target_parameters",
+    "alora_invocation_tokens",
+    "arrow_config",
+)
+"""Settings of variants that compute something else, or keep more than the two factors."""
 
 
 def is_peft_folder(folder: Path) -> bool:
@@ -42,11 +57,14 @@ def read_peft_config(folder: Path) -> tuple[LoraConfig, str | None]:
     """
     path = folder / CONFIG
     raw = read_json(path)
+    if not isinstance(raw, dict):
+        raise RunError(f"{path} is no JSON object; copy it again")
     used = [name for name in _UNSUPPORTED if raw.get(name)]
-    used += [name for name in ("rank_pattern", "alpha_pattern") if raw.get(name)]
     if raw.get("peft_type") != "LORA" or used or raw.get("bias", "none") != "none":
         what = ", ".join(used) or f"peft_type {raw.get('peft_type')}, bias {raw.get('bias')}"
         raise RunError(f"{path}: only plain LoRA adapters are read, not {what}; merge it with peft")
+    if "r" not in raw or "lora_alpha" not in raw:
+        raise RunError(f"{path} has no r or no lora_alpha; copy it again")
     found = {_parse(name, folder)[1].rpartition("/")[2] for name in _stored(folder)}
     targets = tuple(name for name in LORA_TARGETS if name in found)
     return LoraConfig(raw["r"], float(raw["lora_alpha"]), targets), raw.get(

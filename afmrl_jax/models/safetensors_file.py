@@ -128,6 +128,7 @@ def write_tensors(
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors:
-            value = np.ascontiguousarray(tensor.make())
+            # `ascontiguousarray` would give a scalar an axis.
+            value = np.asarray(tensor.make(), order="C")
             assert (value.shape, value.dtype) == (tensor.shape, tensor.dtype), tensor.name
             file.write(value.reshape(-1).view(np.uint8).data)
