@@ -130,8 +130,8 @@ class RunConfig:
     def pretrained(cls) -> RunConfig:
         """Qwen2-VL as R and Qwen2.5-VL as G: their chat layout, pictures of 256 visual tokens.
 
-        Learning rates and batch sizes are those of VLM2Vec (R) and of common fine-tuning of models
-        of this size (G); they have not been tuned here.
+        Learning rates and numbers of steps are guesses after the practice of the field, for they
+        could not be tried on real weights.
         """
         demo = cls()
         replace = dataclasses.replace

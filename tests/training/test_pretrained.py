@@ -99,11 +99,11 @@ def test_g_is_a_whole_model_with_the_pretrained_tower(finished, folders):
 def test_a_model_of_the_other_family_is_refused(tiny_run, folders, tmp_path, tokenizer):
     settings = ModelSettings(weights=str(folders / "qwen2_5_vl"))
     store = ModelStore(tmp_path, dataclasses.replace(tiny_run, embedder=settings), make_mesh(1, 1))
-    with pytest.raises(ConfigError, match="the embedder is a Qwen2-VL"):
+    with pytest.raises(ConfigError, match=r"the embedder is a Qwen2-VL"):
         store.start("infonce", tokenizer)
 
 
 def test_adapters_need_weights(tiny_run, tmp_path, tokenizer):
     config = dataclasses.replace(tiny_run, embedder=RunConfig.pretrained().embedder)
-    with pytest.raises(ConfigError, match="--embedder.weights"):
+    with pytest.raises(ConfigError, match=r"--embedder\.weights"):
         ModelStore(tmp_path, config, make_mesh(1, 1)).start("infonce", tokenizer)
