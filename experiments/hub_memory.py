@@ -48,6 +48,7 @@ print(json.dumps({
 """
 
 
+# TODO: take `2b` from afmrl_jax.models.presets once it is there.
 def config_of(size: str) -> QwenVLConfig:
     """A published Qwen2-VL (`2b`), or a smaller one of the same build (`small`)."""
     if size == "small":
