@@ -27,6 +27,7 @@ from afmrl_jax.models.hub_config import to_hub_config
 from afmrl_jax.models.hub_names import hub_tensors
 from afmrl_jax.models.hub_read import INDEX
 from afmrl_jax.models.hub_write import SHARD_BYTES, divide
+from afmrl_jax.models.presets import preset
 from afmrl_jax.models.safetensors_file import TensorToWrite, write_tensors
 
 GIGABYTE = 10**9
@@ -48,15 +49,12 @@ print(json.dumps({
 """
 
 
-# TODO: take `2b` from afmrl_jax.models.presets once it is there.
 def config_of(size: str) -> QwenVLConfig:
-    """A published Qwen2-VL (`2b`), or a smaller one of the same build (`small`)."""
-    if size == "small":
-        vision = VisionConfig(4, 256, 4, 1024, 512, 14, temporal_patch_size=2, window_size=56)
-        text = TextConfig(65536, 512, 2048, 8, 8, 2, mrope_section=(8, 12, 12))
-    else:
-        vision = VisionConfig(32, 1280, 16, 5120, 1536, 14, temporal_patch_size=2, window_size=56)
-        text = TextConfig(151936, 1536, 8960, 28, 12, 2, mrope_section=(16, 24, 24))
+    """The published Qwen2-VL-2B (`2b`), or a smaller one of the same build (`small`)."""
+    if size == "2b":
+        return preset("qwen2vl_2b")
+    vision = VisionConfig(4, 256, 4, 1024, 512, 14, temporal_patch_size=2, window_size=56)
+    text = TextConfig(65536, 512, 2048, 8, 8, 2, mrope_section=(8, 12, 12))
     return QwenVLConfig("qwen2_vl", vision, text)
 
 

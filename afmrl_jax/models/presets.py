@@ -34,8 +34,8 @@ def _qwen2_vl(text: TextConfig) -> QwenVLConfig:
         patch_size=14,
         merge_size=2,
         temporal_patch_size=2,
-        # Without windows it only has to be a multiple of a merged patch.
-        window_size=112,
+        # It has no windows; this is what reading a published config.json gives.
+        window_size=56,
     )
     return QwenVLConfig("qwen2_vl", vision, text)
 
