@@ -11,11 +11,11 @@ def vision_angles(position: jax.Array, head_dim: int) -> jax.Array:
     """Angles of the vision tower: the first half of the frequencies turn with the row.
 
     Args:
-        position: int32 [b p 2], (row, column) in patches.
+        position: int32 [n p 2], (row, column) in patches.
         head_dim: size of a head.
 
     Returns:
-        float32 [b p head_dim/2]
+        float32 [n p head_dim/2]
     """
     quarter = head_dim // 4
     frequency = 1.0 / 10000.0 ** (np.arange(quarter, dtype=np.float32) / quarter)

@@ -26,7 +26,7 @@ class VisionAttention(nnx.Module):
         self.implementation = execution.attention
 
     def __call__(self, x: jax.Array, angles: jax.Array, mask: jax.Array) -> jax.Array:
-        """[b p d], with rotary `angles` and a mask [b p p] of who sees whom."""
+        """[n p d], with rotary `angles` and a mask [n p p] of who sees whom."""
         batch, patches, size = x.shape
         qkv = self.qkv(x).reshape(batch, patches, 3, self.num_heads, size // self.num_heads)
         q, k = rotate(qkv[:, :, 0], angles), rotate(qkv[:, :, 1], angles)
@@ -41,7 +41,7 @@ class QuickGeluMlp(nnx.Module):
         self.fc2 = Linear(config.intermediate, config.embed_dim, bias=True, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[b p d]."""
+        """[n p d]."""
         x = self.fc1(x)
         return self.fc2(x * jax.nn.sigmoid(1.702 * x))
 
@@ -67,7 +67,7 @@ class GatedMlp(nnx.Module):
         self.down_proj = linear("down_proj", intermediate, size)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[b p d]."""
+        """[n p d]."""
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -88,7 +88,7 @@ class VisionBlock(nnx.Module):
         self.attn = VisionAttention(vision, execution, rngs=rngs)
 
     def __call__(self, x: jax.Array, angles: jax.Array, mask: jax.Array) -> jax.Array:
-        """[b p d], as in `VisionAttention`."""
+        """[n p d], as in `VisionAttention`."""
         x = x + self.attn(self.norm1(x), angles, mask)
         return x + self.mlp(self.norm2(x))
 
@@ -101,7 +101,7 @@ class PatchEmbed(nnx.Module):
         self.proj = Linear(inputs, config.embed_dim, bias=False, rngs=rngs)
 
     def __call__(self, patches: jax.Array) -> jax.Array:
-        """[b p pixels] to [b p d]."""
+        """[n p f] to [n p d]."""
         return self.proj(patches)
 
 
@@ -121,7 +121,7 @@ class PatchMerger(nnx.Module):
         self.joined = joined
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[b p d] to [b p/merge^2 out], each square of patches joined."""
+        """[n p d] to [n p/merge^2 out], each square of patches joined."""
         x = self.ln_q(x).reshape(x.shape[0], -1, self.joined)
         return self.mlp_2(jax.nn.gelu(self.mlp_0(x), approximate=False))
 
@@ -143,19 +143,19 @@ class VisionTower(nnx.Module):
         self.execution = execution
 
     def __call__(self, patches: jax.Array, segment: jax.Array, position: jax.Array) -> jax.Array:
-        """Merged tokens [b p/merge^2 d] of patches in merge-block order.
+        """Merged tokens [n p/merge^2 d] of patches in merge-block order.
 
         Args:
-            patches: float [b p f], flattened normalised pixels.
-            segment: int32 [b p], picture of the row, 0 for padding.
-            position: int32 [b p 2], (row, column) in patches.
+            patches: float [n p f], flattened normalised pixels; several pictures may share a bin n.
+            segment: int32 [n p], number of the picture inside the bin, from 1; 0 is padding.
+            position: int32 [n p 2], (row, column) in patches.
         """
         return self.merger(self._through(patches, segment, position, lambda out: None)[0])
 
     def block_outputs(
         self, patches: jax.Array, segment: jax.Array, position: jax.Array
     ) -> jax.Array:
-        """What each block hands on, [l b p d]; for looking inside."""
+        """What each block hands on, [l n p d]; for looking inside."""
         return self._through(patches, segment, position, lambda out: out)[1]
 
     def _through(
