@@ -153,6 +153,7 @@ class RunConfig:
                 swap_share=0.0,
                 contrastive_weight=0.0,
                 structure_weight=1.0,
+                logits_at_once=64,
                 optimiser=OptimiserConfig(1e-5, weight_decay=0.0),
             ),
             backbone=replace(demo.backbone, steps=0),

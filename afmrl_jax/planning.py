@@ -15,16 +15,17 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from afmrl_jax.config import AgclConfig, DistillConfig
+from afmrl_jax.config import RunConfig
 from afmrl_jax.data.batches import VLBatch
 from afmrl_jax.errors import ConfigError
+from afmrl_jax.layout import fit_spec
 from afmrl_jax.model_config import Execution, LoraConfig, QwenVLConfig, require
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.models.lora import with_lora
 from afmrl_jax.models.presets import preset
 from afmrl_jax.parallel import plan as counts
-from afmrl_jax.parallel.mesh import fit_spec, make_mesh
+from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.plan import GIB, Line, Plan
 from afmrl_jax.parallel.sharding import shardings
 from afmrl_jax.training.agcl import make_agcl_step
@@ -33,6 +34,8 @@ from afmrl_jax.training.state import initial_state, make_optimiser
 from afmrl_jax.training.trainee import learns
 
 Struct = jax.ShapeDtypeStruct
+SETTINGS = RunConfig.pretrained()
+"""What a step is planned with."""
 INSIDE = ("gradients", "keys and values")
 """Lines that a compiled step holds among its temporaries."""
 
@@ -155,7 +158,7 @@ def exact_lines(request: Request, architecture: Architecture) -> list[Line]:
     """The parts that shapes and the sharding table decide: weights, moments, gradients, batch."""
     mesh = counts.abstract_mesh(*request.axes)
     learning, frozen = divide(request, architecture)
-    optimiser = make_optimiser(AgclConfig().optimiser, 1)
+    optimiser = make_optimiser(SETTINGS.agcl.optimiser, 1)
     state = jax.eval_shape(partial(initial_state, optimiser=optimiser), learning)
     batch = batch_shapes(request, architecture.config)
     pairs = zip(jax.tree.leaves(batch), jax.tree.leaves(_rows_over_data(batch, mesh)), strict=True)
@@ -188,9 +191,10 @@ def estimated(request: Request, config: QwenVLConfig) -> Line:
     """Activations and temporaries by `parallel.plan.activation_bytes`."""
     data, model = request.axes
     rows = counts.rows_per_device(request.rows, data)
+    length = request.visual_tokens + request.text_tokens
     places = {
         "agcl": 0,
-        "distill": rows * (request.visual_tokens + request.text_tokens),
+        "distill": rows * min(length, SETTINGS.distill.logits_at_once or length),
         "generate": rows * request.group_size,
     }
     load = counts.Load(
@@ -218,15 +222,13 @@ def lowered(request: Request, architecture: Architecture, mesh: Mesh) -> Any:
     frozen = laid(frozen, shardings(frozen, mesh))
     if request.task == "generate":
         return jax.jit(partial(_write, architecture, request)).lower(frozen, batch["rows"])
-    optimiser = make_optimiser(AgclConfig().optimiser, 1)
+    optimiser = make_optimiser(SETTINGS.agcl.optimiser, 1)
     state = jax.eval_shape(partial(initial_state, optimiser=optimiser), learning)
     state = laid(state, shardings(state, mesh))
     if request.task == "agcl":
-        step: Any = make_agcl_step(architecture, AgclConfig(), None, optimiser)
+        step: Any = make_agcl_step(architecture, SETTINGS.agcl, None, optimiser)
     else:
-        # What the README advises for a pretrained G.
-        settings = DistillConfig(contrastive_weight=0.0, swap_share=0.0)
-        step = make_distill_step(architecture, settings, optimiser)
+        step = make_distill_step(architecture, SETTINGS.distill, optimiser)
     key = jax.eval_shape(lambda: jax.random.key(0))
     return step.lower(frozen, state, batch, key)
 

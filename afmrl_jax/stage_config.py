@@ -46,6 +46,9 @@ class DistillConfig:
     structure_weight: float = 0.2
     """Weight of the tokens that are no value (keys, punctuation, end) in the cross entropy; the
     order of keys is the oracle's whim and would drown the values."""
+    logits_at_once: int | None = None
+    """Tokens of each row whose vocabulary logits are held at once. A large vocabulary fills the
+    memory with them; None forms all, which is fastest for a small one."""
     optimiser: OptimiserConfig = field(
         default_factory=lambda: OptimiserConfig(2e-3, warmup_share=0.03, weight_decay=0.5)
     )
@@ -56,6 +59,8 @@ class DistillConfig:
         require(0 <= self.swap_share <= 1, "swap_share must lie in [0, 1]")
         require(self.contrastive_weight >= 0, "contrastive_weight must not be negative")
         require(self.structure_weight > 0, "structure_weight must be positive")
+        at_once = self.logits_at_once
+        require(at_once is None or at_once > 0, "logits_at_once must be positive")
 
 
 @dataclass(frozen=True)

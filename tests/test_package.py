@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "afmrl_jax"
 ORDER = (
     ("errors",),
-    ("model_config", "axes"),
+    ("model_config", "axes", "layout"),
     ("stage_config",),
     ("config", "config_json"),
     ("files", "progress"),

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from afmrl_jax.layout import rows_over_data
 from afmrl_jax.model_config import Execution, InitConfig, LoraConfig, TextConfig
 from afmrl_jax.models.attention import attend, masked_softmax
 from afmrl_jax.models.layers import Linear, RMSNorm, run_stack, stack_layers
@@ -177,8 +178,9 @@ class Decoder(nnx.Module):
         angles = self._angles(positions)
 
         def step(layer: DecoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, Any]:
+            x = rows_over_data(x)
             mixed, own = layer.self_attn(layer.input_layernorm(x), angles, mask)
-            x = layer.feed_forward(x + mixed)
+            x = rows_over_data(layer.feed_forward(rows_over_data(x + mixed)))
             return x, keep(own, x)
 
         return run_stack(self.layers, step, x, None, self.execution)
@@ -217,6 +219,7 @@ class Decoder(nnx.Module):
             layer: DecoderLayer, carry: tuple[jax.Array, KeyValue | None], entry: Any
         ) -> tuple[tuple[jax.Array, KeyValue | None], None]:
             (x, cache), (number, before) = carry, entry
+            x = rows_over_data(x)
             flat = layer.input_layernorm(x).reshape(batch * group, length, width)
             q, new = layer.self_attn.project(flat, angles)
             q = q.reshape(batch, group, *q.shape[1:])
@@ -235,7 +238,8 @@ class Decoder(nnx.Module):
                     *(jax.lax.dynamic_index_in_dim(x, number, keepdims=False) for x in cache)
                 )
             mixed = layer.self_attn.behind_prefix(q, before, own, prefix_mask, own_mask)
-            return (layer.feed_forward(x + mixed), cache), None
+            x = layer.feed_forward(rows_over_data(x + mixed))
+            return (rows_over_data(x), cache), None
 
         numbers = jnp.arange(self.config.num_layers, dtype=jnp.int32)
         (x, cache), _ = run_stack(self.layers, step, (x, cache), (numbers, prefix), self.execution)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from afmrl_jax.layout import rows_over_data
 from afmrl_jax.model_config import Execution, InitConfig, QwenVLConfig
 from afmrl_jax.models.decoder import Decoder
 from afmrl_jax.models.vision import VisionTower
@@ -50,7 +51,7 @@ class QwenVL(nnx.Module):
             visual_start: int32 [b]; the j-th picture place of row i takes visual token
                 visual_start[i] + j of all n * s. Needed where there are visual tokens.
         """
-        embedded = self.model.embed(tokens)
+        embedded = rows_over_data(self.model.embed(tokens))
         if visual_tokens is None or visual_tokens.shape[0] == 0:
             return embedded
         if visual_start is None:
@@ -60,7 +61,7 @@ class QwenVL(nnx.Module):
         number = visual_start[:, None] + jnp.cumsum(place.astype(jnp.int32), axis=1) - 1
         # Outside the picture places the number may point anywhere; what it finds is not used.
         chosen = jnp.take(flat, jnp.clip(number, 0, flat.shape[0] - 1), axis=0)
-        return jnp.where(place[..., None], chosen.astype(embedded.dtype), embedded)
+        return rows_over_data(jnp.where(place[..., None], chosen.astype(embedded.dtype), embedded))
 
     def inputs(self, batch: Any, visual_tokens: jax.Array | None = None) -> jax.Array:
         """Embeddings [b t d] of a `VLBatch`; `visual_tokens` stand in for the vision tower."""

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from afmrl_jax.layout import rows_over_data
 from afmrl_jax.model_config import Execution, LoraConfig, QwenVLConfig, VisionConfig
 from afmrl_jax.models.attention import attend
 from afmrl_jax.models.layers import LayerNorm, Linear, RMSNorm, run_stack, stack_layers
@@ -89,8 +90,9 @@ class VisionBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, angles: jax.Array, mask: jax.Array) -> jax.Array:
         """[n p d], as in `VisionAttention`."""
-        x = x + self.attn(self.norm1(x), angles, mask)
-        return x + self.mlp(self.norm2(x))
+        x = rows_over_data(x)
+        x = rows_over_data(x + self.attn(self.norm1(x), angles, mask))
+        return rows_over_data(x + self.mlp(self.norm2(x)))
 
 
 class PatchEmbed(nnx.Module):

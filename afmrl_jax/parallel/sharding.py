@@ -9,8 +9,8 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from afmrl_jax.layout import fit_spec
 from afmrl_jax.models.hub_names import is_stacked
-from afmrl_jax.parallel.mesh import fit_spec
 
 # The lines speak of one layer; a stack has the layers along a further first axis, which stays
 # whole, for the loop over layers walks along it.

@@ -96,11 +96,14 @@ class Encoder:
                 pictures = any(row.pictures for row in batch_rows)
                 batch = builder.batch(batch_rows + padding, length, with_patches=pictures)
                 shapes.add(batch)
-                if self.mesh is not None:
-                    batch = place_batch(batch, self.mesh)
-                vectors = np.asarray(_embed(self.architecture, self.params, batch))
-                out[chosen] = vectors[: len(chosen)]
+                out[chosen] = np.asarray(self._vectors(batch))[: len(chosen)]
                 progress.update(begin + len(chosen))
         if label is not None and shapes:
             say(f"{label}: {shapes}")
         return out
+
+    def _vectors(self, batch: VLBatch) -> jax.Array:
+        if self.mesh is None:
+            return _embed(self.architecture, self.params, batch)
+        with jax.set_mesh(self.mesh):
+            return _embed(self.architecture, self.params, place_batch(batch, self.mesh))

@@ -81,14 +81,15 @@ def write_attributes(
         chosen = indices[begin : begin + batch_size]
         rows = [builder.prompt(i) for i in chosen]
         rows += [rows[-1]] * (batch_size - len(rows))
-        generation = greedy(
-            architecture,
-            params,
-            place_batch(builder.batch(rows, length), mesh),
-            builder.text.max_attribute_tokens,
-            tokenizer.eos_id,
-            tokenizer.pad_id,
-        )
+        with jax.set_mesh(mesh):
+            generation = greedy(
+                architecture,
+                params,
+                place_batch(builder.batch(rows, length), mesh),
+                builder.text.max_attribute_tokens,
+                tokenizer.eos_id,
+                tokenizer.pad_id,
+            )
         texts, malformed = completion_texts(generation, tokenizer)
         count = len(chosen)
         yield list(zip(chosen, texts[:count], malformed[:count].tolist(), strict=True))

@@ -14,7 +14,7 @@ from afmrl_jax.data.pipeline import DistillSource, RowBuilder
 from afmrl_jax.models.embedder import hidden_at, unit
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.objectives.agcl import agcl_loss
-from afmrl_jax.objectives.sft import sft_loss
+from afmrl_jax.objectives.sft import sft_loss_of_hidden
 from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop
 from afmrl_jax.training.state import gradient_step, initial_state, make_optimiser
 from afmrl_jax.training.trainee import Trainee
@@ -73,8 +73,14 @@ def make_distill_step(
             model = architecture.bind({**frozen, **params})
             hidden = model(batch["rows"])
             weights = batch["weights"]
-            logits = model.logits(hidden)
-            value, metrics = sft_loss(logits, batch["targets"], weights > 0, weights)
+            value, metrics = sft_loss_of_hidden(
+                hidden,
+                model.logits,
+                batch["targets"],
+                weights > 0,
+                weights,
+                at_once=settings.logits_at_once,
+            )
             if settings.contrastive_weight:
                 vectors = unit(hidden_at(hidden, batch["prompt_last"]))
                 count = batch["products"].shape[0]
