@@ -1,0 +1,200 @@
+"""Real sizes with random weights on one GPU or TPU: R's training step and G's decoding."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from afmrl_jax.model_config import Execution, LoraConfig, QwenVLConfig
+from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.models.generation import generate
+from afmrl_jax.models.hub_names import is_adapter
+from afmrl_jax.models.presets import preset
+from afmrl_jax.progress import say
+from afmrl_jax.training.agcl import make_agcl_step
+from afmrl_jax.training.state import initial_state, make_optimiser
+from benchmarks.jax_side import settings
+from benchmarks.record import spread
+from benchmarks.workload import Size, make_rows
+
+
+@dataclass(frozen=True)
+class Load:
+    """A model and what it computes."""
+
+    config: QwenVLConfig
+    size: Size
+    """Shape of the rows; the widths of its own model are not used."""
+    rows: int
+    execution: Execution = dataclasses.field(
+        default_factory=lambda: Execution(dtype="bfloat16", remat="full")
+    )
+
+    @classmethod
+    def embedder(cls) -> Load:
+        """Qwen2-VL-2B on 32 pairs of 256 visual and 64 text tokens."""
+        config = dataclasses.replace(preset("qwen2vl_2b"), lora=LoraConfig())
+        return cls(config, Size(side=16, pairs=32), 64)
+
+    @classmethod
+    def generator(cls) -> Load:
+        """Qwen2.5-VL-3B on 64 prompts of 256 visual and 64 text tokens, 128 tokens each."""
+        return cls(preset("qwen2_5vl_3b"), Size(side=16, new_tokens=128), 64)
+
+    @property
+    def batch(self) -> Any:
+        """Rows whose picture places carry this model's id."""
+        rows = make_rows(self.size, self.rows)
+        place = rows.tokens == 3
+        tokens = np.where(place, self.config.image_token_id, rows.tokens).astype(np.int32)
+        return jax.device_put(rows._replace(tokens=tokens))
+
+
+def forward_flops(config: QwenVLConfig, visual: int, text: int) -> tuple[float, float]:
+    """Matrix products of one picture's vision tower, and of the decoder on its row."""
+    vision, decoder = config.vision, config.text
+    patches, wide = visual * vision.merge_size**2, vision.embed_dim
+    gates = 3 if config.family == "qwen2_5_vl" else 2
+    block = 2 * patches * (4 * wide**2 + gates * wide * vision.intermediate)
+    block += 4 * patches**2 * wide
+    joined = wide * vision.merge_size**2
+    pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    ends = 2 * visual * joined * (joined + vision.out_dim) + 2 * patches * pixels * wide
+    tokens, width = visual + text, decoder.hidden_dim
+    narrow = decoder.num_kv_heads * decoder.head_dim
+    kernels = 2 * width**2 + 2 * width * narrow + 3 * width * decoder.intermediate_dim
+    layer = 2 * tokens * kernels + 4 * tokens**2 * width
+    return vision.depth * block + ends, decoder.num_layers * layer
+
+
+def _median_seconds(call: Callable[[], Any], repeats: int) -> list[float]:
+    jax.block_until_ready(call())
+    samples = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(call())
+        samples.append(time.perf_counter() - began)
+    return samples
+
+
+def peaks(side: int, repeats: int) -> tuple[float, float]:
+    """Measured peaks: bfloat16 FLOP/s of a product of two [side side], bytes/s of reading one."""
+    x = jnp.ones((side, side), jnp.bfloat16)
+    product = jax.jit(lambda x: x @ x)
+    seconds = np.median(_median_seconds(lambda: product(x), repeats))
+    big = jnp.ones((16, side, side), jnp.bfloat16)
+    total = jax.jit(lambda x: jnp.sum(x, dtype=jnp.float32))
+    read = np.median(_median_seconds(lambda: total(big), repeats))
+    return 2 * side**3 / float(seconds), big.nbytes / float(read)
+
+
+def _random(shapes: dict[str, Any], dtype: Any) -> Params:
+    """Small random weights made on the device, one at a time."""
+
+    @partial(jax.jit, static_argnums=(1,))
+    def make(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return 0.02 * jax.random.normal(key, shape, dtype)
+
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    return {n: make(k, tuple(x.shape)) for k, (n, x) in zip(keys, shapes.items(), strict=True)}
+
+
+def _memory() -> dict[str, int]:
+    found = jax.devices()[0].memory_stats() or {}
+    return {f"{k}": found[k] for k in ("peak_bytes_in_use", "bytes_limit") if k in found}
+
+
+def train_step(load: Load, peak: float, repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """R's step on adapters: images/s, and FLOP/s by vision tower once and decoder three times."""
+    architecture = Architecture.of(load.config, load.execution)
+    own = {n: x for n, x in architecture.shapes.items() if is_adapter(n)}
+    frozen = _random({n: x for n, x in architecture.shapes.items() if n not in own}, jnp.bfloat16)
+    configured = settings(1000)
+    optimiser = make_optimiser(configured.optimiser, configured.steps)
+    holder = [initial_state(_random(own, jnp.float32), optimiser)]
+    step = make_agcl_step(architecture, configured, None, optimiser)
+    products = jnp.arange(load.rows // 2, dtype=jnp.int32)
+    batch = {"rows": load.batch, "products": products}
+
+    def call() -> Any:
+        holder[0], metrics = step(frozen, holder[0], batch, jax.random.key(0))
+        return holder[0], metrics
+
+    samples = _median_seconds(call, repeats)
+    vision, decoder = forward_flops(load.config, load.size.side**2, load.size.text_tokens)
+    rate = load.rows / float(np.median(samples))
+    figures = {
+        "r_images_per_second": rate,
+        "r_tflops": rate * (vision + 3 * decoder) / 1e12,
+        "r_share_of_peak": rate * (vision + 3 * decoder) / peak,
+    }
+    return figures, {"part": "r_step", "rows": load.rows, "seconds": spread(samples), **_memory()}
+
+
+def decode(load: Load, bandwidth: float, repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """G's decoding: tokens/s, and the share of reading all weights once a token."""
+    architecture = Architecture.of(load.config, load.execution)
+    params, batch = _random(architecture.shapes, jnp.bfloat16), load.batch
+
+    @partial(jax.jit, static_argnums=2)
+    def write(params: Params, batch: Any, count: int) -> jax.Array:
+        return generate(
+            architecture.bind(params),
+            batch,
+            group_size=1,
+            max_new_tokens=count,
+            temperature=0.0,
+            key=jax.random.key(0),
+            eos_id=-1,
+            pad_id=0,
+        ).tokens
+
+    whole = _median_seconds(lambda: write(params, batch, load.size.new_tokens), repeats)
+    first = _median_seconds(lambda: write(params, batch, 1), repeats)
+    # Without the prompt: what further tokens take.
+    seconds = float(np.median(whole) - np.median(first)) / (load.size.new_tokens - 1)
+    # The vision tower is not read while decoding.
+    read = sum(x.nbytes for n, x in params.items() if not n.startswith("visual_tower"))
+    figures = {
+        "g_tokens_per_second": load.rows / seconds,
+        "g_share_of_bandwidth": read / bandwidth / seconds,
+    }
+    detail = {"part": "g_decode", "rows": load.rows, "seconds": spread(whole)}
+    return figures, detail | {"prompt_seconds": spread(first), **_memory()}
+
+
+def measure_accelerator(
+    embedder: Load | None = None,
+    generator: Load | None = None,
+    *,
+    side: int = 8192,
+    repeats: int = 5,
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Figures and details of both models on the first device.
+
+    Args:
+        embedder: R and its batch; `Load.embedder` without.
+        generator: G and its prompts; `Load.generator` without.
+        side: of the matrices that the peaks are measured with.
+        repeats: of every measurement.
+    """
+    peak, bandwidth = peaks(side, repeats)
+    say(f"measured peaks: {peak / 1e12:.0f} TFLOP/s, {bandwidth / 1e12:.2f} TB/s")
+    figures = {"peak_tflops": peak / 1e12, "bandwidth_tb_per_second": bandwidth / 1e12}
+    details = []
+    for found, detail in (
+        train_step(embedder or Load.embedder(), peak, repeats),
+        decode(generator or Load.generator(), bandwidth, repeats),
+    ):
+        say(", ".join(f"{name} {value:.3g}" for name, value in found.items()))
+        figures |= found
+        details.append(detail)
+    return figures, details

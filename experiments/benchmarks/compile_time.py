@@ -1,0 +1,119 @@
+"""How long a training step takes to compile: looped or unrolled, and with a warm cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from afmrl_jax.progress import Progress
+from benchmarks.record import ratios, spread
+
+PROGRAM = """
+import json, sys, time
+import jax
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+jax.block_until_ready(jax.jit(lambda x: x + 1)(jax.numpy.zeros(1)))
+from benchmarks.compile_time import lowered_step
+began = time.perf_counter()
+program = lowered_step(int(sys.argv[1]), sys.argv[2] == "loop")
+middle = time.perf_counter()
+program.compile()
+done = time.perf_counter()
+print(json.dumps({"trace": middle - began, "compile": done - middle, "both": done - began}))
+"""
+KINDS = ("unrolled", "loop", "warm")
+
+
+def lowered_step(layers: int, scan: bool) -> Any:
+    """R's training step on adapters, from shapes alone, traced and lowered."""
+    import dataclasses
+
+    import jax
+    import jax.numpy as jnp
+
+    from afmrl_jax.model_config import Execution
+    from afmrl_jax.models.functional import Architecture
+    from afmrl_jax.models.hub_names import is_adapter
+    from afmrl_jax.training.agcl import make_agcl_step
+    from afmrl_jax.training.state import initial_state, make_optimiser
+    from benchmarks.jax_side import settings
+    from benchmarks.workload import Size, make_rows
+
+    # Compilation takes as long for narrow layers as for wide ones.
+    size = dataclasses.replace(Size.tiny(), layers=layers, vision_depth=layers)
+    config = dataclasses.replace(size.config, lora=size.lora)
+    architecture = Architecture.of(config, Execution(scan=scan))
+    own = {n: x for n, x in architecture.shapes.items() if is_adapter(n)}
+    frozen = {n: x for n, x in architecture.shapes.items() if n not in own}
+    configured = settings(1000)
+    optimiser = make_optimiser(configured.optimiser, configured.steps)
+    state = jax.eval_shape(lambda p: initial_state(p, optimiser), own)
+    rows = make_rows(size, 2 * size.pairs)
+    batch = {"rows": rows, "products": jnp.arange(size.pairs, dtype=jnp.int32)}
+    step: Any = make_agcl_step(architecture, configured, None, optimiser)
+    return step.lower(frozen, state, batch, jax.random.key(0))
+
+
+def _compile(layers: int, kind: str, cache: Path | None) -> dict[str, float]:
+    """Seconds in a fresh process."""
+    here = str(Path(__file__).parents[1])
+    paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    if cache is not None:
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(layers), kind],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    if done.returncode:
+        raise RuntimeError(f"a process that compiles failed:\n{done.stderr}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure_compile(layers: int, repeats: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Figures and details: seconds to trace and compile one step, interleaved by kind.
+
+    Cold and warm start are of the looped step: the same process with an empty cache folder, and
+    with what the one before left there.
+    """
+    samples: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+    with Progress("compile", 3 * repeats) as progress:
+        for number in range(repeats):
+            with tempfile.TemporaryDirectory() as name:
+                samples["unrolled"].append(_compile(layers, "unrolled", None))
+                progress.update(3 * number + 1)
+                samples["loop"].append(_compile(layers, "loop", Path(name)))
+                progress.update(3 * number + 2)
+                samples["warm"].append(_compile(layers, "loop", Path(name)))
+                progress.update(3 * number + 3)
+
+    def both(kind: str) -> list[float]:
+        return [x["both"] for x in samples[kind]]
+
+    scanned, warm = ratios(both("unrolled"), both("loop")), ratios(both("loop"), both("warm"))
+    details = [
+        {
+            "part": f"compile_{kind}",
+            "layers": layers,
+            **{f"{what}_seconds": spread([x[what] for x in found]) for what in found[0]},
+        }
+        for kind, found in samples.items()
+    ]
+    speedups = {"part": "compile", "loop_speedup": scanned, "warm_speedup": warm}
+    figures = {
+        "compile_scan_speedup": scanned["median"],
+        "warm_start_speedup": warm["median"],
+    }
+    return figures, [*details, speedups]

@@ -1,0 +1,161 @@
+"""Speed of the models: against torch, of compilation, and on an accelerator."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from afmrl_jax.errors import ConfigError
+from afmrl_jax.model_config import Execution
+from afmrl_jax.models.folder import save_model
+from afmrl_jax.models.functional import Architecture
+from afmrl_jax.progress import Progress, say
+from benchmarks.accelerator import measure_accelerator
+from benchmarks.compile_time import measure_compile
+from benchmarks.record import cores, ratios, spread, write_record
+from benchmarks.workers import Worker, restrict
+from benchmarks.workload import Size
+
+Part = Literal["forward", "train", "decode", "compile", "accelerator"]
+FIGURES = {
+    "forward": "forward_speedup_vs_torch",
+    "train": "train_step_speedup_vs_torch",
+    "decode_b1": "decode_speedup_b1",
+    "decode_b16": "decode_speedup_b16",
+}
+AGREE = {"forward": 1e-4, "train": 1e-4}
+"""Largest difference of both sides' vectors and losses. Tokens are compared one by one."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how often."""
+
+    parts: tuple[Part, ...] = ("forward", "train", "decode", "compile", "accelerator")
+    """The accelerator's part is left out where JAX has none."""
+    repeats: int = 9
+    """Pairs of measurements against torch; the median of their ratios is reported."""
+    compile_repeats: int = 3
+    """Fresh processes of each kind that compile."""
+    threads: int = 0
+    """Processor cores of either side; 0 for all."""
+    scan: bool = False
+    """Whether our side loops over layers at run time; unrolled is what torch does."""
+    size: Size = dataclasses.field(default_factory=Size)
+    """The model that is compared with torch."""
+    layers: int = 28
+    """Of the model whose compilation is timed; Qwen2-VL-2B has 28."""
+
+
+def _our_side(folder: Path, size: Size, scan: bool, chosen: list[int]) -> Any:
+    restrict(chosen)
+    jax.config.update("jax_platforms", "cpu")
+    from benchmarks.jax_side import JaxSide
+
+    return JaxSide(folder, size, Execution(scan=scan))
+
+
+def _their_side(folder: Path, size: Size, chosen: list[int]) -> Any:
+    restrict(chosen)
+    from benchmarks.torch_side import TorchSide
+
+    return TorchSide(folder, size, len(chosen))
+
+
+def compare(settings: Settings) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Figures and details of the parts that torch computes too, on the same weights.
+
+    Raises:
+        ConfigError: torch, transformers or peft is missing.
+        RuntimeError: both sides disagree.
+    """
+    asked = [p for p in FIGURES if p.partition("_b")[0] in settings.parts]
+    if not asked:
+        return {}, []
+    for name in ("torch", "peft"):
+        if not _installed(name):
+            raise ConfigError(
+                f"comparing with torch needs {name}: `pip install -e '.[reference]'`, or choose "
+                "`--parts compile accelerator`"
+            )
+    chosen = cores()[: settings.threads or None]
+    figures, details = {}, []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "model"
+        architecture = Architecture.of(settings.size.config)
+        save_model(folder, architecture, architecture.init(0))
+        sides = (folder, settings.size)
+        with (
+            Worker(_our_side, *sides, settings.scan, chosen) as ours,
+            Worker(_their_side, *sides, chosen) as theirs,
+        ):
+            for part in asked:
+                detail = _pairs(part, ours, theirs, settings)
+                figures[FIGURES[part]] = detail["speedup"]["median"]
+                detail |= {"threads": len(chosen), "scan": settings.scan}
+                details.append(detail | {"shape": settings.size.describe()})
+    return figures, details
+
+
+def _pairs(part: str, ours: Worker, theirs: Worker, settings: Settings) -> dict[str, Any]:
+    found, expected = (np.asarray(side.call("prepare", part)) for side in (ours, theirs))
+    detail: dict[str, Any] = {"part": part}
+    if part in AGREE:
+        difference = float(np.abs(found - expected).max())
+        if not difference < AGREE[part]:
+            raise RuntimeError(
+                f"{part}: both sides differ by {difference:.2g}; a time means nothing"
+            )
+        detail["largest_difference"] = difference
+    else:
+        detail["same_tokens"] = float((found == expected).mean())
+    samples: tuple[list[float], list[float]] = ([], [])
+    with Progress(part, settings.repeats) as progress:
+        for done in range(1, settings.repeats + 1):
+            for side, kept in zip((ours, theirs), samples, strict=True):
+                # The first of two calls finds caches full of the other side's numbers.
+                side.call("seconds", part)
+                kept.append(side.call("seconds", part))
+            progress.update(done)
+    speedup = ratios(samples[1], samples[0])
+    say(f"{part}: {speedup['median']:.2f} times as fast as torch")
+    return detail | {
+        "our_seconds": spread(samples[0]),
+        "torch_seconds": spread(samples[1]),
+        "speedup": speedup,
+    }
+
+
+def _installed(name: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(name) is not None
+
+
+def run(settings: Settings, out: Path) -> dict[str, float]:
+    """Measure all that was asked for, and write `out` at the end.
+
+    Raises:
+        ConfigError: `out` cannot be written, or a library is missing; before anything is measured.
+    """
+    if not out.parent.is_dir():
+        raise ConfigError(f"{out.parent} is no folder; create it, or choose another --out")
+    figures, details = compare(settings)
+    if "compile" in settings.parts:
+        found, detail = measure_compile(settings.layers, settings.compile_repeats)
+        figures, details = figures | found, [*details, *detail]
+    if "accelerator" in settings.parts:
+        if jax.default_backend() == "cpu":
+            say("accelerator: JAX has none here, left out")
+        else:
+            found, detail = measure_accelerator()
+            figures, details = figures | found, [*details, *detail]
+    device = jax.devices()[0]
+    write_record(out, "models", figures, details, f"{device.platform}: {device.device_kind}")
+    return figures

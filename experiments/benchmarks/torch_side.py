@@ -1,0 +1,116 @@
+"""The reference's side: transformers, peft and torch, eager, with scaled-dot-product attention."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.nn import functional
+from transformers import Qwen2VLForConditionalGeneration
+
+from benchmarks.jax_side import settings
+from benchmarks.workload import TOKEN, Size, make_rows
+
+
+class TorchSide:
+    """Holds the models and batches of the reference."""
+
+    def __init__(self, folder: Path, size: Size, threads: int):
+        torch.set_num_threads(threads)
+        self._folder, self._size = folder, size
+        self._model = self._load()
+        self._calls: dict[str, Callable[[], Any]] = {}
+
+    def _load(self) -> Any:
+        model = Qwen2VLForConditionalGeneration.from_pretrained(
+            self._folder, dtype=torch.float32, attn_implementation="sdpa"
+        ).eval()
+        # Every row writes all tokens, on both sides.
+        model.generation_config.eos_token_id = None
+        model.generation_config.pad_token_id = TOKEN.pad_id
+        return model
+
+    def prepare(self, part: str) -> list[float]:
+        """As `JaxSide.prepare`."""
+        kind, _, count = part.partition("_b")
+        self._calls[part] = getattr(self, f"_{kind}")(int(count or 2 * self._size.pairs))
+        return np.asarray(self._calls[part](), np.float64).ravel().tolist()
+
+    def seconds(self, part: str) -> float:
+        """Time of one call."""
+        began = time.perf_counter()
+        self._calls[part]()
+        return time.perf_counter() - began
+
+    def _arguments(self, count: int) -> dict[str, torch.Tensor]:
+        batch = make_rows(self._size, count)
+        tokens = torch.tensor(batch.tokens, dtype=torch.long)
+        side = 2 * self._size.side
+        return {
+            "input_ids": tokens,
+            "attention_mask": torch.ones_like(tokens),
+            "pixel_values": torch.tensor(batch.patches.reshape(-1, batch.patches.shape[-1])),
+            "image_grid_thw": torch.tensor([[1, side, side]] * count),
+            "mm_token_type_ids": (tokens == TOKEN.image_pad_id).int(),
+        }
+
+    def _forward(self, count: int) -> Callable[[], Any]:
+        arguments = self._arguments(count)
+
+        @torch.inference_mode()
+        def call() -> Any:
+            hidden = self._model.model(**arguments, use_cache=False).last_hidden_state
+            return functional.normalize(hidden[:, -1], dim=-1)
+
+        return call
+
+    def _train(self, count: int) -> Callable[[], Any]:
+        lora, configured = self._size.lora, settings(1000)
+        # PEFT changes a model in place, and decoding wants it as it was.
+        adapted: Any = get_peft_model(
+            self._load(),
+            LoraConfig(
+                r=lora.rank,
+                lora_alpha=lora.alpha,  # type: ignore[arg-type]
+                # The decoder's maps; some of the vision tower's have the same names.
+                target_modules=rf"model\.language_model\..*\.({'|'.join(lora.targets)})",
+            ),
+        )
+        inner = adapted.base_model.model.model
+        own = [x for x in adapted.parameters() if x.requires_grad]
+        options = configured.optimiser
+        optimiser = torch.optim.AdamW(
+            own, options.learning_rate, betas=(0.9, 0.98), weight_decay=options.weight_decay
+        )
+        arguments, labels = self._arguments(count), torch.arange(count // 2)
+
+        def call() -> Any:
+            hidden = inner(**arguments, use_cache=False).last_hidden_state
+            vectors = functional.normalize(hidden[:, -1], dim=-1)
+            scores = vectors[: count // 2] @ vectors[count // 2 :].T / configured.temperature
+            loss = functional.cross_entropy(scores, labels)
+            loss = (loss + functional.cross_entropy(scores.T, labels)) / 2
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(own, options.clip_norm)
+            optimiser.step()
+            return loss.detach()
+
+        return call
+
+    def _decode(self, count: int) -> Callable[[], Any]:
+        arguments, length = self._arguments(count), self._size.side**2 + self._size.text_tokens
+
+        @torch.inference_mode()
+        def call() -> Any:
+            written = self._model.generate(
+                **arguments, do_sample=False, max_new_tokens=self._size.new_tokens
+            )
+            return written[:, length:]
+
+        return call
