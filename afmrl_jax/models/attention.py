@@ -15,12 +15,6 @@ MASKED = float(jnp.finfo(jnp.float32).min)
 Implementation = Literal["auto", "dense", "fused"]
 
 
-def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax over the last axis in float32; `mask` is True where a score counts."""
-    scores = jnp.where(mask, scores.astype(jnp.float32), MASKED)
-    return jax.nn.softmax(scores, axis=-1)
-
-
 def attend(
     q: jax.Array,
     k: jax.Array,
@@ -32,8 +26,8 @@ def attend(
 
     Args:
         q: [b t h k], h a multiple of the key heads.
-        k: [b s n k].
-        v: [b s n k].
+        k: [b n s k].
+        v: [b n s k].
         mask: bool [b t s], True where t may look at s.
         implementation: see `Execution.attention`.
 
@@ -42,18 +36,34 @@ def attend(
     """
     batch, length, heads, size = q.shape
     if implementation == "fused" or (implementation == "auto" and fused_works(q.dtype, size)):
+        k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         out = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="cudnn")
         return out.reshape(batch, length, heads * size)
     return _dense(q, k, v, mask)
 
 
 def _dense(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Plain attention, arranged so that XLA's CPU and GPU products find their operands in order.
+
+    Heads stand in front, the queries of one key head side by side, and rows are divided by their
+    sum behind the last product, where they are shorter: twice as fast on a CPU as softmax first.
+    """
     batch, length, heads, size = q.shape
-    kv_heads = k.shape[2]
-    q = q.reshape(batch, length, kv_heads, heads // kv_heads, size)
-    scores = jnp.einsum("btnrk,bsnk->bnrts", q, k, preferred_element_type=jnp.float32)
-    weights = masked_softmax(scores * (size**-0.5), mask[:, None, None]).astype(v.dtype)
-    return jnp.einsum("bnrts,bsnk->btnrk", weights, v).reshape(batch, length, heads * size)
+    _, kv_heads, keys, _ = k.shape
+    shared = heads // kv_heads
+    q = (q * size**-0.5).reshape(batch, length, kv_heads, shared, size).transpose(0, 2, 3, 1, 4)
+    q = q.reshape(batch, kv_heads, shared * length, size)
+    scores = jnp.einsum("bnqk,bnsk->bnqs", q, k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, kv_heads, shared, length, keys)
+    scores = jnp.where(mask[:, None, None], scores, MASKED)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    weights = weights.reshape(batch, kv_heads, shared * length, keys)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    out = jnp.einsum(
+        "bnqs,bnsk->bnqk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    out = (out / total).astype(v.dtype).reshape(batch, kv_heads, shared, length, size)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads * size)
 
 
 @functools.cache

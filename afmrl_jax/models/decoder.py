@@ -11,20 +11,25 @@ from flax import nnx
 
 from afmrl_jax.layout import rows_over_data
 from afmrl_jax.model_config import Execution, InitConfig, LoraConfig, TextConfig
-from afmrl_jax.models.attention import attend, masked_softmax
-from afmrl_jax.models.layers import Linear, RMSNorm, run_stack, stack_layers
+from afmrl_jax.models.attention import MASKED, attend
+from afmrl_jax.models.layers import Linear, RMSNorm, run_stack, stack_layers, unstack
 from afmrl_jax.models.rope import mrope_angles, rotate
 from afmrl_jax.models.vision import GatedMlp
 
 
 class KeyValue(NamedTuple):
-    """Keys and values, [b s n k] each; a group axis may follow b.
+    """Keys and values of prompts, [b n s k] each, or of groups of continuations, [b n g u k].
 
-    Those of all layers have the layers along a further first axis.
+    Heads in front, as products want them; those of all layers have the layers along a further
+    first axis.
     """
 
     key: jax.Array
     value: jax.Array
+
+
+Cache = KeyValue | list[KeyValue]
+"""Keys and values of all layers: along a first axis, or a list where the layers are a list."""
 
 
 class Attention(nnx.Module):
@@ -48,12 +53,13 @@ class Attention(nnx.Module):
         self.implementation = execution.attention
 
     def project(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, KeyValue]:
-        """Rotated queries [b t h k], and rotated keys with values [b t n k]."""
+        """Rotated queries [b t h k], and rotated keys with values [b n t k]."""
         batch, length, _ = x.shape
         head = self.config.head_dim
         q = rotate(self.q_proj(x).reshape(batch, length, -1, head), angles)
         k = rotate(self.k_proj(x).reshape(batch, length, -1, head), angles)
-        return q, KeyValue(k, self.v_proj(x).reshape(batch, length, -1, head))
+        v = self.v_proj(x).reshape(batch, length, -1, head)
+        return q, KeyValue(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
 
     def __call__(
         self, x: jax.Array, angles: jax.Array, mask: jax.Array
@@ -74,8 +80,8 @@ class Attention(nnx.Module):
 
         Args:
             q: [b g t h k].
-            prefix: keys and values of the prompt, [b s n k], stored once per prompt.
-            own: keys and values of the continuations, [b g u n k].
+            prefix: keys and values of the prompt, [b n s k], stored once per prompt.
+            own: keys and values of the continuations, [b n g u k].
             prefix_mask: bool [b s].
             own_mask: bool [b g t u].
 
@@ -83,23 +89,26 @@ class Attention(nnx.Module):
             [b g t d]
         """
         batch, group, length, heads, size = q.shape
-        kv_heads = prefix.key.shape[2]
+        kv_heads, wide = prefix.key.shape[1], jnp.float32
+        # [b n g r t k], r query heads to a key head.
         q = q.reshape(batch, group, length, kv_heads, heads // kv_heads, size) * (size**-0.5)
-        wide = jnp.float32
-        before = jnp.einsum("bgtnrk,bsnk->bgnrts", q, prefix.key, preferred_element_type=wide)
-        within = jnp.einsum("bgtnrk,bgunk->bgnrtu", q, own.key, preferred_element_type=wide)
-        split = before.shape[-1]
-        mask = jnp.concatenate(
-            [
-                jnp.broadcast_to(prefix_mask[:, None, None], (*own_mask.shape[:3], split)),
-                own_mask,
-            ],
-            axis=-1,
+        q = q.transpose(0, 3, 1, 4, 2, 5)
+        before = jnp.einsum("bngrtk,bnsk->bngrts", q, prefix.key, preferred_element_type=wide)
+        within = jnp.einsum("bngrtk,bnguk->bngrtu", q, own.key, preferred_element_type=wide)
+        before = jnp.where(prefix_mask[:, None, None, None, None], before, MASKED)
+        within = jnp.where(own_mask[:, None, :, None], within, MASKED)
+        # One softmax over both parts, without joining them.
+        highest = jnp.maximum(
+            jnp.max(before, axis=-1, keepdims=True), jnp.max(within, axis=-1, keepdims=True)
         )
-        scores = jnp.concatenate([before, within], axis=-1)
-        weights = masked_softmax(scores, mask[:, :, None, None]).astype(q.dtype)
-        out = jnp.einsum("bgnrts,bsnk->bgtnrk", weights[..., :split], prefix.value)
-        out = out + jnp.einsum("bgnrtu,bgunk->bgtnrk", weights[..., split:], own.value)
+        before, within = (jnp.exp(x - jax.lax.stop_gradient(highest)) for x in (before, within))
+        total = jnp.sum(before, axis=-1, keepdims=True) + jnp.sum(within, axis=-1, keepdims=True)
+        before, within = before.astype(q.dtype), within.astype(q.dtype)
+        out = jnp.einsum("bngrts,bnsk->bngrtk", before, prefix.value, preferred_element_type=wide)
+        out = out + jnp.einsum(
+            "bngrtu,bnguk->bngrtk", within, own.value, preferred_element_type=wide
+        )
+        out = (out / total).astype(q.dtype).transpose(0, 2, 4, 1, 3, 5)
         return self.o_proj(out.reshape(batch, group, length, heads * size))
 
 
@@ -157,9 +166,23 @@ class Decoder(nnx.Module):
     def prefill(
         self, x: jax.Array, positions: jax.Array, token_mask: jax.Array
     ) -> tuple[jax.Array, KeyValue]:
-        """As a call; also the keys and values of all layers, [l b t n k]."""
+        """As a call; also the keys and values of all layers, [l b n t k]."""
         x, stored = self._through(x, positions, token_mask, lambda own, out: own)
         return self.norm(x), stored
+
+    def in_front_of_loop(
+        self, prefix: KeyValue, cache: KeyValue
+    ) -> tuple[DecoderLayer | list[DecoderLayer], Cache, Cache]:
+        """Layers, prefix and cache for `continue_from` in a loop over tokens.
+
+        Taken apart where layers are unrolled; a loop over layers works on the stacks.
+        """
+        count = self.config.num_layers
+        if self.execution.scans(count):
+            return self.layers, prefix, cache
+        graphdef, state = nnx.split(self.layers)
+        layers = [nnx.merge(graphdef, one) for one in unstack(state, count)]
+        return layers, unstack(prefix, count), unstack(cache, count)
 
     def layer_outputs(self, x: jax.Array, positions: jax.Array, token_mask: jax.Array) -> jax.Array:
         """What each layer hands on, [l b t d], before the final norm; for looking inside."""
@@ -189,23 +212,26 @@ class Decoder(nnx.Module):
         self,
         x: jax.Array,
         start: jax.Array,
-        prefix: KeyValue,
+        prefix: Cache,
         prefix_mask: jax.Array,
         own_mask: jax.Array,
-        cache: KeyValue | None = None,
+        cache: Cache | None = None,
         place: jax.Array | int = 0,
-    ) -> tuple[jax.Array, KeyValue | None]:
+        layers: DecoderLayer | list[DecoderLayer] | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
         """Text that continues prompts, several continuations a prompt.
 
         Args:
             x: embeddings [b g t d].
             start: int32 [b], position of the first continuation token of each prompt.
-            prefix: the prompts' keys and values, [l b s n k].
+            prefix: the prompts' keys and values, [l b n s k].
             prefix_mask: bool [b s].
             own_mask: bool [b g t u], which continuation tokens each may look at.
-            cache: keys and values of u continuation places, [l b g u n k]; the t new ones are
+            cache: keys and values of u continuation places, [l b n g u k]; the t new ones are
                 written at `place`. None: the t tokens are all there is (u = t).
             place: index of the first of the t tokens in the continuation.
+            layers: those of `unstack`, to which `prefix` and `cache` are lists too; the decoder's
+                own stack without.
 
         Returns:
             Hidden states [b g t d], and the cache with the new entries.
@@ -216,31 +242,44 @@ class Decoder(nnx.Module):
         angles = self._angles(jnp.broadcast_to(positions, (batch * group, 3, length)))
 
         def step(
-            layer: DecoderLayer, carry: tuple[jax.Array, KeyValue | None], entry: Any
-        ) -> tuple[tuple[jax.Array, KeyValue | None], None]:
+            layer: DecoderLayer, carry: tuple[jax.Array, Cache | None], entry: Any
+        ) -> tuple[tuple[jax.Array, Cache | None], None]:
             (x, cache), (number, before) = carry, entry
             x = rows_over_data(x)
             flat = layer.input_layernorm(x).reshape(batch * group, length, width)
             q, new = layer.self_attn.project(flat, angles)
             q = q.reshape(batch, group, *q.shape[1:])
-            own = KeyValue(*(part.reshape(batch, group, *part.shape[1:]) for part in new))
+            own = KeyValue(*(x.reshape(batch, group, *x.shape[1:]).swapaxes(1, 2) for x in new))
             if cache is not None:
-                # Carried and written in place: as an output of the loop it would be copied whole
-                # for every token.
-                at = (number, 0, 0, place, 0, 0)
-                cache = KeyValue(
-                    *(
-                        jax.lax.dynamic_update_slice(old, fresh[None], at)
-                        for old, fresh in zip(cache, own, strict=True)
-                    )
-                )
-                own = KeyValue(
-                    *(jax.lax.dynamic_index_in_dim(x, number, keepdims=False) for x in cache)
-                )
+                cache, own = _written(cache, number, own, place)
             mixed = layer.self_attn.behind_prefix(q, before, own, prefix_mask, own_mask)
             x = layer.feed_forward(rows_over_data(x + mixed))
             return (rows_over_data(x), cache), None
 
-        numbers = jnp.arange(self.config.num_layers, dtype=jnp.int32)
-        (x, cache), _ = run_stack(self.layers, step, (x, cache), (numbers, prefix), self.execution)
+        layers, count = layers or self.layers, self.config.num_layers
+        entries: Any = (jnp.arange(count, dtype=jnp.int32), prefix)
+        if isinstance(layers, list):
+            entries = list(enumerate(prefix))
+        (x, cache), _ = run_stack(layers, step, (x, cache), entries, self.execution)
         return self.norm(x), cache
+
+
+def _written(
+    cache: Cache, number: Any, new: KeyValue, place: jax.Array | int
+) -> tuple[Cache, KeyValue]:
+    """The cache with layer `number`'s new entries at `place`, and all entries of that layer.
+
+    Written in place: a loop carries the cache, for as an output of it it would be copied whole for
+    every token.
+    """
+
+    def write(old: jax.Array, fresh: jax.Array, *before: Any) -> jax.Array:
+        return jax.lax.dynamic_update_slice(old, fresh, (*before, 0, 0, 0, place, 0))
+
+    if isinstance(cache, list):
+        own = KeyValue(*map(write, cache[number], new))
+        return [*cache[:number], own, *cache[number + 1 :]], own
+    whole = KeyValue(*(write(x, y[None], number) for x, y in zip(cache, new, strict=True)))
+    return whole, KeyValue(
+        *(jax.lax.dynamic_index_in_dim(x, number, keepdims=False) for x in whole)
+    )

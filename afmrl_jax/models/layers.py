@@ -96,8 +96,18 @@ def stack_layers(count: int, make: Callable[[], Layer]) -> Layer:
     return nnx.merge(graphdef, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
 
 
+def unstack(tree: Any, count: int) -> list[Any]:
+    """What each of `count` layers has of a tree with the layers along its leaves' first axis.
+
+    For the front of a loop that runs all layers at every turn: inside it XLA copies each layer's
+    weights out of the stack again and again, which in decoding took longer than all products.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    return [treedef.unflatten([leaf[number] for leaf in leaves]) for number in range(count)]
+
+
 def run_stack(
-    layers: Layer,
+    layers: Layer | list[Layer],
     step: Callable[[Layer, Any, Any], tuple[Any, Any]],
     carry: Any,
     extras: Any,
@@ -106,15 +116,22 @@ def run_stack(
     """Apply stacked layers in order, compiled once and looped over or unrolled.
 
     Args:
-        layers: from `stack_layers`.
+        layers: from `stack_layers`, or one by one from `unstack`.
         step: (layer, carry, extra) -> (carry, out).
         carry: what goes from layer to layer.
-        extras: tree of arrays with the layers along their first axis; None for nothing.
+        extras: tree of arrays with the layers along their first axis; None for nothing. A list with
+            an entry a layer where the layers are a list.
         execution: loop or unrolled, and what the backward pass recomputes.
 
     Returns:
-        The last carry, and the outs stacked along a first axis.
+        The last carry, and the outs stacked along a first axis, or a list of them for a list.
     """
+    if isinstance(layers, list):
+        outs = []
+        for layer, extra in zip(layers, extras, strict=True):
+            carry, out = step(layer, carry, extra)
+            outs.append(out)
+        return carry, outs
     graphdef, state = nnx.split(layers)
     count = jax.tree.leaves(state)[0].shape[0]
     scans = execution.scans(count)

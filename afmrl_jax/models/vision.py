@@ -31,7 +31,8 @@ class VisionAttention(nnx.Module):
         batch, patches, size = x.shape
         qkv = self.qkv(x).reshape(batch, patches, 3, self.num_heads, size // self.num_heads)
         q, k = rotate(qkv[:, :, 0], angles), rotate(qkv[:, :, 1], angles)
-        return self.proj(attend(q, k, qkv[:, :, 2], mask, self.implementation))
+        k, v = k.transpose(0, 2, 1, 3), qkv[:, :, 2].transpose(0, 2, 1, 3)
+        return self.proj(attend(q, k, v, mask, self.implementation))
 
 
 class QuickGeluMlp(nnx.Module):

@@ -22,6 +22,7 @@ from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.training.agcl import make_agcl_step
 from afmrl_jax.training.state import initial_state, make_optimiser
 from afmrl_jax.training.trainee import Trainee
+from benchmarks.profiles import profile_jax
 from benchmarks.workload import Size, make_rows
 
 
@@ -53,6 +54,10 @@ class JaxSide:
         began = time.perf_counter()
         jax.block_until_ready(self._calls[part]())
         return time.perf_counter() - began
+
+    def profile(self, part: str) -> dict[str, float]:
+        """Where the time of one call goes."""
+        return profile_jax(self._calls[part])
 
     def _forward(self, count: int) -> Callable[[], Any]:
         batch = jax.device_put(make_rows(self._size, count))

@@ -129,6 +129,8 @@ def _pairs(part: str, ours: Worker, theirs: Worker, settings: Settings) -> dict[
         "our_seconds": spread(samples[0]),
         "torch_seconds": spread(samples[1]),
         "speedup": speedup,
+        "our_profile": ours.call("profile", part),
+        "torch_profile": theirs.call("profile", part),
     }
 
 

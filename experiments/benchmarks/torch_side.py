@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers import Qwen2VLForConditionalGeneration
 
 from benchmarks.jax_side import settings
+from benchmarks.profiles import profile_torch
 from benchmarks.workload import TOKEN, Size, make_rows
 
 
@@ -46,6 +47,10 @@ class TorchSide:
         began = time.perf_counter()
         self._calls[part]()
         return time.perf_counter() - began
+
+    def profile(self, part: str) -> dict[str, float]:
+        """As `JaxSide.profile`."""
+        return profile_torch(self._calls[part])
 
     def _arguments(self, count: int) -> dict[str, torch.Tensor]:
         batch = make_rows(self._size, count)

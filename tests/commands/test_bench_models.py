@@ -1,0 +1,60 @@
+"""`experiments/bench.py models` at tiny sizes: every part runs, and both sides agree."""
+
+import dataclasses
+import importlib
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    return importlib.import_module
+
+
+def test_against_torch(benchmarks, tmp_path):
+    for name in ("torch", "peft"):
+        pytest.importorskip(name)
+    models, workload = benchmarks("benchmarks.models"), benchmarks("benchmarks.workload")
+    settings = models.Settings(
+        parts=("forward", "train", "decode"), repeats=1, size=workload.Size.tiny()
+    )
+    figures = models.run(settings, tmp_path / "models.json")
+    assert figures.keys() == set(models.FIGURES.values())
+    record = json.loads((tmp_path / "models.json").read_text())
+    assert record["figures"] == figures
+    for part in record["details"]:
+        # Of the products that both compute, something must be seen on either side.
+        assert part["our_profile"]["products"] > 0, part
+        assert part["torch_profile"]["products"] > 0, part
+        assert part.get("same_tokens", 1.0) == 1.0
+        assert part["speedup"]["median"] > 0
+
+
+def test_compilation(benchmarks):
+    figures, details = benchmarks("benchmarks.compile_time").measure_compile(2, 1)
+    assert figures.keys() == {"compile_scan_speedup", "warm_start_speedup"}
+    assert all(value > 0 for value in figures.values())
+    assert {x["part"] for x in details} >= {"compile_unrolled", "compile_loop", "compile_warm"}
+
+
+def test_the_accelerator_part_runs_on_any_device(benchmarks):
+    accelerator, workload = (
+        benchmarks(f"benchmarks.{name}") for name in ("accelerator", "workload")
+    )
+    size = workload.Size.tiny()
+    adapted = dataclasses.replace(size.config, lora=size.lora)
+    figures, details = accelerator.measure_accelerator(
+        accelerator.Load(adapted, size, 4),
+        accelerator.Load(size.config, size, 2),
+        side=64,
+        repeats=1,
+    )
+    assert {"r_images_per_second", "g_tokens_per_second", "g_share_of_bandwidth"} <= figures.keys()
+    assert all(math.isfinite(value) for value in figures.values())
+    assert [x["part"] for x in details] == ["r_step", "g_decode"]
