@@ -1,5 +1,7 @@
 """BM25 against bm25s, rank_bm25, hand-worked numbers, and its own second form."""
 
+from functools import partial
+
 import bm25s
 import jax
 import jax.numpy as jnp
@@ -7,9 +9,15 @@ import numpy as np
 import pytest
 import rank_bm25
 
-from afmrl_jax.objectives.bm25 import bm25_scores, bm25_scores_dense, fit_bm25
+from afmrl_jax.objectives.bm25 import Bm25Terms, bm25_scores, fit_bm25
 
-FORMS = [bm25_scores, bm25_scores_dense]
+
+def localised(statistics, query, candidate):
+    """Scores over the batch's own vocabulary, numbered on the device."""
+    return bm25_scores(*Bm25Terms(statistics, query, candidate).localised())
+
+
+FORMS = [partial(bm25_scores, form="gather"), partial(bm25_scores, form="matmul"), localised]
 VOCABULARY = 23
 
 
