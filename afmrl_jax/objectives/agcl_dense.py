@@ -112,7 +112,7 @@ def _metrics(
     hardest = jnp.max(jnp.where(not_negative, -jnp.inf, scores), axis=1)
     contrasted = jnp.isfinite(hardest)
     rows = jnp.maximum(jnp.sum(contrasted.astype(kind)), 1)
-    pairs = max(count * (columns - 1), 1)
+    pairs = float(max(count * (columns - 1), 1))  # Beyond int32 for a large batch.
     shares = {
         "masked" if reason == "any" else f"masked_by_{reason}": jnp.sum(mask.astype(kind)) / pairs
         for reason, mask in reasons.items()

@@ -208,6 +208,8 @@ def _finish(rules: Rules, side: Side, sums: Sums, count: int) -> tuple[jax.Array
         positives = sums.positives + 1
         losses = total - (pair + sums.positive_logits) / positives
     here = _contrasted(side, count)
+    if positives is not None:
+        positives = jnp.where(here, positives, jnp.inf)
     kept = Denominator(jnp.where(here, total, jnp.inf), positives)
     return jnp.where(here, losses, jnp.zeros_like(losses)), kept
 

@@ -291,7 +291,7 @@ def tile_gradient(
         found: the tile in this direction.
         pairs: the tile.
         denominator: log-sum-exp over positives and negatives, +inf where nothing is contrasted.
-        positives: number of positives, the pair counted; None where it is the only one.
+        positives: number of positives, the pair counted, +inf likewise; None for pairs alone.
     """
     zero = jnp.zeros_like(found.logits)
     share = jnp.where(found.absent, zero, jnp.exp(found.logits - denominator))

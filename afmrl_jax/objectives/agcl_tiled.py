@@ -37,7 +37,7 @@ class Denominator(NamedTuple):
     log_total: Float[Array, "t n"]
     """Log-sum-exp over positives and negatives; +inf where nothing is contrasted."""
     positives: Float[Array, "t n"] | None
-    """Number of positives, the pair counted; None where it is the only one."""
+    """Number of positives, the pair counted, +inf likewise; None where only pairs are positives."""
 
 
 def stream_sums(
