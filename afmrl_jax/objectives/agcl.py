@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,14 @@ from afmrl_jax.objectives.agcl_tile import Plan, accumulator
 from afmrl_jax.objectives.bm25 import Bm25Terms, bm25_scores
 from afmrl_jax.objectives.bm25 import Form as Bm25Form
 
-Form = Literal["auto", "dense", "tiled", "ring", "gathered"]
+Form = Literal["auto", "dense", "kept", "tiled", "ring", "gathered"]
 Number = float | Float[Array, ""]
 CPU_TILE, DEVICE_TILE = (512, 512), (4096, 4096)
 """Rows and columns of a tile: what fits a CPU's caches, and enough work for one launch elsewhere.
 The second is an estimate; no accelerator was at hand to measure."""
+KEEP_BYTES = 2**26
+"""Largest size of the scores of all pairs that `auto` keeps between the passes on one device, 4096
+pairs in float32. Up to there memory is no concern, and a product of four is spared."""
 GATHER_BYTES = 2**28
 """Largest size of all candidates and their gradient that `auto` brings to every device. Up to there
 one collective and fewer, longer loops are worth more than memory that any device has."""
@@ -88,10 +91,13 @@ def agcl_loss(
       serves both directions with online log-sum-exp, and the backward pass computes tiles anew from
       inputs and one number a row and a column. O((q + c) d) memory, four products of q c d
       instead of three.
+    * `kept`: tiles whose scores, and nothing else, are kept for the backward pass: O(q c) memory,
+      and three products.
     * `ring`, `gathered`: the same over the mesh's `data` axis, which splits queries and candidates;
       see `agcl_mesh`.
     * `auto`: `dense` for a given table of scores; on a mesh `gathered` as long as candidates and
-      their gradient have at most 256 MiB, and `ring` above; else `tiled`.
+      their gradient have at most 256 MiB, and `ring` above; on one device `kept` as long as the
+      scores have at most 64 MiB, and `tiled` above.
 
     Example:
         >>> q = jnp.eye(2)
@@ -173,8 +179,10 @@ def agcl_loss(
             queries, candidates, tau, *tables, batch, symmetric=symmetric, count_positives=further
         )
     vocab = 0 if terms is None else terms.statistics.idf.shape[0]
-    plan = Plan(symmetric, further, bm25_reverse is True, bm25_form, vocab)
-    stream = _stream(queries, candidates, placement, mesh, tile, plan)
+    keep = placement == "kept"
+    plan = Plan(symmetric, further, bm25_reverse is True, bm25_form, vocab, keep=keep)
+    where: Placement = "tiled" if placement == "kept" else placement
+    stream = _stream(queries, candidates, where, mesh, tile, plan)
     return streamed_loss(stream, queries, candidates, tau, batch)
 
 
@@ -194,10 +202,10 @@ def _choose(
     queries: jax.Array,
     candidates: jax.Array,
     mesh: Mesh | None,
-) -> Literal["dense"] | Placement:
+) -> Literal["dense", "kept"] | Placement:
     given = isinstance(bm25, jax.Array)
-    if form not in ("auto", "dense", "tiled", "ring", "gathered"):
-        raise ValueError(f"AGCL has the forms auto, dense, tiled, ring and gathered, not {form!r}")
+    if form not in get_args(Form):
+        raise ValueError(f"AGCL has the forms {', '.join(get_args(Form))}, not {form!r}")
     if given and form not in ("auto", "dense"):
         raise ValueError(
             f"form {form!r} makes its own tiles of BM25: pass `Bm25Terms` instead of scores, or "
@@ -213,9 +221,11 @@ def _choose(
         return form
     if given:
         return "dense"
+    itemsize = accumulator(queries).itemsize
     if shards < 2:
-        return "tiled"
-    gradient = candidates.size * accumulator(queries).itemsize
+        scores = queries.shape[0] * candidates.shape[0] * itemsize
+        return "kept" if scores <= KEEP_BYTES else "tiled"
+    gradient = candidates.size * itemsize
     return "gathered" if candidates.nbytes + gradient <= GATHER_BYTES else "ring"
 
 

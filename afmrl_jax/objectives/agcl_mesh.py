@@ -28,13 +28,14 @@ from afmrl_jax.objectives.agcl_tiled import (
 )
 
 Placement = Literal["tiled", "ring", "gathered"]
+Forward = tuple[Sums, Counts, Sums | None, Float[Array, "t s r c"] | None]
 DATA = AXES[0]
 
 
 def sums_of(
     plan: Plan, placement: Placement, mesh: Mesh | None, rules: Rules, rows: Side, cols: Side
-) -> tuple[Sums, Counts, Sums | None]:
-    """Sums and counts of all queries, and the sums of all candidates in a symmetric loss.
+) -> Forward:
+    """Sums and counts of all queries, the sums of all candidates in a symmetric loss, kept scores.
 
     Args:
         plan: of the program.
@@ -45,26 +46,26 @@ def sums_of(
         cols: candidates, likewise.
     """
 
-    def alone(rules: Rules, rows: Side, cols: Side) -> tuple[Sums, Counts, Sums | None]:
+    def alone(rules: Rules, rows: Side, cols: Side) -> Forward:
         starts = start_rows(plan, rules, rows), start_columns(plan, rules, cols)
-        (sums, counts), answers = stream_sums(plan, rules, rows, cols, *starts)
-        return sums, counts, answers
+        (sums, counts), answers, scores = stream_sums(plan, rules, rows, cols, *starts)
+        return sums, counts, answers, scores
 
-    def ring(rules: Rules, rows: Side, cols: Side) -> tuple[Sums, Counts, Sums | None]:
+    def ring(rules: Rules, rows: Side, cols: Side) -> Forward:
         def hop(_: jax.Array, carry: tuple) -> tuple:
             state, cols, answers = carry
-            state, answers = stream_sums(plan, rules, rows, cols, state, answers)
+            state, answers, _ = stream_sums(plan, rules, rows, cols, state, answers)
             return state, *_onward((cols, answers))
 
         start = start_rows(plan, rules, rows), cols, start_columns(plan, rules, cols)
         (sums, counts), _, answers = jax.lax.fori_loop(0, jax.lax.axis_size(DATA), hop, start)
-        return sums, counts, answers
+        return sums, counts, answers, None
 
-    def gathered(rules: Rules, rows: Side, cols: Side) -> tuple[Sums, Counts, Sums | None]:
-        sums, counts, answers = alone(rules, rows, _gather(cols))
+    def gathered(rules: Rules, rows: Side, cols: Side) -> Forward:
+        sums, counts, answers, _ = alone(rules, rows, _gather(cols))
         if answers is not None:
             answers = jax.tree.map(partial(_own_part, like=cols.index), _combined(answers))
-        return sums, counts, answers
+        return sums, counts, answers, None
 
     forms = {"tiled": alone, "ring": ring, "gathered": gathered}
     return _placed(forms[placement], placement, mesh)(rules, rows, cols)
@@ -79,14 +80,15 @@ def gradients_of(
     cols: Side,
     row_denominator: Denominator,
     col_denominator: Denominator | None,
+    scores: Float[Array, "t s r c"] | None,
 ) -> tuple[Float[Array, "t r d"], Float[Array, "t c d"]]:
     """Gradients by queries and candidates, see `stream_gradients`; arguments as in `sums_of`."""
 
-    def alone(rules: Rules, *sides: Any) -> tuple[jax.Array, jax.Array]:
-        rows, cols = sides[:2]
-        return stream_gradients(plan, rules, *sides, (_zeros(rows), _zeros(cols)))
+    def alone(rules: Rules, rows: Side, cols: Side, ask: Any, answer: Any, scores: Any) -> tuple:
+        start = _zeros(rows), _zeros(cols)
+        return stream_gradients(plan, rules, rows, cols, ask, answer, start, scores)
 
-    def ring(rules: Rules, rows: Side, cols: Side, ask: Any, answer: Any) -> tuple:
+    def ring(rules: Rules, rows: Side, cols: Side, ask: Any, answer: Any, _: None) -> tuple:
         def hop(_: jax.Array, carry: tuple) -> tuple:
             by_rows, by_cols, cols, answer = carry
             sides = rows, cols, ask, answer
@@ -97,13 +99,13 @@ def gradients_of(
         by_rows, by_cols, *_ = jax.lax.fori_loop(0, jax.lax.axis_size(DATA), hop, start)
         return by_rows, by_cols
 
-    def gathered(rules: Rules, rows: Side, cols: Side, ask: Any, answer: Any) -> tuple:
-        by_rows, by_cols = alone(rules, rows, _gather(cols), ask, _gather(answer))
+    def gathered(rules: Rules, rows: Side, cols: Side, ask: Any, answer: Any, _: None) -> tuple:
+        by_rows, by_cols = alone(rules, rows, _gather(cols), ask, _gather(answer), None)
         return by_rows, jax.lax.psum_scatter(by_cols, DATA, tiled=True)
 
     forms: dict[str, Callable] = {"tiled": alone, "ring": ring, "gathered": gathered}
     place = _placed(forms[placement], placement, mesh)
-    return place(rules, rows, cols, row_denominator, col_denominator)
+    return place(rules, rows, cols, row_denominator, col_denominator, scores)
 
 
 def _placed(form: Callable, placement: Placement, mesh: Mesh | None) -> Callable:

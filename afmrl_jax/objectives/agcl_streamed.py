@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -87,6 +87,8 @@ def streamed_loss(
         dL/dq_i = sum_j G_ij c_j / tau,   dL/dc_j = sum_i G_ij q_i / tau,
         dL/dtau = - sum_ij G_ij s_ij / tau^2 = - sum_i q_i dL/dq_i / tau.
     """
+    # Without a gradient nothing needs to be kept.
+    stream = replace(stream, plan=replace(stream.plan, keep=False))
     return _forward(stream, queries, candidates, temperature, batch)[0]
 
 
@@ -96,23 +98,23 @@ def _forward(
     plan, count = stream.plan, queries.shape[0]
     rules, rows, cols = _sides(stream, queries, candidates, temperature, batch)
     where = (stream.placement, stream.mesh)
-    sums, counts, answers = sums_of(plan, *where, rules, rows, cols)
+    sums, counts, answers, scores = sums_of(plan, *where, rules, rows, cols)
     losses, ask = _finish(rules, rows, sums, count)
     loss, answer = jnp.sum(losses) / count, None
     if answers is not None:
         losses, answer = _finish(rules, cols, answers, count)
         loss = (loss + jnp.sum(losses) / count) / 2
     metrics = _metrics(rows, counts, count, candidates.shape[0])
-    saved = queries, candidates, temperature, batch, ask, answer
+    saved = queries, candidates, temperature, batch, ask, answer, scores
     return (loss, {"loss": loss, **metrics}), saved
 
 
 def _backward(stream: Stream, saved: tuple, cotangents: tuple) -> tuple:
-    queries, candidates, temperature, batch, ask, answer = saved
+    queries, candidates, temperature, batch, ask, answer, scores = saved
     plan, count = stream.plan, queries.shape[0]
     rules, rows, cols = _sides(stream, queries, candidates, temperature, batch)
     where = (stream.placement, stream.mesh)
-    by_rows, by_cols = gradients_of(plan, *where, rules, rows, cols, ask, answer)
+    by_rows, by_cols = gradients_of(plan, *where, rules, rows, cols, ask, answer, scores)
     by_rows, by_cols = (
         x.reshape(-1, x.shape[-1])[:n]
         for x, n in ((by_rows, count), (by_cols, candidates.shape[0]))

@@ -36,6 +36,8 @@ class Plan:
     """Number of terms; 0 where nothing is weighted."""
     padded: bool = False
     """Whether some rows or columns are padding."""
+    keep: bool = False
+    """Whether the scores of all tiles are kept for the backward pass; on one device only."""
 
 
 class Rules(NamedTuple):
@@ -134,7 +136,13 @@ def bias(bm25: jax.Array | None, rules: Rules) -> jax.Array | float:
     return 1.0 if bm25 is None else 1.0 + jnp.tanh(rules.gamma * bm25)
 
 
-def compare(plan: Plan, rows: Side, cols: Side, table: Float[Array, "v c"] | None) -> Pairs:
+def compare(
+    plan: Plan,
+    rows: Side,
+    cols: Side,
+    table: Float[Array, "v c"] | None,
+    scores: Float[Array, "r c"] | None = None,
+) -> Pairs:
     """Scores, BM25 and identity of a tile.
 
     Args:
@@ -142,6 +150,7 @@ def compare(plan: Plan, rows: Side, cols: Side, table: Float[Array, "v c"] | Non
         rows: r queries.
         cols: c candidates.
         table: term weights of the candidates, as `term_table` makes them.
+        scores: of the tile where they were kept.
     """
     bm25 = reverse = real = None
     if plan.vocab:
@@ -162,7 +171,8 @@ def compare(plan: Plan, rows: Side, cols: Side, table: Float[Array, "v c"] | Non
     if plan.padded:
         real = (rows.index[:, None] >= 0) & (cols.index[None, :] >= 0)
         same = same & real
-    scores = product(rows.vectors, cols.vectors, (1, 1))
+    if scores is None:
+        scores = product(rows.vectors, cols.vectors, (1, 1))
     return Pairs(scores, bm25, reverse, same, own, real)
 
 

@@ -47,8 +47,10 @@ def stream_sums(
     cols: Side,
     row_state: tuple[Sums, Counts],
     col_sums: Sums | None,
-) -> tuple[tuple[Sums, Counts], Sums | None]:
+) -> tuple[tuple[Sums, Counts], Sums | None, Float[Array, "t s r c"] | None]:
     """Add every tile of `rows` against `cols` to the sums of both.
+
+    The scores of all tiles come third, by columns and then rows, where the plan keeps them.
 
     Args:
         plan: of the program.
@@ -61,25 +63,27 @@ def stream_sums(
 
     def column(
         row_state: tuple[Sums, Counts], block: tuple[Side, Sums | None]
-    ) -> tuple[tuple[Sums, Counts], Sums | None]:
+    ) -> tuple[tuple[Sums, Counts], tuple[Sums | None, jax.Array | None]]:
         here, sums = block
         table = _table(plan, here)
 
         def row(
             sums: Sums | None, block: tuple[Side, tuple[Sums, Counts]]
-        ) -> tuple[Sums | None, tuple[Sums, Counts]]:
+        ) -> tuple[Sums | None, tuple[tuple[Sums, Counts], jax.Array | None]]:
             side, (row_sums, counts) = block
             pairs = compare(plan, side, here, table)
             ask, answer = both(plan, rules, side, here, pairs)
             counts = add_counts(plan, rules, counts, ask, pairs)
             if sums is not None and answer is not None:
                 sums = add_sums(sums, answer, pairs, 0)
-            return sums, (add_sums(row_sums, ask, pairs, 1), counts)
+            state = add_sums(row_sums, ask, pairs, 1), counts
+            return sums, (state, pairs.scores if plan.keep else None)
 
-        sums, row_state = jax.lax.scan(row, sums, (rows, row_state))
-        return row_state, sums
+        sums, (row_state, scores) = jax.lax.scan(row, sums, (rows, row_state))
+        return row_state, (sums, scores)
 
-    return jax.lax.scan(column, row_state, (cols, col_sums))
+    row_state, (col_sums, scores) = jax.lax.scan(column, row_state, (cols, col_sums))
+    return row_state, col_sums, scores
 
 
 def start_rows(plan: Plan, rules: Rules, rows: Side) -> tuple[Sums, Counts]:
@@ -100,11 +104,12 @@ def stream_gradients(
     row_denominator: Denominator,
     col_denominator: Denominator | None,
     gradients: tuple[Float[Array, "t r d"], Float[Array, "t c d"]],
+    scores: Float[Array, "t s r c"] | None = None,
 ) -> tuple[Float[Array, "t r d"], Float[Array, "t c d"]]:
     """Add every tile's part of sum_i L_i (of both directions) to the gradients by scores times tau.
 
-    Scores are computed anew. What a pair's own score adds is left to the caller, which has it
-    without a tile.
+    Scores are computed anew unless they were kept. What a pair's own score adds is left to the
+    caller, which has it without a tile.
 
     Args:
         plan: of the program.
@@ -114,16 +119,18 @@ def stream_gradients(
         row_denominator: of the queries.
         col_denominator: of the candidates; None for one direction.
         gradients: so far, by queries and by candidates.
+        scores: of all tiles, as `stream_sums` gave them.
     """
 
     def column(by_rows: jax.Array, block: tuple) -> tuple[jax.Array, jax.Array]:
-        here, denominator, by_cols = block
+        here, denominator, by_cols, scores = block
         table = _table(plan, here)
 
         def row(number: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple:
             by_rows, by_cols = sums
-            side, own = jax.tree.map(lambda x: x[number], (rows, row_denominator))
-            pairs = compare(plan, side, here, table)
+            blocks = rows, row_denominator, scores
+            side, own, kept = jax.tree.map(lambda x: x[number], blocks)
+            pairs = compare(plan, side, here, table, kept)
             gradient = _gradient(plan, rules, side, here, pairs, own, denominator)
             wide = gradient.dtype
             # Not stacked by a scan: that would hold the old and the new gradient of all queries.
@@ -134,7 +141,7 @@ def stream_gradients(
         return jax.lax.fori_loop(0, by_rows.shape[0], row, (by_rows, by_cols))
 
     by_rows, by_cols = gradients
-    return jax.lax.scan(column, by_rows, (cols, col_denominator, by_cols))
+    return jax.lax.scan(column, by_rows, (cols, col_denominator, by_cols, scores))
 
 
 def _gradient(
