@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -114,3 +114,64 @@ class Bm25Vocabulary:
         if len(ids) != len(terms):
             raise AfmrlError("BM25 vocabulary names a term twice: fit it again")
         return cls(ids)
+
+
+class BatchTerms(NamedTuple):
+    """The texts of a batch over the batch's own vocabulary, see `batch_vocabulary`."""
+
+    terms: np.ndarray
+    """int32 [u]; ids in the corpus by id in the batch, -1 is padding."""
+    query: np.ndarray
+    """int32 [q a]; ids in the batch, -1 is padding, u a term that is nothing but length."""
+    candidate: np.ndarray
+    """int32 [c n], likewise."""
+
+
+def batch_vocabulary(
+    query: np.ndarray, candidate: np.ndarray, vocab_size: int, *, size: int | None = None
+) -> BatchTerms:
+    """Number the terms of a batch anew, so that tables over terms are as small as the batch.
+
+    Only a term that occurs in a query and in a candidate can add to a score, so only those get an
+    id; the others become unknown terms, which still count in the length of their text. Scores over
+    `Bm25Statistics.restricted(terms)` equal those over the corpus. It runs with the loader, where
+    sizes are known: on the device `Bm25Terms.localised` needs room for the largest number of terms
+    that a batch of that shape could share.
+
+    Example:
+        >>> found = batch_vocabulary(np.array([[7, 2]]), np.array([[2, 5], [9, -1]]), 9, size=2)
+        >>> found.terms.tolist(), found.query.tolist(), found.candidate.tolist()
+        ([2, -1], [[2, 0]], [[0, 2], [2, -1]])
+
+    Args:
+        query: int [q a], ids in the corpus, -1 is padding; as `Bm25Vocabulary.encode` makes them.
+        candidate: int [c n], likewise.
+        vocab_size: of the corpus; ids from there on are unknown.
+        size: u; None for the next power of two from 256 on, which keeps the number of compiled
+            shapes at a handful.
+
+    Raises:
+        AfmrlError: the batch shares more than `size` terms.
+    """
+    seen = np.zeros((2, vocab_size + 1), bool)
+    places = []
+    for side, terms in enumerate((query, candidate)):
+        places.append(np.where((terms >= 0) & (terms < vocab_size), terms, vocab_size))
+        seen[side, places[side]] = True
+    shared = np.flatnonzero(seen[:, :vocab_size].all(0))
+    if size is None:
+        size = max(256, 1 << (len(shared) - 1).bit_length()) if len(shared) else 256
+    if len(shared) > size:
+        raise AfmrlError(
+            f"the batch shares {len(shared)} attribute terms and has room for {size}: "
+            "give a larger size, or None to have it chosen"
+        )
+    number = np.full(vocab_size + 1, size, np.int32)
+    number[shared] = np.arange(len(shared), dtype=np.int32)
+    ids = np.full(size, -1, np.int32)
+    ids[: len(shared)] = shared
+    texts = (
+        np.where(terms < 0, np.int32(-1), number[place])
+        for terms, place in zip((query, candidate), places, strict=True)
+    )
+    return BatchTerms(ids, *texts)

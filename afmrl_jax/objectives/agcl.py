@@ -2,30 +2,66 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal, get_args
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from afmrl_jax.axes import Array, Bool, Float, Int
-from afmrl_jax.models.attention import MASKED
+from afmrl_jax.axes import Array, Float, Int
+from afmrl_jax.objectives.agcl_dense import dense_loss
+from afmrl_jax.objectives.agcl_mesh import DATA, Placement
+from afmrl_jax.objectives.agcl_streamed import (
+    Batch,
+    Stream,
+    padding,
+    streamed_loss,
+    tile_length,
+)
+from afmrl_jax.objectives.agcl_tile import Plan, accumulator
+from afmrl_jax.objectives.bm25 import Bm25Terms, bm25_scores
+from afmrl_jax.objectives.bm25 import Form as Bm25Form
+
+Form = Literal["auto", "dense", "kept", "tiled", "ring", "gathered"]
+Number = float | Float[Array, ""]
+CPU_TILE, DEVICE_TILE = (512, 512), (4096, 4096)
+"""Rows and columns of a tile: what fits a CPU's caches, and enough work for one launch elsewhere.
+The second is an estimate; no accelerator was at hand to measure."""
+KEEP_BYTES = 2**26
+"""Largest size of the scores of all pairs that `auto` keeps between the passes on one device, 4096
+pairs in float32. Up to there memory is no concern, and a product of four is spared."""
+GATHER_BYTES = 2**28
+"""Largest size of all candidates and their gradient that `auto` brings to every device. Up to there
+one collective and fewer, longer loops are worth more than memory that any device has."""
 
 
 def agcl_loss(
-    queries: Float[Array, "b d"],
-    candidates: Float[Array, "b d"],
-    bm25: Float[Array, "b b"],
-    product_ids: Int[Array, " b"],
+    queries: Float[Array, "q d"],
+    candidates: Float[Array, "c d"],
+    bm25: Bm25Terms | Float[Array, "q c"] | None,
+    product_ids: Int[Array, " q"],
     *,
-    temperature: float = 0.05,
-    gamma: float = 0.1,
-    delta: float | None = None,
-    agreement_rho: float | None = None,
-    agreement_epsilon: float = 0.1,
+    candidate_product_ids: Int[Array, " c"] | None = None,
+    groups: Int[Array, " q"] | None = None,
+    candidate_groups: Int[Array, " c"] | None = None,
+    temperature: Number = 0.05,
+    gamma: Number = 0.1,
+    delta: Number | None = None,
+    agreement_rho: Number | None = None,
+    agreement_epsilon: Number = 0.1,
     symmetric: bool = True,
-    bm25_reverse: Float[Array, "b b"] | None = None,
+    positives: Literal["pair", "product"] = "pair",
+    bm25_reverse: Float[Array, "q q"] | bool = False,
+    form: Form = "auto",
+    bm25_form: Bm25Form = "auto",
+    tile: tuple[int, int] | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The AGCL loss of a batch of query/candidate pairs; pair i is on the diagonal.
+    """The AGCL loss of q pairs and any number of explicit hard negatives.
 
-    With s_ij the cosine of query i and candidate j and B_ij the BM25 score of their attributes:
+    Candidate i belongs to query i; candidates from q on are negatives of every query. With s_ij the
+    cosine of query i and candidate j and B_ij the BM25 score of their attributes:
 
         w_ij = exp(1 + tanh(gamma B_ij))
         N_i  = { j != i : j is another product, and s_ij <= s_ii + delta,
@@ -34,138 +70,242 @@ def agcl_loss(
 
     Weights and mask are constants for the gradient, and the diagonal is never masked. gamma = 0
     without margins is InfoNCE over different products: all weights are then equal and cancel.
-    A query without attributes (B_ii = 0) cannot agree with anything.
+    A query without attributes (B_ii = 0) cannot agree with anything. A row without negatives costs
+    nothing and has no gradient.
+
+    Two listings are one product where their product ids are equal, or their groups of duplicates.
+    With `positives="pair"` such a candidate is left out. With `"product"` it is a further positive,
+    exempt from the other masks: with P_i all candidates of the product of query i,
+
+        L_i = - mean_{p in P_i} log( w_ip e^{s_ip/tau} / sum_{j in P_i + N_i} w_ij e^{s_ij/tau} ),
+
+    so that positives also compete with one another, as in the "out" form of SupCon.
+
+    The symmetric loss is the mean over queries and over the candidates of pairs, which are
+    contrasted with all queries by s_ij <= s_jj + delta and so on; hard negatives ask nothing.
+
+    All forms agree, in value and gradient:
+
+    * `dense`: the definition, literally. [q c] tables are kept for the backward pass.
+    * `tiled`: never more than a tile of pairs. Weights and masks are made inside the tile, one pass
+      serves both directions with online log-sum-exp, and the backward pass computes tiles anew from
+      inputs and one number a row and a column. O((q + c) d) memory, four products of q c d
+      instead of three.
+    * `kept`: tiles whose scores, and nothing else, are kept for the backward pass: O(q c) memory,
+      and three products.
+    * `ring`, `gathered`: the same over the mesh's `data` axis, which splits queries and candidates;
+      see `agcl_mesh`.
+    * `auto`: `dense` for a given table of scores; on a mesh `gathered` as long as candidates and
+      their gradient have at most 256 MiB, and `ring` above; on one device `kept` as long as the
+      scores have at most 64 MiB, and `tiled` above.
 
     Example:
         >>> q = jnp.eye(2)
-        >>> loss, _ = agcl_loss(q, q, jnp.zeros((2, 2)), jnp.arange(2), temperature=0.5, gamma=0.0)
+        >>> loss, _ = agcl_loss(q, q, None, jnp.arange(2), temperature=0.5, gamma=0.0)
         >>> round(float(loss), 4)  # log(1 + e^-2)
         0.1269
 
     Args:
-        queries: unit vectors [b d].
-        candidates: unit vectors [b d].
-        bm25: [b b], attributes of query i against attributes of candidate j.
-        product_ids: [b]; equal ids are never each other's negatives.
-        temperature: tau.
+        queries: unit vectors [q d]; sums are kept in float32, or in float64 for float64 vectors.
+        candidates: unit vectors [c d], c >= q.
+        bm25: attribute terms of both sides, or [q c] scores for `dense`, of query i as the query
+            and candidate j as the document; None for no weights (all equal).
+        product_ids: int32 [q], of queries and so of their candidates.
+        candidate_product_ids: int32 [c]; needed where there are hard negatives.
+        groups: int32 [q], groups of duplicate listings; negative where none is known. None: off.
+        candidate_groups: int32 [c]; needed where there are groups and hard negatives.
+        temperature: tau, positive; an array gets a gradient.
         gamma: scale of BM25 inside tanh; the paper's is 1.
         delta: margin above the positive at which a negative is held to be false; None for off.
         agreement_rho: share of the own BM25 score at which attributes agree; None for off.
         agreement_epsilon: how far below the positive an agreeing pair may score and still leave.
-        symmetric: also contrast candidates with queries; the loss is the mean of both directions.
-        bm25_reverse: [b b], attributes of candidate i against attributes of query j, for the
-            second direction. None: `bm25` transposed, which differs a little, for BM25 normalises
-            by the length of the text that is searched.
+        symmetric: whether candidates are contrasted with queries, too.
+        positives: what another candidate of the query's product is: `pair` leaves it out, for
+            `product` it is a positive.
+        bm25_reverse: scores of the second direction, candidate i as the query and query j as the
+            document. False: `bm25` transposed, which differs a little, for BM25 normalises by the
+            length of the document. True: from the terms. [q q]: given, for `dense`.
+        form: how it is computed.
+        bm25_form: how a tile of BM25 is computed, see `bm25_scores`.
+        tile: most rows and columns of a tile; None for the backend's (512, 512 on a CPU).
+        mesh: for `ring` and `gathered`; None for the one of `jax.set_mesh`.
 
     Returns:
-        The mean loss, float32, and metrics of the first direction: `accuracy` (share of queries
-        whose positive beats every negative left), `positive_similarity`, `hardest_negative` (mean
-        over the queries that have one), `masked` and its three overlapping reasons
-        `masked_by_identity`, `masked_by_margin`, `masked_by_agreement` (shares of the pairs off
-        the diagonal), and `mean_weight`.
+        The mean loss, float32 (float64 for float64 vectors), and metrics of the first direction,
+        without gradients: `loss`; `accuracy` (share of queries whose positive beats every negative
+        left), `positive_similarity`, `hardest_negative` (mean over the queries that have one),
+        `masked` and its three overlapping reasons `masked_by_identity`, `masked_by_margin`,
+        `masked_by_agreement` (shares of the pairs off the diagonal), `mean_weight`, and the
+        histogram of weights: `weight_share_k` is the share of pairs with tanh(gamma B) in
+        [k/8, (k+1)/8), k = 0 ... 7.
 
     Raises:
-        ValueError: the shapes do not describe one batch of pairs.
+        ValueError: the arrays do not describe one batch, or the form cannot be had with them.
 
-    Reference: AFMRL, arXiv 2604.20135, section on AGCL.
+    Reference: AFMRL, arXiv 2604.20135, section on AGCL; tiles after Inf-CL, arXiv 2410.17243;
+    several positives after SupCon, arXiv 2004.11362.
     """
-    _check_shapes(queries, candidates, bm25, product_ids, bm25_reverse)
-    scores = jnp.dot(
-        queries.astype(jnp.float32),
-        candidates.astype(jnp.float32).T,
-        precision=jax.lax.Precision.HIGHEST,
+    wide = accumulator(queries)
+
+    def scalar(x: Number | None) -> jax.Array | None:
+        return None if x is None else jnp.asarray(x, wide)
+
+    if positives not in ("pair", "product") or (
+        isinstance(temperature, float) and temperature <= 0
+    ):
+        raise ValueError(
+            f"positives must be 'pair' or 'product' and temperature above 0: {positives!r}, "
+            f"{temperature}"
+        )
+    if isinstance(gamma, float) and gamma == 0 and agreement_rho is None:
+        # All weights are equal and nobody asks who agrees.
+        bm25, bm25_reverse = (None, False) if isinstance(bm25, Bm25Terms) else (bm25, bm25_reverse)
+    terms = _as(bm25, wide) if isinstance(bm25, Bm25Terms) else None
+    batch = Batch(
+        product_ids,
+        product_ids if candidate_product_ids is None else candidate_product_ids,
+        groups,
+        groups if candidate_groups is None else candidate_groups,
+        terms,
+        *(scalar(x) for x in (gamma, delta, agreement_rho, agreement_epsilon)),
     )
-    options = (temperature, gamma, delta, agreement_rho, agreement_epsilon)
-    loss, metrics = _one_direction(scores, bm25, product_ids, *options)
-    if symmetric:
-        reverse = bm25.T if bm25_reverse is None else bm25_reverse
-        back, _ = _one_direction(scores.T, reverse, product_ids, *options)
-        loss = (loss + back) / 2
-    return loss, {"loss": loss, **metrics}
+    _check(queries, candidates, bm25, bm25_reverse, batch)
+    tau, further = jnp.asarray(temperature, wide), positives == "product"
+    placement = _choose(form, bm25, queries, candidates, mesh)
+    if placement == "dense":
+        shape = (queries.shape[0], candidates.shape[0])
+        tables = _tables(bm25 if terms is None else terms, bm25_reverse, shape, wide, bm25_form)
+        return dense_loss(
+            queries, candidates, tau, *tables, batch, symmetric=symmetric, count_positives=further
+        )
+    vocab = 0 if terms is None else terms.statistics.idf.shape[0]
+    keep = placement == "kept"
+    plan = Plan(symmetric, further, bm25_reverse is True, bm25_form, vocab, keep=keep)
+    where: Placement = "tiled" if placement == "kept" else placement
+    stream = _stream(queries, candidates, where, mesh, tile, plan)
+    return streamed_loss(stream, queries, candidates, tau, batch)
 
 
-def _check_shapes(
+def _as(terms: Bm25Terms, kind: jnp.dtype) -> Bm25Terms:
+    """The same texts with statistics in another float type."""
+    statistics = terms.statistics
+    statistics = statistics._replace(
+        idf=statistics.idf.astype(kind),
+        average_length=jnp.asarray(statistics.average_length, kind),
+    )
+    return terms._replace(statistics=statistics)
+
+
+def _choose(
+    form: Form,
+    bm25: Bm25Terms | jax.Array | None,
     queries: jax.Array,
     candidates: jax.Array,
-    bm25: jax.Array,
-    product_ids: jax.Array,
-    bm25_reverse: jax.Array | None,
-) -> None:
-    count = queries.shape[0]
-    reverse = bm25.shape if bm25_reverse is None else bm25_reverse.shape
-    fits = queries.shape == candidates.shape and queries.ndim == 2
-    if not (fits and bm25.shape == reverse == (count, count) and product_ids.shape == (count,)):
+    mesh: Mesh | None,
+) -> Literal["dense", "kept"] | Placement:
+    given = isinstance(bm25, jax.Array)
+    if form not in get_args(Form):
+        raise ValueError(f"AGCL has the forms {', '.join(get_args(Form))}, not {form!r}")
+    if given and form not in ("auto", "dense"):
         raise ValueError(
-            f"queries {queries.shape} and candidates {candidates.shape} must both be [b d], bm25 "
-            f"{bm25.shape} (reverse {reverse}) [b b], product_ids {product_ids.shape} [b]"
+            f"form {form!r} makes its own tiles of BM25: pass `Bm25Terms` instead of scores, or "
+            "take the form 'dense'"
         )
+    shards = _shards(mesh)
+    if form in ("ring", "gathered") and not shards:
+        raise ValueError(
+            f"form {form!r} needs a mesh with the axis {DATA!r}: pass `mesh`, or call within "
+            "`jax.set_mesh`"
+        )
+    if form != "auto":
+        return form
+    if given:
+        return "dense"
+    itemsize = accumulator(queries).itemsize
+    if shards < 2:
+        scores = queries.shape[0] * candidates.shape[0] * itemsize
+        return "kept" if scores <= KEEP_BYTES else "tiled"
+    gradient = candidates.size * itemsize
+    return "gathered" if candidates.nbytes + gradient <= GATHER_BYTES else "ring"
 
 
-def _one_direction(
-    scores: Float[Array, "b b"],
-    bm25: Float[Array, "b b"],
-    product_ids: Int[Array, " b"],
-    temperature: float,
-    gamma: float,
-    delta: float | None,
-    agreement_rho: float | None,
-    agreement_epsilon: float,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Loss and metrics of rows against columns."""
-    fixed = jax.lax.stop_gradient(scores)
-    bm25 = jax.lax.stop_gradient(bm25.astype(jnp.float32))
-    diagonal = jnp.eye(scores.shape[0], dtype=bool)
-    reasons = _false_negatives(fixed, bm25, product_ids, delta, agreement_rho, agreement_epsilon)
-    masked = reasons["identity"] | reasons["margin"] | reasons["agreement"]
-    bias = 1.0 + jnp.tanh(gamma * bm25)
-    logits = jnp.where(masked, MASKED, scores / temperature + bias)
-    loss = -jnp.mean(jnp.diagonal(jax.nn.log_softmax(logits, axis=1)))
-    return loss, _metrics(fixed, bias, masked | diagonal, reasons | {"any": masked})
+def _shards(mesh: Mesh | None) -> int:
+    """Size of the mesh's data axis; 0 where there is none."""
+    found = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    return 0 if found.empty else int(dict(found.shape).get(DATA, 0))
 
 
-def _false_negatives(
-    scores: Float[Array, "b b"],
-    bm25: Float[Array, "b b"],
-    product_ids: Int[Array, " b"],
-    delta: float | None,
-    agreement_rho: float | None,
-    agreement_epsilon: float,
-) -> dict[str, Bool[Array, "b b"]]:
-    """Which pairs leave the denominator, by reason; a pair may have several."""
-    off_diagonal = ~jnp.eye(scores.shape[0], dtype=bool)
-    positive, own_bm25 = jnp.diagonal(scores)[:, None], jnp.diagonal(bm25)[:, None]
-    identity = product_ids[:, None] == product_ids[None, :]
-    margin = agreement = jnp.zeros_like(identity)
-    if delta is not None:
-        margin = scores > positive + delta
-    if agreement_rho is not None:
-        agreement = (bm25 >= agreement_rho * own_bm25) & (own_bm25 > 0.0)
-        agreement = agreement & (scores > positive - agreement_epsilon)
-    found = {"identity": identity, "margin": margin, "agreement": agreement}
-    return {reason: mask & off_diagonal for reason, mask in found.items()}
+def _stream(
+    queries: jax.Array,
+    candidates: jax.Array,
+    placement: Placement,
+    mesh: Mesh | None,
+    tile: tuple[int, int] | None,
+    plan: Plan,
+) -> Stream:
+    """Equal tiles of at most the wished size, and whether any has padding."""
+    wanted = tile or (CPU_TILE if jax.default_backend() == "cpu" else DEVICE_TILE)
+    shards = 1 if placement == "tiled" else _shards(mesh)
+    counts = queries.shape[0], candidates.shape[0]
+    rows, cols = (tile_length(n, shards, most) for n, most in zip(counts, wanted, strict=True))
+    padded = bool(padding(counts[0], shards, rows) or padding(counts[1], shards, cols))
+    return Stream(replace(plan, padded=padded), placement, mesh, shards, (rows, cols))
 
 
-def _metrics(
-    scores: Float[Array, "b b"],
-    bias: Float[Array, "b b"],
-    not_negative: Bool[Array, "b b"],
-    reasons: dict[str, Bool[Array, "b b"]],
-) -> dict[str, Float[Array, ""]]:
-    count = scores.shape[0]
-    positive = jnp.diagonal(scores)
-    hardest = jnp.max(jnp.where(not_negative, -jnp.inf, scores), axis=1)
-    contrasted = jnp.isfinite(hardest)
-    rows = jnp.maximum(jnp.sum(contrasted.astype(jnp.float32)), 1.0)
-    pairs = max(count * (count - 1), 1)
-    shares = {
-        "masked" if reason == "any" else f"masked_by_{reason}": jnp.sum(mask.astype(jnp.float32))
-        / pairs
-        for reason, mask in reasons.items()
-    }
-    return {
-        "accuracy": jnp.mean((positive > hardest).astype(jnp.float32)),
-        "positive_similarity": jnp.mean(positive),
-        "hardest_negative": jnp.sum(jnp.where(contrasted, hardest, 0.0)) / rows,
-        "mean_weight": jnp.mean(jnp.exp(bias)),
-        **shares,
-    }
+def _tables(
+    bm25: Bm25Terms | jax.Array | None,
+    reverse: jax.Array | bool,
+    shape: tuple[int, int],
+    kind: jnp.dtype,
+    form: Bm25Form,
+) -> tuple[jax.Array, jax.Array | None]:
+    """BM25 of both directions as whole tables; the second is None where the first one serves."""
+    count = shape[0]
+    if bm25 is None:
+        return jnp.zeros(shape, kind), None
+    given = reverse if isinstance(reverse, jax.Array) else None
+    if not isinstance(bm25, Bm25Terms):
+        return bm25, given
+    statistics, query, candidate = bm25
+    if reverse is True:
+        given = bm25_scores(statistics, candidate[:count], query, form=form)
+    return bm25_scores(statistics, query, candidate, form=form), given
+
+
+def _check(
+    queries: jax.Array,
+    candidates: jax.Array,
+    bm25: Bm25Terms | jax.Array | None,
+    reverse: jax.Array | bool,
+    identities: Batch,
+) -> None:
+    """Refuse what is not one batch, or a setting out of its range."""
+    if not (queries.ndim == candidates.ndim == 2 and queries.shape[1] == candidates.shape[1]):
+        raise ValueError(
+            f"queries {queries.shape} and candidates {candidates.shape} must be [q d] and [c d]"
+        )
+    count, columns = queries.shape[0], candidates.shape[0]
+    if not 0 < count <= columns:
+        raise ValueError(
+            f"{count} queries and {columns} candidates: candidate i must belong to query i, and "
+            "hard negatives follow"
+        )
+    wanted: dict[str, tuple[tuple[int, ...] | None, tuple[int, ...]]] = {}
+    for name, length in (("products", count), ("groups", count)):
+        for side, size in (("", length), ("candidate_", columns)):
+            ids = getattr(identities, side + name)
+            wanted[side + name] = (None if ids is None else ids.shape, (size,))
+    if isinstance(bm25, Bm25Terms):
+        wanted["texts of queries"] = (bm25.query.shape[:1], (count,))
+        wanted["texts of candidates"] = (bm25.candidate.shape[:1], (columns,))
+    elif bm25 is not None:
+        wanted["bm25"] = (bm25.shape, (count, columns))
+    if not isinstance(reverse, bool):
+        wanted["bm25_reverse"] = (reverse.shape, (count, count))
+    for name, (found, right) in wanted.items():
+        if found is not None and found != right:
+            raise ValueError(
+                f"{name}: {found}, but {count} queries and {columns} candidates need {right}"
+            )
+    if reverse is True and bm25 is not None and not isinstance(bm25, Bm25Terms):
+        raise ValueError("scores of the second direction need terms: pass them as `bm25_reverse`")

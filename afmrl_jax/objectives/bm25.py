@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from afmrl_jax.axes import Array, Float, Int
+
+Form = Literal["auto", "gather", "matmul"]
 
 
 class Bm25Statistics(NamedTuple):
@@ -20,6 +22,63 @@ class Bm25Statistics(NamedTuple):
     """float32 scalar; mean number of terms of a document."""
     k1: float = 1.5
     b: float = 0.75
+
+    def restricted(self, terms: Int[Array, " u"]) -> Bm25Statistics:
+        """The same statistics over the terms of a batch alone.
+
+        Args:
+            terms: int32 [u], ids of the batch's terms, -1 is padding; `data.terms.batch_vocabulary`
+                chooses them and numbers the batch's texts anew.
+        """
+        idf = jnp.where(terms >= 0, self.idf[jnp.maximum(terms, 0)], jnp.zeros((), self.idf.dtype))
+        return self._replace(idf=idf)
+
+
+class Bm25Terms(NamedTuple):
+    """Attribute texts of a batch, from which a loss scores any pair of them; a pytree.
+
+    It is O(n a), where the table of scores would be O(q c).
+    """
+
+    statistics: Bm25Statistics
+    query: Int[Array, "q a"]
+    """int32; term ids, -1 is padding."""
+    candidate: Int[Array, "c n"]
+    """int32; term ids, -1 is padding."""
+
+    def localised(self) -> Bm25Terms:
+        """The same scores over the terms that a query and a candidate share.
+
+        Tables over terms then have as many rows as the batch can share terms, and not as many as
+        the corpus has. That bound, min(v, q a, c n), is all that is known when a program is
+        compiled; `data.terms.batch_vocabulary` counts on the host and comes out smaller.
+        """
+        vocab = self.statistics.idf.shape[0]
+        size = min(vocab, self.query.size, self.candidate.size)
+        if size == vocab:
+            return self
+        query, candidate = (_place(x, vocab) for x in (self.query, self.candidate))
+        seen = [jnp.zeros(vocab + 1, bool).at[x].set(True) for x in (query, candidate)]
+        shared = (seen[0] & seen[1]).at[vocab].set(False)
+        number = jnp.where(shared, jnp.cumsum(shared.astype(jnp.int32)) - 1, size)
+        # A term that is not shared adds to the length of its text and matches nothing.
+        query = jnp.where(self.query < 0, -1, number[query])
+        candidate = jnp.where(self.candidate < 0, -1, number[candidate])
+        idf = (
+            jnp.zeros(size + 1, self.statistics.idf.dtype)
+            .at[number[:vocab]]
+            .set(self.statistics.idf)
+        )
+        return Bm25Terms(self.statistics._replace(idf=idf[:size]), query, candidate)
+
+
+class TermFactors(NamedTuple):
+    """What a text brings to its scores, as a query and as a document."""
+
+    places: Int[Array, "n a"]
+    """int32; known terms below v, and v for padding and unknown terms."""
+    weights: Float[Array, "n a"]
+    """Of the text as a document: a slot's part of idf tf / (tf + norm), 0 where nothing is."""
 
 
 def fit_bm25(
@@ -53,7 +112,11 @@ def fit_bm25(
 
 
 def bm25_scores(
-    statistics: Bm25Statistics, query: Int[Array, "q a"], candidate: Int[Array, "c n"]
+    statistics: Bm25Statistics,
+    query: Int[Array, "q a"],
+    candidate: Int[Array, "c n"],
+    *,
+    form: Form = "auto",
 ) -> Float[Array, "q c"]:
     """Score of every query against every candidate.
 
@@ -62,8 +125,9 @@ def bm25_scores(
     A query term that occurs twice counts twice; padding, unknown terms and empty documents give
     0. This is Lucene's form since version 8, without the constant factor k1 + 1.
 
-    Each query term gathers its row of the [v c] table of term weights, so the work is q a c and
-    independent of the vocabulary; `bm25_scores_dense` is the equal matrix product.
+    Both forms make a [v + 1, c] table of term weights. `gather` adds a row of it for each term of a
+    query, work q a c and independent of v; `matmul` multiplies the queries' term counts [q v] with
+    it, which suits matrix units. Pass a batch's own terms (`Bm25Terms.localised`) to keep v small.
 
     Example:
         >>> statistics = fit_bm25(np.array([[0, 1], [1, 2]]), 3)
@@ -76,60 +140,83 @@ def bm25_scores(
         statistics: of the corpus.
         query: int32 [q a], -1 is padding.
         candidate: int32 [c n], -1 is padding.
+        form: `auto` is `gather` on a CPU, where a [1024 1024] table of scores took 1 ms against
+            the product's 50, and `matmul` elsewhere.
 
     Returns:
-        float32 [q c].
+        [q c] in the type of `statistics.idf`, float32 as fitted.
 
     Reference: Kamphuis et al., Which BM25 do you mean?, ECIR 2020.
     """
     vocab = statistics.idf.shape[0]
-    weight = _candidate_weights(statistics, candidate)
-    # Row v is zero: padding and unknown terms look there.
-    table = jnp.pad(statistics.idf[:, None] * weight.T, ((0, 1), (0, 0)))
-    places = _place(query, vocab)
-
-    def add(column: jax.Array, total: jax.Array) -> jax.Array:
-        return total + table[jax.lax.dynamic_index_in_dim(places, column, 1, keepdims=False)]
-
-    start = jnp.zeros((query.shape[0], candidate.shape[0]), jnp.float32)
-    # Unrolled by 8: measured twice as fast on a CPU at 1024 x 1024 texts.
-    return jax.lax.fori_loop(0, query.shape[1], add, start, unroll=8)
+    table = term_table(term_factors(statistics, candidate), vocab)
+    return table_scores(_place(query, vocab), table, form)
 
 
-def bm25_scores_dense(
-    statistics: Bm25Statistics, query: Int[Array, "q a"], candidate: Int[Array, "c n"]
-) -> Float[Array, "q c"]:
-    """The same scores as `bm25_scores` as one [q v] x [v c] product, for matrix units.
+def term_factors(statistics: Bm25Statistics, terms: Int[Array, "n a"]) -> TermFactors:
+    """What each text brings to its scores; the work is n a^2.
 
     Args:
         statistics: of the corpus.
-        query: int32 [q a], -1 is padding.
-        candidate: int32 [c n], -1 is padding.
-
-    Returns:
-        float32 [q c].
+        terms: int32 [n a], -1 is padding.
     """
-    weight = _candidate_weights(statistics, candidate)
-    weighted_query = _term_counts(query, statistics.idf.shape[0]) * statistics.idf[None]
-    return jnp.dot(weighted_query, weight.T, precision=jax.lax.Precision.HIGHEST)
+    vocab, kind = statistics.idf.shape[0], statistics.idf.dtype
+    places = _place(terms, vocab)
+    lengths = jnp.sum(terms >= 0, axis=1).astype(kind)
+    norm = statistics.k1 * (1.0 - statistics.b + statistics.b * lengths / statistics.average_length)
+    repeats = jnp.sum(places[:, :, None] == places[:, None, :], axis=2).astype(kind)
+    idf = jnp.pad(statistics.idf, (0, 1))[places]
+    # tf / (tf + norm) spread over the tf slots of its term.
+    return TermFactors(places, idf / (repeats + norm.astype(kind)[:, None]))
+
+
+def term_table(factors: TermFactors, vocab: int) -> Float[Array, "v c"]:
+    """Term weights of documents by term, [vocab + 1, c]; the last row is zero."""
+    count = factors.places.shape[0]
+    columns = jnp.arange(count, dtype=jnp.int32)[None]
+    table = jnp.zeros((vocab + 1, count), factors.weights.dtype)
+    return table.at[factors.places.T, columns].add(factors.weights.T)
+
+
+def table_scores(
+    places: Int[Array, "q a"], table: Float[Array, "v c"], form: Form = "auto"
+) -> Float[Array, "q c"]:
+    """Scores of queries against the documents of a `term_table`.
+
+    Args:
+        places: int32 [q a], as in `TermFactors`.
+        table: [vocab + 1, c].
+        form: as in `bm25_scores`.
+
+    Raises:
+        ValueError: there is no such form.
+    """
+    if form == "auto":
+        form = "gather" if jax.default_backend() == "cpu" else "matmul"
+    if form == "matmul":
+        rows = jnp.arange(places.shape[0], dtype=jnp.int32)[:, None]
+        counts = jnp.zeros((places.shape[0], table.shape[0]), table.dtype)
+        counts = counts.at[rows, places].add(jnp.ones((), table.dtype))
+        return jnp.dot(counts, table, precision=jax.lax.Precision.HIGHEST)
+    if form != "gather":
+        raise ValueError(f"BM25 has the forms auto, gather and matmul, not {form!r}")
+
+    def add(column: jax.Array, total: jax.Array) -> jax.Array:
+        place = jax.lax.dynamic_index_in_dim(places, column, 1, keepdims=False)
+        return total + table.at[place].get(mode="promise_in_bounds")
+
+    start = jnp.zeros((places.shape[0], table.shape[1]), table.dtype)
+    # Unrolled by 8, so that XLA adds eight rows in one pass over the scores.
+    return jax.lax.fori_loop(0, places.shape[1], add, start, unroll=8)
+
+
+def own_scores(query: TermFactors, document: TermFactors) -> Float[Array, " n"]:
+    """Score of query i against document i alone, without a table; the work is n a^2."""
+    known = query.places[:, :, None] == document.places[:, None, :]
+    zero = jnp.zeros((), document.weights.dtype)
+    return jnp.sum(jnp.where(known, document.weights[:, None, :], zero), axis=(1, 2))
 
 
 def _place(terms: jax.Array, vocab: int) -> jax.Array:
     """Term ids with padding and unknown ids moved to `vocab`, one past the last known term."""
     return jnp.where((terms >= 0) & (terms < vocab), terms, vocab)
-
-
-def _term_counts(terms: jax.Array, vocab: int) -> jax.Array:
-    """How often each known term occurs in each text, float32 [n v]."""
-    rows = jnp.arange(terms.shape[0], dtype=jnp.int32)[:, None]
-    table = jnp.zeros((terms.shape[0], vocab + 1), jnp.float32)
-    return table.at[rows, _place(terms, vocab)].add(1.0)[:, :vocab]
-
-
-def _candidate_weights(statistics: Bm25Statistics, candidate: jax.Array) -> jax.Array:
-    """Saturated, length-normalised term frequencies, float32 [c v]."""
-    lengths = jnp.sum(candidate >= 0, axis=1).astype(jnp.float32)
-    norm = statistics.k1 * (1.0 - statistics.b + statistics.b * lengths / statistics.average_length)
-    counts = _term_counts(candidate, statistics.idf.shape[0])
-    # With k1 = 0 an absent term would be 0 / 0.
-    return jnp.where(counts > 0, counts / jnp.maximum(counts + norm[:, None], 1e-9), 0.0)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from afmrl_jax.config import AgclConfig, RunConfig
 from afmrl_jax.data.pipeline import ContrastiveSource, RowBuilder
@@ -16,7 +15,7 @@ from afmrl_jax.data.terms import Bm25Vocabulary
 from afmrl_jax.models.embedder import hidden_at, last_token, unit
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.objectives.agcl import agcl_loss
-from afmrl_jax.objectives.bm25 import Bm25Statistics, bm25_scores, fit_bm25
+from afmrl_jax.objectives.bm25 import Bm25Statistics, Bm25Terms, fit_bm25
 from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop
 from afmrl_jax.training.state import gradient_step, initial_state, make_optimiser
 from afmrl_jax.training.trainee import Trainee
@@ -92,16 +91,16 @@ def make_agcl_step(
     ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         del key  # Dropout of inputs is drawn with the batch.
         count = batch["products"].shape[0]
-        if statistics is None:
-            bm25 = jnp.zeros((count, count), jnp.float32)
-        else:
-            bm25 = bm25_scores(statistics, batch["query_terms"], batch["candidate_terms"])
+        terms = None
+        if statistics is not None:
+            terms = Bm25Terms(statistics, batch["query_terms"], batch["candidate_terms"])
+            terms = terms.localised()
 
         def contrast(vectors: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             return agcl_loss(
                 vectors[:count],
                 vectors[count:],
-                bm25,
+                terms,
                 batch["products"],
                 temperature=settings.temperature,
                 gamma=settings.gamma,

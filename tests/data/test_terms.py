@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from afmrl_jax.data.terms import Bm25Vocabulary, attribute_terms, split_terms
+from afmrl_jax.data.terms import Bm25Vocabulary, attribute_terms, batch_vocabulary, split_terms
 from afmrl_jax.errors import AfmrlError
 
 
@@ -71,3 +71,28 @@ def test_round_trip_through_json() -> None:
 def test_foreign_json_is_refused(value: dict[str, object]) -> None:
     with pytest.raises(AfmrlError, match="fit it again"):
         Bm25Vocabulary.from_dict(value)
+
+
+def test_batch_vocabulary_keeps_shared_terms_and_every_length() -> None:
+    rng = np.random.default_rng(0)
+    query, candidate = (rng.integers(-1, 42, (6, width), np.int32) for width in (5, 7))
+    found = batch_vocabulary(query, candidate, 40)
+    assert found.terms.shape == (256,)
+    assert found.query.dtype == found.candidate.dtype == found.terms.dtype == np.int32
+    shared = sorted(set(query.ravel()) & set(candidate.ravel()) & set(range(40)))
+    assert found.terms[: len(shared)].tolist() == shared
+    assert set(found.terms[len(shared) :]) == {-1}
+    for old, new in ((query, found.query), (candidate, found.candidate)):
+        np.testing.assert_array_equal(new < 0, old < 0)
+        known = np.isin(old, shared)
+        np.testing.assert_array_equal(found.terms[new[known]], old[known])
+        assert set(new[~known & (old >= 0)]) <= {256}
+
+
+def test_batch_vocabulary_sizes() -> None:
+    many = np.arange(300, dtype=np.int32)[None]
+    assert len(batch_vocabulary(many, many, 300).terms) == 512
+    assert len(batch_vocabulary(many, many, 300, size=300).terms) == 300
+    assert len(batch_vocabulary(many[:, :0], many, 300).terms) == 256
+    with pytest.raises(AfmrlError, match="shares 300 attribute terms and has room for 299"):
+        batch_vocabulary(many, many, 300, size=299)

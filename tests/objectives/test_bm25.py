@@ -1,5 +1,7 @@
 """BM25 against bm25s, rank_bm25, hand-worked numbers, and its own second form."""
 
+from functools import partial
+
 import bm25s
 import jax
 import jax.numpy as jnp
@@ -7,9 +9,50 @@ import numpy as np
 import pytest
 import rank_bm25
 
-from afmrl_jax.objectives.bm25 import bm25_scores, bm25_scores_dense, fit_bm25
+from afmrl_jax.data.terms import batch_vocabulary
+from afmrl_jax.objectives.bm25 import (
+    Bm25Terms,
+    TermFactors,
+    bm25_scores,
+    fit_bm25,
+    own_scores,
+    table_scores,
+    term_factors,
+    term_table,
+)
 
-FORMS = [bm25_scores, bm25_scores_dense]
+
+@jax.jit
+def localised(statistics, query, candidate):
+    """Scores over the batch's own vocabulary, numbered on the device."""
+    return bm25_scores(*Bm25Terms(statistics, query, candidate).localised())
+
+
+def numbered_on_the_host(statistics, query, candidate):
+    """Scores over the batch's own vocabulary, numbered by the loader."""
+    texts = np.asarray(query), np.asarray(candidate)
+    batch = batch_vocabulary(*texts, statistics.idf.shape[0], size=statistics.idf.shape[0] + 2)
+    return bm25_scores(
+        statistics.restricted(jnp.asarray(batch.terms)), *map(jnp.asarray, batch[1:])
+    )
+
+
+def in_tiles(statistics, query, candidate):
+    """Scores as a tile of the loss makes them, one candidate a tile."""
+    vocab = statistics.idf.shape[0]
+    factors = term_factors(statistics, candidate)
+    places = term_factors(statistics, query).places
+    blocks = (TermFactors(*(x[i : i + 1] for x in factors)) for i in range(len(candidate)))
+    return jnp.concatenate([table_scores(places, term_table(x, vocab)) for x in blocks], axis=1)
+
+
+FORMS = {
+    "gather": jax.jit(partial(bm25_scores, form="gather")),
+    "matmul": jax.jit(partial(bm25_scores, form="matmul")),
+    "localised": localised,
+    "host": numbered_on_the_host,
+    "tiles": jax.jit(in_tiles),
+}
 VOCABULARY = 23
 
 
@@ -31,19 +74,19 @@ def corpus() -> np.ndarray:
     return random_terms(0, 40)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_equals_bm25s_lucene(form, corpus) -> None:
     queries = random_terms(1, 12)
     twin = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
     twin.index(texts(corpus), show_progress=False)
     expected = np.stack([twin.get_scores(query) for query in texts(queries)])
-    scores = jax.jit(form)(fit_bm25(corpus, VOCABULARY), jnp.array(queries), jnp.array(corpus))
+    scores = form(fit_bm25(corpus, VOCABULARY), jnp.array(queries), jnp.array(corpus))
     assert scores.dtype == jnp.float32
     assert expected.max() > 1
     np.testing.assert_allclose(scores, expected, rtol=2e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_equals_rank_bm25_with_lucene_idf(form, corpus) -> None:
     """rank_bm25 has another idf and the factor k1 + 1; with both set right it is an equal."""
     queries = random_terms(2, 12)
@@ -55,7 +98,7 @@ def test_equals_rank_bm25_with_lucene_idf(form, corpus) -> None:
     np.testing.assert_allclose(scores, expected, rtol=2e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_hand_worked(form) -> None:
     corpus = np.array([[0, 1, -1], [1, 1, 2]], np.int32)
     statistics = fit_bm25(corpus, 3)
@@ -71,7 +114,7 @@ def test_hand_worked(form) -> None:
     np.testing.assert_allclose(form(statistics, query, jnp.array(corpus)), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_repeats_padding_unknown_terms_and_empty_texts(form, corpus) -> None:
     statistics = fit_bm25(corpus, VOCABULARY)
     never = fit_bm25(corpus, VOCABULARY + 1)  # Id VOCABULARY is known and never occurs.
@@ -94,7 +137,7 @@ def test_repeats_padding_unknown_terms_and_empty_texts(form, corpus) -> None:
     assert float(nothing[0, 0]) == 0.0
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_unknown_terms_lengthen_a_candidate(form, corpus) -> None:
     statistics = fit_bm25(corpus, VOCABULARY)
     candidates = jnp.array([[3, -1], [3, VOCABULARY]], jnp.int32)
@@ -102,7 +145,7 @@ def test_unknown_terms_lengthen_a_candidate(form, corpus) -> None:
     assert scores[0] > scores[1] > 0
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_no_length_normalisation_and_no_saturation(form) -> None:
     corpus = np.array([[0, 0, 1], [1, -1, -1]], np.int32)
     statistics = fit_bm25(corpus, 2, k1=0.0, b=0.0)
@@ -122,3 +165,34 @@ def test_empty_corpora() -> None:
 def test_settings_out_of_range(bad) -> None:
     with pytest.raises(ValueError, match="need k1"):
         fit_bm25(np.zeros((1, 1), np.int32), 1, **bad)
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("seed", range(3))
+def test_random_corpora_with_empty_texts_and_unknown_terms(form, seed) -> None:
+    """Half the vocabulary is unknown, and a text may be empty on either side."""
+    corpus = random_terms(seed, 30, shortest=0)
+    queries = random_terms(seed + 10, 12, shortest=0)
+    queries[3], corpus[5] = -1, -1
+    known = VOCABULARY // 2
+    words = [[f"t{t}" if t < known else f"unknown{t}" for t in row if t >= 0] for row in corpus]
+    twin = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
+    twin.index(words, show_progress=False)
+    asked = [[w for w in row if int(w[1:]) < known] for row in texts(queries)]
+    expected = np.stack([twin.get_scores(x) if x else np.zeros(len(corpus)) for x in asked])
+    scores = form(fit_bm25(corpus, known), jnp.array(queries), jnp.array(corpus))
+    assert expected.max() > 1
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_own_scores_are_the_diagonal(corpus) -> None:
+    statistics = fit_bm25(corpus, VOCABULARY)
+    queries = random_terms(4, len(corpus), width=6, shortest=0)
+    sides = [term_factors(statistics, jnp.array(x)) for x in (queries, corpus)]
+    scores = bm25_scores(statistics, jnp.array(queries), jnp.array(corpus))
+    np.testing.assert_allclose(own_scores(*sides), np.diagonal(scores), rtol=1e-5, atol=1e-6)
+
+
+def test_unknown_form() -> None:
+    with pytest.raises(ValueError, match="not 'sparse'"):
+        table_scores(jnp.zeros((1, 1), jnp.int32), jnp.zeros((2, 1)), "sparse")

@@ -1,0 +1,173 @@
+"""AGCL tile by tile on one device: sums in one pass, gradients in a second one.
+
+Sides come cut into tiles: every leaf is [tiles, size, ...]. Candidates are the outer loop, so that
+their table of term weights is made once, and queries the inner one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from afmrl_jax.axes import Array, Float
+from afmrl_jax.objectives.agcl_tile import (
+    Counts,
+    Pairs,
+    Plan,
+    Rules,
+    Side,
+    Sums,
+    add_counts,
+    add_sums,
+    both,
+    compare,
+    product,
+    start_counts,
+    start_sums,
+    tile_gradient,
+)
+from afmrl_jax.objectives.bm25 import term_table
+
+
+class Denominator(NamedTuple):
+    """What the backward pass needs of a direction, leaves [tiles, size]: all that is saved."""
+
+    log_total: Float[Array, "t n"]
+    """Log-sum-exp over positives and negatives; +inf where nothing is contrasted."""
+    positives: Float[Array, "t n"] | None
+    """Number of positives, the pair counted, +inf likewise; None where only pairs are positives."""
+
+
+def stream_sums(
+    plan: Plan,
+    rules: Rules,
+    rows: Side,
+    cols: Side,
+    row_state: tuple[Sums, Counts],
+    col_sums: Sums | None,
+) -> tuple[tuple[Sums, Counts], Sums | None, Float[Array, "t s r c"] | None]:
+    """Add every tile of `rows` against `cols` to the sums of both.
+
+    The scores of all tiles come third, by columns and then rows, where the plan keeps them.
+
+    Args:
+        plan: of the program.
+        rules: settings of the loss.
+        rows: queries.
+        cols: candidates.
+        row_state: of the queries so far, see `start_rows`.
+        col_sums: of the candidates so far; None for one direction.
+    """
+
+    def column(
+        row_state: tuple[Sums, Counts], block: tuple[Side, Sums | None]
+    ) -> tuple[tuple[Sums, Counts], tuple[Sums | None, jax.Array | None]]:
+        here, sums = block
+        table = _table(plan, here)
+
+        def row(
+            sums: Sums | None, block: tuple[Side, tuple[Sums, Counts]]
+        ) -> tuple[Sums | None, tuple[tuple[Sums, Counts], jax.Array | None]]:
+            side, (row_sums, counts) = block
+            pairs = compare(plan, side, here, table)
+            ask, answer = both(plan, rules, side, here, pairs)
+            counts = add_counts(plan, rules, counts, ask, pairs)
+            if sums is not None and answer is not None:
+                sums = add_sums(sums, answer, pairs, 0)
+            state = add_sums(row_sums, ask, pairs, 1), counts
+            return sums, (state, pairs.scores if plan.keep else None)
+
+        sums, (row_state, scores) = jax.lax.scan(row, sums, (rows, row_state))
+        return row_state, (sums, scores)
+
+    row_state, (col_sums, scores) = jax.lax.scan(column, row_state, (cols, col_sums))
+    return row_state, col_sums, scores
+
+
+def start_rows(plan: Plan, rules: Rules, rows: Side) -> tuple[Sums, Counts]:
+    """What `stream_sums` starts from, for queries."""
+    return start_sums(plan, rules, rows), start_counts(rows)
+
+
+def start_columns(plan: Plan, rules: Rules, cols: Side) -> Sums | None:
+    """What `stream_sums` starts from, for candidates."""
+    return start_sums(plan, rules, cols) if plan.symmetric else None
+
+
+def stream_gradients(
+    plan: Plan,
+    rules: Rules,
+    rows: Side,
+    cols: Side,
+    row_denominator: Denominator,
+    col_denominator: Denominator | None,
+    gradients: tuple[Float[Array, "t r d"], Float[Array, "t c d"]],
+    scores: Float[Array, "t s r c"] | None = None,
+) -> tuple[Float[Array, "t r d"], Float[Array, "t c d"]]:
+    """Add every tile's part of sum_i L_i (of both directions) to the gradients by scores times tau.
+
+    Scores are computed anew unless they were kept. What a pair's own score adds is left to the
+    caller, which has it without a tile.
+
+    Args:
+        plan: of the program.
+        rules: settings of the loss.
+        rows: queries.
+        cols: candidates.
+        row_denominator: of the queries.
+        col_denominator: of the candidates; None for one direction.
+        gradients: so far, by queries and by candidates.
+        scores: of all tiles, as `stream_sums` gave them.
+    """
+
+    def column(by_rows: jax.Array, block: tuple) -> tuple[jax.Array, jax.Array]:
+        here, denominator, by_cols, scores = block
+        table = _table(plan, here)
+
+        def row(number: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple:
+            by_rows, by_cols = sums
+            blocks = rows, row_denominator, scores
+            side, own, kept = jax.tree.map(lambda x: x[number], blocks)
+            pairs = compare(plan, side, here, table, kept)
+            gradient = _gradient(plan, rules, side, here, pairs, own, denominator)
+            wide = gradient.dtype
+            # Not stacked by a scan: that would hold the old and the new gradient of all queries.
+            added = product(gradient, here.vectors.astype(wide), (1, 0)) + by_rows[number]
+            by_rows = jax.lax.dynamic_update_index_in_dim(by_rows, added, number, 0)
+            return by_rows, by_cols + product(gradient, side.vectors.astype(wide), (0, 0))
+
+        return jax.lax.fori_loop(0, by_rows.shape[0], row, (by_rows, by_cols))
+
+    by_rows, by_cols = gradients
+    return jax.lax.scan(column, by_rows, (cols, col_denominator, by_cols, scores))
+
+
+def _gradient(
+    plan: Plan,
+    rules: Rules,
+    rows: Side,
+    cols: Side,
+    pairs: Pairs,
+    row_denominator: Denominator,
+    col_denominator: Denominator | None,
+) -> jax.Array:
+    """Gradient of a tile by its logits, both directions added."""
+
+    def lifted(found: Denominator, axis: int) -> list[jax.Array | None]:
+        return [None if x is None else jnp.expand_dims(x, axis) for x in found]
+
+    ask, answer = both(plan, rules, rows, cols, pairs)
+    total, positives = lifted(row_denominator, 1)
+    assert total is not None
+    gradient = tile_gradient(ask, pairs, total, positives)
+    if answer is not None and col_denominator is not None:
+        total, positives = lifted(col_denominator, 0)
+        assert total is not None
+        gradient = gradient + tile_gradient(answer, pairs, total, positives)
+    return gradient
+
+
+def _table(plan: Plan, cols: Side) -> jax.Array | None:
+    return None if cols.factors is None else term_table(cols.factors, plan.vocab)

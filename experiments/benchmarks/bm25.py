@@ -1,0 +1,199 @@
+"""BM25 of all pairs of a batch, against rank_bm25, bm25s and SciPy's sparse product."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import sparse
+
+from afmrl_jax.data.terms import batch_vocabulary
+from afmrl_jax.errors import ConfigError
+from afmrl_jax.objectives.bm25 import Bm25Statistics, bm25_scores, fit_bm25
+from afmrl_jax.progress import Progress, say
+from benchmarks.record import ratios, spread, write_record
+from benchmarks.texts import attribute_texts
+
+K1, B = 1.5, 0.75
+CLOSE = 1e-5
+"""Largest difference of scores between the sides."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The batch, and how often each pair of sides is measured."""
+
+    batch: int = 1024
+    """Queries, and as many candidates."""
+    vocab: int = 20_000
+    """Terms of the catalogue; a batch has some thousand of them."""
+    longest: int = 16
+    """Most terms a text; the least is 4."""
+    repeats: int = 9
+    """Pairs of measurements; the median of their ratios is reported."""
+    slow_repeats: int = 3
+    """The same for rank_bm25, which takes seconds a time."""
+    seed: int = 0
+
+
+class Corpus(NamedTuple):
+    """What every side is given before the clock starts."""
+
+    statistics: Bm25Statistics
+    queries: np.ndarray
+    candidates: np.ndarray
+    vocab: int
+
+    def words(self, terms: np.ndarray) -> list[list[str]]:
+        """Texts as lists of strings."""
+        return [[f"t{t}" for t in row if t >= 0] for row in terms]
+
+
+Side = Callable[[], Any]
+
+
+def our_side(corpus: Corpus) -> Side:
+    """Numbering of the batch's terms on the host, transfer, and scores on the device."""
+    jitted = jax.jit(bm25_scores)
+
+    def scores() -> np.ndarray:
+        batch = batch_vocabulary(corpus.queries, corpus.candidates, corpus.vocab)
+        statistics = corpus.statistics.restricted(jnp.asarray(batch.terms))
+        return jitted(statistics, batch.query, batch.candidate).block_until_ready()
+
+    return scores
+
+
+def rank_bm25_side(corpus: Corpus) -> Side:
+    """rank_bm25 with Lucene's idf, one query after the other; its index is made before."""
+    from rank_bm25 import BM25Okapi
+
+    texts = corpus.words(corpus.candidates)
+    index = BM25Okapi(texts, k1=K1, b=B)
+    idf = np.asarray(corpus.statistics.idf, np.float64)
+    # It has another idf, and scores are k1 + 1 times Lucene's.
+    index.idf = {word: idf[int(word[1:])] / (K1 + 1) for word in index.idf}
+    queries = corpus.words(corpus.queries)
+    return lambda: np.stack([index.get_scores(query) for query in queries])
+
+
+def bm25s_side(corpus: Corpus) -> Side:
+    """Queries, already numbered, through bm25s; its index holds all scores ready made."""
+    import bm25s
+
+    index = bm25s.BM25(method="lucene", k1=K1, b=B)
+    index.index(corpus.words(corpus.candidates), show_progress=False)
+    known = index.vocab_dict
+    queries = [
+        [known[word] for word in text if word in known] for text in corpus.words(corpus.queries)
+    ]
+    count = len(corpus.candidates)
+
+    def scores() -> np.ndarray:
+        return np.stack(
+            [index.get_scores_from_ids(x) if x else np.zeros(count, np.float32) for x in queries]
+        )
+
+    return scores
+
+
+def scipy_side(corpus: Corpus) -> Side:
+    """The product of two CSR matrices; both are made before, and the result stays sparse."""
+    count, width = corpus.candidates.shape
+    lengths = (corpus.candidates >= 0).sum(1)
+    norm = K1 * (1 - B + B * lengths / float(corpus.statistics.average_length))
+    tables = []
+    for terms in (corpus.queries, corpus.candidates):
+        rows = np.repeat(np.arange(len(terms)), width)[terms.ravel() >= 0]
+        columns = terms.ravel()[terms.ravel() >= 0]
+        ones = np.ones(len(rows), np.float32)
+        # Repeats of a term add up.
+        tables.append(sparse.csr_matrix((ones, (rows, columns)), (count, corpus.vocab)))
+    weights = tables[1].tocoo()
+    idf = np.asarray(corpus.statistics.idf)
+    data = idf[weights.col] * weights.data / (weights.data + norm[weights.row])
+    weights = sparse.csr_matrix(
+        (data.astype(np.float32), (weights.row, weights.col)), weights.shape
+    )
+    turned = weights.T.tocsr()
+    return lambda: tables[0] @ turned
+
+
+SIDES: dict[str, Callable[[Corpus], Side]] = {
+    "speedup_rank_bm25": rank_bm25_side,
+    "speedup_bm25s": bm25s_side,
+    "speedup_scipy": scipy_side,
+}
+
+
+def _seconds(side: Side) -> float:
+    start = time.perf_counter()
+    side()
+    return time.perf_counter() - start
+
+
+def _table(scores: Any) -> np.ndarray:
+    return np.asarray(scores.toarray() if sparse.issparse(scores) else scores, np.float64)
+
+
+def run(settings: Settings, out: Path) -> dict[str, float]:
+    """Measure against each peer in turn, and write `out` at the end.
+
+    Raises:
+        ConfigError: `out` cannot be written, or a peer is not installed.
+        RuntimeError: a side has other scores, so that its time means nothing.
+    """
+    if not out.parent.is_dir():
+        raise ConfigError(f"{out.parent} is no folder; create it, or choose another --out")
+    texts = [
+        attribute_texts(settings.batch, settings.vocab, settings.longest, settings.seed + side)
+        for side in range(2)
+    ]
+    statistics = fit_bm25(texts[1], settings.vocab, k1=K1, b=B)
+    corpus = Corpus(statistics, *texts, settings.vocab)
+    ours = our_side(corpus)
+    found = _table(ours())
+    figures, details = {}, []
+    for figure, make in SIDES.items():
+        try:
+            theirs = make(corpus)
+        except ImportError as error:
+            raise ConfigError(f"{error}: `pip install -e '.[test]'` brings the peers") from error
+        difference = float(np.abs(found - _table(theirs())).max())
+        if not difference < CLOSE:
+            raise RuntimeError(f"{figure}: scores differ by {difference:.2g}")
+        times = (
+            settings.slow_repeats if theirs is not None and "rank" in figure else settings.repeats
+        )
+        detail = _pairs(figure, ours, theirs, times)
+        figures[figure] = detail["speedup"]["median"]
+        say(f"{figure}: {figures[figure]:.2f}")
+        shape = {"batch": settings.batch, "vocab": settings.vocab, "longest": settings.longest}
+        details.append(detail | {"largest_difference": difference, "shape": shape})
+    device = jax.devices()[0]
+    write_record(out, "bm25", figures, details, f"{device.platform}: {device.device_kind}")
+    return figures
+
+
+def _pairs(name: str, ours: Side, theirs: Side, repeats: int) -> dict[str, Any]:
+    samples: tuple[list[float], list[float]] = ([], [])
+    with Progress(name, repeats) as progress:
+        for done in range(1, repeats + 1):
+            for side, kept in zip((ours, theirs), samples, strict=True):
+                side_seconds = partial(_seconds, side)
+                # The first of two calls finds caches full of the other side's numbers.
+                kept.append(min(side_seconds(), side_seconds()))
+            progress.update(done)
+    return {
+        "part": name,
+        "our_seconds": spread(samples[0]),
+        "their_seconds": spread(samples[1]),
+        "speedup": ratios(samples[1], samples[0]),
+    }

@@ -1,0 +1,21 @@
+"""Attribute texts as a catalogue has them: few terms a text, a few common ones and a long tail."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from afmrl_jax.axes import Array, Int
+
+
+def attribute_texts(
+    count: int, vocab: int, longest: int, seed: int, *, shortest: int = 4
+) -> Int[Array, "n a"]:
+    """Term ids of `count` texts, int32 [n longest], padded with -1.
+
+    Frequencies follow Zipf's law, as those of colours, materials and brands do.
+    """
+    rng = np.random.default_rng(seed)
+    chance = 1.0 / np.arange(1, vocab + 1)
+    terms = rng.choice(vocab, (count, longest), p=chance / chance.sum())
+    lengths = rng.integers(min(shortest, longest), longest + 1, (count, 1))
+    return np.where(np.arange(longest)[None] < lengths, terms, -1).astype(np.int32)

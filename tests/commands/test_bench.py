@@ -1,0 +1,67 @@
+"""`experiments/bench.py` at tiny sizes: the figures are there, and are numbers."""
+
+import importlib
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    return importlib.import_module
+
+
+def figures_of(path: Path, bench: str) -> dict[str, float]:
+    record = json.loads(path.read_text())
+    assert record.keys() == {"bench", "machine", "versions", "figures", "details"}
+    assert record["bench"] == bench
+    assert record["details"]
+    for name, value in record["figures"].items():
+        assert math.isfinite(value), name
+        assert value > 0, name
+    return record["figures"]
+
+
+def test_agcl(benchmarks, tmp_path):
+    bench = benchmarks("benchmarks.agcl")
+    settings = bench.Settings(
+        size=16,
+        memory_batches=(128, 256),
+        time_batch=128,
+        chunks=(32,),
+        tile=32,
+        vocab=300,
+        longest=6,
+        repeats=2,
+    )
+    found = bench.run(settings, tmp_path / "agcl.json")
+    assert found == figures_of(tmp_path / "agcl.json", "agcl")
+    assert found.keys() == {
+        "temp_ratio_literal_16k",
+        "temp_ratio_literal_64k",
+        "temp_ratio_rowchunk_64k",
+        "time_ratio_dense_4k",
+        "time_ratio_rowchunk_4k",
+    }
+
+
+def test_bm25(benchmarks, tmp_path):
+    bench = benchmarks("benchmarks.bm25")
+    settings = bench.Settings(batch=32, vocab=300, longest=6, repeats=2, slow_repeats=2)
+    found = bench.run(settings, tmp_path / "bm25.json")
+    assert found == figures_of(tmp_path / "bm25.json", "bm25")
+    assert found.keys() == {"speedup_rank_bm25", "speedup_bm25s", "speedup_scipy"}
+
+
+def test_an_unwritable_place_is_said_before_anything_is_measured(benchmarks, tmp_path):
+    from afmrl_jax.errors import ConfigError
+
+    for name in ("agcl", "bm25"):
+        bench = benchmarks(f"benchmarks.{name}")
+        with pytest.raises(ConfigError, match="no folder"):
+            bench.run(bench.Settings(), tmp_path / "missing" / "x.json")
