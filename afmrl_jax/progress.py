@@ -42,7 +42,8 @@ class ShapeCounter:
         plural = "" if len(self) == 1 else "s"
         if any(len(shape) == 4 for seen in self._seen for shape in seen):
             shapes = "; ".join(
-                ", ".join("x".join(map(str, shape)) for shape in seen) for seen in sorted(self._seen)
+                ", ".join("x".join(map(str, shape)) for shape in seen)
+                for seen in sorted(self._seen)
             )
             what = "chunks x devices x rows or bins x places"
         else:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-MOST_SHAPES = 4
+MOST_SHAPES = 12
 """Different lengths of one plan; each is a loop of its own in the program."""
-WORTH = 0.01
+WORTH = 0.005
 """A further length must save this share of all padded places."""
+FINER = (1, 2, 4, 8)
+"""How many times more chunks may be taken than the budget asks for: their last one is emptier the
+larger it is."""
+PER_CHUNK = 0.003
+"""What a chunk costs beside its places, as a share of the budget."""
 ALIGNED = 256
 """Lengths from here on are multiples of 8, which matrix units like; below, that would be waste."""
 
 
 class Shape(NamedTuple):
-    """`count` chunks of `rows` rows of `length` places."""
+    """Chunks of `rows` rows of `length` places, at most `count` of them in a batch."""
 
     length: int
     rows: int
@@ -29,64 +34,45 @@ class Shape(NamedTuple):
         """Rows there is room for."""
         return self.rows * self.count
 
-    @property
-    def places(self) -> int:
-        """Places of all chunks, padding included."""
-        return self.slots * self.length
+
+class Misfit(Exception):
+    """A batch is longer here or there than a plan has room for."""
 
 
-def slot_lengths(shapes: Sequence[Shape]) -> np.ndarray:
-    """Length of every slot of some shapes, in their order, int [m]."""
-    return np.repeat([x.length for x in shapes], [x.slots for x in shapes])
+def chunks_needed(sizes: np.ndarray, shapes: Sequence[Shape]) -> list[int]:
+    """How many chunks of each shape items of descending sizes take, one after the other.
 
-
-def fits(sizes: np.ndarray, shapes: Sequence[Shape]) -> bool:
-    """Whether items of descending sizes, put into the slots one by one, are all short enough."""
-    lengths = slot_lengths(shapes)
-    return len(sizes) <= len(lengths) and bool(np.all(sizes <= lengths[: len(sizes)]))
-
-
-def cover(
-    samples: Sequence[np.ndarray], deviations: float, *, independent: bool, longest: int | None
-) -> np.ndarray:
-    """Descending sizes that most batches fit under, judged from a few of them.
-
-    Of each size s, so many items are of that size or larger as the samples have in the mean, and
-    `deviations` standard deviations more.
+    The last chunk of a shape is filled up with items that a shorter one would have held, so that
+    places for whole rows stay empty in the very last chunk alone.
 
     Example:
-        >>> batch = np.array([5, 3, 3])
-        >>> cover([batch, batch], 2.0, independent=False, longest=None).tolist()
-        [5, 3, 3]
+        >>> chunks_needed(np.array([9, 8, 8, 5, 4, 3]), [Shape(9, 2, 4), Shape(5, 2, 4)])
+        [2, 1]
 
-    Args:
-        samples: sizes of the items of some batches.
-        deviations: how many.
-        independent: items are drawn one by one, so that their counts deviate at least as a
-            binomial does, also where there are too few samples to see it.
-        longest: room for one item of this size, whatever the samples say; None for none.
-
-    Returns:
-        int [m]; m is at least the mean number of items, and the number where all have the same.
+    Raises:
+        Misfit: an item is too long, or there are too many.
     """
-    sizes = np.unique(np.concatenate(samples))
-    if not len(sizes):
-        return np.zeros(0, np.int64)
-    counts = np.stack([len(x) - np.searchsorted(np.sort(x), sizes) for x in samples])
-    mean, total = counts.mean(0), counts.max()
-    spread = counts.std(0, ddof=1) if len(samples) > 1 else np.zeros(len(sizes))
-    if independent:
-        share = mean / total
-        spread = np.maximum(spread, np.sqrt(total * share * (1 - share)))
-    needed = np.ceil(mean + deviations * spread - 1e-9).astype(np.int64)
-    if independent:
-        needed = np.minimum(needed, total)
-    if longest is not None:
-        sizes = np.append(sizes, max(longest, sizes[-1]))
-        needed = np.append(needed, 1)
-    needed = np.maximum.accumulate(needed[::-1])[::-1]
-    of_size = needed - np.append(needed[1:], 0)
-    return np.repeat(sizes, of_size)[::-1]
+    used, taken = [], 0
+    for number, shape in enumerate(shapes):
+        shorter = shapes[number + 1].length if number + 1 < len(shapes) else -1
+        longer = int(np.searchsorted(-sizes, -shorter, side="left"))
+        count = math.ceil(max(0, longer - taken) / shape.rows)
+        if count > shape.count or (count and sizes[taken] > shape.length):
+            raise Misfit
+        used.append(count)
+        taken = min(len(sizes), taken + count * shape.rows)
+    if taken < len(sizes):
+        raise Misfit
+    return used
+
+
+def chunk_slices(used: Sequence[int], shapes: Sequence[Shape]) -> Iterator[tuple[int, int, slice]]:
+    """Shape, chunk and items of every chunk in use, from what `chunks_needed` gives."""
+    taken = 0
+    for number, (count, shape) in enumerate(zip(used, shapes, strict=True)):
+        for chunk in range(count):
+            yield number, chunk, slice(taken, taken + shape.rows)
+            taken += shape.rows
 
 
 @dataclass(frozen=True)
@@ -97,66 +83,103 @@ class Budget:
     """Of one device; a row longer than that is a chunk of its own."""
     devices: int = 1
     """Among which the rows of every chunk are divided evenly."""
-    most: int | None = None
-    """Longest length; None for no limit to rounding up."""
 
-    def shape(self, longest: int, items: int) -> Shape:
-        """Equal chunks for `items` rows of up to `longest` places."""
+    def shape(self, longest: int, items: float, finer: int = 1) -> Shape:
+        """Equal chunks for `items` rows of up to `longest` places, `finer` times as many as needed.
+
+        `items` may be a mean.
+        """
         length = longest if longest < ALIGNED else math.ceil(longest / 8) * 8
-        length = length if self.most is None else min(length, self.most)
         room = max(1, self.places // length) * self.devices
-        count = math.ceil(items / room)
-        rows = math.ceil(items / (count * self.devices)) * self.devices
+        count = finer * max(1, math.ceil(items / room))
+        rows = max(1, math.ceil(items / (count * self.devices))) * self.devices
         return Shape(length, rows, count)
 
 
-def divide(profile: np.ndarray, budget: Budget) -> tuple[Shape, ...]:
-    """The few shapes under which descending sizes take the fewest places.
+def divide(
+    samples: Sequence[np.ndarray], budget: Budget, deviations: float, longest: int
+) -> tuple[Shape, ...]:
+    """The few shapes under which batches like some samples take the fewest places.
 
     Example:
-        >>> divide(np.array([40, 39, 12, 11, 11, 10]), Budget(80))
-        (Shape(length=40, rows=2, count=1), Shape(length=12, rows=4, count=1))
+        >>> batch = np.array([40] * 4 + [12] * 12)
+        >>> divide([batch, batch], Budget(80), 0.0, 40)
+        (Shape(length=40, rows=2, count=3), Shape(length=12, rows=6, count=3))
 
     Args:
-        profile: from `cover`, [m].
+        samples: sizes of the items of some batches; 0 is no size.
         budget: of each chunk.
+        deviations: standard deviations from the mean up to which there are chunks enough.
+        longest: the largest size there can be; of this length there is at least one chunk.
 
     Returns:
-        At most `MOST_SHAPES` shapes by descending length, none for an empty profile.
+        At most `MOST_SHAPES` shapes by descending length, none where there are no items.
     """
-    if not len(profile):
+    pooled = np.sort(np.concatenate(samples))[::-1]
+    if not len(pooled):
         return ()
-    edges = _edges(profile)
-    # best[j]: the cheapest shapes for the first edges[j] items, with one more shape each round.
-    best: dict[int, tuple[Shape, ...]] = {0: ()}
-    found: tuple[Shape, ...] = ()
+    edges = _edges(pooled)
+    ends = [*pooled[edges[:-1]].tolist(), 0]
+    before = np.stack([[np.sum(x > end) for end in ends] for x in samples])
+
+    def cost(start: int, end: int) -> tuple[float, Shape]:
+        """Padded places of a batch in the mean, for items of sizes above ends[end]."""
+        counts = before[:, end] - before[:, start]
+        options = []
+        for finer in FINER:
+            shape = budget.shape(int(ends[start]), float(counts.mean()), finer)
+            chunks = np.ceil(counts / shape.rows)
+            # The last chunk is filled up with the next shorter items, if there are any.
+            filled = np.mean(chunks * shape.rows - counts) * (shape.length - ends[end])
+            own = float(counts.mean()) * shape.length
+            call = chunks.mean() * PER_CHUNK * budget.places * budget.devices
+            options.append((own + float(filled) + float(call), shape))
+        return min(options, key=lambda option: option[0])
+
+    # best[j]: cost and shapes of all items before edges[j], with one more shape each round.
+    best: dict[int, tuple[float, tuple[Shape, ...]]] = {0: (0.0, ())}
+    costs = {(i, j): cost(i, j) for j in range(1, len(edges)) for i in range(j)}
+    found: tuple[float, tuple[Shape, ...]] | None = None
     for _ in range(MOST_SHAPES):
-        following: dict[int, tuple[Shape, ...]] = {}
+        following: dict[int, tuple[float, tuple[Shape, ...]]] = {}
         for end in range(1, len(edges)):
-            options = (
-                (*shapes, budget.shape(int(profile[edges[start]]), edges[end] - edges[start]))
-                for start, shapes in best.items()
-                if start < end
-            )
-            following[end] = min(options, key=_places, default=())
-        following = {end: shapes for end, shapes in following.items() if shapes}
-        last = following.get(len(edges) - 1, ())
-        if found and (not last or _places(last) > (1 - WORTH) * _places(found)):
+            for start in best.keys() & range(end):
+                more, shape = costs[start, end]
+                total = best[start][0] + more
+                if end not in following or total < following[end][0]:
+                    following[end] = (total, (*best[start][1], shape))
+        last = following.get(len(edges) - 1)
+        if found is not None and (last is None or last[0] > (1 - WORTH) * found[0]):
             break
         found, best = last, following
-    return found
+    assert found is not None
+    shapes = found[1]
+    if shapes[0].length < longest:
+        shapes = (budget.shape(longest, 1), *shapes)
+    return tuple(_with_count(samples, shapes, n, deviations) for n in range(len(shapes)))
 
 
-def _places(shapes: Sequence[Shape]) -> int:
-    return sum(x.places for x in shapes)
+def _with_count(
+    samples: Sequence[np.ndarray], shapes: Sequence[Shape], number: int, deviations: float
+) -> Shape:
+    """The shape with chunks enough for all but unusual batches."""
+    shape = shapes[number]
+    shorter = shapes[number + 1].length if number + 1 < len(shapes) else 0
+    counts = np.array([np.sum((x > shorter) & (x <= shape.length)) for x in samples])
+    total = max(len(x) for x in samples)
+    share = counts.mean() / total
+    # Few samples may hide how much the counts of items drawn one by one vary.
+    spread = max(counts.std(), math.sqrt(total * share * (1 - share)))
+    wanted = counts.mean() + deviations * spread
+    return shape._replace(count=math.ceil(wanted / shape.rows) + 1)
 
 
-def _edges(profile: np.ndarray, most: int = 48) -> list[int]:
+def _edges(sizes: np.ndarray, most: int = 48) -> list[int]:
     """Where a shape may begin: places at which the size falls, thinned out to about `most`."""
-    falls = np.flatnonzero(np.diff(profile)) + 1
+    falls = np.flatnonzero(np.diff(sizes)) + 1
     if len(falls) > most:
         # Evenly by the places that lie before them.
-        before = np.cumsum(profile)[falls - 1]
+        before = np.cumsum(sizes)[falls - 1]
         wanted = np.linspace(before[0], before[-1], most)
         falls = np.unique(falls[np.searchsorted(before, wanted)])
-    return [0, *falls.tolist(), len(profile)]
+    return [0, *falls.tolist(), len(sizes)]

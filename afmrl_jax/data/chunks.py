@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,11 +10,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from afmrl_jax.data.batches import Row, collate, picture_patches, visual_tokens
-from afmrl_jax.data.chunk_shapes import Budget, Shape, cover, divide, fits
+from afmrl_jax.data.chunk_shapes import (
+    Budget,
+    Misfit,
+    Shape,
+    chunk_slices,
+    chunks_needed,
+    divide,
+)
 from afmrl_jax.data.packing import best_fit_decreasing
 from afmrl_jax.data.text import Tokenizer
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.model_config import ImageConfig, TextBudget
+
+DEVIATIONS = 4.0
+"""Standard deviations from the mean up to which a plan has room."""
 
 
 class TextChunks(NamedTuple):
@@ -29,6 +40,8 @@ class TextChunks(NamedTuple):
     """int32 [n s r]; counted through all visual tokens of the row's device."""
     bare_last: Any
     """int32 [n s r]; see `Row.bare_last`."""
+    used: Any
+    """int32 []; the first so many chunks hold rows, and the others need not be computed."""
 
 
 class PatchChunks(NamedTuple):
@@ -40,6 +53,8 @@ class PatchChunks(NamedTuple):
     """int32 [n s m p]"""
     patch_position: Any
     """int32 [n s m p 2]"""
+    used: Any
+    """int32 []; as in `TextChunks`."""
 
 
 class Chunks(NamedTuple):
@@ -70,14 +85,12 @@ class Plan(NamedTuple):
 class _Dealt(NamedTuple):
     """Rows in the slots of a plan's text shapes."""
 
+    used: list[int]
+    """Chunks of each shape that hold rows."""
     slot: np.ndarray
     """int [b]; of each row."""
     share: np.ndarray
     """int [b]; device of each row."""
-
-
-class _Misfit(Exception):
-    """A batch is longer here or there than a plan has room for."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +115,9 @@ class Chunker:
     ) -> Chunker:
         """Plans for batches like some samples.
 
-        The first plan has room for most batches (two standard deviations more than the mean), the
-        second for nearly all (six), the last for any: programs are compiled when first needed,
-        and there are never more than three.
+        The first plan has chunks enough of each shape for nearly all batches, and those that a
+        batch leaves empty are skipped; the second holds any batch. So one program is compiled, and
+        seldom another.
 
         Args:
             samples: rows of some batches.
@@ -114,59 +127,49 @@ class Chunker:
             tokens: places of a chunk on each device, those of pictures and padding included.
             shares: devices that divide the rows of a batch.
         """
-        budget = Budget(tokens, shares, text.buckets[-1])
-        patches = Budget(tokens * image.merge_size**2, 1, image.bin_patches)
+        budget, longest = Budget(tokens, shares), text.buckets[-1]
+        patches = Budget(tokens * image.merge_size**2)
         lengths = [_lengths(rows) for rows in samples]
-        most = max(len(x) for x in lengths)
-        everything = budget.shape(text.buckets[-1], most)
-        own = everything.slots // shares
-        full_bins = patches.shape(image.bin_patches, own)
-        per_row = image.bin_patches // image.merge_size**2
         cached = any(_is_cached(rows) for rows in samples)
-        last = Plan((everything,), () if cached else (full_bins,), own * per_row * cached)
-        plans = []
-        for deviations in (2.0, 6.0):
-            longest = None if deviations < 6 else text.buckets[-1]
-            profile = cover(lengths, deviations, independent=True, longest=longest)
-            rough = Plan(divide(profile, budget), (), 0)
-            chosen = [rough if fits(x, rough.text) else last for x in lengths]
-            dealt = [_deal(rows, p.text, shares) for rows, p in zip(samples, chosen, strict=True)]
-            if cached:
-                totals = [
-                    _per_share(rows, d, shares) for rows, d in zip(samples, dealt, strict=True)
-                ]
-                plans.append(rough._replace(visual=_room(np.concatenate(totals), deviations)))
-                continue
+        last = _plan_for_any(budget, patches, max(map(len, lengths)), longest, image, cached)
+        shapes = divide(lengths, budget, DEVIATIONS, longest)
+        dealt = []
+        for rows, own in zip(samples, lengths, strict=True):
+            try:
+                chunks_needed(own, shapes)
+                dealt.append(_deal(rows, shapes, shares))
+            except Misfit:
+                dealt.append(_deal(rows, last.text, shares))
+        if cached:
+            totals = [_per_share(rows, d, shares) for rows, d in zip(samples, dealt, strict=True)]
+            plan = Plan(shapes, (), _room(np.concatenate(totals)))
+        else:
             fills = [
                 _bins_of_share(rows, d, share, image.bin_patches)[1]
                 for rows, d in zip(samples, dealt, strict=True)
                 for share in range(shares)
             ]
-            longest = None if longest is None else image.bin_patches
-            profile = cover(fills, deviations, independent=False, longest=longest)
-            plans.append(rough._replace(bins=divide(profile, patches)))
-        return cls((*plans, last), shares, tokenizer, image)
+            plan = Plan(shapes, divide(fills, patches, DEVIATIONS, image.bin_patches), 0)
+        return cls((plan, last), shares, tokenizer, image)
 
     def __call__(self, rows: Sequence[Row]) -> Chunks:
         """The chunks of a batch.
 
         Raises:
-            CatalogueError: a row is longer than any text bucket.
+            CatalogueError: a row is longer than any text bucket, or a batch larger than planned.
         """
-        lengths = _lengths(rows)
-        longest = self.plans[-1].text[0].length
-        if lengths[0] > longest:
+        for plan in self.plans:
+            try:
+                return self._fill(rows, plan)
+            except Misfit:
+                continue
+        found, longest = _lengths(rows)[0], self.plans[-1].text[0].length
+        if found > longest:
             raise CatalogueError(
-                f"a row of {lengths[0]} tokens, those of its pictures included, exceeds the "
+                f"a row of {found} tokens, those of its pictures included, exceeds the "
                 f"largest text bucket {longest}; add a bucket to text.buckets, or lower "
                 "text.max_title_tokens, text.max_attribute_tokens or image.max_pixels"
             )
-        for plan in self.plans:
-            if fits(lengths, plan.text):
-                try:
-                    return self._fill(rows, plan)
-                except _Misfit:
-                    continue
         raise CatalogueError(
             f"a batch of {len(rows)} rows is larger than those that the chunks were planned for"
         )
@@ -174,59 +177,71 @@ class Chunker:
     def _fill(self, rows: Sequence[Row], plan: Plan) -> Chunks:
         dealt = _deal(rows, plan.text, self.shares)
         start = np.zeros(sum(x.slots for x in plan.text), np.int32)
-        pictures, tokens = (), None
+        pictures: tuple[PatchChunks, ...] = ()
+        tokens = None
         if plan.visual:
             tokens = self._known_tokens(rows, dealt, plan.visual, start)
         elif plan.bins:
             pictures = self._pack(rows, dealt, plan.bins, start)
         elif any(row.pictures for row in rows):
-            raise _Misfit
+            raise Misfit
         texts, base = [], 0
         at_slot: list[Row | None] = [None] * len(start)
         for row, slot in zip(rows, dealt.slot, strict=True):
             at_slot[slot] = row
-        for shape in plan.text:
+        for shape, used in zip(plan.text, dealt.used, strict=True):
             own = slice(base, base + shape.slots)
-            texts.append(self._text(at_slot[own], start[own], shape))
+            texts.append(self._text(at_slot[own], start[own], shape, used))
             base = own.stop
         return Chunks(tuple(texts), pictures, tokens, dealt.slot.astype(np.int32))
 
-    def _text(self, rows: Sequence[Row | None], start: np.ndarray, shape: Shape) -> TextChunks:
+    def _text(
+        self, rows: Sequence[Row | None], start: np.ndarray, shape: Shape, used: int
+    ) -> TextChunks:
         empty = Row([self.tokenizer.pad_id])
         filled = [empty if row is None else row for row in rows]
         flat = collate(filled, self.tokenizer, self.image, shape.length, with_patches=False)
         lead = (shape.count, self.shares, shape.rows // self.shares)
         fields = (flat.tokens, flat.token_mask, flat.positions, start)
         bare = np.array([row.bare_last for row in filled], np.int32)
-        return TextChunks(*(x.reshape(*lead, *x.shape[1:]) for x in (*fields, bare)))
+        shaped = [x.reshape(*lead, *x.shape[1:]) for x in (*fields, bare)]
+        return TextChunks(*shaped, used=np.int32(used))
 
     def _pack(
         self, rows: Sequence[Row], dealt: _Dealt, shapes: tuple[Shape, ...], start: np.ndarray
     ) -> tuple[PatchChunks, ...]:
         """Bins of all devices; writes into `start` where each slot's visual tokens begin."""
         config, merged = self.image, self.image.merge_size**2
-        chunks = [_empty_bins(x, self.shares, config.patch_dim) for x in shapes]
-        # Where slot b of a device's bins is, and how many of its visual tokens come before.
-        where = [(k, n, m) for k, x in enumerate(shapes) for n in range(x.count)
-                 for m in range(x.rows)]  # fmt: skip
-        before = np.cumsum([0, *(shapes[k].length // merged for k, _, _ in where)])
-        for share in range(self.shares):
-            bins, fills = _bins_of_share(rows, dealt, share, config.bin_patches)
-            if not fits(fills, shapes):
-                raise _Misfit
-            for slot, numbers in enumerate(bins):
-                k, n, m = where[slot]
-                target = [field[n, share, m] for field in chunks[k]]
-                offset = inside = 0
-                for number in numbers:
-                    start[dealt.slot[number]] = before[slot] + offset // merged
-                    for picture in rows[number].pictures:
-                        inside += 1
-                        own = slice(offset, offset + len(picture.pixels))
-                        target[0][own], target[2][own] = picture.pixels, picture.position
-                        target[1][own] = inside
-                        offset = own.stop
+        packed = [_bins_of_share(rows, dealt, d, config.bin_patches) for d in range(self.shares)]
+        needed = [chunks_needed(fills, shapes) for _, fills in packed]
+        used = [max(counts) for counts in zip(*needed, strict=True)]
+        chunks = [
+            _empty_bins(shape, self.shares, config.patch_dim, count)
+            for shape, count in zip(shapes, used, strict=True)
+        ]
+        sizes = [x.length // merged for x in shapes]
+        first = np.cumsum([0, *(x.slots * size for x, size in zip(shapes, sizes, strict=True))])
+        for share, ((bins, _), counts) in enumerate(zip(packed, needed, strict=True)):
+            for k, n, items in chunk_slices(counts, shapes):
+                for m, numbers in enumerate(bins[items]):
+                    begin = int(first[k]) + (n * shapes[k].rows + m) * sizes[k]
+                    self._fill_bin(chunks[k], (n, share, m), [rows[i] for i in numbers])
+                    offset = 0
+                    for number in numbers:
+                        start[dealt.slot[number]] = begin + offset // merged
+                        offset += picture_patches(rows[number])
         return tuple(chunks)
+
+    def _fill_bin(
+        self, chunks: PatchChunks, where: tuple[int, int, int], rows: Sequence[Row]
+    ) -> None:
+        offset = 0
+        for inside, picture in enumerate((p for row in rows for p in row.pictures), 1):
+            own = slice(offset, offset + len(picture.pixels))
+            chunks.patches[where][own] = picture.pixels
+            chunks.patch_segment[where][own] = inside
+            chunks.patch_position[where][own] = picture.position
+            offset = own.stop
 
     def _known_tokens(
         self, rows: Sequence[Row], dealt: _Dealt, room: int, start: np.ndarray
@@ -234,7 +249,7 @@ class Chunker:
         known = [x.tokens for row in rows for x in row.pictures if x.tokens is not None]
         width, dtype = (known[0].shape[1], known[0].dtype) if known else (0, np.float32)
         if not known:
-            raise _Misfit
+            raise Misfit
         out = np.zeros((self.shares, room, width), dtype)
         used = [0] * self.shares
         for number, row in enumerate(rows):
@@ -242,33 +257,11 @@ class Chunker:
             start[dealt.slot[number]] = used[share]
             end = used[share] + len(found)
             if end > room:
-                raise _Misfit
+                raise Misfit
             if len(found):
                 out[share, used[share] : end] = found
             used[share] = end
         return out
-
-
-def padding_counts(rows: Any) -> dict[str, tuple[int, int]]:
-    """Padded and all places of a batch on the host, by kind: `text` and, if there are, `patch`.
-
-    Args:
-        rows: a `VLBatch` or `Chunks`; of those without a vision tower to run, text alone counts.
-    """
-    chunked = isinstance(rows, Chunks)
-    texts = rows.texts if chunked else (rows,)
-    pictures = rows.pictures if chunked else (rows,)
-    places = sum(x.token_mask.size for x in texts)
-    used = sum(int(x.token_mask.sum()) for x in texts)
-    if chunked:
-        slots = sum(x.visual_start.size for x in texts)
-        used -= slots - len(rows.place)  # The one visible place of each empty row.
-    found = {"text": (places - used, places)}
-    patches = sum(x.patch_segment.size for x in pictures)
-    if patches:
-        filled = sum(int((x.patch_segment > 0).sum()) for x in pictures)
-        found["patch"] = (patches - filled, patches)
-    return found
 
 
 def _lengths(rows: Sequence[Row]) -> np.ndarray:
@@ -282,23 +275,32 @@ def _is_cached(rows: Sequence[Row]) -> bool:
 def _deal(rows: Sequence[Row], shapes: Sequence[Shape], shares: int) -> _Dealt:
     """Longest rows to the longest slots; in each chunk the patches are spread over the devices."""
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens))
+    used = chunks_needed(np.array([len(rows[i].tokens) for i in order]), shapes)
     patches = [picture_patches(row) for row in rows]
     slot, share = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
-    totals, taken, base = [0] * shares, 0, 0
-    for shape in shapes:
-        room = shape.rows // shares
-        for _ in range(shape.count):
-            chunk = order[taken : taken + shape.rows]
-            taken += len(chunk)
-            used = [0] * shares
-            for number in sorted(chunk, key=lambda i: -patches[i]):
-                chosen = min((d for d in range(shares) if used[d] < room), key=totals.__getitem__)
-                slot[number] = base + chosen * room + used[chosen]
-                share[number] = chosen
-                used[chosen] += 1
-                totals[chosen] += patches[number]
-            base += shape.rows
-    return _Dealt(slot, share)
+    first = np.cumsum([0, *(x.slots for x in shapes)])
+    totals = [0] * shares
+    for number, chunk, items in chunk_slices(used, shapes):
+        room = shapes[number].rows // shares
+        base = int(first[number]) + chunk * shapes[number].rows
+        filled = [0] * shares
+        for row in sorted(order[items], key=lambda i: -patches[i]):
+            chosen = min((d for d in range(shares) if filled[d] < room), key=totals.__getitem__)
+            slot[row], share[row] = base + chosen * room + filled[chosen], chosen
+            filled[chosen] += 1
+            totals[chosen] += patches[row]
+    return _Dealt(used, slot, share)
+
+
+def _plan_for_any(
+    budget: Budget, patches: Budget, rows: int, longest: int, image: ImageConfig, cached: bool
+) -> Plan:
+    """Room for so many rows of the longest length, each with pictures that fill a bin."""
+    text = budget.shape(longest, rows)
+    own = text.slots // budget.devices
+    if cached:
+        return Plan((text,), (), own * image.bin_patches // image.merge_size**2)
+    return Plan((text,), (patches.shape(image.bin_patches, own),), 0)
 
 
 def _bins_of_share(
@@ -319,15 +321,16 @@ def _per_share(rows: Sequence[Row], dealt: _Dealt, shares: int) -> np.ndarray:
     return np.bincount(dealt.share, weights=tokens, minlength=shares).astype(np.int64)
 
 
-def _room(totals: np.ndarray, deviations: float) -> int:
-    spread = totals.std(ddof=1) if len(totals) > 1 else 0.0
-    return max(1, int(np.ceil(totals.mean() + deviations * spread)))
+def _room(totals: np.ndarray) -> int:
+    """Visual tokens a device has room for, from those of its shares in some batches."""
+    return max(1, math.ceil(totals.mean() + DEVIATIONS * totals.std()))
 
 
-def _empty_bins(shape: Shape, shares: int, width: int) -> PatchChunks:
+def _empty_bins(shape: Shape, shares: int, width: int, used: int) -> PatchChunks:
     lead = (shape.count, shares, shape.rows, shape.length)
     return PatchChunks(
         np.zeros((*lead, width), np.float32),
         np.zeros(lead, np.int32),
         np.zeros((*lead, 2), np.int32),
+        np.int32(used),
     )

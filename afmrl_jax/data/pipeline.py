@@ -24,6 +24,7 @@ from afmrl_jax.data.records import Listing
 from afmrl_jax.data.sampler import PairSampler, epoch_indices
 from afmrl_jax.data.terms import Bm25Vocabulary
 from afmrl_jax.data.text import Tokenizer, drop_words, open_keys, swap_words, word_pool
+from afmrl_jax.data.visual_cache import CachedPictures
 from afmrl_jax.model_config import ImageConfig
 
 MOST_SAMPLES, SAMPLE_ROWS = 8, 8192
@@ -39,7 +40,7 @@ class RowBuilder:
     tokenizer: Tokenizer
     image: ImageConfig
     text: TextBudget
-    pictures: PatchStore
+    pictures: PatchStore | CachedPictures
 
     @classmethod
     def of(

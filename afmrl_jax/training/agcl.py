@@ -20,6 +20,7 @@ from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop
 from afmrl_jax.training.row_vectors import row_vectors
 from afmrl_jax.training.state import gradient_step, initial_state, make_optimiser
 from afmrl_jax.training.trainee import Trainee
+from afmrl_jax.training.visual_tokens import with_cached_tokens
 
 
 def train_agcl(
@@ -60,6 +61,10 @@ def train_agcl(
         vocabulary = Bm25Vocabulary.fit(texts)
         statistics = fit_bm25(vocabulary.encode(texts, config.text.max_terms), vocabulary.size)
     loop = LoopConfig.of(config, name, folder, settings.steps)
+    if config.visual_cache is not None:
+        params = trainee.whole(trainee.trainable)
+        where = Path(config.visual_cache)
+        builder = with_cached_tokens(builder, trainee.architecture, params, where, loop.mesh)
     source = ContrastiveSource(
         builder,
         steps=settings.steps,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from afmrl_jax.config import RunConfig
-from afmrl_jax.data.chunks import padding_counts
+from afmrl_jax.data.padding import padding_counts
 from afmrl_jax.data.pipeline import iterate
 from afmrl_jax.metrics_log import MetricsLog
 from afmrl_jax.models.functional import Params
@@ -139,7 +139,7 @@ class _Padding:
         return ", ".join(f"{name.replace('_', ' ')} {100 * x:.1f} %" for name, x in shares)
 
 
-def _shares(counts: Mapping[tuple[str, str], int]) -> dict[str, float]:
+def _shares(counts: Counter[tuple[str, str]]) -> dict[str, float]:
     kinds = [kind for kind, what in counts if what == "places"]
     return {f"{k}_padding": round(counts[k, "padded"] / counts[k, "places"], 4) for k in kinds}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -66,7 +66,7 @@ def _chunked(
 
     def encode(chunk: TextChunks) -> tuple[jax.Array, jax.Array | None]:
         shares = chunk.tokens.shape[0]
-        flat = TextChunks(*(rows_over_data(_joined(field)) for field in chunk))
+        flat = jax.tree.map(_joined, chunk)
         model = architecture.bind(everything)
         embedded = model.embed(flat.tokens, visual, flat.visual_start, shares=shares)
         hidden = model.model(embedded, flat.positions, flat.token_mask)
@@ -75,7 +75,7 @@ def _chunked(
 
     # The loop keeps the compiler from undoing the recomputation.
     again = jax.checkpoint(encode, prevent_cse=False)
-    found = [jax.lax.scan(lambda _, x: (None, again(x)), None, text)[1] for text in rows.texts]
+    found = [_over_chunks(again, text) for text in rows.texts]
     last, bare = zip(*found, strict=True)
     return _ordered(last, rows.place), _ordered(bare, rows.place) if prefix else None
 
@@ -86,9 +86,28 @@ def _ordered(chunks: Sequence[jax.Array], place: jax.Array) -> jax.Array:
     return rows_over_data(jnp.take(flat, place, axis=0))
 
 
+def _over_chunks(encode: Callable[[TextChunks], Any], text: TextChunks) -> Any:
+    """What `encode` makes of each chunk, zeros of those that are empty, stacked."""
+    count = text.tokens.shape[0]
+    shape = jax.eval_shape(encode, _chunk(text, 0))
+
+    def body(_: None, entry: tuple[jax.Array, TextChunks]) -> tuple[None, Any]:
+        number, chunk = entry
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+        filled = number < text.used
+        return None, jax.lax.cond(filled, encode, lambda _: nothing, chunk)
+
+    entries = (jnp.arange(count, dtype=jnp.int32), text._replace(used=None))
+    return jax.lax.scan(body, None, entries)[1]
+
+
+def _chunk(chunks: Any, number: int) -> Any:
+    return jax.tree.map(lambda x: x[number], chunks._replace(used=None))
+
+
 def _joined(x: jax.Array) -> jax.Array:
-    """[s r ...] to [s*r ...]."""
-    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+    """[s r ...] to [s*r ...], rows over the devices."""
+    return rows_over_data(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]))
 
 
 def _visual_tokens(
@@ -102,23 +121,30 @@ def _visual_tokens(
 
     def tower(chunk: PatchChunks) -> jax.Array:
         model = architecture.bind(params)
-        found = model.visual(*(rows_over_data(_joined(field)) for field in chunk))
+        patches, segment, position, _ = jax.tree.map(_joined, chunk)
+        found = model.visual(patches, segment, position)
         return found.reshape(shares, -1, found.shape[-1])
 
     # Around the tower alone: the buffer must not become a residual of every chunk.
     tower = jax.checkpoint(tower, prevent_cse=False) if learns else tower
 
-    def write(buffer: jax.Array, entry: tuple[jax.Array, PatchChunks]) -> tuple[jax.Array, None]:
-        offset, chunk = entry
+    def write(buffer: jax.Array, offset: jax.Array, chunk: PatchChunks) -> jax.Array:
         zero = jnp.zeros_like(offset)
-        return jax.lax.dynamic_update_slice(buffer, tower(chunk), (zero, offset, zero)), None
+        return jax.lax.dynamic_update_slice(buffer, tower(chunk), (zero, offset, zero))
 
     width = architecture.config.text.hidden_dim
     buffer = rows_over_data(jnp.zeros((shares, room, width), architecture.execution.dtype))
     begin = 0
     for (count, _, bins, patches), chunks in zip(sizes, pictures, strict=True):
+
+        def body(buffer: jax.Array, entry: Any, used: jax.Array = chunks.used) -> Any:
+            number, offset, chunk = entry
+            skip = lambda buffer, offset, chunk: buffer  # noqa: E731
+            return jax.lax.cond(number < used, write, skip, buffer, offset, chunk), None
+
+        numbers = jnp.arange(count, dtype=jnp.int32)
         own = bins * patches // merged
-        offsets = begin + own * jnp.arange(count, dtype=jnp.int32)
-        buffer, _ = jax.lax.scan(write, buffer, (offsets, chunks))
+        entries = (numbers, begin + own * numbers, chunks._replace(used=None))
+        buffer, _ = jax.lax.scan(body, buffer, entries)
         begin += own * count
     return buffer if learns else jax.lax.stop_gradient(buffer)
