@@ -78,8 +78,8 @@ class TokenCache:
     def entries(self) -> dict[str, Entry]:
         """All pictures of whole shards, by hash.
 
-        A shard that is cut off, gone or described by a broken manifest is left out with a warning,
-        so that its pictures count as missing.
+        A shard that is cut off, gone or described by a broken manifest is removed with a warning,
+        so that its pictures count as missing. Ask while the cache is `held`.
         """
         found: dict[str, Entry] = {}
         for manifest in sorted(self.folder.glob("*.json")):
@@ -93,6 +93,7 @@ class TokenCache:
                 warnings.warn(
                     f"{manifest} cannot be read; its pictures are computed again", stacklevel=2
                 )
+                _remove(manifest, shard)
                 continue
             if size != expected:
                 warnings.warn(
@@ -100,6 +101,7 @@ class TokenCache:
                     f"its {len(places)} pictures are computed again",
                     stacklevel=2,
                 )
+                _remove(manifest, shard)
                 continue
             found |= places
         return found
@@ -122,6 +124,12 @@ class TokenCache:
             # The manifest must not outlive a crash that the numbers do not.
             os.fsync(file.fileno())
         write_json(self.folder / f"{name}.json", {"tokens": offset, "places": places})
+
+
+def _remove(manifest: Path, shard: Path) -> None:
+    # The manifest first: what has none is no shard. Who has mapped the file keeps its bytes.
+    manifest.unlink(missing_ok=True)
+    shard.unlink(missing_ok=True)
 
 
 @dataclass

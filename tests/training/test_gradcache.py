@@ -1,5 +1,7 @@
 """Chunked training steps: the gradient of the whole batch, the vision tower once, on any mesh."""
 
+from contextlib import contextmanager
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,12 +33,16 @@ def few_shapes(monkeypatch):
     monkeypatch.setattr(chunk_shapes, "MOST_SHAPES", 2)
 
 
-@pytest.fixture
-def double(monkeypatch):
+@contextmanager
+def double():
     """Everything in float64: what differs by more than rounding cannot hide in it."""
-    with jax.enable_x64(True):
-        monkeypatch.setattr(jnp, "float32", jnp.float64)
-        yield np.float64
+    with (
+        jax.enable_x64(True),
+        jax.numpy_dtype_promotion("standard"),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(jnp, "float32", jnp.float64)
+        yield
 
 
 @pytest.fixture
@@ -88,13 +94,14 @@ def model(tokenizer, trained, dtype):
 
 
 def gradients(step, trainable, frozen, batch, mesh):
-    """Of one step, by plain descent at rate 1, and the loss."""
+    """Of one step, by plain descent at rate 1; the loss; and the compiled step."""
     with jax.set_mesh(mesh):
         state = place(initial_state(jax.tree.map(np.copy, trainable), SGD), mesh)
-        frozen = place(frozen, mesh)
-        state, metrics = step(frozen, state, place_batch(batch, mesh), jax.random.key(0))
+        inputs = (place(frozen, mesh), state, place_batch(batch, mesh), jax.random.key(0))
+        compiled = step.lower(*inputs).compile()
+        state, metrics = compiled(*inputs)
     found = {n: trainable[n] - np.asarray(x) for n, x in state["params"].items()}
-    return found, float(metrics["loss"])
+    return found, float(metrics["loss"]), compiled
 
 
 def length(tree):
@@ -106,31 +113,37 @@ def distance(found, expected):
     return length({n: found[n] - x for n, x in expected.items()}) / length(expected)
 
 
+def step_of(builder, tokenizer, trained, dtype):
+    architecture, trainable, frozen = model(tokenizer, trained, dtype)
+    return make_agcl_step(architecture, SETTINGS, statistics(builder), SGD), trainable, frozen
+
+
 @pytest.mark.parametrize("trained", ["lora", "all"])
-def test_chunks_have_the_gradient_of_the_whole_batch(builder, tokenizer, trained, double):
-    architecture, trainable, frozen = model(tokenizer, trained, double)
-    step = make_agcl_step(architecture, SETTINGS, statistics(builder), SGD)
+def test_chunks_have_the_gradient_of_the_whole_batch(builder, tokenizer, trained):
     whole = source(builder)[1]
-    expected, loss = gradients(step, trainable, frozen, whole, make_mesh(1, 1))
-    assert length(expected) > 1e-2
-    for data, model_axis in ((1, 1), (8, 1)):
-        chunked = source(builder, chunk_tokens=240 // data + 60, shares=data)[1]
-        assert sum(int(x.used) for x in chunked["rows"].texts) >= 2
-        np.testing.assert_array_equal(chunked["products"], whole["products"])
-        mesh = make_mesh(data, model_axis)
-        found, chunked_loss = gradients(step, trainable, frozen, chunked, mesh)
-        assert chunked_loss == pytest.approx(loss, rel=1e-9)
-        assert distance(found, expected) < 1e-9
+    with double():
+        own = step_of(builder, tokenizer, trained, np.float64)
+        expected, loss, _ = gradients(*own, whole, make_mesh(1, 1))
+        assert length(expected) > 1e-2
+        for data in (1, 8):
+            chunked = source(builder, chunk_tokens=240 // data + 60, shares=data)[1]
+            assert sum(int(x.used) for x in chunked["rows"].texts) >= 2
+            np.testing.assert_array_equal(chunked["products"], whole["products"])
+            found, chunked_loss, _ = gradients(*own, chunked, make_mesh(data, 1))
+            assert chunked_loss == pytest.approx(loss, rel=1e-9)
+            assert distance(found, expected) < 1e-9
 
 
 def test_in_float32_chunks_round_no_worse_than_the_whole_batch(builder, tokenizer):
-    architecture, trainable, frozen = model(tokenizer, "lora", np.float32)
-    step = make_agcl_step(architecture, SETTINGS, statistics(builder), SGD)
-    expected, loss = gradients(step, trainable, frozen, source(builder)[1], make_mesh(1, 1))
-    chunked = source(builder, chunk_tokens=300)[1]
-    found, chunked_loss = gradients(step, trainable, frozen, chunked, make_mesh(1, 1))
+    whole, one = source(builder)[1], make_mesh(1, 1)
+    with double():
+        exact, _, _ = gradients(*step_of(builder, tokenizer, "lora", np.float64), whole, one)
+    own = step_of(builder, tokenizer, "lora", np.float32)
+    expected, loss, _ = gradients(*own, whole, one)
+    found, chunked_loss, _ = gradients(*own, source(builder, chunk_tokens=300)[1], one)
     assert chunked_loss == pytest.approx(loss, rel=1e-6)
-    assert distance(found, expected) < 1e-6
+    print(distance(expected, exact), distance(found, exact), distance(found, expected))
+    assert distance(found, exact) < 2 * distance(expected, exact)
 
 
 def products_of(jaxpr, width, times=1):
