@@ -1,5 +1,6 @@
 """Chunked training steps: the gradient of the whole batch, the vision tower once, on any mesh."""
 
+import re
 from contextlib import contextmanager
 
 import jax
@@ -129,9 +130,16 @@ def test_chunks_have_the_gradient_of_the_whole_batch(builder, tokenizer, trained
             chunked = source(builder, chunk_tokens=240 // data + 60, shares=data)[1]
             assert sum(int(x.used) for x in chunked["rows"].texts) >= 2
             np.testing.assert_array_equal(chunked["products"], whole["products"])
-            found, chunked_loss, _ = gradients(*own, chunked, make_mesh(data, 1))
+            found, chunked_loss, compiled = gradients(*own, chunked, make_mesh(data, 1))
             assert chunked_loss == pytest.approx(loss, rel=1e-9)
             assert distance(found, expected) < 1e-9
+            # Weights of a layer and vectors are matrices; pixels and activations of rows of tokens
+            # have more axes, and stay where they are.
+            gathered = re.findall(
+                r"= f\d+\[([\d,]*)\]\S* all-(?:gather|to-all)\(", compiled.as_text()
+            )
+            assert bool(gathered) == (data > 1)
+            assert all(shape.count(",") <= 1 for shape in gathered)
 
 
 def test_in_float32_chunks_round_no_worse_than_the_whole_batch(builder, tokenizer):
