@@ -71,6 +71,11 @@ class RunConfig:
     """Steps between checkpoints."""
     workers: int = 0
     """Grain worker processes; 0 reads in threads of this process."""
+    visual_cache: str | None = None
+    """Folder that keeps what R's frozen vision tower says of each picture, for repeated runs over
+    the same catalogue; several runs may share it. In the type in which R computes (float32 or
+    bfloat16). Needs a frozen tower (embedder.trained lora or decoder) and agcl.dropout.patches 0.
+    None: pictures are decoded and run through the tower in every step."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     embedder: ModelSettings = field(default_factory=ModelSettings)
     generator: ModelSettings = field(default_factory=ModelSettings)
@@ -87,6 +92,18 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(self.vocab_size >= 264, "vocab_size must hold 256 bytes and the special tokens")
         require(self.save_every > 0, "save_every must be positive")
+        if self.visual_cache is not None:
+            require(
+                self.embedder.trained != "all",
+                "visual_cache keeps the tokens of a frozen vision tower, and embedder.trained is "
+                "all: set --embedder.trained to lora or decoder, or leave visual_cache out",
+            )
+            require(
+                self.agcl.dropout.patches == 0,
+                f"visual_cache holds tokens of whole pictures, and agcl.dropout.patches "
+                f"{self.agcl.dropout.patches} erases parts of them: set --agcl.dropout.patches 0, "
+                "or leave visual_cache out",
+            )
         visual = self.image.max_patches // self.image.merge_size**2
         require(
             visual < self.text.buckets[-1],

@@ -23,19 +23,33 @@ class ShapeCounter:
     """The different shapes among the batches of a piece of work: so many programs were compiled."""
 
     def __init__(self) -> None:
-        self._seen: set[tuple[int, int, int]] = set()
+        self._seen: set[tuple[tuple[int, ...], ...]] = set()
 
     def add(self, rows: Any) -> None:
-        """Count a `VLBatch`; its length in tokens and its number of patch bins may vary."""
-        self._seen.add((*rows.tokens.shape, len(rows.patches)))
+        """Count a `VLBatch`, whose length in tokens and number of patch bins may vary, or `Chunks`,
+        whose shapes may.
+        """
+        if hasattr(rows, "texts"):
+            parts = [*(x.tokens for x in rows.texts), *(x.patch_segment for x in rows.pictures)]
+            self._seen.add(tuple(x.shape for x in parts))
+        else:
+            self._seen.add((rows.tokens.shape, (len(rows.patches),)))
 
     def __len__(self) -> int:
         return len(self._seen)
 
     def __str__(self) -> str:
-        shapes = ", ".join(f"{b}x{t}/{n}" for b, t, n in sorted(self._seen))
         plural = "" if len(self) == 1 else "s"
-        return f"{len(self)} shape{plural} compiled (rows x tokens / patch bins): {shapes}"
+        if any(len(shape) == 4 for seen in self._seen for shape in seen):
+            shapes = "; ".join(
+                ", ".join("x".join(map(str, shape)) for shape in seen)
+                for seen in sorted(self._seen)
+            )
+            what = "chunks x devices x rows or bins x places"
+        else:
+            shapes = ", ".join(f"{b}x{t}/{n}" for (b, t), (n,) in sorted(self._seen))
+            what = "rows x tokens / patch bins"
+        return f"{len(self)} shape{plural} compiled ({what}): {shapes}"
 
 
 class Progress:

@@ -115,10 +115,17 @@ class AgclConfig:
     prefix_weight: float = 0.5
     """Share of the loss that contrasts what R knows before it reads the attributes. The lists alone
     tell most products of a batch apart; without it R stops learning from pictures and titles."""
+    chunk_tokens: int | None = None
+    """Token places that each device encodes at once, those of pictures and padding included: for
+    batches beyond memory. The vectors of all chunks meet in one loss, with the gradients of the
+    whole batch; the price is a second pass forward through the decoder. None encodes all rows at
+    once."""
     dropout: InputDropout = field(default_factory=InputDropout)
     optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(2e-3))
 
     def __post_init__(self) -> None:
+        chunk = self.chunk_tokens
+        require(chunk is None or chunk > 0, "agcl.chunk_tokens must be positive, or None for off")
         require(self.steps > 0, "agcl needs steps > 0")
         require(self.batch_size > 1, "a contrastive batch needs at least two products")
         require(self.temperature > 0, "temperature must be positive")

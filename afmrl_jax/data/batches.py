@@ -41,6 +41,8 @@ class VLBatch(NamedTuple):
     visual_start: Any
     """int32 [b]; the j-th picture place of a row takes visual token visual_start + j, counted
     through all bins, n * p / merge_size^2 of them."""
+    visual_tokens: Any = None
+    """[n s d]; where they are known without the vision tower, which then has no patches to see."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,19 @@ class PatchStore:
                 _, dropped = self._kept.popitem(last=False)
                 self._bytes -= dropped.pixels.nbytes
         return patches
+
+
+def picture_patches(row: Row) -> int:
+    """Patches of all pictures of a row."""
+    return sum(len(picture.pixels) for picture in row.pictures)
+
+
+def visual_tokens(row: Row) -> np.ndarray:
+    """Known visual tokens of a row's pictures, [s d]; s = 0 for a row without pictures."""
+    found = [picture.tokens for picture in row.pictures if picture.tokens is not None]
+    if not found:
+        return np.zeros((0, 0), np.float32)
+    return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 def merged_grid(picture: Patches, config: ImageConfig) -> tuple[int, int]:
@@ -200,9 +215,12 @@ def collate(
         mask[number, own] = True
         grids = [merged_grid(picture, config) for picture in row.pictures]
         positions[number, :, own] = mrope_positions(row.tokens, grids, tokenizer.image_pad_id)
+    known = [visual_tokens(row) for row in rows] if with_patches else []
+    if any(len(x) for x in known):
+        with_patches = False
     if with_patches:
         return VLBatch(tokens, mask, positions, *pack([row.pictures for row in rows], config))
-    return VLBatch(
+    blind = VLBatch(
         tokens,
         mask,
         positions,
@@ -211,3 +229,16 @@ def collate(
         patch_position=np.zeros((0, 0, 2), np.int32),
         visual_start=np.zeros(size, np.int32),
     )
+    return _with_known(blind, known, config) if any(len(x) for x in known) else blind
+
+
+def _with_known(batch: VLBatch, known: list[np.ndarray], config: ImageConfig) -> VLBatch:
+    """A batch with visual tokens that need no vision tower, as many places for every row."""
+    room = config.bin_patches // config.merge_size**2
+    example = next(x for x in known if len(x))
+    tokens = np.zeros((len(known), room, example.shape[1]), example.dtype)
+    for number, found in enumerate(known):
+        if len(found):
+            tokens[number, : len(found)] = found
+    start = np.arange(len(known), dtype=np.int32) * room
+    return batch._replace(visual_start=start, visual_tokens=tokens)

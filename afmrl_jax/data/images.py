@@ -28,6 +28,8 @@ class Patches(NamedTuple):
     """Rows and columns of patches."""
     position: np.ndarray
     """int32 [p 2]; (row, column) of each patch"""
+    tokens: np.ndarray | None = None
+    """[p/merge^2 d]; visual tokens, where they are known; the pixels then have d = 0."""
 
 
 def smart_resize(

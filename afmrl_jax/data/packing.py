@@ -54,6 +54,37 @@ def first_fit_decreasing(sizes: Sequence[int], capacity: int) -> tuple[list[tupl
     return places, len(filled)
 
 
+def best_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Items of each bin, largest items first, each into the fullest bin that still has room.
+
+    Its work grows with the number of items and the capacity alone, which matters where there are
+    thousands of bins. An item of size 0 takes no bin.
+
+    Example:
+        >>> best_fit_decreasing([3, 8, 5, 0, 2], 8)
+        [[1], [2, 0], [4]]
+
+    Args:
+        sizes: none above `capacity`.
+        capacity: of every bin.
+    """
+    bins: list[list[int]] = []
+    with_room: list[list[int]] = [[] for _ in range(capacity + 1)]
+    for number in sorted(range(len(sizes)), key=lambda n: -sizes[n]):
+        size = sizes[number]
+        if not size:
+            break
+        room = next((r for r in range(size, capacity + 1) if with_room[r]), None)
+        if room is None:
+            bins.append([])
+            chosen, room = len(bins) - 1, capacity
+        else:
+            chosen = with_room[room].pop()
+        bins[chosen].append(number)
+        with_room[room - size].append(chosen)
+    return bins
+
+
 def bin_count(needed: int, rows: int, shares: Sequence[float]) -> int:
     """The smallest allowed number of bins that is enough; `shares` are those of `ImageConfig`.
 

@@ -7,7 +7,7 @@ number of workers. No JAX here: Grain's worker processes import this module.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import grain
@@ -18,12 +18,18 @@ from afmrl_jax.config import InputDropout, TextBudget
 from afmrl_jax.data import batches, prompts
 from afmrl_jax.data.attributes import drop_attributes
 from afmrl_jax.data.batches import PatchStore, Row
+from afmrl_jax.data.chunks import Chunker
 from afmrl_jax.data.images import erase_patches
 from afmrl_jax.data.records import Listing
 from afmrl_jax.data.sampler import PairSampler, epoch_indices
 from afmrl_jax.data.terms import Bm25Vocabulary
 from afmrl_jax.data.text import Tokenizer, drop_words, open_keys, swap_words, word_pool
+from afmrl_jax.data.visual_cache import CachedPictures
 from afmrl_jax.model_config import ImageConfig
+
+MOST_SAMPLES, SAMPLE_ROWS = 8, 8192
+"""Batches, and rows of them, from which the shapes of chunks are judged; never fewer than two
+batches."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +40,7 @@ class RowBuilder:
     tokenizer: Tokenizer
     image: ImageConfig
     text: TextBudget
-    pictures: PatchStore
+    pictures: PatchStore | CachedPictures
 
     @classmethod
     def of(
@@ -86,6 +92,8 @@ class ContrastiveSource:
     """Batches for AGCL: `rows` (queries, then candidates), product numbers and BM25 term ids.
 
     Where rows hold attributes, `prompt_last` says which token ends what stands before them.
+    With `chunk_tokens` the rows are `Chunks`, so many places for each of `shares` devices at once,
+    in shapes judged from the first batches; the content of a batch is the same.
     """
 
     def __init__(
@@ -100,6 +108,8 @@ class ContrastiveSource:
         attributes_for_terms: Mapping[str, str] | None,
         vocabulary: Bm25Vocabulary | None,
         dropout: InputDropout,
+        chunk_tokens: int | None = None,
+        shares: int = 1,
     ):
         listings = builder.listings
         self._builder = builder
@@ -121,6 +131,17 @@ class ContrastiveSource:
             if vocabulary is None
             else vocabulary.encode([texts.get(x.listing_id, "") for x in listings], width)
         )
+        self._collate: Callable[[Sequence[Row]], Any] = builder.batch
+        if chunk_tokens is not None:
+            seen = max(2, min(MOST_SAMPLES, SAMPLE_ROWS // (2 * self.batch_size)))
+            self._collate = Chunker.of(
+                [self._rows(step) for step in range(seen)],
+                builder.tokenizer,
+                builder.image,
+                builder.text,
+                tokens=chunk_tokens,
+                shares=shares,
+            )
 
     @property
     def batch_size(self) -> int:
@@ -152,12 +173,16 @@ class ContrastiveSource:
             pictures=() if blind else (picture,),
         )
 
+    def _rows(self, step: int) -> list[Row]:
+        queries, candidates, _ = self._sampler.draw(step)
+        rng = np.random.default_rng(np.random.SeedSequence([self._seed, step, 1]))
+        return [self._row(int(i), rng) for i in np.concatenate([queries, candidates])]
+
     def __getitem__(self, step: int) -> dict[str, Any]:
         queries, candidates, products = self._sampler.draw(step)
-        rng = np.random.default_rng(np.random.SeedSequence([self._seed, step, 1]))
-        rows = [self._row(int(i), rng) for i in np.concatenate([queries, candidates])]
+        rows = self._rows(step)
         batch = {
-            "rows": self._builder.batch(rows),
+            "rows": self._collate(rows),
             "products": products,
             "query_terms": self._terms[queries],
             "candidate_terms": self._terms[candidates],

@@ -42,6 +42,8 @@ class QwenVL(nnx.Module):
         tokens: jax.Array,
         visual_tokens: jax.Array | None = None,
         visual_start: jax.Array | None = None,
+        *,
+        shares: int = 1,
     ) -> jax.Array:
         """Token embeddings [b t d], with visual tokens at the picture places.
 
@@ -50,21 +52,28 @@ class QwenVL(nnx.Module):
             visual_tokens: [n s d], or None for text alone; n need not be b.
             visual_start: int32 [b]; the j-th picture place of row i takes visual token
                 visual_start[i] + j of all n * s. Needed where there are visual tokens.
+            shares: parts of equal size, into which both rows and visual tokens fall; a row finds
+                tokens of its own part alone, and counts from that part's first. With a part for
+                every device no token has to travel.
         """
         embedded = rows_over_data(self.model.embed(tokens))
         if visual_tokens is None or visual_tokens.shape[0] == 0:
             return embedded
         if visual_start is None:
             raise ValueError("visual tokens without visual_start have no place")
-        flat = visual_tokens.reshape(-1, visual_tokens.shape[-1])
+        flat = visual_tokens.reshape(shares, -1, visual_tokens.shape[-1])
         place = tokens == self.config.image_token_id
         number = visual_start[:, None] + jnp.cumsum(place.astype(jnp.int32), axis=1) - 1
         # Outside the picture places the number may point anywhere; what it finds is not used.
-        chosen = jnp.take(flat, jnp.clip(number, 0, flat.shape[0] - 1), axis=0)
+        number = jnp.clip(number, 0, flat.shape[1] - 1).reshape(shares, -1)
+        chosen = jax.vmap(lambda own, at: jnp.take(own, at, axis=0))(flat, number)
+        chosen = chosen.reshape(*tokens.shape, -1)
         return rows_over_data(jnp.where(place[..., None], chosen.astype(embedded.dtype), embedded))
 
     def inputs(self, batch: Any, visual_tokens: jax.Array | None = None) -> jax.Array:
         """Embeddings [b t d] of a `VLBatch`; `visual_tokens` stand in for the vision tower."""
+        if visual_tokens is None:
+            visual_tokens = batch.visual_tokens
         if visual_tokens is None and batch.patches.shape[0]:
             visual_tokens = self.visual(batch.patches, batch.patch_segment, batch.patch_position)
         return self.embed(batch.tokens, visual_tokens, batch.visual_start)

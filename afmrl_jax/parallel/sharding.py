@@ -9,6 +9,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from afmrl_jax.data.chunks import Chunks
 from afmrl_jax.layout import fit_spec
 from afmrl_jax.models.hub_names import is_stacked
 
@@ -147,11 +148,22 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-    """A batch's arrays split by rows; one whose rows do not divide (or a scalar) is replicated."""
+    """A batch's arrays split by rows; one whose rows do not divide (or a scalar) is replicated.
+
+    `Chunks` are split along the axis of their shares, so that every device has a part of each.
+    """
     sizes = dict(mesh.shape)
 
-    def rows(leaf: Any) -> NamedSharding:
-        wish = P("data") if leaf.ndim else P()
-        return NamedSharding(mesh, fit_spec(wish, tuple(leaf.shape), sizes))
+    def split(wish: P, tree: Any) -> Any:
+        return jax.tree.map(
+            lambda x: NamedSharding(mesh, fit_spec(wish if x.ndim else P(), x.shape, sizes)), tree
+        )
 
-    return jax.device_put(batch, jax.tree.map(rows, batch))
+    def places(node: Any) -> Any:
+        if not isinstance(node, Chunks):
+            return split(P("data"), node)
+        texts, pictures = split(P(None, "data"), (node.texts, node.pictures))
+        return Chunks(texts, pictures, *split(P("data"), (node.visual_tokens, node.place)))
+
+    layout = jax.tree.map(places, batch, is_leaf=lambda x: isinstance(x, Chunks))
+    return jax.device_put(batch, layout)

@@ -12,13 +12,14 @@ import jax
 from afmrl_jax.config import AgclConfig, RunConfig
 from afmrl_jax.data.pipeline import ContrastiveSource, RowBuilder
 from afmrl_jax.data.terms import Bm25Vocabulary
-from afmrl_jax.models.embedder import hidden_at, last_token, unit
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.objectives.bm25 import Bm25Statistics, Bm25Terms, fit_bm25
 from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop
+from afmrl_jax.training.row_vectors import row_vectors
 from afmrl_jax.training.state import gradient_step, initial_state, make_optimiser
 from afmrl_jax.training.trainee import Trainee
+from afmrl_jax.training.visual_tokens import with_cached_tokens
 
 
 def train_agcl(
@@ -58,6 +59,11 @@ def train_agcl(
         texts = [attributes.get(x.listing_id, "") for x in builder.listings]
         vocabulary = Bm25Vocabulary.fit(texts)
         statistics = fit_bm25(vocabulary.encode(texts, config.text.max_terms), vocabulary.size)
+    loop = LoopConfig.of(config, name, folder, settings.steps)
+    if config.visual_cache is not None:
+        params = trainee.whole(trainee.trainable)
+        where = Path(config.visual_cache)
+        builder = with_cached_tokens(builder, trainee.architecture, params, where, loop.mesh)
     source = ContrastiveSource(
         builder,
         steps=settings.steps,
@@ -68,9 +74,10 @@ def train_agcl(
         attributes_for_terms=attributes,
         vocabulary=vocabulary,
         dropout=settings.dropout,
+        chunk_tokens=settings.chunk_tokens,
+        shares=loop.mesh.shape["data"],
     )
     optimiser = make_optimiser(settings.optimiser, settings.steps)
-    loop = LoopConfig.of(config, name, folder, settings.steps)
     step = make_agcl_step(trainee.architecture, settings, statistics, optimiser)
     state = initial_state(trainee.trainable, optimiser)
     state = run_loop(loop, state, source, partial(step, trainee.frozen))
@@ -111,10 +118,11 @@ def make_agcl_step(
             )
 
         def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-            hidden = architecture.bind({**frozen, **params})(batch["rows"])
-            value, metrics = contrast(unit(last_token(hidden, batch["rows"].token_mask)))
-            if settings.prefix_weight and "prompt_last" in batch:
-                prefix, _ = contrast(unit(hidden_at(hidden, batch["prompt_last"])))
+            wanted = settings.prefix_weight > 0 and "prompt_last" in batch
+            vectors, bare = row_vectors(architecture, frozen, params, batch, prefix=wanted)
+            value, metrics = contrast(vectors)
+            if bare is not None:
+                prefix, _ = contrast(bare)
                 value += settings.prefix_weight * (prefix - value)
                 metrics |= {"loss": value, "prefix_loss": prefix}
             return value, metrics

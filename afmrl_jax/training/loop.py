@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from afmrl_jax.config import RunConfig
+from afmrl_jax.data.padding import padding_counts
 from afmrl_jax.data.pipeline import iterate
 from afmrl_jax.metrics_log import MetricsLog
 from afmrl_jax.models.functional import Params
@@ -81,7 +83,7 @@ def run_loop(
     start = int(state["step"])
     log = MetricsLog(config.folder, resume_step=start)
     base = jax.random.key(config.seed)
-    shapes = ShapeCounter()
+    shapes, padding = ShapeCounter(), _Padding()
     if start == 0 and evaluate is not None:
         log.write(0, evaluate(state, 0) or {})
     try:
@@ -89,26 +91,57 @@ def run_loop(
             watch = _Stopwatch(start)
             for step in range(start, config.steps):
                 with watch.waiting():
-                    batch = place_batch(next(iterator), config.mesh)
-                shapes.add(batch["rows"])
+                    found = next(iterator)
+                    shapes.add(found["rows"])
+                    padding.add(found["rows"])
+                    batch = place_batch(found, config.mesh)
                 state, metrics = step_function(state, batch, jax.random.fold_in(base, step))
                 done = step + 1
                 extra = evaluate(state, done) if evaluate is not None else None
                 if done % config.log_every == 0 or done == config.steps or extra:
                     values = {k: float(np.asarray(v)) for k, v in metrics.items()}
                     speed = watch.lap(done) | {"compiled_shapes": len(shapes)}
-                    log.write(done, values | (extra or {}) | speed)
+                    log.write(done, values | (extra or {}) | padding.lap() | speed)
                     progress.update(done, values | (extra or {}))
                 else:
                     progress.update(done)
                 if done % config.save_every == 0 or done == config.steps:
                     checkpointer.save(done, state, iterator)
         if shapes:
-            say(f"{config.name}: {shapes}")
+            say(f"{config.name}: {shapes}; {padding}")
     finally:
         log.close()
         checkpointer.close()
     return state
+
+
+class _Padding:
+    """Share of a batch's places that are padding, of text and of pictures."""
+
+    def __init__(self) -> None:
+        self._recent: Counter[tuple[str, str]] = Counter()
+        self._all: Counter[tuple[str, str]] = Counter()
+
+    def add(self, rows: Any) -> None:
+        """Count a batch on the host."""
+        for kind, (padded, places) in padding_counts(rows).items():
+            self._recent.update({(kind, "padded"): padded, (kind, "places"): places})
+
+    def lap(self) -> dict[str, float]:
+        """The shares since the last call, as `text_padding` and `patch_padding`."""
+        found = _shares(self._recent)
+        self._all.update(self._recent)
+        self._recent.clear()
+        return found
+
+    def __str__(self) -> str:
+        shares = _shares(self._all + self._recent).items()
+        return ", ".join(f"{name.replace('_', ' ')} {100 * x:.1f} %" for name, x in shares)
+
+
+def _shares(counts: Counter[tuple[str, str]]) -> dict[str, float]:
+    kinds = [kind for kind, what in counts if what == "places"]
+    return {f"{k}_padding": round(counts[k, "padded"] / counts[k, "places"], 4) for k in kinds}
 
 
 class _Stopwatch:

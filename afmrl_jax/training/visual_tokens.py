@@ -1,0 +1,109 @@
+"""Fills the cache of visual tokens, so that training need not run the frozen vision tower."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from afmrl_jax.data.packing import pack
+from afmrl_jax.data.pipeline import RowBuilder
+from afmrl_jax.data.visual_cache import CachedPictures, TokenCache, picture_hash, preprocessing
+from afmrl_jax.model_config import ImageConfig
+from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.parallel.sharding import place_batch
+from afmrl_jax.progress import Progress
+from afmrl_jax.training.row_vectors import TOWER
+
+PICTURES = 64
+"""Computed at once."""
+SHARD_BYTES = 1 << 28
+
+
+@partial(jax.jit, static_argnums=0)
+def _tower(architecture: Architecture, params: Params, bins: tuple[jax.Array, ...]) -> jax.Array:
+    return architecture.bind(params).visual(*bins)
+
+
+def tower_key(architecture: Architecture, params: Params, image: ImageConfig) -> str:
+    """A hash of all that a picture's tokens depend on, beside the picture.
+
+    Those are the tower's weights as they are kept, its description, how it is computed and how
+    pictures become patches.
+    """
+    config, execution = architecture.config, architecture.execution
+    told = [config.family, repr(config.vision), execution.dtype, preprocessing(image)]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for name in sorted(x for x in params if x.startswith(TOWER)):
+        value = np.asarray(params[name])
+        digest.update(f"{name} {value.dtype} {value.shape}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()[:32]
+
+
+def with_cached_tokens(
+    builder: RowBuilder,
+    architecture: Architecture,
+    params: Params,
+    folder: Path,
+    mesh: Mesh,
+) -> RowBuilder:
+    """The builder with visual tokens in place of pixels; computes what the cache lacks.
+
+    Several processes may share the folder: they fill it one after the other.
+
+    Args:
+        builder: rows over some listings.
+        architecture: the embedder.
+        params: all of its parameters; those of the vision tower must not change afterwards.
+        folder: of all caches; this tower's is a folder in it.
+        mesh: where the tower runs.
+    """
+    hashes = [picture_hash(x) for x in builder.listings]
+    dtype, width = architecture.execution.dtype, architecture.config.text.hidden_dim
+    cache = TokenCache(folder / tower_key(architecture, params, builder.image), width, dtype)
+    with cache.held():
+        known = cache.entries()
+        first = {key: index for index, key in reversed([*enumerate(hashes)])}
+        missing = {key: index for key, index in sorted(first.items()) if key not in known}
+        if missing:
+            _fill(cache, missing, builder, architecture, params, mesh)
+        pictures = CachedPictures.of(builder.listings, builder.image, cache, hashes)
+    return dataclasses.replace(builder, pictures=pictures)
+
+
+def _fill(
+    cache: TokenCache,
+    missing: dict[str, int],
+    builder: RowBuilder,
+    architecture: Architecture,
+    params: Params,
+    mesh: Mesh,
+) -> None:
+    config, names = builder.image, [*missing]
+    merge = config.merge_size
+    ready: dict[str, tuple[np.ndarray, tuple[int, int]]] = {}
+    size = 0
+    with jax.set_mesh(mesh), Progress("visual tokens", len(names)) as progress:
+        for begin in range(0, len(names), PICTURES):
+            own = names[begin : begin + PICTURES]
+            pictures = [builder.pictures[missing[key]] for key in own]
+            none: tuple = ()
+            rows = [(x,) for x in pictures] + [none] * (PICTURES - len(own))
+            *bins, start = pack(rows, config)
+            found = _tower(architecture, params, tuple(place_batch(bins, mesh)))
+            tokens = np.asarray(found).reshape(-1, cache.width)
+            for key, picture, first in zip(own, pictures, start, strict=False):
+                grid = (picture.grid[0] // merge, picture.grid[1] // merge)
+                ready[key] = (tokens[first : first + grid[0] * grid[1]], grid)
+                size += ready[key][0].nbytes
+            if size > SHARD_BYTES or begin + PICTURES >= len(names):
+                cache.add(ready)
+                ready, size = {}, 0
+            progress.update(begin + len(own))

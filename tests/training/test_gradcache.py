@@ -1,0 +1,188 @@
+"""Chunked training steps: the gradient of the whole batch, the vision tower once, on any mesh."""
+
+import re
+from contextlib import contextmanager
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from afmrl_jax.config import AgclConfig, InputDropout, TextBudget
+from afmrl_jax.data import chunk_shapes
+from afmrl_jax.data.pipeline import ContrastiveSource, RowBuilder
+from afmrl_jax.data.terms import Bm25Vocabulary
+from afmrl_jax.model_config import Execution, ImageConfig, LoraConfig
+from afmrl_jax.models.functional import Architecture
+from afmrl_jax.objectives.bm25 import fit_bm25
+from afmrl_jax.parallel.mesh import make_mesh
+from afmrl_jax.parallel.sharding import place, place_batch
+from afmrl_jax.testing import tiny_config
+from afmrl_jax.training.agcl import make_agcl_step
+from afmrl_jax.training.state import initial_state
+from afmrl_jax.training.trainee import learns
+
+SGD = optax.sgd(1.0)
+PAIRS = 16
+SETTINGS = AgclConfig(batch_size=PAIRS, gamma=0.3, delta=0.1, agreement_rho=0.9)
+
+
+@pytest.fixture(autouse=True)
+def few_shapes(monkeypatch):
+    """Every shape is a program within the program, and compiling takes nearly all the time."""
+    monkeypatch.setattr(chunk_shapes, "MOST_SHAPES", 2)
+
+
+@contextmanager
+def double():
+    """Everything in float64: what differs by more than rounding cannot hide in it."""
+    with (
+        jax.enable_x64(True),
+        jax.numpy_dtype_promotion("standard"),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(jnp, "float32", jnp.float64)
+        yield
+
+
+@pytest.fixture
+def builder(badge_listings, tokenizer):
+    text = TextBudget(buckets=(24, 48), max_title_tokens=12, max_attribute_tokens=16)
+    return RowBuilder.of(badge_listings, tokenizer, ImageConfig(), text)
+
+
+def texts(builder):
+    return {x.listing_id: f"shape: {x.product_id}" for x in builder.listings}
+
+
+def source(builder, dropout=None, **options):
+    told = texts(builder)
+    return ContrastiveSource(
+        builder,
+        steps=4,
+        batch_size=PAIRS,
+        sibling_share=0.5,
+        seed=0,
+        attributes_in_input=told,
+        attributes_for_terms=told,
+        vocabulary=Bm25Vocabulary.fit(list(told.values())),
+        dropout=dropout or InputDropout(),
+        **options,
+    )
+
+
+def statistics(builder):
+    told = list(texts(builder).values())
+    vocabulary = Bm25Vocabulary.fit(told)
+    return fit_bm25(vocabulary.encode(told, 32), vocabulary.size)
+
+
+def model(tokenizer, trained, dtype):
+    ids = {"vocab_size": tokenizer.vocab_size, "image_token_id": tokenizer.image_pad_id}
+    lora = LoraConfig(rank=4) if trained == "lora" else None
+    execution = Execution(dtype=np.dtype(dtype).name, scan=True)
+    architecture = Architecture.of(tiny_config(lora=lora, **ids), execution)
+    rng = np.random.default_rng(1)
+    params = {}
+    for name, x in architecture.init(0).items():
+        # Adapters start as nothing, and half their gradient is then nothing too.
+        value = 0.1 * rng.normal(size=x.shape) if name.endswith("lora_b") else x
+        params[name] = np.asarray(value, dtype)
+    trainable = {n: x for n, x in params.items() if learns(n, trained)}
+    frozen = {n: x for n, x in params.items() if n not in trainable}
+    return architecture, trainable, frozen
+
+
+def gradients(step, trainable, frozen, batch, mesh):
+    """Of one step, by plain descent at rate 1; the loss; and the compiled step."""
+    with jax.set_mesh(mesh):
+        state = place(initial_state(jax.tree.map(np.copy, trainable), SGD), mesh)
+        inputs = (place(frozen, mesh), state, place_batch(batch, mesh), jax.random.key(0))
+        compiled = step.lower(*inputs).compile()
+        state, metrics = compiled(*inputs)
+    found = {n: trainable[n] - np.asarray(x) for n, x in state["params"].items()}
+    return found, float(metrics["loss"]), compiled
+
+
+def length(tree):
+    return np.sqrt(sum(np.sum(np.asarray(x, np.float64) ** 2) for x in tree.values()))
+
+
+def distance(found, expected):
+    """Of two gradients, relative to the length of the second."""
+    return length({n: found[n] - x for n, x in expected.items()}) / length(expected)
+
+
+def step_of(builder, tokenizer, trained, dtype):
+    architecture, trainable, frozen = model(tokenizer, trained, dtype)
+    return make_agcl_step(architecture, SETTINGS, statistics(builder), SGD), trainable, frozen
+
+
+@pytest.mark.parametrize("trained", ["lora", "all"])
+def test_chunks_have_the_gradient_of_the_whole_batch(builder, tokenizer, trained):
+    whole = source(builder)[1]
+    with double():
+        own = step_of(builder, tokenizer, trained, np.float64)
+        expected, loss, _ = gradients(*own, whole, make_mesh(1, 1))
+        assert length(expected) > 1e-2
+        for data in (1, 8):
+            chunked = source(builder, chunk_tokens=240 // data + 60, shares=data)[1]
+            assert sum(int(x.used) for x in chunked["rows"].texts) >= 2
+            np.testing.assert_array_equal(chunked["products"], whole["products"])
+            found, chunked_loss, compiled = gradients(*own, chunked, make_mesh(data, 1))
+            assert chunked_loss == pytest.approx(loss, rel=1e-9)
+            assert distance(found, expected) < 1e-9
+            # Weights of a layer and vectors are matrices; pixels and activations of rows of tokens
+            # have more axes, and stay where they are.
+            gathered = re.findall(
+                r"= f\d+\[([\d,]*)\]\S* all-(?:gather|to-all)\(", compiled.as_text()
+            )
+            assert bool(gathered) == (data > 1)
+            assert all(shape.count(",") <= 1 for shape in gathered)
+
+
+def test_in_float32_chunks_round_no_worse_than_the_whole_batch(builder, tokenizer):
+    whole, one = source(builder)[1], make_mesh(1, 1)
+    with double():
+        exact, _, _ = gradients(*step_of(builder, tokenizer, "lora", np.float64), whole, one)
+    own = step_of(builder, tokenizer, "lora", np.float32)
+    expected, loss, _ = gradients(*own, whole, one)
+    found, chunked_loss, _ = gradients(*own, source(builder, chunk_tokens=300)[1], one)
+    assert chunked_loss == pytest.approx(loss, rel=1e-6)
+    print(distance(expected, exact), distance(found, exact), distance(found, expected))
+    assert distance(found, exact) < 2 * distance(expected, exact)
+
+
+def products_of(jaxpr, width, times=1):
+    """Rows of all matrix products with an operand of `width` columns, loops counted out."""
+    total = 0
+    for equation in jaxpr.eqns:
+        again = (
+            times * equation.params.get("length", 1) if equation.primitive.name == "scan" else times
+        )
+        if equation.primitive.name == "dot_general":
+            left = equation.invars[0].aval.shape
+            contracted = equation.params["dimension_numbers"][0][0]
+            if [left[axis] for axis in contracted] == [width]:
+                total += times * int(np.prod(left)) // width
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    total += products_of(inner, width, again)
+    return total
+
+
+@pytest.mark.parametrize(("trained", "forwards"), [("lora", 1), ("decoder", 1), ("all", 2)])
+def test_how_often_the_vision_tower_sees_a_picture(builder, tokenizer, trained, forwards):
+    architecture, trainable, frozen = model(tokenizer, trained, np.float32)
+    step = make_agcl_step(architecture, SETTINGS, statistics(builder), SGD)
+    batch = source(builder, chunk_tokens=300)[1]
+    state = initial_state(trainable, SGD)
+    traced = jax.make_jaxpr(step)(frozen, state, batch, jax.random.key(0))
+    # The patch embedding is the one product that contracts the numbers of a patch; its gradient
+    # contracts patches.
+    patches = sum(x.patch_segment.size for x in batch["rows"].pictures)
+    width = batch["rows"].pictures[0].patches.shape[-1]
+    assert products_of(traced.jaxpr, width) == forwards * patches
