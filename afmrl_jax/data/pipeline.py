@@ -18,7 +18,9 @@ from afmrl_jax.config import InputDropout, TextBudget
 from afmrl_jax.data import batches, prompts
 from afmrl_jax.data.attributes import drop_attributes
 from afmrl_jax.data.batches import PatchStore, Row
+from afmrl_jax.data.hosts import HostShare
 from afmrl_jax.data.images import erase_patches
+from afmrl_jax.data.negatives import MinedTables, fill_up
 from afmrl_jax.data.records import Listing
 from afmrl_jax.data.sampler import PairSampler, epoch_indices
 from afmrl_jax.data.terms import Bm25Vocabulary
@@ -86,6 +88,13 @@ class ContrastiveSource:
     """Batches for AGCL: `rows` (queries, then candidates), product numbers and BM25 term ids.
 
     Where rows hold attributes, `prompt_last` says which token ends what stands before them.
+
+    With `mined` tables, k hard negatives a query follow behind the q candidates: those of query i
+    are candidates q + i k to q + (i + 1) k - 1 in `rows` and `candidate_terms`, and
+    `candidate_products` holds the product numbers of all c = q + q k candidates.
+
+    Batch `i` depends on (catalogue, seed, `i`, the mined table of its segment) alone: neither on
+    the number of loader workers nor on the number of hosts.
     """
 
     def __init__(
@@ -100,6 +109,12 @@ class ContrastiveSource:
         attributes_for_terms: Mapping[str, str] | None,
         vocabulary: Bm25Vocabulary | None,
         dropout: InputDropout,
+        category_share: float = 0.0,
+        category_batch: int = 16,
+        duplicate_share: float = 0.0,
+        mask_duplicate_groups: bool = True,
+        mined: MinedTables | None = None,
+        host: HostShare | None = None,
     ):
         listings = builder.listings
         self._builder = builder
@@ -111,7 +126,15 @@ class ContrastiveSource:
             batch_size=batch_size,
             sibling_share=sibling_share,
             seed=seed,
+            categories=[x.category for x in listings],
+            category_share=category_share,
+            category_batch=category_batch,
+            duplicate_groups=[x.duplicate_group for x in listings],
+            duplicate_share=duplicate_share,
+            merge_duplicates=mask_duplicate_groups,
         )
+        self._mined = mined
+        self._host = host or HostShare()
         self._attributes = attributes_in_input
         self._dropout = dropout
         texts = attributes_for_terms or {}
@@ -126,6 +149,11 @@ class ContrastiveSource:
     def batch_size(self) -> int:
         """Pairs a batch; fewer than asked for where the catalogue has fewer products."""
         return self._sampler.batch_size
+
+    @property
+    def identity(self) -> np.ndarray:
+        """Product number of every listing, int32 [n], as batches have it."""
+        return self._sampler.identity
 
     def __len__(self) -> int:
         return self._steps
@@ -152,19 +180,33 @@ class ContrastiveSource:
             pictures=() if blind else (picture,),
         )
 
+    def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the listings of batch `step`: queries int [q], and candidates int [c].
+
+        Candidates behind the first q are the hard negatives, query by query.
+        """
+        queries, candidates, _ = self._sampler.draw(step)
+        if self._mined is None:
+            return queries, candidates
+        rng = np.random.default_rng(np.random.SeedSequence([self._seed, step, 3]))
+        found = fill_up(self._mined[step].places[queries], queries, self.identity, rng)
+        return queries, np.concatenate([candidates, found.ravel()])
+
     def __getitem__(self, step: int) -> dict[str, Any]:
-        queries, candidates, products = self._sampler.draw(step)
+        queries, candidates = self.draw(step)
         rng = np.random.default_rng(np.random.SeedSequence([self._seed, step, 1]))
         rows = [self._row(int(i), rng) for i in np.concatenate([queries, candidates])]
         batch = {
             "rows": self._builder.batch(rows),
-            "products": products,
+            "products": self.identity[queries],
             "query_terms": self._terms[queries],
             "candidate_terms": self._terms[candidates],
         }
+        if self._mined is not None:
+            batch["candidate_products"] = self.identity[candidates]
         if self._attributes is not None:
             batch["prompt_last"] = np.array([row.bare_last for row in rows], np.int32)
-        return batch
+        return self._host.of(batch)
 
 
 class DistillSource:
@@ -275,16 +317,23 @@ class PromptSource:
         return {"rows": self._builder.batch(rows, self._length), "index": index.astype(np.int32)}
 
 
-def iterate(source: Any, *, workers: int = 0) -> Any:
+def iterate(source: Any, *, workers: int = 0, end: int | None = None) -> Any:
     """A Grain iterator over `source`, in order, reading ahead in threads or worker processes.
 
     Its state is saved and restored with the training state (`grain.checkpoint`).
+
+    Args:
+        source: random-access batches.
+        workers: processes that read; 0 reads in a thread of this one.
+        end: no batch from this number on is read, not even ahead; the state of one iterator fits
+            another with a later `end`.
     """
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags.
-    dataset = grain.MapDataset.source(source).to_iter_dataset(
-        grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-    )
+    drawn = grain.MapDataset.source(source)
+    if end is not None:
+        drawn = drawn.slice(slice(end))
+    dataset = drawn.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
     if workers:
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(dataset)

@@ -11,9 +11,10 @@ from afmrl_jax.models.attention import MASKED
 
 def agcl_loss(
     queries: Float[Array, "b d"],
-    candidates: Float[Array, "b d"],
-    bm25: Float[Array, "b b"],
+    candidates: Float[Array, "c d"],
+    bm25: Float[Array, "b c"],
     product_ids: Int[Array, " b"],
+    candidate_ids: Int[Array, " c"] | None = None,
     *,
     temperature: float = 0.05,
     gamma: float = 0.1,
@@ -44,9 +45,11 @@ def agcl_loss(
 
     Args:
         queries: unit vectors [b d].
-        candidates: unit vectors [b d].
-        bm25: [b b], attributes of query i against attributes of candidate j.
+        candidates: unit vectors [c d]; behind the positives of the queries may stand c - b hard
+            negatives, which all queries are contrasted with and which are no queries themselves.
+        bm25: [b c], attributes of query i against attributes of candidate j.
         product_ids: [b]; equal ids are never each other's negatives.
+        candidate_ids: [c], product ids of the candidates; None where there are no hard negatives.
         temperature: tau.
         gamma: scale of BM25 inside tanh; the paper's is 1.
         delta: margin above the positive at which a negative is held to be false; None for off.
@@ -69,17 +72,20 @@ def agcl_loss(
 
     Reference: AFMRL, arXiv 2604.20135, section on AGCL.
     """
-    _check_shapes(queries, candidates, bm25, product_ids, bm25_reverse)
+    count = queries.shape[0]
+    candidate_ids = product_ids if candidate_ids is None else candidate_ids
+    _check_shapes(queries, candidates, bm25, product_ids, candidate_ids, bm25_reverse)
     scores = jnp.dot(
         queries.astype(jnp.float32),
         candidates.astype(jnp.float32).T,
         precision=jax.lax.Precision.HIGHEST,
     )
     options = (temperature, gamma, delta, agreement_rho, agreement_epsilon)
-    loss, metrics = _one_direction(scores, bm25, product_ids, *options)
+    same = product_ids[:, None] == candidate_ids[None, :]
+    loss, metrics = _one_direction(scores, bm25, same, *options)
     if symmetric:
-        reverse = bm25.T if bm25_reverse is None else bm25_reverse
-        back, _ = _one_direction(scores.T, reverse, product_ids, *options)
+        reverse = bm25[:, :count].T if bm25_reverse is None else bm25_reverse
+        back, _ = _one_direction(scores[:, :count].T, reverse, same[:, :count].T, *options)
         loss = (loss + back) / 2
     return loss, {"loss": loss, **metrics}
 
@@ -89,22 +95,25 @@ def _check_shapes(
     candidates: jax.Array,
     bm25: jax.Array,
     product_ids: jax.Array,
+    candidate_ids: jax.Array,
     bm25_reverse: jax.Array | None,
 ) -> None:
-    count = queries.shape[0]
-    reverse = bm25.shape if bm25_reverse is None else bm25_reverse.shape
-    fits = queries.shape == candidates.shape and queries.ndim == 2
-    if not (fits and bm25.shape == reverse == (count, count) and product_ids.shape == (count,)):
+    count, columns = queries.shape[0], candidates.shape[0]
+    reverse = (count, count) if bm25_reverse is None else bm25_reverse.shape
+    fits = queries.shape[1:] == candidates.shape[1:] and queries.ndim == 2 and columns >= count
+    fits = fits and bm25.shape == (count, columns) and reverse == (count, count)
+    if not (fits and product_ids.shape == (count,) and candidate_ids.shape == (columns,)):
         raise ValueError(
-            f"queries {queries.shape} and candidates {candidates.shape} must both be [b d], bm25 "
-            f"{bm25.shape} (reverse {reverse}) [b b], product_ids {product_ids.shape} [b]"
+            f"queries {queries.shape} and candidates {candidates.shape} must both be [b d] (with "
+            f"hard negatives [c d]), bm25 {bm25.shape} [b c] (reverse {reverse} [b b]), "
+            f"product_ids {product_ids.shape} [b], candidate_ids {candidate_ids.shape} [c]"
         )
 
 
 def _one_direction(
-    scores: Float[Array, "b b"],
-    bm25: Float[Array, "b b"],
-    product_ids: Int[Array, " b"],
+    scores: Float[Array, "b c"],
+    bm25: Float[Array, "b c"],
+    same: Bool[Array, "b c"],
     temperature: float,
     gamma: float,
     delta: float | None,
@@ -114,8 +123,8 @@ def _one_direction(
     """Loss and metrics of rows against columns."""
     fixed = jax.lax.stop_gradient(scores)
     bm25 = jax.lax.stop_gradient(bm25.astype(jnp.float32))
-    diagonal = jnp.eye(scores.shape[0], dtype=bool)
-    reasons = _false_negatives(fixed, bm25, product_ids, delta, agreement_rho, agreement_epsilon)
+    diagonal = jnp.eye(*scores.shape, dtype=bool)
+    reasons = _false_negatives(fixed, bm25, same, delta, agreement_rho, agreement_epsilon)
     masked = reasons["identity"] | reasons["margin"] | reasons["agreement"]
     bias = 1.0 + jnp.tanh(gamma * bm25)
     logits = jnp.where(masked, MASKED, scores / temperature + bias)
@@ -124,39 +133,38 @@ def _one_direction(
 
 
 def _false_negatives(
-    scores: Float[Array, "b b"],
-    bm25: Float[Array, "b b"],
-    product_ids: Int[Array, " b"],
+    scores: Float[Array, "b c"],
+    bm25: Float[Array, "b c"],
+    same: Bool[Array, "b c"],
     delta: float | None,
     agreement_rho: float | None,
     agreement_epsilon: float,
-) -> dict[str, Bool[Array, "b b"]]:
+) -> dict[str, Bool[Array, "b c"]]:
     """Which pairs leave the denominator, by reason; a pair may have several."""
-    off_diagonal = ~jnp.eye(scores.shape[0], dtype=bool)
+    off_diagonal = ~jnp.eye(*scores.shape, dtype=bool)
     positive, own_bm25 = jnp.diagonal(scores)[:, None], jnp.diagonal(bm25)[:, None]
-    identity = product_ids[:, None] == product_ids[None, :]
-    margin = agreement = jnp.zeros_like(identity)
+    margin = agreement = jnp.zeros_like(same)
     if delta is not None:
         margin = scores > positive + delta
     if agreement_rho is not None:
         agreement = (bm25 >= agreement_rho * own_bm25) & (own_bm25 > 0.0)
         agreement = agreement & (scores > positive - agreement_epsilon)
-    found = {"identity": identity, "margin": margin, "agreement": agreement}
+    found = {"identity": same, "margin": margin, "agreement": agreement}
     return {reason: mask & off_diagonal for reason, mask in found.items()}
 
 
 def _metrics(
-    scores: Float[Array, "b b"],
-    bias: Float[Array, "b b"],
-    not_negative: Bool[Array, "b b"],
-    reasons: dict[str, Bool[Array, "b b"]],
+    scores: Float[Array, "b c"],
+    bias: Float[Array, "b c"],
+    not_negative: Bool[Array, "b c"],
+    reasons: dict[str, Bool[Array, "b c"]],
 ) -> dict[str, Float[Array, ""]]:
     count = scores.shape[0]
     positive = jnp.diagonal(scores)
     hardest = jnp.max(jnp.where(not_negative, -jnp.inf, scores), axis=1)
     contrasted = jnp.isfinite(hardest)
     rows = jnp.maximum(jnp.sum(contrasted.astype(jnp.float32)), 1.0)
-    pairs = max(count * (count - 1), 1)
+    pairs = max(scores.size - count, 1)
     shares = {
         "masked" if reason == "any" else f"masked_by_{reason}": jnp.sum(mask.astype(jnp.float32))
         / pairs

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from afmrl_jax.config import AgclConfig, RunConfig
+from afmrl_jax.data.negatives import MinedTables
 from afmrl_jax.data.pipeline import ContrastiveSource, RowBuilder
 from afmrl_jax.data.terms import Bm25Vocabulary
 from afmrl_jax.models.embedder import hidden_at, last_token, unit
@@ -18,8 +19,12 @@ from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.objectives.bm25 import Bm25Statistics, bm25_scores, fit_bm25
 from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop
+from afmrl_jax.training.mining import refresh_of
 from afmrl_jax.training.state import gradient_step, initial_state, make_optimiser
 from afmrl_jax.training.trainee import Trainee
+
+MINED = "mined"
+"""Folder of a stage's tables of hard negatives."""
 
 
 def train_agcl(
@@ -59,23 +64,66 @@ def train_agcl(
         texts = [attributes.get(x.listing_id, "") for x in builder.listings]
         vocabulary = Bm25Vocabulary.fit(texts)
         statistics = fit_bm25(vocabulary.encode(texts, config.text.max_terms), vocabulary.size)
-    source = ContrastiveSource(
+    read = attributes if attributes_in_input else None
+    mining = settings.mining
+    mined = MinedTables(folder / MINED, mining.every) if mining.hard_negatives else None
+    source = contrastive_source(
         builder,
-        steps=settings.steps,
-        batch_size=settings.batch_size,
-        sibling_share=settings.sibling_share,
-        seed=seed,
-        attributes_in_input=attributes if attributes_in_input else None,
-        attributes_for_terms=attributes,
+        settings,
+        seed,
+        attributes=attributes,
+        read=read,
         vocabulary=vocabulary,
-        dropout=settings.dropout,
+        mined=mined,
     )
     optimiser = make_optimiser(settings.optimiser, settings.steps)
     loop = LoopConfig.of(config, name, folder, settings.steps)
     step = make_agcl_step(trainee.architecture, settings, statistics, optimiser)
     state = initial_state(trainee.trainable, optimiser)
-    state = run_loop(loop, state, source, partial(step, trainee.frozen))
+    refresh = mined and refresh_of(
+        name, mined, trainee, builder, source.identity, mining, read, loop.mesh
+    )
+    state = run_loop(loop, state, source, partial(step, trainee.frozen), refresh=refresh)
     return trainee.whole(state["params"])
+
+
+def contrastive_source(
+    builder: RowBuilder,
+    settings: AgclConfig,
+    seed: int,
+    *,
+    attributes: Mapping[str, str] | None = None,
+    read: Mapping[str, str] | None = None,
+    vocabulary: Bm25Vocabulary | None = None,
+    mined: MinedTables | None = None,
+) -> ContrastiveSource:
+    """The batches of a contrastive stage.
+
+    Args:
+        builder: rows over the listings of the `train` split.
+        settings: of the stage.
+        seed: of batches and dropout.
+        attributes: attribute text by listing id, for the BM25 terms.
+        read: attribute text by listing id that R reads; None: R reads none.
+        vocabulary: of the terms; None: batches hold none.
+        mined: hard negatives of the stage, where it has any.
+    """
+    return ContrastiveSource(
+        builder,
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        sibling_share=settings.sibling_share,
+        category_share=settings.category_share,
+        category_batch=settings.category_batch,
+        duplicate_share=settings.duplicate_share,
+        mask_duplicate_groups=settings.mask_duplicate_groups,
+        seed=seed,
+        attributes_in_input=read,
+        attributes_for_terms=attributes,
+        vocabulary=vocabulary,
+        dropout=settings.dropout,
+        mined=mined,
+    )
 
 
 def make_agcl_step(
@@ -93,7 +141,8 @@ def make_agcl_step(
         del key  # Dropout of inputs is drawn with the batch.
         count = batch["products"].shape[0]
         if statistics is None:
-            bm25 = jnp.zeros((count, count), jnp.float32)
+            columns = batch["candidate_terms"].shape[0]
+            bm25 = jnp.zeros((count, columns), jnp.float32)
         else:
             bm25 = bm25_scores(statistics, batch["query_terms"], batch["candidate_terms"])
 
@@ -103,6 +152,7 @@ def make_agcl_step(
                 vectors[count:],
                 bm25,
                 batch["products"],
+                batch.get("candidate_products"),
                 temperature=settings.temperature,
                 gamma=settings.gamma,
                 delta=settings.delta,
