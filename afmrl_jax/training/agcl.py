@@ -61,9 +61,7 @@ def train_agcl(
     vocabulary, statistics = None, None
     if use_terms:
         assert attributes is not None
-        texts = [attributes.get(x.listing_id, "") for x in builder.listings]
-        vocabulary = Bm25Vocabulary.fit(texts)
-        statistics = fit_bm25(vocabulary.encode(texts, config.text.max_terms), vocabulary.size)
+        vocabulary, statistics = term_statistics(builder, attributes)
     read = attributes if attributes_in_input else None
     mining = settings.mining
     mined = MinedTables(folder / MINED, mining.every) if mining.hard_negatives else None
@@ -85,6 +83,15 @@ def train_agcl(
     )
     state = run_loop(loop, state, source, partial(step, trainee.frozen), refresh=refresh)
     return trainee.whole(state["params"])
+
+
+def term_statistics(
+    builder: RowBuilder, attributes: Mapping[str, str]
+) -> tuple[Bm25Vocabulary, Bm25Statistics]:
+    """Terms of the listings' attribute texts (by listing id), and their BM25 statistics."""
+    texts = [attributes.get(x.listing_id, "") for x in builder.listings]
+    vocabulary = Bm25Vocabulary.fit(texts)
+    return vocabulary, fit_bm25(vocabulary.encode(texts, builder.text.max_terms), vocabulary.size)
 
 
 def contrastive_source(
