@@ -104,8 +104,9 @@ class MiningConfig:
     """Extra candidates a query, contrasted with all queries of the batch. 0: off."""
     every: int = 50
     """Steps between two searches; the first is before the first step."""
-    depth: int = 100
-    """How many of the nearest listings are looked at."""
+    depth: int = 1000
+    """How many of the nearest listings are looked at. To an R of few steps most of them are nearer
+    than the positives; where nothing is left, random listings take the place."""
     skip: int = 0
     """How many of the nearest that are left after the rules are passed over."""
     margin: float | None = 0.95

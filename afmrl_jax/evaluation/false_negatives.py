@@ -202,9 +202,8 @@ def _sweep(
 
 def _weighing(pairs: Pairs, out: np.ndarray, gamma: float) -> dict[str, Any]:
     """How far a gamma tells the negatives apart."""
-    weight = weights(pairs, gamma)[~out]
-    relative = weight / np.e if len(weight) else np.ones(1)
-    saturated = np.tanh(gamma * pairs.bm25[~out]) > SATURATED
+    exponent = np.tanh(gamma * pairs.bm25[~out])
+    relative = np.exp(exponent) if len(exponent) else np.ones(1)
     low, middle, high = np.quantile(relative, [0.1, 0.5, 0.9])
     return {
         "value": gamma,
@@ -212,7 +211,7 @@ def _weighing(pairs: Pairs, out: np.ndarray, gamma: float) -> dict[str, Any]:
         "median": float(middle),
         "ninetieth": float(high),
         "positive": float(np.exp(np.tanh(gamma * pairs.own_bm25)).mean()),
-        "saturated": float(saturated.mean()) if len(weight) else 0.0,
+        "saturated": float((exponent > SATURATED).mean()) if len(exponent) else 0.0,
     }
 
 

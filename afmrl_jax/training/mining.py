@@ -21,6 +21,8 @@ from afmrl_jax.training.trainee import Trainee
 
 BATCH = 128
 """Listings embedded at once; a forward pass alone needs little memory."""
+SEARCHED = 4096
+"""Listings searched for at once: their neighbours are held, a thousand each and more."""
 
 
 def positive_scores(vectors: np.ndarray, products: np.ndarray) -> np.ndarray:
@@ -45,6 +47,7 @@ def choose_negatives(
     positions: np.ndarray,
     scores: np.ndarray,
     positives: np.ndarray,
+    own: np.ndarray,
     products: np.ndarray,
     settings: MiningConfig,
 ) -> np.ndarray:
@@ -55,18 +58,19 @@ def choose_negatives(
     NV-Retriever's s > margin p. Of the rest the first `skip` are passed over.
 
     Args:
-        positions: int [n m]; numbers of the nearest listings, best first.
-        scores: float [n m]; their cosines.
-        positives: float [n]; of `positive_scores`.
+        positions: int [q m]; numbers of the nearest listings, best first.
+        scores: float [q m]; their cosines.
+        positives: float [q]; of `positive_scores`.
+        own: int [q]; product number of the listings that search.
         products: int [n]; product number of every listing, duplicate groups merged.
         settings: of the mining.
 
     Returns:
-        int32 [n k], k = `settings.hard_negatives`, -1 where there are fewer.
+        int32 [q k], k = `settings.hard_negatives`, -1 where there are fewer.
 
     Reference: Moreira et al., NV-Retriever, arXiv 2407.15831, `TopK-PercPos`.
     """
-    allowed = products[positions] != products[:, None]
+    allowed = products[positions] != own[:, None]
     if settings.margin is not None:
         # A listing without a positive has an infinite score and no limit.
         slack = (1 - settings.margin) * np.abs(np.where(np.isinf(positives), 0.0, positives))
@@ -105,11 +109,18 @@ def mine(
             "the embedder's vectors are not finite, so no negatives can be mined; lower "
             "--agcl.optimiser.learning-rate"
         )
-    ids = [x.listing_id for x in builder.listings]
-    found = index(ids, vectors).search(vectors, settings.depth)
-    return choose_negatives(
-        found.positions, found.scores, positive_scores(vectors, products), products, settings
-    )
+    searched = index([x.listing_id for x in builder.listings], vectors)
+    positives = positive_scores(vectors, products)
+    parts = []
+    for begin in range(0, len(vectors), SEARCHED):
+        own = slice(begin, begin + SEARCHED)
+        found = searched.search(vectors[own], settings.depth)
+        parts.append(
+            choose_negatives(
+                found.positions, found.scores, positives[own], products[own], products, settings
+            )
+        )
+    return np.concatenate(parts)
 
 
 def refresh_of(

@@ -9,14 +9,13 @@ from afmrl_jax import auditing, cli
 from afmrl_jax.config import (
     AgclConfig,
     BackboneConfig,
-    DistillConfig,
     MeshConfig,
     MiningConfig,
     RunConfig,
 )
 from afmrl_jax.model_config import QwenVLConfig
 from afmrl_jax.pipeline import Pipeline
-from afmrl_jax.systems import FinishedRun
+from afmrl_jax.systems import TEXTS, FinishedRun
 from afmrl_jax.testing import tiny_config, write_badge_catalogue
 
 from .conftest import HOSTILE
@@ -42,13 +41,12 @@ def second_ids(folder):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The stages up to R with distilled attributes, and hard negatives."""
+    """The stage that trains R, with attributes and hard negatives."""
     catalogue = second_ids(write_badge_catalogue(tmp_path_factory.mktemp("shop"), splits=True))
     config = RunConfig(
         catalogue=str(catalogue),
         vocab_size=300,
         mesh=MeshConfig(data=1),
-        distill=DistillConfig(steps=2, batch_size=4),
         backbone=BackboneConfig(steps=0),
         agcl=AgclConfig(
             steps=4,
@@ -69,10 +67,6 @@ def run(tmp_path_factory):
         patch.setattr(QwenVLConfig, "demo", staticmethod(demo))
         pipeline = Pipeline(out, config)
         pipeline._tokenizer_stage()
-        pipeline._distill()
-        where = pipeline._where("train")
-        pipeline._annotate("annotate-distilled", "distill", where)
-        # A G of two steps writes nothing of use.
         lines = [
             {
                 "listing_id": x.listing_id,
@@ -80,8 +74,13 @@ def run(tmp_path_factory):
             }
             for x in pipeline.catalogue.subset("train").listings
         ]
-        texts = out / "annotate-distilled" / "attributes.jsonl"
-        texts.write_text("".join(json.dumps(x) + "\n" for x in lines))
+
+        def write(folder):
+            folder.mkdir(exist_ok=True)
+            (folder / TEXTS).write_text("".join(json.dumps(x) + "\n" for x in lines))
+
+        # As a G would, that sees colours well.
+        pipeline.run.stage("annotate-distilled", {}, [TEXTS], write)
         pipeline._train_r("agcl-distilled", config.agcl, "annotate-distilled", in_input=True)
         pipeline.run.close()
         yield out

@@ -66,7 +66,7 @@ def test_the_hardest_that_may_be_held_against_a_listing(rng, settings):
     order = np.argsort(-(vectors @ vectors.T), axis=1, kind="stable")[:, : settings.depth]
     scores = np.take_along_axis(vectors @ vectors.T, order, axis=1)
     positives = positive_scores(vectors, products)
-    found = choose_negatives(order, scores, positives, products, settings)
+    found = choose_negatives(order, scores, positives, products, products, settings)
     np.testing.assert_array_equal(found, brute_force(vectors, products, settings))
     assert (found == -1).any() or settings.depth == 40
     assert (found >= 0).any()
