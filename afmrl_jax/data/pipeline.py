@@ -326,7 +326,7 @@ def iterate(source: Any, *, workers: int = 0, end: int | None = None) -> Any:
         source: random-access batches.
         workers: processes that read; 0 reads in a thread of this one.
         end: no batch from this number on is read, not even ahead; the state of one iterator fits
-            another with a later `end`.
+            another with a later `end`, unless it has been asked for one more than it had.
     """
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags.

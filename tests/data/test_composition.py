@@ -190,13 +190,17 @@ def test_hosts_that_do_not_fit_are_refused(share):
         HostShare(*share)
 
 
-def test_no_batch_is_read_from_the_end_on_and_another_iterator_goes_on(builder):
-    first = iterate(source(builder), end=2)
-    expected = source(builder)
-    assert len(list(iterate(source(builder), end=2))) == 2
-    next(first), next(first)
-    second = iterate(source(builder), end=4)
-    second.set_state(first.get_state())
-    for step in (2, 3):
-        for one, two in zip(flat(next(second)), flat(expected[step]), strict=True):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_batch_is_read_from_the_end_on_and_another_iterator_goes_on(builder, workers):
+    expected, found = source(builder), []
+    iterator = iterate(source(builder), workers=workers, end=1)
+    for end in (1, 3, 4):
+        state = iterator.get_state()
+        iterator = iterate(source(builder), workers=workers, end=end)
+        iterator.set_state(state)
+        found += [next(iterator) for _ in range(end - len(found))]
+    with pytest.raises(StopIteration):
+        next(iterator)
+    for step, batch in enumerate(found):
+        for one, two in zip(flat(batch), flat(expected[step]), strict=True):
             np.testing.assert_array_equal(one, two)
