@@ -43,7 +43,7 @@ class Overrides:
     def on(self, masking: Masking) -> Masking:
         """The settings with these in their place."""
         given = {name: value for name, value in vars(self).items() if value is not None}
-        changed = {name: None if value == "off" else value for name, value in given.items()}
+        changed: dict[str, Any] = {n: None if x == "off" else x for n, x in given.items()}
         return dataclasses.replace(masking, **changed)
 
 

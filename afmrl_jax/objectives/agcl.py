@@ -123,7 +123,7 @@ def _one_direction(
     """Loss and metrics of rows against columns."""
     fixed = jax.lax.stop_gradient(scores)
     bm25 = jax.lax.stop_gradient(bm25.astype(jnp.float32))
-    diagonal = jnp.eye(*scores.shape, dtype=bool)
+    diagonal = jnp.eye(scores.shape[0], scores.shape[1], dtype=bool)
     reasons = _false_negatives(fixed, bm25, same, delta, agreement_rho, agreement_epsilon)
     masked = reasons["identity"] | reasons["margin"] | reasons["agreement"]
     bias = 1.0 + jnp.tanh(gamma * bm25)
@@ -141,7 +141,7 @@ def _false_negatives(
     agreement_epsilon: float,
 ) -> dict[str, Bool[Array, "b c"]]:
     """Which pairs leave the denominator, by reason; a pair may have several."""
-    off_diagonal = ~jnp.eye(*scores.shape, dtype=bool)
+    off_diagonal = ~jnp.eye(scores.shape[0], scores.shape[1], dtype=bool)
     positive, own_bm25 = jnp.diagonal(scores)[:, None], jnp.diagonal(bm25)[:, None]
     margin = agreement = jnp.zeros_like(same)
     if delta is not None:

@@ -78,9 +78,10 @@ def train_agcl(
     loop = LoopConfig.of(config, name, folder, settings.steps)
     step = make_agcl_step(trainee.architecture, settings, statistics, optimiser)
     state = initial_state(trainee.trainable, optimiser)
-    refresh = mined and refresh_of(
-        name, mined, trainee, builder, source.identity, mining, read, loop.mesh
-    )
+    refresh = None
+    if mined is not None:
+        products = source.identity
+        refresh = refresh_of(name, mined, trainee, builder, products, mining, read, loop.mesh)
     state = run_loop(loop, state, source, partial(step, trainee.frozen), refresh=refresh)
     return trainee.whole(state["params"])
 
