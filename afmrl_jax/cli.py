@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from afmrl_jax import planning, serving
+from afmrl_jax import auditing, planning, serving
 from afmrl_jax.data.check import check_catalogue
 from afmrl_jax.reporting.report import build_report
 from afmrl_jax.reporting.tables import text_table
@@ -176,6 +176,55 @@ class Report:
 
 
 @dataclass(frozen=True)
+class AuditNegatives:
+    """Show what weights and masks do to a run's own training batches, pair by pair, as a page.
+
+    The page's figures are written beside it as JSON.
+    """
+
+    run: Path
+    """Run directory."""
+    out: Path
+    """The page to write, `.html`."""
+    stage: str = "agcl-distilled"
+    """Whose R and whose batches: `infonce`, `agcl`, `agcl-distilled`, `cit-1`, `backbone`."""
+    batches: int = 4
+    """How many of its training batches, spread over its steps."""
+    batch_size: int | None = None
+    """Pairs a batch; the stage's own without, at most 1024. Another number draws other batches."""
+    shown: int = 12
+    """Pairs in each list."""
+    gamma: float | None = None
+    """Look at this scale of the weights instead of the stage's."""
+    delta: float | Literal["off"] | None = None
+    """Look at this margin instead of the stage's, or at none."""
+    agreement_rho: float | Literal["off"] | None = None
+    """Look at this share of agreement instead of the stage's, or at none."""
+    agreement_epsilon: float | None = None
+    """Look at this depth of agreement instead of the stage's."""
+
+    def execute(self) -> None:
+        """Run the command."""
+        chosen = (self.gamma, self.delta, self.agreement_rho, self.agreement_epsilon)
+        found = auditing.audit(
+            FinishedRun(self.run),
+            self.out,
+            stage=self.stage,
+            batches=self.batches,
+            batch_size=self.batch_size,
+            shown=self.shown,
+            overrides=auditing.Overrides(*chosen),
+        )
+        masked, left = found["masked"], found["left"]
+        print(
+            f"{found['pairs']} pairs of {found['batches']} batches: {100 * masked['share']:.2f} % "
+            f"masked, {masked['false_negatives']} of {masked['pairs']} truly the same product; "
+            f"{left['false_negatives']} such left in"
+        )
+        print(self.out)
+
+
+@dataclass(frozen=True)
 class Plan(planning.Request):
     """Say what a published model takes on each device of a mesh, and whether that fits.
 
@@ -207,6 +256,7 @@ Command = (
     | Annotated[Search, tyro.conf.subcommand("search")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[AuditNegatives, tyro.conf.subcommand("audit-negatives")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
 )
 

@@ -39,7 +39,7 @@ from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.progress import say
 from afmrl_jax.reporting.report import build_report
 from afmrl_jax.retrieval.encode import Encoder
-from afmrl_jax.systems import systems_of
+from afmrl_jax.systems import TEXTS, systems_of
 from afmrl_jax.training.agcl import train_agcl
 from afmrl_jax.training.annotate import annotate, read_attributes
 from afmrl_jax.training.cit import choose_share, cit_settings, merge_annotations
@@ -50,7 +50,6 @@ from afmrl_jax.training.rar_environment import RarEnvironment
 from afmrl_jax.training.store import WEIGHTS, ModelStore
 from afmrl_jax.training.trainee import Trainee
 
-TEXTS = "attributes.jsonl"
 BACKBONE = "backbone"
 
 

@@ -91,6 +91,39 @@ class InputDropout:
 
 
 @dataclass(frozen=True)
+class MiningConfig:
+    """Hard negatives: listings that the R in training takes for a query's product, and are not.
+
+    Every `every` steps R embeds the training listings, and each looks for its nearest among the
+    others. Of what it finds, listings of its own product or duplicate group are dropped, and those
+    that score above a share of its positives: such are often the same product unbeknown
+    (NV-Retriever, arXiv 2407.15831, whose best rule is `TopK-PercPos` at 95 %).
+    """
+
+    hard_negatives: int = 0
+    """Extra candidates a query, contrasted with all queries of the batch. 0: off."""
+    every: int = 50
+    """Steps between two searches; the first is before the first step."""
+    depth: int = 1000
+    """How many of the nearest listings are looked at. To an R of few steps most of them are nearer
+    than the positives; where nothing is left, random listings take the place."""
+    skip: int = 0
+    """How many of the nearest that are left after the rules are passed over."""
+    margin: float | None = 0.95
+    """Share of the positives' mean score above which a listing is dropped. None: off."""
+
+    def __post_init__(self) -> None:
+        require(self.hard_negatives >= 0, "hard_negatives must not be negative")
+        require(self.every > 0, "mining.every must be positive")
+        require(self.skip >= 0, "mining.skip must not be negative")
+        require(self.margin is None or 0 < self.margin <= 1, "mining.margin must lie in (0, 1]")
+        require(
+            self.depth >= self.skip + self.hard_negatives,
+            "mining.depth must hold what is skipped and the hard negatives behind it",
+        )
+
+
+@dataclass(frozen=True)
 class AgclConfig:
     """Contrastive training of the embedder R. `gamma=0` and no masks make it InfoNCE."""
 
@@ -100,6 +133,18 @@ class AgclConfig:
     sibling_share: float = 0.15
     """Share of the batch drawn as family siblings (near-twin products). Where half the batch was
     siblings R learned colours well and other families badly."""
+    category_share: float = 0.0
+    """Share of the batch drawn as sub-batches of one category each, whose products differ in less
+    than the catalogue's do; 1 cuts the whole batch so, as VLM2Vec-V2 does by data set
+    (interleaved sub-batches, arXiv 2507.04590)."""
+    category_batch: int = 16
+    """Products of one such sub-batch."""
+    duplicate_share: float = 0.0
+    """Share of the batch drawn as products that meet another product id of their
+    `duplicate_group`."""
+    mask_duplicate_groups: bool = True
+    """Listings of one `duplicate_group` are the same product for the loss. Off, only the learned
+    masks can find them, which is how those are studied."""
     temperature: float = 0.05
     gamma: float = 0.1
     """Scale of BM25 inside w = exp(1 + tanh(gamma B)); the paper has 1, which saturates."""
@@ -120,6 +165,7 @@ class AgclConfig:
     batches beyond memory. The vectors of all chunks meet in one loss, with the gradients of the
     whole batch; the price is a second pass forward through the decoder. None encodes all rows at
     once."""
+    mining: MiningConfig = field(default_factory=MiningConfig)
     dropout: InputDropout = field(default_factory=InputDropout)
     optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(2e-3))
 
@@ -129,7 +175,15 @@ class AgclConfig:
         require(self.steps > 0, "agcl needs steps > 0")
         require(self.batch_size > 1, "a contrastive batch needs at least two products")
         require(self.temperature > 0, "temperature must be positive")
-        require(0 <= self.sibling_share <= 1, "sibling_share must lie in [0, 1]")
+        shares = {x: getattr(self, f"{x}_share") for x in ("sibling", "category", "duplicate")}
+        for name, share in shares.items():
+            require(0 <= share <= 1, f"{name}_share must lie in [0, 1]")
+        require(
+            sum(shares.values()) <= 1 + 1e-9,
+            "sibling_share, category_share and duplicate_share divide one batch: lower one, for "
+            f"they add up to {sum(shares.values()):.2f}",
+        )
+        require(self.category_batch > 1, "a category_batch needs at least two products")
         require(0 <= self.prefix_weight < 1, "prefix_weight must lie in [0, 1)")
 
     def infonce(self) -> AgclConfig:
@@ -159,7 +213,8 @@ class BackboneConfig:
         replace = dataclasses.replace
         dropout = replace(agcl.dropout, whole_list=self.whole_list)
         size = {"steps": self.steps, "batch_size": self.batch_size}
-        return replace(agcl.infonce(), dropout=dropout, **size)
+        # What an R of random weights takes for near is noise.
+        return replace(agcl.infonce(), dropout=dropout, mining=MiningConfig(), **size)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from afmrl_jax.training.store import ModelStore
 
 ANNOTATIONS = {"distill": "annotate-distilled", "rar": "annotate-reinforced"}
 """The stage that holds what each generator wrote."""
+TEXTS = "attributes.jsonl"
+"""The output of such a stage."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ ORDER = (
     ("evaluation",),
     ("reporting",),
     ("systems",),
-    ("serving", "pipeline", "planning", "runtime", "testing"),
+    ("serving", "auditing", "pipeline", "planning", "runtime", "testing"),
     ("cli",),
 )
 """Imports go from a later line to an earlier one, never back."""

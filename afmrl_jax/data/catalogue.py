@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from afmrl_jax.data.images import decode, open_picture
-from afmrl_jax.data.records import SPLITS, Catalogue, Listing, Problem, hash_splits
+from afmrl_jax.data.records import SPLITS, Catalogue, Listing, Problem, hash_splits, linked
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.progress import say
 
 REQUIRED = ("listing_id", "product_id", "title", "image")
-OPTIONAL_TEXT = ("category", "oracle", "seller", "split", "family_id", "duplicate_of")
+OPTIONAL_TEXT = (
+    "category", "oracle", "seller", "split", "family_id", "duplicate_of", "duplicate_group",
+)  # fmt: skip
 FILES = ("listings.parquet", "listings.jsonl")
 
 Report = Callable[[Problem], None]
@@ -220,7 +222,7 @@ def _attributes(value: Any) -> dict[str, str] | None:
 
 
 def check_whole(listings: list[Listing], file: str, report: Report) -> list[Listing]:
-    """What only the whole shows: too few products, splits for some, families in two splits."""
+    """What only the whole shows: too few products, splits for some, groups in two splits."""
     products = {x.product_id for x in listings}
     if len(products) < 2:
         raise CatalogueError(
@@ -235,10 +237,11 @@ def check_whole(listings: list[Listing], file: str, report: Report) -> list[List
     split_of: dict[str, str | None] = {}
     kept = []
     for x in listings:
-        first = split_of.setdefault(x.group, x.split)
-        if first != x.split:
-            what = f"{x.group} is in split {first!r} and in {x.split!r}"
-            remedy = "keep all listings of a family in one split"
+        known = [x.group] + ([f"duplicate group {x.duplicate_group}"] if x.duplicate_group else [])
+        divided = [name for name in known if split_of.setdefault(name, x.split) != x.split]
+        if divided:
+            what = f"{divided[0]} is in split {split_of[divided[0]]!r} and in {x.split!r}"
+            remedy = "keep all listings of a family, and of a duplicate group, in one split"
             report(Problem(f"listing {x.listing_id!r}", file, what, remedy))
             continue
         kept.append(x)
@@ -246,11 +249,15 @@ def check_whole(listings: list[Listing], file: str, report: Report) -> list[List
 
 
 def assign_splits(listings: list[Listing]) -> list[Listing]:
-    """The listings with a split each; without any it is by a hash of the family or product."""
+    """The listings with a split each; without any it is by a hash of the family or product.
+
+    Families that a duplicate group links go together.
+    """
     if all(x.split is not None for x in listings):
         return listings
-    splits = hash_splits([x.group for x in listings])
-    return [replace(x, split=splits[x.group]) for x in listings]
+    first = linked([x.group for x in listings], [x.duplicate_group for x in listings])
+    splits = hash_splits(list(first.values()))
+    return [replace(x, split=splits[first[x.group]]) for x in listings]
 
 
 def require_splits(catalogue: Catalogue) -> None:

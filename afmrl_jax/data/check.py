@@ -57,7 +57,10 @@ def _warnings(listings: list[Listing], file: str) -> list[Problem]:
 
 def summarise(listings: list[Listing]) -> dict[str, Any]:
     """Counts of listings, products and families, by split, and how many have each field."""
-    fields = ("category", "attributes", "oracle", "seller", "family_id", "duplicate_of")
+    fields = (
+        "category", "attributes", "oracle", "seller", "family_id", "duplicate_of",
+        "duplicate_group",
+    )  # fmt: skip
     return {
         "listings": len(listings),
         "products": len({x.product_id for x in listings}),

@@ -7,29 +7,21 @@ number of workers. No JAX here: Grain's worker processes import this module.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import grain
 import numpy as np
 from absl import flags
 
-from afmrl_jax.config import InputDropout, TextBudget
+from afmrl_jax.config import TextBudget
 from afmrl_jax.data import batches, prompts
-from afmrl_jax.data.attributes import drop_attributes
 from afmrl_jax.data.batches import PatchStore, Row
-from afmrl_jax.data.chunks import Chunker
-from afmrl_jax.data.images import erase_patches
 from afmrl_jax.data.records import Listing
-from afmrl_jax.data.sampler import PairSampler, epoch_indices
-from afmrl_jax.data.terms import Bm25Vocabulary
-from afmrl_jax.data.text import Tokenizer, drop_words, open_keys, swap_words, word_pool
+from afmrl_jax.data.sampler import epoch_indices
+from afmrl_jax.data.text import Tokenizer, open_keys, swap_words, word_pool
 from afmrl_jax.data.visual_cache import CachedPictures
 from afmrl_jax.model_config import ImageConfig
-
-MOST_SAMPLES, SAMPLE_ROWS = 8, 8192
-"""Batches, and rows of them, from which the shapes of chunks are judged; never fewer than two
-batches."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,110 +78,6 @@ class RowBuilder:
         return batches.collate(
             rows, self.tokenizer, self.image, length, with_patches=with_patches, side=side
         )
-
-
-class ContrastiveSource:
-    """Batches for AGCL: `rows` (queries, then candidates), product numbers and BM25 term ids.
-
-    Where rows hold attributes, `prompt_last` says which token ends what stands before them.
-    With `chunk_tokens` the rows are `Chunks`, so many places for each of `shares` devices at once,
-    in shapes judged from the first batches; the content of a batch is the same.
-    """
-
-    def __init__(
-        self,
-        builder: RowBuilder,
-        *,
-        steps: int,
-        batch_size: int,
-        sibling_share: float,
-        seed: int,
-        attributes_in_input: Mapping[str, str] | None,
-        attributes_for_terms: Mapping[str, str] | None,
-        vocabulary: Bm25Vocabulary | None,
-        dropout: InputDropout,
-        chunk_tokens: int | None = None,
-        shares: int = 1,
-    ):
-        listings = builder.listings
-        self._builder = builder
-        self._steps = steps
-        self._seed = seed
-        self._sampler = PairSampler(
-            [x.product_id for x in listings],
-            [x.family_id for x in listings],
-            batch_size=batch_size,
-            sibling_share=sibling_share,
-            seed=seed,
-        )
-        self._attributes = attributes_in_input
-        self._dropout = dropout
-        texts = attributes_for_terms or {}
-        width = builder.text.max_terms
-        self._terms = (
-            np.full((len(listings), 1), -1, np.int32)
-            if vocabulary is None
-            else vocabulary.encode([texts.get(x.listing_id, "") for x in listings], width)
-        )
-        self._collate: Callable[[Sequence[Row]], Any] = builder.batch
-        if chunk_tokens is not None:
-            seen = max(2, min(MOST_SAMPLES, SAMPLE_ROWS // (2 * self.batch_size)))
-            self._collate = Chunker.of(
-                [self._rows(step) for step in range(seen)],
-                builder.tokenizer,
-                builder.image,
-                builder.text,
-                tokens=chunk_tokens,
-                shares=shares,
-            )
-
-    @property
-    def batch_size(self) -> int:
-        """Pairs a batch; fewer than asked for where the catalogue has fewer products."""
-        return self._sampler.batch_size
-
-    def __len__(self) -> int:
-        return self._steps
-
-    def __repr__(self) -> str:
-        return f"ContrastiveSource(listings={len(self._builder.listings)}, seed={self._seed})"
-
-    def _row(self, index: int, rng: np.random.Generator) -> Row:
-        drop, builder = self._dropout, self._builder
-        listing, attributes = builder.listings[index], None
-        no_list, hidden = rng.random(2)
-        text = self._attributes.get(listing.listing_id) if self._attributes is not None else None
-        if text and no_list >= drop.whole_list:
-            attributes = drop_attributes(text, rng, drop.attributes)
-        title = drop_words(listing.title, rng, drop.words)
-        picture = erase_patches(builder.pictures[index], rng, drop.patches, builder.image)
-        blind = drop.title <= hidden < drop.title + drop.picture
-        return prompts.embedder_row(
-            builder.tokenizer,
-            builder.text,
-            builder.image,
-            title=title if hidden >= drop.title else None,
-            attributes=attributes,
-            pictures=() if blind else (picture,),
-        )
-
-    def _rows(self, step: int) -> list[Row]:
-        queries, candidates, _ = self._sampler.draw(step)
-        rng = np.random.default_rng(np.random.SeedSequence([self._seed, step, 1]))
-        return [self._row(int(i), rng) for i in np.concatenate([queries, candidates])]
-
-    def __getitem__(self, step: int) -> dict[str, Any]:
-        queries, candidates, products = self._sampler.draw(step)
-        rows = self._rows(step)
-        batch = {
-            "rows": self._collate(rows),
-            "products": products,
-            "query_terms": self._terms[queries],
-            "candidate_terms": self._terms[candidates],
-        }
-        if self._attributes is not None:
-            batch["prompt_last"] = np.array([row.bare_last for row in rows], np.int32)
-        return batch
 
 
 class DistillSource:
@@ -300,16 +188,23 @@ class PromptSource:
         return {"rows": self._builder.batch(rows, self._length), "index": index.astype(np.int32)}
 
 
-def iterate(source: Any, *, workers: int = 0) -> Any:
+def iterate(source: Any, *, workers: int = 0, end: int | None = None) -> Any:
     """A Grain iterator over `source`, in order, reading ahead in threads or worker processes.
 
     Its state is saved and restored with the training state (`grain.checkpoint`).
+
+    Args:
+        source: random-access batches.
+        workers: processes that read; 0 reads in a thread of this one.
+        end: no batch from this number on is read, not even ahead; the state of one iterator fits
+            another with a later `end`, unless it has been asked for one more than it had.
     """
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags.
-    dataset = grain.MapDataset.source(source).to_iter_dataset(
-        grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-    )
+    drawn = grain.MapDataset.source(source)
+    if end is not None:
+        drawn = drawn.slice(slice(end))
+    dataset = drawn.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
     if workers:
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(dataset)

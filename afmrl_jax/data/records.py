@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,7 +51,9 @@ class Listing:
     split: str | None = None
     family_id: str | None = None
     duplicate_of: str | None = None
-    """True product, where `product_id` is a second id of it."""
+    """True product, where `product_id` is a second id of it: for measuring, unknown to training."""
+    duplicate_group: str | None = None
+    """What the shop itself knows to be one product under several ids: training may use it."""
 
     def read_image_bytes(self) -> bytes:
         """The encoded picture."""
@@ -106,9 +108,41 @@ class Catalogue:
                 x.listing_id, x.product_id, x.title, x.category, dict(x.attributes or {}),
                 x.oracle, x.seller, x.split, x.family_id, x.duplicate_of,
             ]  # fmt: skip
+            if x.duplicate_group is not None:  # Catalogues without keep the hash they have.
+                fields.append(x.duplicate_group)
             digest.update(json.dumps(fields, ensure_ascii=False, sort_keys=True).encode())
             digest.update(hashlib.sha256(x.read_image_bytes()).digest())
         return digest.hexdigest()[:16]
+
+
+def linked(names: Sequence[str], links: Sequence[str | None]) -> dict[str, str]:
+    """Names that share a link, directly or through others, under the first of them in order.
+
+    Args:
+        names: [n], repeats allowed.
+        links: [n], what each is linked by, or None.
+
+    Returns:
+        The first name of its set by name; without links every name its own.
+
+    Example:
+        >>> linked(["b", "a", "c", "c"], ["x", "x", None, "y"])
+        {'b': 'a', 'a': 'a', 'c': 'c'}
+    """
+    first: dict[str, str] = {name: name for name in names}
+
+    def root(name: str) -> str:
+        while first[name] != name:
+            first[name] = first[first[name]]
+            name = first[name]
+        return name
+
+    holder: dict[str, str] = {}
+    for name, link in zip(names, links, strict=True):
+        if link is not None:
+            one, other = sorted((root(name), root(holder.setdefault(link, name))))
+            first[other] = one
+    return {name: root(name) for name in first}
 
 
 def hash_splits(groups: list[str]) -> dict[str, str]:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import read_json, write_text
 from afmrl_jax.reporting import paper, plots, stages, tables
 from afmrl_jax.reporting.gallery import read_gallery
+from afmrl_jax.reporting.page import render
 
 
 @dataclass(frozen=True)
@@ -197,12 +197,5 @@ def build_report(run: Path, out: Path | None = None) -> Path:
     run = Path(run)
     if not run.is_dir():
         raise RunError(f"there is no run directory {run}; give the --out of an earlier demo")
-    environment = Environment(
-        loader=PackageLoader("afmrl_jax.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(_context(run))
+    page = render("report.html.j2", _context(run))
     return write_text(out or run / "report.html", page)

@@ -96,13 +96,14 @@ class Encoder:
                 pictures = any(row.pictures for row in batch_rows)
                 batch = builder.batch(batch_rows + padding, length, with_patches=pictures)
                 shapes.add(batch)
-                out[chosen] = np.asarray(self._vectors(batch))[: len(chosen)]
+                out[chosen] = np.asarray(self.vectors(batch))[: len(chosen)]
                 progress.update(begin + len(chosen))
         if label is not None and shapes:
             say(f"{label}: {shapes}")
         return out
 
-    def _vectors(self, batch: VLBatch) -> jax.Array:
+    def vectors(self, batch: VLBatch) -> jax.Array:
+        """Unit vectors of a batch's rows, [b d]."""
         if self.mesh is None:
             return _embed(self.architecture, self.params, batch)
         with jax.set_mesh(self.mesh):

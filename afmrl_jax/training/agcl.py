@@ -10,16 +10,22 @@ from typing import Any
 import jax
 
 from afmrl_jax.config import AgclConfig, RunConfig
-from afmrl_jax.data.pipeline import ContrastiveSource, RowBuilder
+from afmrl_jax.data.contrastive import ContrastiveSource
+from afmrl_jax.data.negatives import MinedTables
+from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.terms import Bm25Vocabulary
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.objectives.bm25 import Bm25Statistics, Bm25Terms, fit_bm25
 from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop
+from afmrl_jax.training.mining import refresh_of
 from afmrl_jax.training.row_vectors import row_vectors
 from afmrl_jax.training.state import gradient_step, initial_state, make_optimiser
 from afmrl_jax.training.trainee import Trainee
 from afmrl_jax.training.visual_tokens import with_cached_tokens
+
+MINED = "mined"
+"""Folder of a stage's tables of hard negatives."""
 
 
 def train_agcl(
@@ -56,32 +62,89 @@ def train_agcl(
     vocabulary, statistics = None, None
     if use_terms:
         assert attributes is not None
-        texts = [attributes.get(x.listing_id, "") for x in builder.listings]
-        vocabulary = Bm25Vocabulary.fit(texts)
-        statistics = fit_bm25(vocabulary.encode(texts, config.text.max_terms), vocabulary.size)
+        vocabulary, statistics = term_statistics(builder, attributes)
     loop = LoopConfig.of(config, name, folder, settings.steps)
+    trained = builder
     if config.visual_cache is not None:
         params = trainee.whole(trainee.trainable)
         where = Path(config.visual_cache)
-        builder = with_cached_tokens(builder, trainee.architecture, params, where, loop.mesh)
-    source = ContrastiveSource(
-        builder,
-        steps=settings.steps,
-        batch_size=settings.batch_size,
-        sibling_share=settings.sibling_share,
-        seed=seed,
-        attributes_in_input=attributes if attributes_in_input else None,
-        attributes_for_terms=attributes,
+        trained = with_cached_tokens(builder, trainee.architecture, params, where, loop.mesh)
+    read = attributes if attributes_in_input else None
+    mining = settings.mining
+    mined = None
+    if mining.hard_negatives:
+        mined = MinedTables(folder / MINED, mining.every, mining.hard_negatives)
+    source = contrastive_source(
+        trained,
+        settings,
+        seed,
+        attributes=attributes,
+        read=read,
         vocabulary=vocabulary,
-        dropout=settings.dropout,
-        chunk_tokens=settings.chunk_tokens,
+        mined=mined,
         shares=loop.mesh.shape["data"],
     )
     optimiser = make_optimiser(settings.optimiser, settings.steps)
     step = make_agcl_step(trainee.architecture, settings, statistics, optimiser)
     state = initial_state(trainee.trainable, optimiser)
-    state = run_loop(loop, state, source, partial(step, trainee.frozen))
+    refresh = None
+    if mined is not None:
+        products = source.identity
+        refresh = refresh_of(name, mined, trainee, builder, products, mining, read, loop.mesh)
+    state = run_loop(loop, state, source, partial(step, trainee.frozen), refresh=refresh)
     return trainee.whole(state["params"])
+
+
+def term_statistics(
+    builder: RowBuilder, attributes: Mapping[str, str]
+) -> tuple[Bm25Vocabulary, Bm25Statistics]:
+    """Terms of the listings' attribute texts (by listing id), and their BM25 statistics."""
+    texts = [attributes.get(x.listing_id, "") for x in builder.listings]
+    vocabulary = Bm25Vocabulary.fit(texts)
+    return vocabulary, fit_bm25(vocabulary.encode(texts, builder.text.max_terms), vocabulary.size)
+
+
+def contrastive_source(
+    builder: RowBuilder,
+    settings: AgclConfig,
+    seed: int,
+    *,
+    attributes: Mapping[str, str] | None = None,
+    read: Mapping[str, str] | None = None,
+    vocabulary: Bm25Vocabulary | None = None,
+    mined: MinedTables | None = None,
+    shares: int = 1,
+) -> ContrastiveSource:
+    """The batches of a contrastive stage.
+
+    Args:
+        builder: rows over the listings of the `train` split.
+        settings: of the stage.
+        seed: of batches and dropout.
+        attributes: attribute text by listing id, for the BM25 terms.
+        read: attribute text by listing id that R reads; None: R reads none.
+        vocabulary: of the terms; None: batches hold none.
+        mined: hard negatives of the stage, where it has any.
+        shares: devices that share each chunk of a batch, where it is cut into chunks.
+    """
+    return ContrastiveSource(
+        builder,
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        sibling_share=settings.sibling_share,
+        category_share=settings.category_share,
+        category_batch=settings.category_batch,
+        duplicate_share=settings.duplicate_share,
+        mask_duplicate_groups=settings.mask_duplicate_groups,
+        seed=seed,
+        attributes_in_input=read,
+        attributes_for_terms=attributes,
+        vocabulary=vocabulary,
+        dropout=settings.dropout,
+        mined=mined,
+        chunk_tokens=settings.chunk_tokens,
+        shares=shares,
+    )
 
 
 def make_agcl_step(
@@ -109,6 +172,7 @@ def make_agcl_step(
                 vectors[count:],
                 terms,
                 batch["products"],
+                candidate_product_ids=batch.get("candidate_products"),
                 temperature=settings.temperature,
                 gamma=settings.gamma,
                 delta=settings.delta,

@@ -54,12 +54,28 @@ class LoopConfig:
         return cls(name, folder, steps, *settings)
 
 
+@dataclass(frozen=True)
+class Refresh:
+    """Work between segments of steps, on whose result the batches of the next segment depend."""
+
+    every: int
+    """Steps a segment."""
+    work: Callable[[dict[str, Any], int], None]
+    """Called with the state and the number of a segment's first step, before its first batch is
+    read. A resumed run may call it again for the same step."""
+
+    def end(self, step: int) -> int:
+        """First step behind the segment that holds `step`."""
+        return (step // self.every + 1) * self.every
+
+
 def run_loop(
     config: LoopConfig,
     state: dict[str, Any],
     source: Any,
     step_function: StepFunction,
     evaluate: Callable[[dict[str, Any], int], dict[str, float] | None] | None = None,
+    refresh: Refresh | None = None,
 ) -> dict[str, Any]:
     """Train to `config.steps`, from the newest checkpoint if there is one.
 
@@ -71,13 +87,16 @@ def run_loop(
             so a replayed step draws the same numbers.
         evaluate: called with the state before the first step and after every step; returns
             metrics when it is due and None otherwise.
+        refresh: what the batches of a segment of steps wait for; none is read ahead of it.
 
     Returns:
         The state after the last step.
     """
     state = place(state, config.mesh)
     checkpointer = Checkpointer(config.folder / "checkpoints")
-    iterator = iterate(source, workers=config.workers)
+    # The last step done lies in a segment that may be read.
+    last = max((checkpointer.latest_step or 0) - 1, 0)
+    iterator = _batches(config, source, refresh, last)
     if checkpointer.latest_step is not None:
         state = checkpointer.restore(state, iterator)
     start = int(state["step"])
@@ -91,6 +110,11 @@ def run_loop(
             watch = _Stopwatch(start)
             for step in range(start, config.steps):
                 with watch.waiting():
+                    if refresh is not None and step % refresh.every == 0:
+                        refresh.work(state, step)
+                        done_so_far = iterator.get_state()
+                        iterator = _batches(config, source, refresh, step)
+                        iterator.set_state(done_so_far)
                     found = next(iterator)
                     shapes.add(found["rows"])
                     padding.add(found["rows"])
@@ -113,6 +137,12 @@ def run_loop(
         log.close()
         checkpointer.close()
     return state
+
+
+def _batches(config: LoopConfig, source: Any, refresh: Refresh | None, step: int) -> Any:
+    """Batches up to the end of the segment that holds `step`; all, without segments."""
+    end = None if refresh is None else refresh.end(step)
+    return iterate(source, workers=config.workers, end=end)
 
 
 class _Padding:

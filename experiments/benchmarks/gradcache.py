@@ -17,9 +17,10 @@ from afmrl_jax.config import AgclConfig, InputDropout, TextBudget
 from afmrl_jax.data.attributes import format_attributes
 from afmrl_jax.data.batches import Row, collate
 from afmrl_jax.data.chunks import Chunker
+from afmrl_jax.data.contrastive import ContrastiveSource
 from afmrl_jax.data.images import Patches
 from afmrl_jax.data.padding import padding_counts
-from afmrl_jax.data.pipeline import ContrastiveSource, RowBuilder
+from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.text import BpeTokenizer
 from afmrl_jax.model_config import (
     Execution,

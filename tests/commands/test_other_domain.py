@@ -145,7 +145,15 @@ def test_mistakes_get_one_line(run, shop, arguments, message, capsys, monkeypatc
 
 
 def test_help_describes_every_command(capsys):
-    for command in ("catalogue-check", "annotate", "embed", "search", "evaluate", "report"):
+    for command in (
+        "catalogue-check",
+        "annotate",
+        "embed",
+        "search",
+        "evaluate",
+        "report",
+        "audit-negatives",
+    ):
         with pytest.raises(SystemExit):
             cli.main([command, "--help"])
         assert len(capsys.readouterr().out) > 200

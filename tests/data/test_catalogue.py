@@ -227,3 +227,31 @@ def test_second_product_ids_are_measured_by_their_true_product(folder):
     rewrite(folder, lambda found: found[1].update(duplicate_of=found[0]["product_id"]))
     assert load_catalogue(folder).listings[1].duplicate_of == records(folder)[0]["product_id"]
     assert np.isin("test", [x.split for x in load_catalogue(folder).listings])
+
+
+def test_known_duplicates_stay_in_one_split_and_change_the_fingerprint(folder):
+    plain = load_catalogue(folder)
+    products = [x.product_id for x in plain.listings]
+    # Two ids that hashing has put in different splits.
+    split = {x.product_id: x.split for x in plain.listings}
+    one, two = next((a, b) for a in products for b in products if split[a] != split[b])
+
+    def group(found):
+        for record in found:
+            if record["product_id"] in (one, two):
+                record["duplicate_group"] = "known"
+
+    rewrite(folder, group)
+    grouped = load_catalogue(folder)
+    assert len({x.split for x in grouped.listings if x.duplicate_group}) == 1
+    assert {x.product_id for x in grouped.listings if x.duplicate_group} == {one, two}
+    assert grouped.fingerprint != plain.fingerprint
+    assert check_catalogue(folder)[1]["coverage"]["duplicate_group"] > 0
+
+    def divide(found):
+        for record in found:
+            record["split"] = "train" if record["product_id"] == one else "test"
+
+    rewrite(folder, divide)
+    with pytest.raises(CatalogueError, match="duplicate group known is in split"):
+        load_catalogue(folder)

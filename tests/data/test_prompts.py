@@ -11,8 +11,9 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as HubTokenizer
 
 from afmrl_jax.config import InputDropout, TextBudget
+from afmrl_jax.data.contrastive import ContrastiveSource
 from afmrl_jax.data.images import _cut
-from afmrl_jax.data.pipeline import ContrastiveSource, DistillSource, RowBuilder
+from afmrl_jax.data.pipeline import DistillSource, RowBuilder
 from afmrl_jax.data.prompts import completion_tokens, embedder_row, generator_prompt
 from afmrl_jax.data.text import _SPLIT, SPECIALS, BpeTokenizer
 from afmrl_jax.model_config import ImageConfig

@@ -11,7 +11,8 @@ import pytest
 
 from afmrl_jax.config import AgclConfig, InputDropout, TextBudget
 from afmrl_jax.data import chunk_shapes
-from afmrl_jax.data.pipeline import ContrastiveSource, RowBuilder
+from afmrl_jax.data.contrastive import ContrastiveSource
+from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.terms import Bm25Vocabulary
 from afmrl_jax.model_config import Execution, ImageConfig, LoraConfig
 from afmrl_jax.models.functional import Architecture

@@ -6,7 +6,8 @@ import optax
 import pytest
 
 from afmrl_jax.config import AgclConfig, DistillConfig, InputDropout, OptimiserConfig, TextBudget
-from afmrl_jax.data.pipeline import ContrastiveSource, DistillSource, RowBuilder
+from afmrl_jax.data.contrastive import ContrastiveSource
+from afmrl_jax.data.pipeline import DistillSource, RowBuilder
 from afmrl_jax.data.terms import Bm25Vocabulary
 from afmrl_jax.model_config import ImageConfig
 from afmrl_jax.models.embedder import embed_batch

@@ -1,0 +1,216 @@
+"""`afmrl audit-negatives`: what weights and masks do to a finished run's own training batches."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from afmrl_jax.config import AgclConfig
+from afmrl_jax.data.catalogue import load_catalogue
+from afmrl_jax.data.contrastive import ContrastiveSource
+from afmrl_jax.data.negatives import MinedTables
+from afmrl_jax.data.pipeline import RowBuilder
+from afmrl_jax.errors import AfmrlError, RunError
+from afmrl_jax.evaluation.false_negatives import Masking, Pairs, examples, summarise
+from afmrl_jax.files import write_json
+from afmrl_jax.objectives.bm25 import Bm25Statistics, bm25_scores
+from afmrl_jax.progress import Progress
+from afmrl_jax.reporting.audit import write_page
+from afmrl_jax.retrieval.encode import Encoder
+from afmrl_jax.systems import ANNOTATIONS, TEXTS, FinishedRun
+from afmrl_jax.training.agcl import MINED, contrastive_source, term_statistics
+from afmrl_jax.training.annotate import read_attributes
+from afmrl_jax.training.cit import cit_settings, merge_annotations
+
+LARGEST = 1024
+"""Pairs a batch, unless asked for: all pairs are formed, and a person looks at some."""
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """Settings to look at instead of the stage's own; None keeps those, `off` is none."""
+
+    gamma: float | None = None
+    delta: float | str | None = None
+    agreement_rho: float | str | None = None
+    agreement_epsilon: float | None = None
+
+    def on(self, masking: Masking) -> Masking:
+        """The settings with these in their place."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        changed: dict[str, Any] = {n: None if x == "off" else x for n, x in given.items()}
+        return dataclasses.replace(masking, **changed)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage that trained R: its settings and texts."""
+
+    name: str
+    settings: AgclConfig
+    texts: Mapping[str, str] | None
+    """Attribute text by listing id, for BM25; None where G has written none."""
+    reads: bool
+    """Whether R reads the texts."""
+
+    @classmethod
+    def of(cls, run: FinishedRun, name: str, train_ids: list[str]) -> Stage:
+        """A stage of a run.
+
+        Raises:
+            RunError: no stage of that name trains R.
+        """
+        config = run.config
+        stages = {
+            "infonce": (config.agcl.infonce(), False),
+            "agcl": (config.agcl, False),
+            "agcl-distilled": (config.agcl, True),
+        }
+        if config.backbone.steps:
+            stages["backbone"] = (config.backbone.settings(config.agcl), True)
+        for cycle in range(1, config.cit.cycles + 1):
+            stages[f"cit-{cycle}"] = (cit_settings(config), True)
+        if name not in stages:
+            raise RunError(f"no stage {name!r} trains R in {run.folder}: {', '.join(stages)}")
+        texts = _texts(run, "distill")
+        if name.startswith("cit-") and texts is not None:
+            texts = merge_annotations(texts, _texts(run, "rar") or {}, train_ids)
+        return cls(name, stages[name][0], texts, stages[name][1])
+
+
+def _texts(run: FinishedRun, generator: str) -> dict[str, str] | None:
+    path = run.folder / ANNOTATIONS[generator] / TEXTS
+    return read_attributes(path) if path.is_file() else None
+
+
+def audit(
+    run: FinishedRun,
+    out: Path,
+    *,
+    stage: str = "agcl-distilled",
+    batches: int = 4,
+    batch_size: int | None = None,
+    shown: int = 12,
+    overrides: Overrides | None = None,
+) -> dict[str, Any]:
+    """Write the page `out`, and beside it the same as JSON.
+
+    Args:
+        run: a run whose stage is finished.
+        out: the page, `.html`.
+        stage: one that trained R.
+        batches: how many of its training batches, spread over its steps.
+        batch_size: pairs a batch; None: the stage's own, at most `LARGEST`.
+        shown: pairs a list.
+        overrides: settings to look at instead of the stage's own.
+
+    Returns:
+        What the JSON file holds.
+
+    Raises:
+        AfmrlError: an argument makes no sense, or the stage cannot be read.
+    """
+    if out.suffix != ".html":
+        raise AfmrlError(f"--out {out} is a page; give it a name that ends in .html")
+    if batches < 1 or shown < 1:
+        raise AfmrlError("--batches and --shown must be at least 1")
+    catalogue = load_catalogue(run.config.catalogue, skip_bad=run.config.skip_bad).subset("train")
+    listings = catalogue.listings
+    own = Stage.of(run, stage, [x.listing_id for x in listings])
+    size = batch_size or min(own.settings.batch_size, LARGEST)
+    settings = dataclasses.replace(own.settings, batch_size=size)
+    own = dataclasses.replace(own, settings=settings)
+    masking = (overrides or Overrides()).on(Masking.of(settings))
+    encoder = Encoder.on(run.mesh, *run.model(stage))
+    source, statistics = _source(run, own, run.rows(catalogue))
+    pairs = _pairs(encoder, source, statistics, masking, batches, listings)
+    found = {
+        "run": run.folder.resolve().name,
+        "stage": stage,
+        "catalogue": catalogue.name,
+        "batches": len(np.unique(pairs.batch)),
+        "batch_size": source.batch_size,
+        "hard_negatives": settings.mining.hard_negatives,
+        "attributes_known": statistics is not None,
+        "duplicates_known": any(x.duplicate_of or x.duplicate_group for x in listings),
+        "settings": dataclasses.asdict(masking),
+        "trained_with": dataclasses.asdict(Masking.of(settings)),
+        **summarise(pairs, masking),
+        "examples": examples(pairs, masking, source.identity, shown),
+    }
+    numbers = {x[side] for part in found["examples"].values() for x in part for side in SIDES}
+    found["listings"] = {str(n): _card(listings[n], own.texts) for n in sorted(numbers)}
+    pictures = {n: base64.b64encode(listings[n].read_image_bytes()).decode() for n in numbers}
+    write_page(found, pictures, out)
+    write_json(out.with_suffix(".json"), found)
+    return found
+
+
+SIDES = ("query", "candidate")
+
+
+def _source(
+    run: FinishedRun, stage: Stage, builder: RowBuilder
+) -> tuple[ContrastiveSource, Bm25Statistics | None]:
+    """The batches that the stage was trained on, with terms wherever there are texts."""
+    vocabulary, statistics = None, None
+    if stage.texts is not None:
+        vocabulary, statistics = term_statistics(builder, stage.texts)
+    mining = stage.settings.mining
+    tables = MinedTables(run.folder / stage.name / MINED, mining.every, mining.hard_negatives)
+    return contrastive_source(
+        builder,
+        stage.settings,
+        run.config.seed,
+        attributes=stage.texts,
+        read=stage.texts if stage.reads else None,
+        vocabulary=vocabulary,
+        mined=tables if mining.hard_negatives else None,
+    ), statistics
+
+
+def _pairs(
+    encoder: Encoder,
+    source: ContrastiveSource,
+    statistics: Bm25Statistics | None,
+    masking: Masking,
+    batches: int,
+    listings: Any,
+) -> Pairs:
+    """All pairs of some batches, spread over the steps."""
+    steps = np.unique(np.linspace(0, len(source) - 1, batches).astype(int))
+    truth = np.array([x.true_product for x in listings])
+    parts = []
+    with Progress("audit", len(steps)) as progress:
+        for number, step in enumerate(steps):
+            batch = source[int(step)]
+            queries, candidates = source.draw(int(step))
+            vectors = np.asarray(encoder.vectors(batch["rows"]))
+            scores = vectors[: len(queries)] @ vectors[len(queries) :].T
+            bm25 = np.zeros_like(scores)
+            if statistics is not None:
+                terms = batch["query_terms"], batch["candidate_terms"]
+                bm25 = np.asarray(bm25_scores(statistics, *terms))
+            sides = (int(step), queries, candidates)
+            parts.append(Pairs.of(*sides, scores, bm25, source.identity, truth, masking))
+            progress.update(number + 1)
+    return Pairs.join(parts)
+
+
+def _card(listing: Any, texts: Mapping[str, str] | None) -> dict[str, Any]:
+    """What the page shows of a listing."""
+    return {
+        "listing_id": listing.listing_id,
+        "product_id": listing.product_id,
+        "true_product": listing.true_product,
+        "family_id": listing.family_id,
+        "category": listing.category,
+        "title": listing.title,
+        "attributes": (texts or {}).get(listing.listing_id, ""),
+    }

@@ -1,0 +1,180 @@
+"""Batches of contrastive training, each a function of the catalogue, the seed and its number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from afmrl_jax.config import InputDropout
+from afmrl_jax.data import prompts
+from afmrl_jax.data.attributes import drop_attributes
+from afmrl_jax.data.batches import Row
+from afmrl_jax.data.chunks import Chunker
+from afmrl_jax.data.hosts import HostShare
+from afmrl_jax.data.images import erase_patches
+from afmrl_jax.data.negatives import MinedTables, fill_up
+from afmrl_jax.data.pipeline import RowBuilder
+from afmrl_jax.data.sampler import PairSampler
+from afmrl_jax.data.terms import Bm25Vocabulary
+from afmrl_jax.data.text import drop_words
+from afmrl_jax.errors import ConfigError
+
+MOST_SAMPLES, SAMPLE_ROWS = 8, 8192
+"""Batches, and rows of them, from which the shapes of chunks are judged; never fewer than two
+batches."""
+
+
+class ContrastiveSource:
+    """Batches for AGCL: `rows` (queries, then candidates), product numbers and BM25 term ids.
+
+    Where rows hold attributes, `prompt_last` says which token ends what stands before them.
+    With `mined` tables, k hard negatives a query follow behind the q candidates: those of query i
+    are candidates q + i k to q + (i + 1) k - 1 in `rows` and `candidate_terms`, and
+    `candidate_products` holds the product numbers of all c = q + q k candidates.
+
+    With `chunk_tokens` the rows are `Chunks`, so many places for each of `shares` devices at once,
+    in shapes judged from the first batches; the content of a batch is the same.
+
+    Batch `i` depends on (catalogue, seed, `i`, the mined table of its segment) alone: neither on
+    the number of loader workers nor on the number of hosts.
+    """
+
+    def __init__(
+        self,
+        builder: RowBuilder,
+        *,
+        steps: int,
+        batch_size: int,
+        sibling_share: float,
+        seed: int,
+        attributes_in_input: Mapping[str, str] | None,
+        attributes_for_terms: Mapping[str, str] | None,
+        vocabulary: Bm25Vocabulary | None,
+        dropout: InputDropout,
+        chunk_tokens: int | None = None,
+        shares: int = 1,
+        category_share: float = 0.0,
+        category_batch: int = 16,
+        duplicate_share: float = 0.0,
+        mask_duplicate_groups: bool = True,
+        mined: MinedTables | None = None,
+        host: HostShare | None = None,
+    ):
+        listings = builder.listings
+        self._builder = builder
+        self._steps = steps
+        self._seed = seed
+        self._sampler = PairSampler(
+            [x.product_id for x in listings],
+            [x.family_id for x in listings],
+            batch_size=batch_size,
+            sibling_share=sibling_share,
+            seed=seed,
+            categories=[x.category for x in listings],
+            category_share=category_share,
+            category_batch=category_batch,
+            duplicate_groups=[x.duplicate_group for x in listings],
+            duplicate_share=duplicate_share,
+            merge_duplicates=mask_duplicate_groups,
+        )
+        self._mined = mined
+        self._host = host or HostShare()
+        self._attributes = attributes_in_input
+        self._dropout = dropout
+        texts = attributes_for_terms or {}
+        width = builder.text.max_terms
+        self._terms = (
+            np.full((len(listings), 1), -1, np.int32)
+            if vocabulary is None
+            else vocabulary.encode([texts.get(x.listing_id, "") for x in listings], width)
+        )
+        if chunk_tokens is not None and self._host.count > 1:
+            raise ConfigError(
+                "agcl.chunk_tokens works within one process so far; leave it out on several hosts"
+            )
+        self._collate: Callable[[Sequence[Row]], Any] = builder.batch
+        if chunk_tokens is not None:
+            seen = max(2, min(MOST_SAMPLES, SAMPLE_ROWS // (2 * self.batch_size)))
+            self._collate = Chunker.of(
+                # Nothing is mined yet; any listings are as long.
+                [self._rows(step, None) for step in range(seen)],
+                builder.tokenizer,
+                builder.image,
+                builder.text,
+                tokens=chunk_tokens,
+                shares=shares,
+            )
+
+    @property
+    def batch_size(self) -> int:
+        """Pairs a batch; fewer than asked for where the catalogue has fewer products."""
+        return self._sampler.batch_size
+
+    @property
+    def identity(self) -> np.ndarray:
+        """Product number of every listing, int32 [n], as batches have it."""
+        return self._sampler.identity
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __repr__(self) -> str:
+        return f"ContrastiveSource(listings={len(self._builder.listings)}, seed={self._seed})"
+
+    def _row(self, index: int, rng: np.random.Generator) -> Row:
+        drop, builder = self._dropout, self._builder
+        listing, attributes = builder.listings[index], None
+        no_list, hidden = rng.random(2)
+        text = self._attributes.get(listing.listing_id) if self._attributes is not None else None
+        if text and no_list >= drop.whole_list:
+            attributes = drop_attributes(text, rng, drop.attributes)
+        title = drop_words(listing.title, rng, drop.words)
+        picture = erase_patches(builder.pictures[index], rng, drop.patches, builder.image)
+        blind = drop.title <= hidden < drop.title + drop.picture
+        return prompts.embedder_row(
+            builder.tokenizer,
+            builder.text,
+            builder.image,
+            title=title if hidden >= drop.title else None,
+            attributes=attributes,
+            pictures=() if blind else (picture,),
+        )
+
+    def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the listings of batch `step`: queries int [q], and candidates int [c].
+
+        Candidates behind the first q are the hard negatives, query by query.
+        """
+        return self._drawn(step, self._mined)
+
+    def _drawn(self, step: int, mined: MinedTables | None) -> tuple[np.ndarray, np.ndarray]:
+        queries, candidates, _ = self._sampler.draw(step)
+        if self._mined is None:
+            return queries, candidates
+        rng = np.random.default_rng(np.random.SeedSequence([self._seed, step, 3]))
+        shape = (len(queries), self._mined.count)
+        known = mined[step].places[queries] if mined else np.full(shape, -1, np.int32)
+        found = fill_up(known, queries, self.identity, rng)
+        return queries, np.concatenate([candidates, found.ravel()])
+
+    def _rows(self, step: int, mined: MinedTables | None) -> list[Row]:
+        queries, candidates = self._drawn(step, mined)
+        rng = np.random.default_rng(np.random.SeedSequence([self._seed, step, 1]))
+        return [self._row(int(i), rng) for i in np.concatenate([queries, candidates])]
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        queries, candidates = self.draw(step)
+        rows = self._rows(step, self._mined)
+        batch = {
+            "rows": self._collate(rows),
+            "products": self.identity[queries],
+            "query_terms": self._terms[queries],
+            "candidate_terms": self._terms[candidates],
+        }
+        if self._mined is not None:
+            batch["candidate_products"] = self.identity[candidates]
+        if self._attributes is not None:
+            batch["prompt_last"] = np.array([row.bare_last for row in rows], np.int32)
+        return self._host.of(batch)

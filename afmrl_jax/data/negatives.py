@@ -1,0 +1,111 @@
+"""Tables of mined hard negatives: files in a stage's folder, one for each segment of its steps.
+
+A segment is the steps between two searches. Its table is written before its first batch is drawn
+and never changed, so a batch is a pure function of the catalogue, the seed, its number and the
+table of its segment. No JAX here: Grain's worker processes import this module.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from afmrl_jax.errors import RunError
+from afmrl_jax.files import atomic_path
+
+
+@dataclass(frozen=True)
+class NegativeTable:
+    """The hard negatives of every training listing."""
+
+    places: np.ndarray
+    """int32 [n k]; numbers of listings, hardest first, -1 where fewer were found."""
+    embedder: str
+    """Identity of the weights that found them."""
+
+    def save(self, path: Path) -> None:
+        """Write the table, whole or not at all."""
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, places=self.places, embedder=np.array(self.embedder))
+
+    @classmethod
+    def load(cls, path: Path) -> NegativeTable:
+        """Read what `save` wrote.
+
+        Raises:
+            RunError: there is no such table, or it is broken.
+        """
+        remedy = f"delete {path.parent.parent} to do that stage again"
+        try:
+            with np.load(path, allow_pickle=False) as found:
+                return cls(found["places"], str(found["embedder"]))
+        except FileNotFoundError as error:
+            raise RunError(f"the mined negatives {path} are missing; {remedy}") from error
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise RunError(f"{path} holds no mined negatives ({error}); {remedy}") from error
+
+
+@lru_cache(maxsize=2)
+def _cached(path: Path, changed: int) -> NegativeTable:
+    """A table by its path and the time of its last change."""
+    del changed
+    return NegativeTable.load(path)
+
+
+@dataclass(frozen=True)
+class MinedTables:
+    """The tables of one stage."""
+
+    folder: Path
+    every: int
+    """Steps a segment."""
+    count: int
+    """Hard negatives a query."""
+
+    def path(self, step: int) -> Path:
+        """File of the table of the segment that holds `step`."""
+        return self.folder / f"step-{step // self.every * self.every:06d}.npz"
+
+    def __getitem__(self, step: int) -> NegativeTable:
+        """Table of the segment that holds `step`."""
+        path = self.path(step)
+        try:
+            changed = path.stat().st_mtime_ns
+        except FileNotFoundError:
+            changed = 0
+        return _cached(path, changed)
+
+
+def fill_up(
+    mined: np.ndarray, queries: np.ndarray, identity: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Hard negatives of some queries, random listings of other products where mining found fewer.
+
+    Batches then have one shape, and every column holds a listing that may be contrasted.
+
+    Args:
+        mined: int [q k], -1 where none was found.
+        queries: int [q], numbers of the query listings.
+        identity: int [n], product number of every listing.
+        rng: drawn from for the missing ones alone.
+
+    Returns:
+        int [q k].
+
+    Raises:
+        RunError: all listings are one product.
+    """
+    out = mined.copy()
+    for row, column in np.argwhere(out < 0):
+        others = np.flatnonzero(identity != identity[queries[row]])
+        if not len(others):
+            raise RunError(
+                "all training listings are one product (one duplicate group), so there is no "
+                "negative; mend `duplicate_group`"
+            )
+        out[row, column] = rng.choice(others)
+    return out

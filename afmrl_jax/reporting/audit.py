@@ -1,0 +1,140 @@
+"""The page of `afmrl audit-negatives`: masked and heavy pairs, for a person to judge.
+
+Like the report it is one file without a script that asks for nothing outside itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from afmrl_jax.files import write_text
+from afmrl_jax.reporting.gallery import Attributes, compare_attributes, thumbnail
+from afmrl_jax.reporting.page import render
+
+LISTS = {
+    "nearest": (
+        "Masked, nearest the threshold",
+        "Whether the threshold is too low: other products here are hard negatives that the mask "
+        "throws away.",
+    ),
+    "farthest": (
+        "Masked, farthest above the threshold",
+        "Whether the mask finds anything: these should be the same product, or else R confuses "
+        "them and is no longer corrected.",
+    ),
+    "spared": (
+        "Left in, nearest below the threshold",
+        "Whether the threshold is too high: the same product here is a false negative that "
+        "training pushes apart.",
+    ),
+    "heaviest": (
+        "Left in, heaviest",
+        "Whether the weights hit what they should: heavy pairs should share attributes and be "
+        "other products.",
+    ),
+}
+"""Title of each list of pairs, and what reading it tells."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """A listing of a pair."""
+
+    title: str
+    listing_id: str
+    product_id: str
+    category: str | None
+    picture: str | None
+    attributes: Attributes
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place on the line of scores, in percent of its width."""
+
+    name: str
+    value: float
+    place: float
+
+
+@dataclass(frozen=True)
+class Card:
+    """A pair as the page shows it."""
+
+    pair: Mapping[str, Any]
+    sides: tuple[Side, Side]
+    marks: tuple[Mark, ...]
+    verdict: str
+    """`same product`, `same family` or `other product`, as the catalogue has it."""
+
+
+def _marks(pair: Mapping[str, Any]) -> tuple[Mark, ...]:
+    values = {"pair": pair["score"], "positive": pair["positive_score"]}
+    if pair["threshold"] is not None:
+        values["threshold"] = pair["threshold"]
+    # A threshold may lie beyond the largest cosine; the line ends where no score can be.
+    low, high = min(0.0, *values.values()), max(1.0, *values.values())
+    return tuple(
+        Mark(name, value, round(100 * (value - low) / (high - low), 2))
+        for name, value in values.items()
+    )
+
+
+def _card(
+    pair: Mapping[str, Any], listings: Mapping[str, Any], pictures: Mapping[int, str]
+) -> Card:
+    records = [listings[str(pair[side])] for side in ("query", "candidate")]
+    # What both lists say alike is kept; the rest stands out.
+    texts = compare_attributes(*(x["attributes"] for x in records))
+    sides = [
+        Side(x["title"], x["listing_id"], x["product_id"], x["category"], thumbnail(picture), parts)
+        for x, picture, parts in zip(
+            records, (pictures[pair[s]] for s in ("query", "candidate")), texts, strict=True
+        )
+    ]
+    families = [x["family_id"] for x in records]
+    related = families[0] is not None and families[0] == families[1]
+    verdict = "other product of the family" if related else "other product"
+    verdict = "same product" if pair["same_product"] else verdict
+    return Card(pair, (sides[0], sides[1]), _marks(pair), verdict)
+
+
+def _bars(histogram: Mapping[str, Any]) -> list[dict[str, float]]:
+    """The histogram of weights: each bin's bounds, share of the pairs, and height in percent."""
+    counts = histogram["left"]
+    total, tallest = max(sum(counts), 1), max(*counts, 1)
+    edges = histogram["edges"]
+    return [
+        {
+            "low": edges[place],
+            "high": edges[place + 1],
+            "pairs": count,
+            "share": count / total,
+            "height": round(100 * count / tallest, 2),
+        }
+        for place, count in enumerate(counts)
+    ]
+
+
+def write_page(found: Mapping[str, Any], pictures: Mapping[int, str], out: Path) -> Path:
+    """Write the page.
+
+    Args:
+        found: what `auditing.audit` found.
+        pictures: base64 of the encoded picture of each listing shown, by its number.
+        out: the file.
+    """
+    lists = [
+        {
+            "name": name,
+            "title": title,
+            "tells": tells,
+            "cards": [_card(x, found["listings"], pictures) for x in found["examples"][name]],
+        }
+        for name, (title, tells) in LISTS.items()
+    ]
+    context = {"found": found, "lists": lists, "bars": _bars(found["histogram"])}
+    return write_text(out, render("audit.html.j2", context))

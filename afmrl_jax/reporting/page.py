@@ -1,0 +1,19 @@
+"""What the pages share: one way to fill a template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+
+def render(template: str, context: dict[str, Any]) -> str:
+    """A page from a template of this package; texts are escaped, a forgotten value is an error."""
+    environment = Environment(
+        loader=PackageLoader("afmrl_jax.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(context)
