@@ -14,8 +14,8 @@ def agcl_loss(
     candidates: Float[Array, "c d"],
     bm25: Float[Array, "b c"],
     product_ids: Int[Array, " b"],
-    candidate_ids: Int[Array, " c"] | None = None,
     *,
+    candidate_product_ids: Int[Array, " c"] | None = None,
     temperature: float = 0.05,
     gamma: float = 0.1,
     delta: float | None = None,
@@ -49,7 +49,7 @@ def agcl_loss(
             negatives, which all queries are contrasted with and which are no queries themselves.
         bm25: [b c], attributes of query i against attributes of candidate j.
         product_ids: [b]; equal ids are never each other's negatives.
-        candidate_ids: [c], product ids of the candidates; None where there are no hard negatives.
+        candidate_product_ids: [c]; None where there are no hard negatives.
         temperature: tau.
         gamma: scale of BM25 inside tanh; the paper's is 1.
         delta: margin above the positive at which a negative is held to be false; None for off.
@@ -73,7 +73,7 @@ def agcl_loss(
     Reference: AFMRL, arXiv 2604.20135, section on AGCL.
     """
     count = queries.shape[0]
-    candidate_ids = product_ids if candidate_ids is None else candidate_ids
+    candidate_ids = product_ids if candidate_product_ids is None else candidate_product_ids
     _check_shapes(queries, candidates, bm25, product_ids, candidate_ids, bm25_reverse)
     scores = jnp.dot(
         queries.astype(jnp.float32),

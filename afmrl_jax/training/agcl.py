@@ -160,7 +160,7 @@ def make_agcl_step(
                 vectors[count:],
                 bm25,
                 batch["products"],
-                batch.get("candidate_products"),
+                candidate_product_ids=batch.get("candidate_products"),
                 temperature=settings.temperature,
                 gamma=settings.gamma,
                 delta=settings.delta,
