@@ -57,7 +57,7 @@ def test_rates_are_those_of_the_loss(name):
         jnp.asarray(vectors[candidates]),
         jnp.asarray(bm25),
         jnp.asarray(identity[queries], jnp.int32),
-        jnp.asarray(identity[candidates], jnp.int32),
+        candidate_product_ids=jnp.asarray(identity[candidates], jnp.int32),
         **dataclasses.asdict(masking),
     )
     found = summarise(pairs_of(masking), masking)

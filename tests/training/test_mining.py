@@ -174,7 +174,9 @@ def test_all_queries_are_contrasted_with_all_hard_negatives(rng):
     backward = np.log(np.exp(logits[:, :4]).sum(0)) - np.diag(logits)
     arrays = [np.float32(x) for x in (queries, candidates, np.zeros((4, 10)))]
     ids = [np.int32(x) for x in (products, columns)]
-    loss, metrics = agcl_loss(*arrays, *ids, temperature=0.1, gamma=0.0)
+    loss, metrics = agcl_loss(
+        *arrays, ids[0], candidate_product_ids=ids[1], temperature=0.1, gamma=0.0
+    )
     assert float(loss) == pytest.approx((forward.mean() + backward.mean()) / 2, rel=1e-5)
     assert float(metrics["masked_by_identity"]) == pytest.approx(2 / 36)
 
