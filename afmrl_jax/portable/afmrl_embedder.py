@@ -108,7 +108,7 @@ def pixels(picture: Any, settings: Settings) -> Pixels:
     height, width = target_size(image.height, image.width, settings)
     resized = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC), np.float64)
     # Scaled before it is made float32, as in the training, so that floats agree to the last bit.
-    values = (resized * (1 / 255)).astype(np.float32)
+    values: np.ndarray = (resized * (1 / 255)).astype(np.float32)
     values = (values - np.array(settings.mean, np.float32)) / np.array(settings.std, np.float32)
     side, merge = settings.patch_size, settings.merge_size
     rows, columns = height // side, width // side
@@ -228,7 +228,7 @@ class AfmrlEmbedder(torch.nn.Module):
 
     def __init__(self, model: torch.nn.Module, tokenizer: Tokenizer, settings: Settings):
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.rows = Rows(tokenizer, settings)
 
     @property
@@ -271,7 +271,7 @@ class AfmrlEmbedder(torch.nn.Module):
             cached_file(model_name_or_path, name, **where) for name in (SETTINGS, "tokenizer.json")
         ]
         settings = Settings(**json.loads(Path(str(files[0])).read_text(encoding="utf-8")))
-        model = AutoModel.from_pretrained(model_name_or_path, **where, **(model_kwargs or {}))
+        model: Any = AutoModel.from_pretrained(model_name_or_path, **where, **(model_kwargs or {}))
         return cls(model.eval(), Tokenizer.from_file(str(files[1])), settings)
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
