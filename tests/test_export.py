@@ -268,8 +268,9 @@ def test_half_precision_is_a_choice(runs, tmp_path):
     assert agreement.difference < 1e-4 < agreement.rounding < 0.1
     assert "rounding the weights moved them" in (tmp_path / "half" / "README.md").read_text()
     assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "bfloat16"
-    weights = (tmp_path / "half" / "model.safetensors").stat().st_size
-    assert weights < 0.6 * (runs["demo"].parent / "hub" / "model.safetensors").stat().st_size * 2
+    # As large as the bfloat16 folder that R started from.
+    base = (runs["demo"].parent / "hub" / "model.safetensors").stat().st_size
+    assert (tmp_path / "half" / "model.safetensors").stat().st_size == pytest.approx(base, rel=0.1)
 
 
 def test_systems_have_their_own_weights(runs, tmp_path):
