@@ -12,6 +12,7 @@ import tyro
 
 from afmrl_jax import auditing, planning, serving
 from afmrl_jax.data.check import check_catalogue
+from afmrl_jax.export import export
 from afmrl_jax.reporting.report import build_report
 from afmrl_jax.reporting.tables import text_table
 from afmrl_jax.runtime import reported, set_up
@@ -162,6 +163,46 @@ class Evaluate(_OnCatalogue):
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write R as a folder that sentence-transformers and transformers load.
+
+    Some listings are embedded here and with torch from the folder; where their vectors differ,
+    nothing is written.
+    """
+
+    run: Path
+    """Run directory of a finished demo."""
+    out: Path
+    """Folder to write, which must not exist."""
+    system: str | None = None
+    """Row of the results table, such as `infonce` or `agcl+distilled`; the last one without."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights; adapters are merged in float32 before."""
+    check: bool = True
+    """Compare vectors with torch, where it is installed."""
+    catalogue: str | None = None
+    """Where the compared listings come from; the run's own without."""
+
+    def execute(self) -> None:
+        """Run the command."""
+        agreement = export(
+            FinishedRun(self.run),
+            self.system,
+            self.out,
+            dtype=self.dtype,
+            check=self.check,
+            catalogue=self.catalogue,
+        )
+        if agreement is not None:
+            print(f"checked: {agreement}")
+        elif self.check:
+            print("NOT CHECKED: torch is not installed here, so no vectors were compared")
+        else:
+            print("NOT CHECKED: --no-check")
+        print(f"{self.out}: README.md says how to load it")
+
+
+@dataclass(frozen=True)
 class Report:
     """Write a run's report anew."""
 
@@ -255,6 +296,7 @@ Command = (
     | Annotated[Embed, tyro.conf.subcommand("embed")]
     | Annotated[Search, tyro.conf.subcommand("search")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[AuditNegatives, tyro.conf.subcommand("audit-negatives")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]

@@ -8,6 +8,7 @@ import pytest
 from afmrl_jax.config import RunConfig, TextBudget
 from afmrl_jax.data.text import BpeTokenizer
 from afmrl_jax.errors import ConfigError
+from afmrl_jax.export import export
 from afmrl_jax.files import read_json
 from afmrl_jax.model_config import Execution, LoraConfig, ModelSettings
 from afmrl_jax.models.folder import load_model, save_model
@@ -15,6 +16,7 @@ from afmrl_jax.models.functional import Architecture
 from afmrl_jax.models.peft_folder import is_peft_folder
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.pipeline import Pipeline
+from afmrl_jax.systems import FinishedRun
 from afmrl_jax.testing import tiny_config
 from afmrl_jax.training.store import ModelStore
 
@@ -82,6 +84,22 @@ def test_r_is_an_adapter_of_untouched_weights(finished, folders, stage):
         np.testing.assert_array_equal(params[name], value)
     learned = [float(np.abs(x).max()) for n, x in params.items() if n.endswith("lora_b")]
     assert min(learned) > 0
+
+
+def test_r_is_exported_with_its_adapters_merged(finished, tmp_path):
+    pytest.importorskip("torch", reason="the check needs `pip install torch`")
+    agreement = export(FinishedRun(finished), "afmrl+cit", tmp_path / "r")
+    assert agreement is not None
+    assert agreement.difference < 1e-4
+    _, trained = load_model(finished / "cit-1" / "model")
+    _, merged = load_model(tmp_path / "r")
+    name = "model/layers/self_attn/q_proj/kernel"
+    change = (
+        2 * trained[name.replace("kernel", "lora_a")] @ trained[name.replace("kernel", "lora_b")]
+    )
+    np.testing.assert_allclose(merged[name], trained[name] + change, atol=1e-6)
+    assert float(np.abs(change).max()) > 0
+    assert not is_peft_folder(tmp_path / "r")
 
 
 def test_g_is_a_whole_model_with_the_pretrained_tower(finished, folders):

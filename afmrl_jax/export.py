@@ -1,0 +1,282 @@
+"""R of a finished run as a folder for sentence-transformers and transformers."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import io
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from afmrl_jax.data.attributes import format_attributes
+from afmrl_jax.data.catalogue import load_catalogue
+from afmrl_jax.data.prompts import SYSTEM
+from afmrl_jax.data.records import Catalogue, Listing
+from afmrl_jax.errors import RunError
+from afmrl_jax.files import atomic_path, read_json, write_json, write_text
+from afmrl_jax.models.folder import base_folder, save_model
+from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.models.lora import merge_lora
+from afmrl_jax.retrieval.encode import Encoder
+from afmrl_jax.systems import FinishedRun, System
+
+PORTABLE = Path(__file__).parent / "portable"
+MODULE = "afmrl_embedder.py"
+SETTINGS = "afmrl_embedder.json"
+TOLERANCE = 1e-4
+"""Largest difference of a number of two unit vectors, both computed in float32."""
+CHECKED_LISTINGS = 4
+KINDS = (("text",), ("image",), ("text", "image"), ("text", "image", "attributes"))
+"""Parts of a listing that the check embeds together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """What the check found."""
+
+    rows: int
+    difference: float
+    """Largest difference of a number between our unit vectors and torch's."""
+    rounding: float | None
+    """The same between R as trained and as written in another `dtype`; None for float32."""
+
+    def __str__(self) -> str:
+        told = (
+            f"{self.rows} vectors of titles, pictures, both, and both with attributes, computed "
+            f"from this folder with torch and by the program that trained R, differ by "
+            f"{self.difference:.1e} at most"
+        )
+        if self.rounding is None:
+            return told
+        return f"{told} (in float32); rounding the weights moved them by {self.rounding:.1e}"
+
+
+def export(
+    run: FinishedRun,
+    system_name: str | None,
+    out: Path,
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    check: bool = True,
+    catalogue: str | None = None,
+) -> Agreement | None:
+    """Write R of a system as a folder that other tools load.
+
+    Args:
+        run: a finished run.
+        system_name: row of its results table; None for the last.
+        out: folder that does not exist yet.
+        dtype: of the weights. Adapters are merged in float32 before.
+        check: embed some listings here and with torch from the folder, and compare.
+        catalogue: where those listings come from; None for the run's own.
+
+    Returns:
+        What the check found; None where there was none: not wanted, or no torch here.
+
+    Raises:
+        RunError: `out` exists, the run has no such system, R is not trained yet, or its vectors
+            here and in torch differ by more than `TOLERANCE`. Then nothing is left at `out`.
+    """
+    if out.exists():
+        raise RunError(f"{out} exists; choose another --out, or delete it")
+    system = run.system(system_name)
+    checking = check and importlib.util.find_spec("torch") is not None
+    # Before any weight is read: a missing catalogue should not be found out last.
+    listings = _some_listings(catalogue or run.config.catalogue) if checking else ()
+    architecture, trained = run.model(system.embedder)
+    exact = {n: x.astype(jnp.float32) for n, x in trained.items()}
+    plain, merged = merge_lora(architecture, exact)
+    merged = {n: x.astype(dtype) for n, x in merged.items()}
+    weights = run.config.embedder.weights
+    agreement = None
+    with atomic_path(out) as folder:
+        save_model(
+            folder,
+            plain,
+            merged,
+            like=base_folder(Path(weights)) if weights is not None else None,
+            tokenizer=run.tokenizer,
+        )
+        _write_companions(folder, run, plain)
+        if checking:
+            agreement = _compare(folder, run, (architecture, exact), (plain, merged), listings)
+        _write_card(folder, run, system, plain, agreement)
+    return agreement
+
+
+def _some_listings(name: str) -> Sequence[Listing]:
+    catalogue = load_catalogue(name)
+    return (catalogue.subset("test").listings or catalogue.listings)[:CHECKED_LISTINGS]
+
+
+def _write_companions(folder: Path, run: FinishedRun, architecture: Architecture) -> None:
+    """Everything but weights and model card."""
+    image, text = run.config.image, run.config.text
+    # The run's own file, for a hub's leaves some tokens of a title special.
+    run.tokenizer.save(folder)
+    if not (folder / "tokenizer_config.json").is_file():
+        # Without a class AutoTokenizer takes Qwen's, which normalises in its own way.
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<|endoftext|>"}
+        write_json(folder / "tokenizer_config.json", config | {"eos_token": "<|im_end|>"})
+    shared = {
+        "patch_size": image.patch_size,
+        "merge_size": image.merge_size,
+        "temporal_patch_size": image.temporal_patch_size,
+        "min_pixels": image.min_pixels,
+        "max_pixels": image.max_pixels,
+    }
+    write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "image_mean": list(image.mean),
+            "image_std": list(image.std),
+            "size": {"shortest_edge": image.min_pixels, "longest_edge": image.max_pixels},
+            **shared,
+        },
+    )
+    settings = {
+        "layout": text.layout,
+        "system": SYSTEM,
+        "instruction": text.embedder_instruction,
+        "max_text_tokens": text.max_title_tokens,
+        "max_attribute_tokens": text.max_attribute_tokens,
+        "max_patches": image.max_patches,
+        "mean": list(image.mean),
+        "std": list(image.std),
+        **shared,
+    }
+    write_json(folder / SETTINGS, settings)
+    shutil.copyfile(PORTABLE / MODULE, folder / MODULE)
+    stock = "sentence_transformers.models"
+    kinds = {
+        "": f"{MODULE.removesuffix('.py')}.AfmrlEmbedder",
+        "1_Pooling": f"{stock}.Pooling",
+        "2_Normalize": f"{stock}.Normalize",
+    }
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": kind}
+        for i, (path, kind) in enumerate(kinds.items())
+    ]
+    write_json(folder / "modules.json", modules)
+    size = architecture.config.text.hidden_dim
+    pooling = {"word_embedding_dimension": size, "pooling_mode_lasttoken": True}
+    write_json(
+        folder / "1_Pooling" / "config.json",
+        pooling | {"pooling_mode_mean_tokens": False, "include_prompt": True},
+    )
+    write_json(folder / "2_Normalize" / "config.json", {})
+    write_json(
+        folder / "config_sentence_transformers.json",
+        {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine", "prompts": {}},
+    )
+
+
+def _parts(listing: Listing, kind: Sequence[str]) -> dict[str, Any]:
+    """A listing as the exported module takes it, with some of its parts; `image` is encoded."""
+    known = listing.attributes or {"title": listing.title}
+    parts = {
+        "text": listing.title,
+        "image": listing.read_image_bytes(),
+        "attributes": listing.oracle or format_attributes(known.items()),
+    }
+    return {name: parts[name] for name in kind}
+
+
+def _ours(
+    run: FinishedRun, architecture: Architecture, params: Params, inputs: Sequence[dict[str, Any]]
+) -> np.ndarray:
+    """Unit vectors [n d] computed here in float32."""
+    execution = dataclasses.replace(architecture.execution, dtype="float32")
+    exact = {n: x.astype(jnp.float32) for n, x in params.items()}
+    encoder = Encoder.on(run.mesh, architecture.with_execution(execution), exact, len(inputs))
+    listings = [
+        Listing(str(i), str(i), x.get("text", ""), x.get("image", b""))
+        for i, x in enumerate(inputs)
+    ]
+    builder = run.rows(Catalogue("check", tuple(listings)))
+    rows = [
+        builder.embedder(i, x.get("attributes"), title="text" in x, picture="image" in x)
+        for i, x in enumerate(inputs)
+    ]
+    # An accelerator's faster products are too coarse for the comparison.
+    with jax.default_matmul_precision("highest"):
+        return encoder.embed_rows(builder, rows)
+
+
+def _theirs(folder: Path, inputs: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Unit vectors [n d] that torch computes in float32 from the exported folder."""
+    import torch
+
+    from afmrl_jax.portable.afmrl_embedder import AfmrlEmbedder
+
+    embedder = AfmrlEmbedder.load(str(folder), model_kwargs={"dtype": torch.float32})
+    opened = [x | ({"image": io.BytesIO(x["image"])} if "image" in x else {}) for x in inputs]
+    return np.asarray(embedder.embed(opened).numpy())
+
+
+def _compare(
+    folder: Path,
+    run: FinishedRun,
+    trained: tuple[Architecture, Params],
+    written: tuple[Architecture, Params],
+    listings: Sequence[Listing],
+) -> Agreement:
+    """Embed some listings with R as trained, as written, and with torch from the folder.
+
+    Raises:
+        RunError: the difference exceeds `TOLERANCE`.
+    """
+    inputs = [_parts(listing, kind) for listing in listings for kind in KINDS]
+    before = _ours(run, *trained, inputs)
+    rounded = any(x.dtype != jnp.float32 for x in written[1].values())
+    ours = _ours(run, *written, inputs) if rounded else before
+    difference = float(np.abs(ours - _theirs(folder, inputs)).max())
+    if not difference <= TOLERANCE:
+        raise RunError(
+            f"torch reads other vectors from the exported folder than R gives: they differ by up "
+            f"to {difference:.2g}, more than {TOLERANCE:g}, and nothing was kept. Compare the "
+            "versions of torch and transformers with those of the `reference` extra; --no-check "
+            "writes the folder all the same"
+        )
+    return Agreement(
+        len(inputs), difference, float(np.abs(ours - before).max()) if rounded else None
+    )
+
+
+def _write_card(
+    folder: Path,
+    run: FinishedRun,
+    system: System,
+    architecture: Architecture,
+    agreement: Agreement | None,
+) -> None:
+    """README.md: what R is, and how to get a vector out of it with and without the module."""
+    config = run.config
+    evaluation = run.folder / "evaluation.json"
+    rows = read_json(evaluation)["rows"] if evaluation.is_file() else []
+    fine = next((x.get("fine") for x in rows if x["name"] == system.name), None)
+    environment = Environment(
+        loader=FileSystemLoader(PORTABLE), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    environment.filters["string_literal"] = repr
+    card = environment.get_template("README.md.j2").render(
+        system=system.name,
+        catalogue=Path(config.catalogue).name,
+        generator=system.generator,
+        fine=fine,
+        dim=architecture.config.text.hidden_dim,
+        image=config.image,
+        text=config.text,
+        system_turn=SYSTEM,
+        agreement=agreement,
+        own_tokenizer=config.embedder.weights is None,
+    )
+    write_text(folder / "README.md", card)

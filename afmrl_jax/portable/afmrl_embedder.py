@@ -1,0 +1,312 @@
+"""The embedder R of an AFMRL run, for sentence-transformers and for transformers alone.
+
+A copy of this file lies in every folder that `afmrl export` writes. It needs torch, transformers,
+tokenizers, Pillow and NumPy, and nothing of the program that trained R. An input is
+
+    a text, a picture (PIL), or {"text": ..., "image": ..., "attributes": "key: value; key: value"}
+
+with any of the three left out; `image` may be the path of a picture too. A plain string is always
+a text. Rows, pictures and their order are those that R was trained with; README.md shows them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer
+from transformers import AutoModel
+from transformers.utils import cached_file
+
+SETTINGS = "afmrl_embedder.json"
+KEYS = ("text", "image", "attributes")
+ARGUMENTS = (
+    "input_ids",
+    "attention_mask",
+    "mm_token_type_ids",
+    "pixel_values",
+    "image_grid_thw",
+)
+MAX_ASPECT = 200
+
+
+class Settings(NamedTuple):
+    """Everything about R's input that its weights do not say."""
+
+    layout: str
+    """`bare`, or `chat` for the published format of Qwen2-VL."""
+    system: str
+    """The system's turn of the chat layout."""
+    instruction: str
+    """What stands before the text in the user's turn of the chat layout."""
+    max_text_tokens: int
+    max_attribute_tokens: int
+    patch_size: int
+    merge_size: int
+    temporal_patch_size: int
+    min_pixels: int
+    max_pixels: int
+    max_patches: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+class Pixels(NamedTuple):
+    """A picture as R's vision tower takes it."""
+
+    values: np.ndarray
+    """float32 [p d]; d = 3 * frames * side * side"""
+    grid: tuple[int, int]
+    """Rows and columns of patches."""
+
+
+def decode(picture: Any) -> Image.Image:
+    """An RGB picture; transparent ones are laid on white."""
+    if not isinstance(picture, Image.Image):
+        with Image.open(picture) as opened:
+            opened.load()
+            picture = opened
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        layer = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return picture.convert("RGB")
+
+
+def target_size(height: int, width: int, settings: Settings) -> tuple[int, int]:
+    """Rows and columns of pixels after resizing: whole merged patches, an area within bounds."""
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise ValueError(
+            f"the picture is {width} x {height} pixels, longer than {MAX_ASPECT} to 1; crop it"
+        )
+    factor = settings.patch_size * settings.merge_size
+    rows, columns = round(height / factor) * factor, round(width / factor) * factor
+    if rows * columns > settings.max_pixels:
+        shrink = math.sqrt(height * width / settings.max_pixels)
+        rows = max(factor, math.floor(height / shrink / factor) * factor)
+        columns = max(factor, math.floor(width / shrink / factor) * factor)
+    elif rows * columns < settings.min_pixels:
+        grow = math.sqrt(settings.min_pixels / (height * width))
+        rows = math.ceil(height * grow / factor) * factor
+        columns = math.ceil(width * grow / factor) * factor
+    limit = settings.max_patches * settings.patch_size**2
+    if rows * columns > limit:
+        # A very long picture keeps one merged row, and its length is cut to the patch budget.
+        longest = limit // factor // factor * factor
+        rows, columns = min(rows, longest), min(columns, longest)
+    return rows, columns
+
+
+def pixels(picture: Any, settings: Settings) -> Pixels:
+    """Decode, resize (bicubic), normalise and cut into patches, merge-block by merge-block."""
+    image = decode(picture)
+    height, width = target_size(image.height, image.width, settings)
+    resized = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC), np.float64)
+    # Scaled before it is made float32, as in the training, so that floats agree to the last bit.
+    values: np.ndarray = (resized * (1 / 255)).astype(np.float32)
+    values = (values - np.array(settings.mean, np.float32)) / np.array(settings.std, np.float32)
+    side, merge = settings.patch_size, settings.merge_size
+    rows, columns = height // side, width // side
+    cut = values.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
+    cut = cut.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, 1, side, side)
+    cut = np.repeat(cut, settings.temporal_patch_size, axis=2).reshape(rows * columns, -1)
+    return Pixels(np.ascontiguousarray(cut), (rows, columns))
+
+
+class Rows:
+    """Inputs to rows of tokens, and rows to the arguments of the model."""
+
+    def __init__(self, tokenizer: Tokenizer, settings: Settings):
+        self.tokenizer = tokenizer
+        self.settings = settings
+
+    def _special(self, name: str) -> int:
+        found = self.tokenizer.token_to_id(f"<|{name}|>")
+        if found is None:
+            raise ValueError(f"the tokenizer has no <|{name}|>")
+        return int(found)
+
+    def _encode(self, text: str) -> list[int]:
+        if not text:
+            return []
+        # A title that contains "<|im_end|>" must not end the turn. Set here because it is no part
+        # of tokenizer.json and would be lost on the way to another process.
+        self.tokenizer.encode_special_tokens = True
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _cut(self, before: str, text: str) -> list[int]:
+        """Tokens of both as one text; that which follows `before` is cut to its budget."""
+        room = len(self._encode(before.rstrip(" "))) + self.settings.max_text_tokens
+        return self._encode(before + text)[:room]
+
+    def _chat(self, visual: list[int], text: str) -> list[int]:
+        start, end = self._special("im_start"), self._special("im_end")
+        newline = self._encode("\n")
+        before = self.settings.instruction if text else self.settings.instruction.rstrip()
+        if visual:
+            user = self._encode("user\n") + visual + self._cut(before, text)
+        else:
+            user = self._cut("user\n" + before, text)
+        row = [start, *self._encode(self.settings.system), end, *newline]
+        return [*row, start, *user, end, *newline, start, *self._encode("assistant\n")]
+
+    def tokens(self, text: str, attributes: str, grid: tuple[int, int] | None) -> list[int]:
+        """The row of one input; `grid` counts the patches of its picture, None for no picture."""
+        visual: list[int] = []
+        if grid is not None:
+            pads = grid[0] * grid[1] // self.settings.merge_size**2
+            visual = [self._special("image_pad")] * pads
+            visual = [self._special("vision_start"), *visual, self._special("vision_end")]
+        if self.settings.layout == "chat":
+            row = self._chat(visual, text)
+        else:
+            words = self._cut("", text)
+            row = [self._special("im_start"), *visual, *words, self._special("im_end")]
+        if attributes:
+            told = self._encode(attributes)[: self.settings.max_attribute_tokens]
+            row = [*row, *told, self._special("im_end")]
+        return row
+
+    def arguments(self, inputs: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """What `Qwen2VLModel` is called with: rows padded on the right, pictures one by one."""
+        rows, pictures = [], []
+        for given in inputs:
+            known = as_mapping(given)
+            picture = known.get("image")
+            cut = None if picture is None else pixels(picture, self.settings)
+            grid = None if cut is None else cut.grid
+            rows.append(self.tokens(known.get("text") or "", known.get("attributes") or "", grid))
+            pictures += [] if cut is None else [cut]
+        longest = max(len(row) for row in rows)
+        pad = self._special("endoftext")
+        ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+        out = {"input_ids": ids, "attention_mask": mask}
+        if pictures:
+            # Without the types of its tokens a Qwen-VL knows no rows and columns of the picture.
+            out["mm_token_type_ids"] = (ids == self._special("image_pad")).int()
+            out["pixel_values"] = torch.from_numpy(np.concatenate([x.values for x in pictures]))
+            out["image_grid_thw"] = torch.tensor([[1, *x.grid] for x in pictures])
+        return out
+
+
+def as_mapping(given: Any) -> Mapping[str, Any]:
+    """An input as a mapping with some of the keys `text`, `image` and `attributes`."""
+    if isinstance(given, str):
+        given = {"text": given}
+    elif isinstance(given, Image.Image):
+        given = {"image": given}
+    known = isinstance(given, Mapping) and not set(given) - set(KEYS)
+    if not known or not any(given.get(key) for key in ("text", "image")):
+        raise ValueError(
+            "an input is a text, a PIL picture, or a dict of `text`, `image` and `attributes` with "
+            f"one of the first two at least; found {given!r:.200}"
+        )
+    for key in ("text", "attributes"):
+        if not isinstance(given.get(key) or "", str):
+            raise ValueError(f"`{key}` must be one string, found {given[key]!r:.200}")
+    if isinstance(given.get("image"), list | tuple):
+        raise ValueError("`image` must be one picture; R was trained with one a row")
+    return given
+
+
+class AfmrlEmbedder(torch.nn.Module):
+    """R up to its hidden states, as the first module of a `SentenceTransformer`.
+
+    A stock `Pooling` (last token) and `Normalize` follow there; `embed` does the same without
+    sentence-transformers.
+    """
+
+    save_in_root = True
+    modalities = ("text", "image", ("image", "text"), "message")
+    """The last of them is what sentence-transformers calls a batch of mixed kinds."""
+
+    def __init__(self, model: torch.nn.Module, tokenizer: Tokenizer, settings: Settings):
+        super().__init__()
+        self.model: Any = model
+        self.rows = Rows(tokenizer, settings)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the folder."""
+        return self.rows.tokenizer
+
+    @classmethod
+    def load(
+        cls,
+        model_name_or_path: str,
+        subfolder: str = "",
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        model_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> AfmrlEmbedder:
+        """Read an exported folder, here or on a hub.
+
+        Args:
+            model_name_or_path: the folder, or the name of a repository.
+            subfolder: of the files.
+            token: for a private repository.
+            cache_folder: where downloaded files go.
+            revision: of the repository.
+            local_files_only: never ask the hub.
+            model_kwargs: for `AutoModel.from_pretrained`, such as `dtype`.
+            kwargs: what else sentence-transformers passes to any module; not needed here.
+        """
+        where = {
+            "subfolder": subfolder,
+            "token": token,
+            "cache_dir": cache_folder,
+            "revision": revision,
+            "local_files_only": local_files_only,
+        }
+        files = [
+            cached_file(model_name_or_path, name, **where) for name in (SETTINGS, "tokenizer.json")
+        ]
+        settings = Settings(**json.loads(Path(str(files[0])).read_text(encoding="utf-8")))
+        model: Any = AutoModel.from_pretrained(model_name_or_path, **where, **(model_kwargs or {}))
+        return cls(model.eval(), Tokenizer.from_file(str(files[1])), settings)
+
+    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
+        """Write weights, tokenizer and settings; sentence-transformers adds this file."""
+        folder = Path(output_path)
+        self.model.save_pretrained(folder)
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+        settings = json.dumps(self.rows.settings._asdict(), indent=1, ensure_ascii=False)
+        (folder / SETTINGS).write_text(settings + "\n", encoding="utf-8")
+
+    def preprocess(
+        self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        """The model's arguments for some inputs."""
+        if prompt:
+            raise ValueError("R has one prompt, which is built in; leave `prompt` out")
+        return self.rows.arguments(inputs)
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Hidden states behind the final norm, [b t d], as `token_embeddings`."""
+        # Positions of an earlier call are no concern of this one.
+        self.model.rope_deltas = None
+        given = {name: features[name] for name in ARGUMENTS if name in features}
+        output = self.model(**given, use_cache=False)
+        return {**features, "token_embeddings": output.last_hidden_state}
+
+    @torch.inference_mode()
+    def embed(self, inputs: Sequence[Any], batch_size: int = 16) -> torch.Tensor:
+        """Unit vectors of some inputs, float32 [n d] on the CPU."""
+        out = []
+        for begin in range(0, len(inputs), batch_size):
+            features = self.preprocess(inputs[begin : begin + batch_size])
+            device = next(self.model.parameters()).device
+            hidden = self({k: v.to(device) for k, v in features.items()})["token_embeddings"]
+            last = features["attention_mask"].sum(1) - 1
+            vectors = hidden[torch.arange(len(hidden)), last.to(device)].float()
+            out.append(torch.nn.functional.normalize(vectors, dim=-1).cpu())
+        return torch.cat(out) if out else torch.zeros(0, self.model.config.text_config.hidden_size)
