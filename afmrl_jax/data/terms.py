@@ -147,8 +147,8 @@ def batch_vocabulary(
         query: int [q a], ids in the corpus, -1 is padding; as `Bm25Vocabulary.encode` makes them.
         candidate: int [c n], likewise.
         vocab_size: of the corpus; ids from there on are unknown.
-        size: u; None for the next power of two from 256 on, which keeps the number of compiled
-            shapes at a handful.
+        size: u; None to choose: 256, or so many that at most a fifth is padding, in steps that are
+            a quarter of a power of two, so that few shapes are compiled.
 
     Raises:
         AfmrlError: the batch shares more than `size` terms.
@@ -160,7 +160,8 @@ def batch_vocabulary(
         seen[side, places[side]] = True
     shared = np.flatnonzero(seen[:, :vocab_size].all(0))
     if size is None:
-        size = max(256, 1 << (len(shared) - 1).bit_length()) if len(shared) else 256
+        step = max(1 << len(shared).bit_length() >> 3, 1)
+        size = max(256, -(-len(shared) // step) * step)
     if len(shared) > size:
         raise AfmrlError(
             f"the batch shares {len(shared)} attribute terms and has room for {size}: "

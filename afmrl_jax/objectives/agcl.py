@@ -28,9 +28,10 @@ Number = float | Float[Array, ""]
 CPU_TILE, DEVICE_TILE = (512, 512), (4096, 4096)
 """Rows and columns of a tile: what fits a CPU's caches, and enough work for one launch elsewhere.
 The second is an estimate; no accelerator was at hand to measure."""
-KEEP_BYTES = 2**26
-"""Largest size of the scores of all pairs that `auto` keeps between the passes on one device, 4096
-pairs in float32. Up to there memory is no concern, and a product of four is spared."""
+KEEP_BYTES = 2**27
+"""Largest size of the logits of all pairs that `auto` keeps between the passes on one device: 4096
+pairs in float32 and both directions. Up to there memory is no concern, and a product of four and
+the second making of weights and masks are spared."""
 GATHER_BYTES = 2**28
 """Largest size of all candidates and their gradient that `auto` brings to every device. Up to there
 one collective and fewer, longer loops are worth more than memory that any device has."""
@@ -91,13 +92,13 @@ def agcl_loss(
       serves both directions with online log-sum-exp, and the backward pass computes tiles anew from
       inputs and one number a row and a column. O((q + c) d) memory, four products of q c d
       instead of three.
-    * `kept`: tiles whose scores, and nothing else, are kept for the backward pass: O(q c) memory,
-      and three products.
+    * `kept`: tiles whose logits are kept for the backward pass: O(q c) memory, a half or less of
+      what `dense` takes, and three products.
     * `ring`, `gathered`: the same over the mesh's `data` axis, which splits queries and candidates;
       see `agcl_mesh`.
     * `auto`: `dense` for a given table of scores; on a mesh `gathered` as long as candidates and
       their gradient have at most 256 MiB, and `ring` above; on one device `kept` as long as the
-      scores have at most 64 MiB, and `tiled` above.
+      logits of its directions have at most 128 MiB, and `tiled` above.
 
     Example:
         >>> q = jnp.eye(2)
@@ -147,7 +148,7 @@ def agcl_loss(
     """
     wide = accumulator(queries)
 
-    def scalar(x: Number | None) -> jax.Array | None:
+    def optional(x: Number | None) -> jax.Array | None:
         return None if x is None else jnp.asarray(x, wide)
 
     if positives not in ("pair", "product") or (
@@ -167,11 +168,14 @@ def agcl_loss(
         groups,
         groups if candidate_groups is None else candidate_groups,
         terms,
-        *(scalar(x) for x in (gamma, delta, agreement_rho, agreement_epsilon)),
+        jnp.asarray(gamma, wide),
+        optional(delta),
+        optional(agreement_rho),
+        jnp.asarray(agreement_epsilon, wide),
     )
     _check(queries, candidates, bm25, bm25_reverse, batch)
     tau, further = jnp.asarray(temperature, wide), positives == "product"
-    placement = _choose(form, bm25, queries, candidates, mesh)
+    placement = _choose(form, bm25, queries, candidates, mesh, symmetric)
     if placement == "dense":
         shape = (queries.shape[0], candidates.shape[0])
         tables = _tables(bm25 if terms is None else terms, bm25_reverse, shape, wide, bm25_form)
@@ -202,6 +206,7 @@ def _choose(
     queries: jax.Array,
     candidates: jax.Array,
     mesh: Mesh | None,
+    symmetric: bool,
 ) -> Literal["dense", "kept"] | Placement:
     given = isinstance(bm25, jax.Array)
     if form not in get_args(Form):
@@ -223,8 +228,8 @@ def _choose(
         return "dense"
     itemsize = accumulator(queries).itemsize
     if shards < 2:
-        scores = queries.shape[0] * candidates.shape[0] * itemsize
-        return "kept" if scores <= KEEP_BYTES else "tiled"
+        logits = queries.shape[0] * candidates.shape[0] * itemsize * (2 if symmetric else 1)
+        return "kept" if logits <= KEEP_BYTES else "tiled"
     gradient = candidates.size * itemsize
     return "gathered" if candidates.nbytes + gradient <= GATHER_BYTES else "ring"
 

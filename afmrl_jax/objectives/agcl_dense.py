@@ -69,7 +69,7 @@ def _one_direction(
     """Loss and metrics of rows against columns; the pairs are on the diagonal."""
     fixed = jax.lax.stop_gradient(scores)
     bm25 = jax.lax.stop_gradient(bm25)
-    pair = jnp.eye(*scores.shape, dtype=bool)
+    pair = jnp.eye(scores.shape[0], scores.shape[1], dtype=bool)
     positive = pair | same if count_positives else pair
     reasons = _false_negatives(fixed, bm25, same, positive, batch)
     masked = reasons["identity"] | reasons["margin"] | reasons["agreement"]

@@ -21,6 +21,7 @@ from afmrl_jax.layout import AXES
 from afmrl_jax.objectives.agcl_tile import Counts, Plan, Rules, Side, Sums
 from afmrl_jax.objectives.agcl_tiled import (
     Denominator,
+    Kept,
     start_columns,
     start_rows,
     stream_gradients,
@@ -28,14 +29,14 @@ from afmrl_jax.objectives.agcl_tiled import (
 )
 
 Placement = Literal["tiled", "ring", "gathered"]
-Forward = tuple[Sums, Counts, Sums | None, Float[Array, "t s r c"] | None]
+Forward = tuple[Sums, Counts, Sums | None, Kept | None]
 DATA = AXES[0]
 
 
 def sums_of(
     plan: Plan, placement: Placement, mesh: Mesh | None, rules: Rules, rows: Side, cols: Side
 ) -> Forward:
-    """Sums and counts of all queries, the sums of all candidates in a symmetric loss, kept scores.
+    """Sums and counts of all queries, the sums of all candidates in a symmetric loss, kept tiles.
 
     Args:
         plan: of the program.
@@ -48,23 +49,24 @@ def sums_of(
 
     def alone(rules: Rules, rows: Side, cols: Side) -> Forward:
         starts = start_rows(plan, rules, rows), start_columns(plan, rules, cols)
-        (sums, counts), answers, scores = stream_sums(plan, rules, rows, cols, *starts)
-        return sums, counts, answers, scores
+        (sums, counts), answers, kept = stream_sums(plan, rules, rows, cols, *starts)
+        return sums, counts, answers, kept
 
     def ring(rules: Rules, rows: Side, cols: Side) -> Forward:
-        def hop(_: jax.Array, carry: tuple) -> tuple:
+        def hop(_: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
             state, cols, answers = carry
-            state, answers, _ = stream_sums(plan, rules, rows, cols, state, answers)
+            state, answers, _kept = stream_sums(plan, rules, rows, cols, state, answers)
             return state, *_onward((cols, answers))
 
-        start = start_rows(plan, rules, rows), cols, start_columns(plan, rules, cols)
+        start: tuple[Any, ...] = start_rows(plan, rules, rows), cols
+        start = *start, start_columns(plan, rules, cols)
         (sums, counts), _, answers = jax.lax.fori_loop(0, jax.lax.axis_size(DATA), hop, start)
         return sums, counts, answers, None
 
     def gathered(rules: Rules, rows: Side, cols: Side) -> Forward:
         sums, counts, answers, _ = alone(rules, rows, _gather(cols))
         if answers is not None:
-            answers = jax.tree.map(partial(_own_part, like=cols.index), _combined(answers))
+            answers = jax.tree.map(partial(_own_part, like=cols.number), _combined(answers))
         return sums, counts, answers, None
 
     forms = {"tiled": alone, "ring": ring, "gathered": gathered}
@@ -80,13 +82,13 @@ def gradients_of(
     cols: Side,
     row_denominator: Denominator,
     col_denominator: Denominator | None,
-    scores: Float[Array, "t s r c"] | None,
+    kept: Kept | None,
 ) -> tuple[Float[Array, "t r d"], Float[Array, "t c d"]]:
     """Gradients by queries and candidates, see `stream_gradients`; arguments as in `sums_of`."""
 
-    def alone(rules: Rules, rows: Side, cols: Side, ask: Any, answer: Any, scores: Any) -> tuple:
+    def alone(rules: Rules, rows: Side, cols: Side, ask: Any, answer: Any, kept: Any) -> tuple:
         start = _zeros(rows), _zeros(cols)
-        return stream_gradients(plan, rules, rows, cols, ask, answer, start, scores)
+        return stream_gradients(plan, rules, rows, cols, ask, answer, start, kept)
 
     def ring(rules: Rules, rows: Side, cols: Side, ask: Any, answer: Any, _: None) -> tuple:
         def hop(_: jax.Array, carry: tuple) -> tuple:
@@ -105,7 +107,7 @@ def gradients_of(
 
     forms: dict[str, Callable] = {"tiled": alone, "ring": ring, "gathered": gathered}
     place = _placed(forms[placement], placement, mesh)
-    return place(rules, rows, cols, row_denominator, col_denominator, scores)
+    return place(rules, rows, cols, row_denominator, col_denominator, kept)
 
 
 def _placed(form: Callable, placement: Placement, mesh: Mesh | None) -> Callable:

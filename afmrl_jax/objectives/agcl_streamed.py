@@ -98,23 +98,23 @@ def _forward(
     plan, count = stream.plan, queries.shape[0]
     rules, rows, cols = _sides(stream, queries, candidates, temperature, batch)
     where = (stream.placement, stream.mesh)
-    sums, counts, answers, scores = sums_of(plan, *where, rules, rows, cols)
+    sums, counts, answers, kept = sums_of(plan, *where, rules, rows, cols)
     losses, ask = _finish(rules, rows, sums, count)
     loss, answer = jnp.sum(losses) / count, None
     if answers is not None:
         losses, answer = _finish(rules, cols, answers, count)
         loss = (loss + jnp.sum(losses) / count) / 2
     metrics = _metrics(rows, counts, count, candidates.shape[0])
-    saved = queries, candidates, temperature, batch, ask, answer, scores
+    saved = queries, candidates, temperature, batch, ask, answer, kept
     return (loss, {"loss": loss, **metrics}), saved
 
 
 def _backward(stream: Stream, saved: tuple, cotangents: tuple) -> tuple:
-    queries, candidates, temperature, batch, ask, answer, scores = saved
+    queries, candidates, temperature, batch, ask, answer, kept = saved
     plan, count = stream.plan, queries.shape[0]
     rules, rows, cols = _sides(stream, queries, candidates, temperature, batch)
     where = (stream.placement, stream.mesh)
-    by_rows, by_cols = gradients_of(plan, *where, rules, rows, cols, ask, answer, scores)
+    by_rows, by_cols = gradients_of(plan, *where, rules, rows, cols, ask, answer, kept)
     by_rows, by_cols = (
         x.reshape(-1, x.shape[-1])[:n]
         for x, n in ((by_rows, count), (by_cols, candidates.shape[0]))
@@ -179,14 +179,14 @@ def _sides(
 
 def _cut(side: Side, shards: int, length: int, missing: int) -> Side:
     """Every leaf as [tiles, length, ...], with padding at the end."""
-    more = padding(side.index.shape[0], shards, length)
+    more = padding(side.number.shape[0], shards, length)
 
     def cut(x: jax.Array, value: int = 0) -> jax.Array:
         if more:
             x = jnp.pad(x, ((0, more), *((0, 0),) * (x.ndim - 1)), constant_values=value)
         return x.reshape(-1, length, *x.shape[1:])
 
-    return jax.tree.map(cut, side)._replace(index=cut(side.index, missing))
+    return jax.tree.map(cut, side)._replace(number=cut(side.number, missing))
 
 
 def _pair_logits(rules: Rules, side: Side) -> jax.Array:
@@ -195,7 +195,7 @@ def _pair_logits(rules: Rules, side: Side) -> jax.Array:
 
 def _contrasted(side: Side, count: int) -> jax.Array:
     """Which rows or columns have a pair: neither padding nor a hard negative."""
-    return (side.index >= 0) & (side.index < count)
+    return (side.number >= 0) & (side.number < count)
 
 
 def _finish(rules: Rules, side: Side, sums: Sums, count: int) -> tuple[jax.Array, Denominator]:

@@ -37,7 +37,7 @@ class Plan:
     padded: bool = False
     """Whether some rows or columns are padding."""
     keep: bool = False
-    """Whether the scores of all tiles are kept for the backward pass; on one device only."""
+    """Whether the logits of all tiles are kept for the backward pass; on one device only."""
 
 
 class Rules(NamedTuple):
@@ -56,7 +56,7 @@ class Side(NamedTuple):
     vectors: Float[Array, "n d"]
     products: Int[Array, " n"]
     groups: Int[Array, " n"] | None
-    index: Int[Array, " n"]
+    number: Int[Array, " n"]
     """Number of the pair; from q on a hard negative; negative for padding."""
     positive: Float[Array, " n"]
     """Score of the pair, s_ii."""
@@ -107,7 +107,7 @@ class Direction(NamedTuple):
     """A tile as one direction sees it; all [r c]."""
 
     logits: Float[Array, "r c"]
-    """Of every pair."""
+    """-inf where a pair is absent."""
     absent: Bool[Array, "r c"]
     """Not in the sums: false negatives, padding, and the pair itself, which is added at the end."""
     margin: Bool[Array, "r c"] | None
@@ -141,7 +141,6 @@ def compare(
     rows: Side,
     cols: Side,
     table: Float[Array, "v c"] | None,
-    scores: Float[Array, "r c"] | None = None,
 ) -> Pairs:
     """Scores, BM25 and identity of a tile.
 
@@ -150,9 +149,8 @@ def compare(
         rows: r queries.
         cols: c candidates.
         table: term weights of the candidates, as `term_table` makes them.
-        scores: of the tile where they were kept.
     """
-    bm25 = reverse = real = None
+    bm25 = reverse = None
     if plan.vocab:
         assert rows.factors is not None
         assert cols.factors is not None
@@ -163,17 +161,24 @@ def compare(
             if plan.exact_reverse:
                 asked = term_table(rows.factors, plan.vocab)
                 reverse = table_scores(cols.factors.places, asked, plan.bm25_form).T
-    own = rows.index[:, None] == cols.index[None, :]
+    scores = product(rows.vectors, cols.vectors, (1, 1))
+    return Pairs(scores, bm25, reverse, *identities(plan, rows, cols))
+
+
+def identities(
+    plan: Plan, rows: Side, cols: Side
+) -> tuple[Bool[Array, "r c"], Bool[Array, "r c"], Bool[Array, "r c"] | None]:
+    """`same`, `own` and `real` of `Pairs`."""
+    real = None
+    own = rows.number[:, None] == cols.number[None, :]
     same = own | (rows.products[:, None] == cols.products[None, :])
     if rows.groups is not None and cols.groups is not None:
         grouped = (rows.groups[:, None] >= 0) & (rows.groups[:, None] == cols.groups[None, :])
         same = same | grouped
     if plan.padded:
-        real = (rows.index[:, None] >= 0) & (cols.index[None, :] >= 0)
+        real = (rows.number[:, None] >= 0) & (cols.number[None, :] >= 0)
         same = same & real
-    if scores is None:
-        scores = product(rows.vectors, cols.vectors, (1, 1))
-    return Pairs(scores, bm25, reverse, same, own, real)
+    return same, own, real
 
 
 def direct(
@@ -208,7 +213,7 @@ def direct(
         agreement = agreement & (pairs.scores > positive - rules.agreement_epsilon) & ~spared
         absent = absent | agreement
     logits = pairs.scores / rules.temperature + bias(bm25, rules)
-    return Direction(logits, absent, margin, agreement)
+    return Direction(jnp.where(absent, -jnp.inf, logits), absent, margin, agreement)
 
 
 def both(
@@ -235,7 +240,7 @@ def start_sums(plan: Plan, rules: Rules, side: Side) -> Sums:
 
 def start_counts(side: Side) -> Counts:
     """Nothing observed."""
-    none = jnp.zeros(side.index.shape, jnp.int32)
+    none = jnp.zeros(side.number.shape, jnp.int32)
     zero = jnp.zeros_like(side.positive)
     above = jnp.zeros((*none.shape, BINS - 1), jnp.int32)
     return Counts(jnp.full_like(zero, -jnp.inf), none, none, none, none, zero, above)
@@ -243,9 +248,8 @@ def start_counts(side: Side) -> Counts:
 
 def add_sums(sums: Sums, found: Direction, pairs: Pairs, axis: int) -> Sums:
     """Online log-sum-exp: the sum so far is rescaled to the higher peak of both."""
-    logits = jnp.where(found.absent, -jnp.inf, found.logits)
-    peak = jnp.maximum(sums.peak, jnp.max(logits, axis=axis))
-    total = jnp.sum(jnp.exp(logits - jnp.expand_dims(peak, axis)), axis=axis)
+    peak = jnp.maximum(sums.peak, jnp.max(found.logits, axis=axis))
+    total = jnp.sum(jnp.exp(found.logits - jnp.expand_dims(peak, axis)), axis=axis)
     total = total + sums.total * jnp.exp(sums.peak - peak)
     if sums.positives is None or sums.positive_logits is None:
         return Sums(peak, total, None, None)
@@ -290,21 +294,20 @@ def add_counts(plan: Plan, rules: Rules, counts: Counts, found: Direction, pairs
 
 
 def tile_gradient(
-    found: Direction,
-    pairs: Pairs,
+    logits: Float[Array, "r c"],
+    further: Bool[Array, "r c"] | None,
     denominator: Float[Array, "#r #c"],
     positives: Float[Array, "#r #c"] | None,
 ) -> Float[Array, "r c"]:
     """Gradient of one direction's losses by the logits, the pair itself left out.
 
     Args:
-        found: the tile in this direction.
-        pairs: the tile.
+        logits: of the tile in this direction, -inf where a pair is absent.
+        further: positives beside the pair itself; None where it is the only one.
         denominator: log-sum-exp over positives and negatives, +inf where nothing is contrasted.
         positives: number of positives, the pair counted, +inf likewise; None for pairs alone.
     """
-    zero = jnp.zeros_like(found.logits)
-    share = jnp.where(found.absent, zero, jnp.exp(found.logits - denominator))
-    if positives is None:
+    share = jnp.exp(logits - denominator)
+    if positives is None or further is None:
         return share
-    return share - jnp.where(pairs.same & ~pairs.own, 1.0 / positives, zero)
+    return share - jnp.where(further, 1.0 / positives, jnp.zeros_like(share))

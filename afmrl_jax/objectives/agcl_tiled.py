@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from afmrl_jax.axes import Array, Float
 from afmrl_jax.objectives.agcl_tile import (
     Counts,
-    Pairs,
     Plan,
     Rules,
     Side,
@@ -23,12 +22,21 @@ from afmrl_jax.objectives.agcl_tile import (
     add_sums,
     both,
     compare,
+    identities,
     product,
     start_counts,
     start_sums,
     tile_gradient,
 )
 from afmrl_jax.objectives.bm25 import term_table
+
+
+class Kept(NamedTuple):
+    """Logits of tiles with -inf where a pair is absent, leaves [columns, rows, r, c] or [r c]."""
+
+    ask: jax.Array
+    answer: jax.Array | None
+    """Of the second direction."""
 
 
 class Denominator(NamedTuple):
@@ -47,10 +55,10 @@ def stream_sums(
     cols: Side,
     row_state: tuple[Sums, Counts],
     col_sums: Sums | None,
-) -> tuple[tuple[Sums, Counts], Sums | None, Float[Array, "t s r c"] | None]:
+) -> tuple[tuple[Sums, Counts], Sums | None, Kept | None]:
     """Add every tile of `rows` against `cols` to the sums of both.
 
-    The scores of all tiles come third, by columns and then rows, where the plan keeps them.
+    The logits of all tiles come third, by columns and then rows, where the plan keeps them.
 
     Args:
         plan: of the program.
@@ -63,13 +71,13 @@ def stream_sums(
 
     def column(
         row_state: tuple[Sums, Counts], block: tuple[Side, Sums | None]
-    ) -> tuple[tuple[Sums, Counts], tuple[Sums | None, jax.Array | None]]:
+    ) -> tuple[tuple[Sums, Counts], tuple[Sums | None, Kept | None]]:
         here, sums = block
         table = _table(plan, here)
 
         def row(
             sums: Sums | None, block: tuple[Side, tuple[Sums, Counts]]
-        ) -> tuple[Sums | None, tuple[tuple[Sums, Counts], jax.Array | None]]:
+        ) -> tuple[Sums | None, tuple[tuple[Sums, Counts], Kept | None]]:
             side, (row_sums, counts) = block
             pairs = compare(plan, side, here, table)
             ask, answer = both(plan, rules, side, here, pairs)
@@ -77,13 +85,14 @@ def stream_sums(
             if sums is not None and answer is not None:
                 sums = add_sums(sums, answer, pairs, 0)
             state = add_sums(row_sums, ask, pairs, 1), counts
-            return sums, (state, pairs.scores if plan.keep else None)
+            kept = Kept(ask.logits, None if answer is None else answer.logits)
+            return sums, (state, kept if plan.keep else None)
 
-        sums, (row_state, scores) = jax.lax.scan(row, sums, (rows, row_state))
-        return row_state, (sums, scores)
+        sums, (row_state, kept) = jax.lax.scan(row, sums, (rows, row_state))
+        return row_state, (sums, kept)
 
-    row_state, (col_sums, scores) = jax.lax.scan(column, row_state, (cols, col_sums))
-    return row_state, col_sums, scores
+    row_state, (col_sums, kept) = jax.lax.scan(column, row_state, (cols, col_sums))
+    return row_state, col_sums, kept
 
 
 def start_rows(plan: Plan, rules: Rules, rows: Side) -> tuple[Sums, Counts]:
@@ -104,11 +113,11 @@ def stream_gradients(
     row_denominator: Denominator,
     col_denominator: Denominator | None,
     gradients: tuple[Float[Array, "t r d"], Float[Array, "t c d"]],
-    scores: Float[Array, "t s r c"] | None = None,
+    kept: Kept | None = None,
 ) -> tuple[Float[Array, "t r d"], Float[Array, "t c d"]]:
     """Add every tile's part of sum_i L_i (of both directions) to the gradients by scores times tau.
 
-    Scores are computed anew unless they were kept. What a pair's own score adds is left to the
+    Tiles are computed anew unless they were kept. What a pair's own score adds is left to the
     caller, which has it without a tile.
 
     Args:
@@ -119,19 +128,25 @@ def stream_gradients(
         row_denominator: of the queries.
         col_denominator: of the candidates; None for one direction.
         gradients: so far, by queries and by candidates.
-        scores: of all tiles, as `stream_sums` gave them.
+        kept: of all tiles, as `stream_sums` gave it.
     """
 
     def column(by_rows: jax.Array, block: tuple) -> tuple[jax.Array, jax.Array]:
-        here, denominator, by_cols, scores = block
-        table = _table(plan, here)
+        here, denominator, by_cols, kept = block
+        table = None if plan.keep else _table(plan, here)
 
         def row(number: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple:
             by_rows, by_cols = sums
-            blocks = rows, row_denominator, scores
-            side, own, kept = jax.tree.map(lambda x: x[number], blocks)
-            pairs = compare(plan, side, here, table, kept)
-            gradient = _gradient(plan, rules, side, here, pairs, own, denominator)
+            blocks = rows, row_denominator, kept
+            side, own, tile = jax.tree.map(lambda x: x[number], blocks)
+            if tile is None:
+                ask, answer = both(plan, rules, side, here, compare(plan, side, here, table))
+                tile = Kept(ask.logits, None if answer is None else answer.logits)
+            further = None
+            if plan.count_positives:
+                same, pair, _ = identities(plan, side, here)
+                further = same & ~pair
+            gradient = _gradient(tile, further, own, denominator)
             wide = gradient.dtype
             # Not stacked by a scan: that would hold the old and the new gradient of all queries.
             added = product(gradient, here.vectors.astype(wide), (1, 0)) + by_rows[number]
@@ -141,31 +156,25 @@ def stream_gradients(
         return jax.lax.fori_loop(0, by_rows.shape[0], row, (by_rows, by_cols))
 
     by_rows, by_cols = gradients
-    return jax.lax.scan(column, by_rows, (cols, col_denominator, by_cols, scores))
+    return jax.lax.scan(column, by_rows, (cols, col_denominator, by_cols, kept))
 
 
 def _gradient(
-    plan: Plan,
-    rules: Rules,
-    rows: Side,
-    cols: Side,
-    pairs: Pairs,
+    tile: Kept,
+    further: jax.Array | None,
     row_denominator: Denominator,
     col_denominator: Denominator | None,
 ) -> jax.Array:
     """Gradient of a tile by its logits, both directions added."""
 
-    def lifted(found: Denominator, axis: int) -> list[jax.Array | None]:
-        return [None if x is None else jnp.expand_dims(x, axis) for x in found]
+    def one_way(logits: jax.Array, found: Denominator, axis: int) -> jax.Array:
+        lifted = [None if x is None else jnp.expand_dims(x, axis) for x in found]
+        assert lifted[0] is not None
+        return tile_gradient(logits, further, lifted[0], lifted[1])
 
-    ask, answer = both(plan, rules, rows, cols, pairs)
-    total, positives = lifted(row_denominator, 1)
-    assert total is not None
-    gradient = tile_gradient(ask, pairs, total, positives)
-    if answer is not None and col_denominator is not None:
-        total, positives = lifted(col_denominator, 0)
-        assert total is not None
-        gradient = gradient + tile_gradient(answer, pairs, total, positives)
+    gradient = one_way(tile.ask, row_denominator, 1)
+    if tile.answer is not None and col_denominator is not None:
+        gradient = gradient + one_way(tile.answer, col_denominator, 0)
     return gradient
 
 

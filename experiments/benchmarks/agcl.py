@@ -73,7 +73,7 @@ def shapes_of(batch: int, settings: Settings) -> tuple:
     """Arguments of a loss without their values, for compiling only."""
     vocab = min(settings.vocab, batch * settings.longest)
 
-    def shape(*sizes: int, kind: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    def shape(*sizes: int, kind: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct(sizes, kind)
 
     texts = shape(batch, settings.longest, kind=jnp.int32)

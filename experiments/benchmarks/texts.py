@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from afmrl_jax.axes import Array, Int
-
 
 def attribute_texts(
     count: int, vocab: int, longest: int, seed: int, *, shortest: int = 4
-) -> Int[Array, "n a"]:
+) -> np.ndarray:
     """Term ids of `count` texts, int32 [n longest], padded with -1.
 
     Frequencies follow Zipf's law, as those of colours, materials and brands do.

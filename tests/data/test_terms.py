@@ -91,7 +91,7 @@ def test_batch_vocabulary_keeps_shared_terms_and_every_length() -> None:
 
 def test_batch_vocabulary_sizes() -> None:
     many = np.arange(300, dtype=np.int32)[None]
-    assert len(batch_vocabulary(many, many, 300).terms) == 512
+    assert len(batch_vocabulary(many, many, 300).terms) == 320
     assert len(batch_vocabulary(many, many, 300, size=300).terms) == 300
     assert len(batch_vocabulary(many[:, :0], many, 300).terms) == 256
     with pytest.raises(AfmrlError, match="shares 300 attribute terms and has room for 299"):
