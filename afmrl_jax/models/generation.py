@@ -120,7 +120,7 @@ def generate(
         own_mask = jnp.broadcast_to(seen[None, None, None], (rows, group, 1, budget))
         embedded = model.model.embed(token)[:, :, None]
         hidden, cache = model.model.continue_from(
-            embedded, start, prefix, prompt.token_mask, own_mask, cache, step, layers
+            embedded, start, before, prompt.token_mask, own_mask, cache, step, layers
         )
         return step + 1, hidden[:, :, 0], cache, tokens, logprobs, mask, finished
 
@@ -128,7 +128,7 @@ def generate(
     empty = KeyValue(
         *(jnp.zeros((*x.shape[:3], group, budget, x.shape[-1]), x.dtype) for x in prefix)
     )
-    layers, prefix, cache = model.model.in_front_of_loop(prefix, empty)
+    layers, before, cache = model.model.in_front_of_loop(prefix, empty)
     carry = (
         jnp.int32(0),
         jnp.broadcast_to(last[:, None], (rows, group, last.shape[-1])),

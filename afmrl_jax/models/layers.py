@@ -102,8 +102,11 @@ def unstack(tree: Any, count: int) -> list[Any]:
     For the front of a loop that runs all layers at every turn: inside it XLA copies each layer's
     weights out of the stack again and again, which in decoding took longer than all products.
     """
-    leaves, treedef = jax.tree.flatten(tree)
-    return [treedef.unflatten([leaf[number] for leaf in leaves]) for number in range(count)]
+
+    def part(number: int) -> Any:
+        return jax.tree.map(lambda leaf: leaf[number], tree)
+
+    return [part(number) for number in range(count)]
 
 
 def run_stack(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,13 @@ TORCH_KINDS = {
 HOLLOW = ("ThunkExecutor", "ThreadpoolListener", "Await", "end:", "while", "call")
 
 
-def _grouped(times: dict[str, float], kinds: dict[str, tuple[str, ...]]) -> dict[str, float]:
-    found: Counter[str] = Counter()
+def _grouped(times: Mapping[str, float], kinds: Mapping[str, tuple[str, ...]]) -> dict[str, float]:
+    found: dict[str, float] = dict.fromkeys((*kinds, "rest"), 0.0)
     for name, value in times.items():
         kind = next((k for k, parts in kinds.items() if any(p in name for p in parts)), "rest")
         found[kind] += value
     total = sum(found.values())
-    return {k: round(found[k] / total, 3) for k in (*kinds, "rest")} if total else {}
+    return {kind: round(value / total, 3) for kind, value in found.items()} if total else {}
 
 
 def profile_jax(call: Callable[[], Any]) -> dict[str, float]:
