@@ -25,9 +25,10 @@ from afmrl_jax.objectives.bm25 import Form as Bm25Form
 
 Form = Literal["auto", "dense", "kept", "tiled", "ring", "gathered"]
 Number = float | Float[Array, ""]
-CPU_TILE, DEVICE_TILE = (512, 512), (4096, 4096)
+CPU_TILE, CPU_KEPT_TILE, DEVICE_TILE = (512, 512), (4096, 512), (4096, 4096)
 """Rows and columns of a tile: what fits a CPU's caches, and enough work for one launch elsewhere.
-The second is an estimate; no accelerator was at hand to measure."""
+Where logits are kept, tall tiles cost no memory and add up the candidates' gradient once. The last
+is an estimate; no accelerator was at hand to measure."""
 KEEP_BYTES = 2**27
 """Largest size of the logits of all pairs that `auto` keeps between the passes on one device: 4096
 pairs in float32 and both directions. Up to there memory is no concern, and a product of four and
@@ -128,7 +129,8 @@ def agcl_loss(
             length of the document. True: from the terms. [q q]: given, for `dense`.
         form: how it is computed.
         bm25_form: how a tile of BM25 is computed, see `bm25_scores`.
-        tile: most rows and columns of a tile; None for the backend's (512, 512 on a CPU).
+        tile: most rows and columns of a tile; None for the backend's (512, 512 on a CPU;
+                4096, 512 for `kept`).
         mesh: for `ring` and `gathered`; None for the one of `jax.set_mesh`.
 
     Returns:
@@ -249,7 +251,8 @@ def _stream(
     plan: Plan,
 ) -> Stream:
     """Equal tiles of at most the wished size, and whether any has padding."""
-    wanted = tile or (CPU_TILE if jax.default_backend() == "cpu" else DEVICE_TILE)
+    on_cpu = CPU_KEPT_TILE if plan.keep else CPU_TILE
+    wanted = tile or (on_cpu if jax.default_backend() == "cpu" else DEVICE_TILE)
     shards = 1 if placement == "tiled" else _shards(mesh)
     counts = queries.shape[0], candidates.shape[0]
     rows, cols = (tile_length(n, shards, most) for n, most in zip(counts, wanted, strict=True))

@@ -48,7 +48,7 @@ def sums_of(
     """
 
     def alone(rules: Rules, rows: Side, cols: Side) -> Forward:
-        starts = start_rows(plan, rules, rows), start_columns(plan, rules, cols)
+        starts = start_rows(plan, rows), start_columns(plan, cols)
         (sums, counts), answers, kept = stream_sums(plan, rules, rows, cols, *starts)
         return sums, counts, answers, kept
 
@@ -58,8 +58,8 @@ def sums_of(
             state, answers, _kept = stream_sums(plan, rules, rows, cols, state, answers)
             return state, *_onward((cols, answers))
 
-        start: tuple[Any, ...] = start_rows(plan, rules, rows), cols
-        start = *start, start_columns(plan, rules, cols)
+        start: tuple[Any, ...] = start_rows(plan, rows), cols
+        start = *start, start_columns(plan, cols)
         (sums, counts), _, answers = jax.lax.fori_loop(0, jax.lax.axis_size(DATA), hop, start)
         return sums, counts, answers, None
 

@@ -23,7 +23,6 @@ from afmrl_jax.objectives.agcl_tile import (
     Side,
     Sums,
     accumulator,
-    bias,
 )
 from afmrl_jax.objectives.agcl_tiled import Denominator
 from afmrl_jax.objectives.bm25 import Bm25Terms, TermFactors, own_scores, term_factors
@@ -99,10 +98,10 @@ def _forward(
     rules, rows, cols = _sides(stream, queries, candidates, temperature, batch)
     where = (stream.placement, stream.mesh)
     sums, counts, answers, kept = sums_of(plan, *where, rules, rows, cols)
-    losses, ask = _finish(rules, rows, sums, count)
+    losses, ask = _finish(rows, sums, count)
     loss, answer = jnp.sum(losses) / count, None
     if answers is not None:
-        losses, answer = _finish(rules, cols, answers, count)
+        losses, answer = _finish(cols, answers, count)
         loss = (loss + jnp.sum(losses) / count) / 2
     metrics = _metrics(rows, counts, count, candidates.shape[0])
     saved = queries, candidates, temperature, batch, ask, answer, kept
@@ -119,9 +118,9 @@ def _backward(stream: Stream, saved: tuple, cotangents: tuple) -> tuple:
         x.reshape(-1, x.shape[-1])[:n]
         for x, n in ((by_rows, count), (by_cols, candidates.shape[0]))
     )
-    pair = _pair_gradient(rules, rows, ask)
+    pair = _pair_gradient(ask)
     if answer is not None:
-        pair = pair[:count] + _pair_gradient(rules, cols, answer)[:count]
+        pair = pair[:count] + _pair_gradient(answer)[:count]
     pair = pair[:count, None]
     # The metrics carry the loss a second time.
     scale = (cotangents[0] + cotangents[1]["loss"]) / (count * (1 if answer is None else 2))
@@ -189,39 +188,33 @@ def _cut(side: Side, shards: int, length: int, missing: int) -> Side:
     return jax.tree.map(cut, side)._replace(number=cut(side.number, missing))
 
 
-def _pair_logits(rules: Rules, side: Side) -> jax.Array:
-    return side.positive / rules.temperature + bias(side.own, rules)
-
-
 def _contrasted(side: Side, count: int) -> jax.Array:
     """Which rows or columns have a pair: neither padding nor a hard negative."""
     return (side.number >= 0) & (side.number < count)
 
 
-def _finish(rules: Rules, side: Side, sums: Sums, count: int) -> tuple[jax.Array, Denominator]:
-    """Losses of a direction, 0 where nothing is contrasted, and what is kept of it."""
-    pair = _pair_logits(rules, side)
-    # The pair joins here, so that a row without negatives costs exactly nothing.
-    others = sums.peak + jnp.log(sums.total)
-    total = jnp.logaddexp(others, pair)
-    losses = jax.nn.softplus(others - pair)
+def _finish(side: Side, sums: Sums, count: int) -> tuple[jax.Array, Denominator]:
+    """Losses of a direction, 0 where nothing is contrasted, and what is kept of it.
+
+    Logits are less that of the pair, which joins here as 0, so that a row without negatives costs
+    exactly nothing.
+    """
+    total = losses = jax.nn.softplus(sums.peak + jnp.log(sums.total))
     positives = None
+    here = _contrasted(side, count)
     if sums.positives is not None and sums.positive_logits is not None:
         positives = sums.positives + 1
-        losses = total - (pair + sums.positive_logits) / positives
-    here = _contrasted(side, count)
-    if positives is not None:
+        losses = total - sums.positive_logits / positives
         positives = jnp.where(here, positives, jnp.inf)
     kept = Denominator(jnp.where(here, total, jnp.inf), positives)
     return jnp.where(here, losses, jnp.zeros_like(losses)), kept
 
 
-def _pair_gradient(rules: Rules, side: Side, kept: Denominator) -> jax.Array:
+def _pair_gradient(kept: Denominator) -> jax.Array:
     """Gradient of a direction's losses by the logit of each pair, [n]."""
-    log_share = _pair_logits(rules, side) - kept.log_total
     if kept.positives is None:
-        return jnp.expm1(log_share).reshape(-1)
-    return (jnp.exp(log_share) - 1 / kept.positives).reshape(-1)
+        return jnp.expm1(-kept.log_total).reshape(-1)
+    return (jnp.exp(-kept.log_total) - 1 / kept.positives).reshape(-1)
 
 
 def _metrics(rows: Side, counts: Counts, count: int, columns: int) -> dict[str, jax.Array]:

@@ -107,7 +107,7 @@ class Direction(NamedTuple):
     """A tile as one direction sees it; all [r c]."""
 
     logits: Float[Array, "r c"]
-    """-inf where a pair is absent."""
+    """Less the logit of the contrasted pair; -inf where a pair is absent."""
     absent: Bool[Array, "r c"]
     """Not in the sums: false negatives, padding, and the pair itself, which is added at the end."""
     margin: Bool[Array, "r c"] | None
@@ -129,11 +129,6 @@ def product(left: jax.Array, right: jax.Array, contract: tuple[int, int]) -> jax
 def accumulator(x: jax.Array) -> jnp.dtype:
     """The type in which sums over `x` are kept."""
     return jnp.dtype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
-
-
-def bias(bm25: jax.Array | None, rules: Rules) -> jax.Array | float:
-    """Log of the weight, 1 + tanh(gamma B)."""
-    return 1.0 if bm25 is None else 1.0 + jnp.tanh(rules.gamma * bm25)
 
 
 def compare(
@@ -212,7 +207,10 @@ def direct(
         agreement = (bm25 >= rules.agreement_rho * own) & (own > 0)
         agreement = agreement & (pairs.scores > positive - rules.agreement_epsilon) & ~spared
         absent = absent | agreement
-    logits = pairs.scores / rules.temperature + bias(bm25, rules)
+    # Relative to the pair's: at a low temperature the whole logit would round away what counts.
+    logits = (pairs.scores - positive) / rules.temperature
+    if bm25 is not None and own is not None:
+        logits = logits + (jnp.tanh(rules.gamma * bm25) - jnp.tanh(rules.gamma * own))
     return Direction(jnp.where(absent, -jnp.inf, logits), absent, margin, agreement)
 
 
@@ -231,11 +229,11 @@ def both(
     return ask, direct(plan, rules, pairs, pairs.reverse, *answer)
 
 
-def start_sums(plan: Plan, rules: Rules, side: Side) -> Sums:
-    """Nothing summed. The peak starts at the logit of the pair, and so is always finite."""
+def start_sums(plan: Plan, side: Side) -> Sums:
+    """Nothing summed. The peak starts at the logit of the pair, 0, and so is always finite."""
     zero = jnp.zeros_like(side.positive)
     further = (zero, zero) if plan.count_positives else (None, None)
-    return Sums(side.positive / rules.temperature + bias(side.own, rules), zero, *further)
+    return Sums(zero, zero, *further)
 
 
 def start_counts(side: Side) -> Counts:

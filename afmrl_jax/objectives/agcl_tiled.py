@@ -43,7 +43,8 @@ class Denominator(NamedTuple):
     """What the backward pass needs of a direction, leaves [tiles, size]: all that is saved."""
 
     log_total: Float[Array, "t n"]
-    """Log-sum-exp over positives and negatives; +inf where nothing is contrasted."""
+    """Log-sum-exp over positives and negatives, less the logit of the pair; +inf where nothing is
+    contrasted."""
     positives: Float[Array, "t n"] | None
     """Number of positives, the pair counted, +inf likewise; None where only pairs are positives."""
 
@@ -95,14 +96,14 @@ def stream_sums(
     return row_state, col_sums, kept
 
 
-def start_rows(plan: Plan, rules: Rules, rows: Side) -> tuple[Sums, Counts]:
+def start_rows(plan: Plan, rows: Side) -> tuple[Sums, Counts]:
     """What `stream_sums` starts from, for queries."""
-    return start_sums(plan, rules, rows), start_counts(rows)
+    return start_sums(plan, rows), start_counts(rows)
 
 
-def start_columns(plan: Plan, rules: Rules, cols: Side) -> Sums | None:
+def start_columns(plan: Plan, cols: Side) -> Sums | None:
     """What `stream_sums` starts from, for candidates."""
-    return start_sums(plan, rules, cols) if plan.symmetric else None
+    return start_sums(plan, cols) if plan.symmetric else None
 
 
 def stream_gradients(

