@@ -12,7 +12,7 @@ from flax import nnx
 from afmrl_jax.layout import rows_over_data
 from afmrl_jax.model_config import Execution, InitConfig, LoraConfig, TextConfig
 from afmrl_jax.models.attention import MASKED, attend
-from afmrl_jax.models.layers import Linear, RMSNorm, run_stack, stack_layers, unstack
+from afmrl_jax.models.layers import Keys, Linear, RMSNorm, run_stack, stack_layers, unstack
 from afmrl_jax.models.rope import mrope_angles, rotate
 from afmrl_jax.models.vision import GatedMlp
 
@@ -36,14 +36,14 @@ class Attention(nnx.Module):
     """Grouped-query attention with biases on q, k and v."""
 
     def __init__(
-        self, config: TextConfig, lora: LoraConfig | None, execution: Execution, *, rngs: nnx.Rngs
+        self, config: TextConfig, lora: LoraConfig | None, execution: Execution, *, keys: Keys
     ):
         size, inner = config.hidden_dim, config.num_heads * config.head_dim
         narrow = config.num_kv_heads * config.head_dim
 
         def linear(name: str, inputs: int, outputs: int, bias: bool) -> Linear:
             own = lora if lora is not None and name in lora.targets else None
-            return Linear(inputs, outputs, bias=bias, lora=own, rngs=rngs)
+            return Linear(inputs, outputs, bias=bias, lora=own, keys=keys)
 
         self.q_proj = linear("q_proj", size, inner, True)
         self.k_proj = linear("k_proj", size, narrow, True)
@@ -116,13 +116,13 @@ class DecoderLayer(nnx.Module):
     """Pre-norm block: attention, then SwiGLU."""
 
     def __init__(
-        self, config: TextConfig, lora: LoraConfig | None, execution: Execution, *, rngs: nnx.Rngs
+        self, config: TextConfig, lora: LoraConfig | None, execution: Execution, *, keys: Keys
     ):
         self.input_layernorm = RMSNorm(config.hidden_dim, config.rms_norm_eps)
-        self.self_attn = Attention(config, lora, execution, rngs=rngs)
+        self.self_attn = Attention(config, lora, execution, keys=keys)
         self.post_attention_layernorm = RMSNorm(config.hidden_dim, config.rms_norm_eps)
         sizes = (config.hidden_dim, config.intermediate_dim)
-        self.mlp = GatedMlp(*sizes, bias=False, lora=lora, rngs=rngs)
+        self.mlp = GatedMlp(*sizes, bias=False, lora=lora, keys=keys)
 
     def feed_forward(self, x: jax.Array) -> jax.Array:
         """The second half of the block."""
@@ -133,13 +133,13 @@ class Decoder(nnx.Module):
     """Token table, layers and final norm."""
 
     def __init__(
-        self, config: TextConfig, lora: LoraConfig | None, execution: Execution, *, rngs: nnx.Rngs
+        self, config: TextConfig, lora: LoraConfig | None, execution: Execution, *, keys: Keys
     ):
         shape = (config.vocab_size, config.hidden_dim)
-        table = InitConfig.embedding * jax.random.normal(rngs.params(), shape, jnp.float32)
+        table = InitConfig.embedding * jax.random.normal(keys.draw(), shape, jnp.float32)
         self.embed_tokens = nnx.Param(table)
         self.layers = stack_layers(
-            config.num_layers, lambda: DecoderLayer(config, lora, execution, rngs=rngs)
+            config.num_layers, lambda: DecoderLayer(config, lora, execution, keys=keys)
         )
         self.norm = RMSNorm(config.hidden_dim, config.rms_norm_eps)
         self.config = config

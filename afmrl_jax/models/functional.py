@@ -18,6 +18,7 @@ from flax import nnx
 
 from afmrl_jax.model_config import Execution, InitConfig, QwenVLConfig
 from afmrl_jax.models.induction import add_induction_head
+from afmrl_jax.models.layers import Keys
 from afmrl_jax.models.qwen_vl import QwenVL
 
 Params = dict[str, jax.Array]
@@ -54,7 +55,7 @@ class Architecture:
     def of(cls, config: QwenVLConfig, execution: Execution | None = None) -> Architecture:
         """Trace the module without allocating its weights."""
         execution = execution or Execution()
-        abstract = nnx.eval_shape(lambda: QwenVL(config, execution, rngs=nnx.Rngs(0)))
+        abstract = nnx.eval_shape(lambda: QwenVL(config, execution, keys=Keys(jax.random.key(0))))
         graphdef, state = nnx.split(abstract)
         leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
         shapes = {_name(path): jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in leaves}
@@ -70,7 +71,7 @@ class Architecture:
 
     def _init(self, seed: jax.Array, settings: InitConfig) -> Params:
         key = jax.random.key(seed)
-        params = self.flatten(QwenVL(self.config, self.execution, rngs=nnx.Rngs(key)))
+        params = self.flatten(QwenVL(self.config, self.execution, keys=Keys(key)))
         scales = {
             "embed_tokens": settings.embedding / InitConfig.embedding,
             "lm_head": settings.embedding / InitConfig.embedding,

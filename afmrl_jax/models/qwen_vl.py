@@ -11,6 +11,7 @@ from flax import nnx
 from afmrl_jax.layout import rows_over_data
 from afmrl_jax.model_config import Execution, InitConfig, QwenVLConfig
 from afmrl_jax.models.decoder import Decoder
+from afmrl_jax.models.layers import Keys
 from afmrl_jax.models.vision import VisionTower
 
 
@@ -20,15 +21,15 @@ class QwenVL(nnx.Module):
     Reference: Wang et al., Qwen2-VL, arXiv 2409.12191; Bai et al., Qwen2.5-VL, arXiv 2502.13923.
     """
 
-    def __init__(self, config: QwenVLConfig, execution: Execution, *, rngs: nnx.Rngs):
-        self.visual_tower = VisionTower(config, execution, rngs=rngs)
-        self.model = Decoder(config.text, config.lora, execution, rngs=rngs)
+    def __init__(self, config: QwenVLConfig, execution: Execution, *, keys: Keys):
+        self.visual_tower = VisionTower(config, execution, keys=keys)
+        self.model = Decoder(config.text, config.lora, execution, keys=keys)
         shape = (config.text.hidden_dim, config.text.vocab_size)
         self.lm_head = (
             None
             if config.text.tie_embeddings
             else nnx.Param(
-                InitConfig.embedding * jax.random.normal(rngs.params(), shape, jnp.float32)
+                InitConfig.embedding * jax.random.normal(keys.draw(), shape, jnp.float32)
             )
         )
         self.config = config

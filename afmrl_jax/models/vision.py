@@ -12,17 +12,17 @@ from flax import nnx
 from afmrl_jax.layout import rows_over_data
 from afmrl_jax.model_config import Execution, LoraConfig, QwenVLConfig, VisionConfig
 from afmrl_jax.models.attention import attend
-from afmrl_jax.models.layers import LayerNorm, Linear, RMSNorm, run_stack, stack_layers
+from afmrl_jax.models.layers import Keys, LayerNorm, Linear, RMSNorm, run_stack, stack_layers
 from afmrl_jax.models.rope import rotate, vision_angles
 
 
 class VisionAttention(nnx.Module):
     """Self-attention over patches with 2-D rotary positions."""
 
-    def __init__(self, config: VisionConfig, execution: Execution, *, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, execution: Execution, *, keys: Keys):
         size = config.embed_dim
-        self.qkv = Linear(size, 3 * size, bias=True, rngs=rngs)
-        self.proj = Linear(size, size, bias=True, rngs=rngs)
+        self.qkv = Linear(size, 3 * size, bias=True, keys=keys)
+        self.proj = Linear(size, size, bias=True, keys=keys)
         self.num_heads = config.num_heads
         self.implementation = execution.attention
 
@@ -38,9 +38,9 @@ class VisionAttention(nnx.Module):
 class QuickGeluMlp(nnx.Module):
     """Qwen2-VL's MLP."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
-        self.fc1 = Linear(config.embed_dim, config.intermediate, bias=True, rngs=rngs)
-        self.fc2 = Linear(config.intermediate, config.embed_dim, bias=True, rngs=rngs)
+    def __init__(self, config: VisionConfig, *, keys: Keys):
+        self.fc1 = Linear(config.embed_dim, config.intermediate, bias=True, keys=keys)
+        self.fc2 = Linear(config.intermediate, config.embed_dim, bias=True, keys=keys)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[n p d]."""
@@ -57,12 +57,12 @@ class GatedMlp(nnx.Module):
         intermediate: int,
         *,
         bias: bool,
-        rngs: nnx.Rngs,
+        keys: Keys,
         lora: LoraConfig | None = None,
     ):
         def linear(name: str, inputs: int, outputs: int) -> Linear:
             own = lora if lora is not None and name in lora.targets else None
-            return Linear(inputs, outputs, bias=bias, lora=own, rngs=rngs)
+            return Linear(inputs, outputs, bias=bias, lora=own, keys=keys)
 
         self.gate_proj = linear("gate_proj", size, intermediate)
         self.up_proj = linear("up_proj", size, intermediate)
@@ -76,18 +76,18 @@ class GatedMlp(nnx.Module):
 class VisionBlock(nnx.Module):
     """Pre-norm transformer block of either family."""
 
-    def __init__(self, config: QwenVLConfig, execution: Execution, *, rngs: nnx.Rngs):
+    def __init__(self, config: QwenVLConfig, execution: Execution, *, keys: Keys):
         vision = config.vision
         size, eps = vision.embed_dim, vision.rms_norm_eps
         if config.family == "qwen2_vl":
             self.norm1: nnx.Module = LayerNorm(size, 1e-6)
             self.norm2: nnx.Module = LayerNorm(size, 1e-6)
-            self.mlp: nnx.Module = QuickGeluMlp(vision, rngs=rngs)
+            self.mlp: nnx.Module = QuickGeluMlp(vision, keys=keys)
         else:
             self.norm1 = RMSNorm(size, eps)
             self.norm2 = RMSNorm(size, eps)
-            self.mlp = GatedMlp(size, vision.intermediate, bias=True, rngs=rngs)
-        self.attn = VisionAttention(vision, execution, rngs=rngs)
+            self.mlp = GatedMlp(size, vision.intermediate, bias=True, keys=keys)
+        self.attn = VisionAttention(vision, execution, keys=keys)
 
     def __call__(self, x: jax.Array, angles: jax.Array, mask: jax.Array) -> jax.Array:
         """[n p d], as in `VisionAttention`."""
@@ -99,9 +99,9 @@ class VisionBlock(nnx.Module):
 class PatchEmbed(nnx.Module):
     """Flattened patches to vectors: a convolution whose stride is its size."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, *, keys: Keys):
         inputs = config.in_channels * config.temporal_patch_size * config.patch_size**2
-        self.proj = Linear(inputs, config.embed_dim, bias=False, rngs=rngs)
+        self.proj = Linear(inputs, config.embed_dim, bias=False, keys=keys)
 
     def __call__(self, patches: jax.Array) -> jax.Array:
         """[n p f] to [n p d]."""
@@ -111,7 +111,7 @@ class PatchEmbed(nnx.Module):
 class PatchMerger(nnx.Module):
     """Joins merge_size^2 neighbouring patches into one token of the decoder's width."""
 
-    def __init__(self, config: QwenVLConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: QwenVLConfig, *, keys: Keys):
         vision = config.vision
         self.ln_q = (
             LayerNorm(vision.embed_dim, 1e-6)
@@ -119,8 +119,8 @@ class PatchMerger(nnx.Module):
             else RMSNorm(vision.embed_dim, 1e-6)
         )
         joined = vision.embed_dim * vision.merge_size**2
-        self.mlp_0 = Linear(joined, joined, bias=True, rngs=rngs)
-        self.mlp_2 = Linear(joined, vision.out_dim, bias=True, rngs=rngs)
+        self.mlp_0 = Linear(joined, joined, bias=True, keys=keys)
+        self.mlp_2 = Linear(joined, vision.out_dim, bias=True, keys=keys)
         self.joined = joined
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -137,11 +137,11 @@ class VisionTower(nnx.Module):
     which gives the same numbers.
     """
 
-    def __init__(self, config: QwenVLConfig, execution: Execution, *, rngs: nnx.Rngs):
+    def __init__(self, config: QwenVLConfig, execution: Execution, *, keys: Keys):
         vision = config.vision
-        self.patch_embed = PatchEmbed(vision, rngs=rngs)
-        self.blocks = stack_layers(vision.depth, lambda: VisionBlock(config, execution, rngs=rngs))
-        self.merger = PatchMerger(config, rngs=rngs)
+        self.patch_embed = PatchEmbed(vision, keys=keys)
+        self.blocks = stack_layers(vision.depth, lambda: VisionBlock(config, execution, keys=keys))
+        self.merger = PatchMerger(config, keys=keys)
         self.config = config
         self.execution = execution
 
