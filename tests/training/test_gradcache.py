@@ -154,35 +154,42 @@ def test_in_float32_chunks_round_no_worse_than_the_whole_batch(builder, tokenize
     assert distance(found, exact) < 2 * distance(expected, exact)
 
 
-def products_of(jaxpr, width, times=1):
-    """Rows of all matrix products with an operand of `width` columns, loops counted out."""
-    total = 0
+def equations(jaxpr, times=1):
+    """All equations, with the number of times that loops run each."""
     for equation in jaxpr.eqns:
-        again = (
-            times * equation.params.get("length", 1) if equation.primitive.name == "scan" else times
-        )
+        yield equation, times
+        again = times * equation.params.get("length", 1)
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner, again)
+
+
+def rows_multiplied(jaxpr, width):
+    """Rows of all matrix products whose left side has `width` columns."""
+    total = 0
+    for equation, times in equations(jaxpr):
         if equation.primitive.name == "dot_general":
             left = equation.invars[0].aval.shape
             contracted = equation.params["dimension_numbers"][0][0]
             if [left[axis] for axis in contracted] == [width]:
                 total += times * int(np.prod(left)) // width
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    total += products_of(inner, width, again)
     return total
 
 
 @pytest.mark.parametrize(("trained", "forwards"), [("lora", 1), ("decoder", 1), ("all", 2)])
 def test_how_often_the_vision_tower_sees_a_picture(builder, tokenizer, trained, forwards):
-    architecture, trainable, frozen = model(tokenizer, trained, np.float32)
-    step = make_agcl_step(architecture, SETTINGS, statistics(builder), SGD)
+    step, trainable, frozen = step_of(builder, tokenizer, trained, np.float32)
     batch = source(builder, chunk_tokens=300)[1]
-    state = initial_state(trainable, SGD)
-    traced = jax.make_jaxpr(step)(frozen, state, batch, jax.random.key(0))
+    inputs = (frozen, initial_state(trainable, SGD), batch, jax.random.key(0))
+    jaxpr = jax.make_jaxpr(step)(*inputs).jaxpr
     # The patch embedding is the one product that contracts the numbers of a patch; its gradient
     # contracts patches.
     patches = sum(x.patch_segment.size for x in batch["rows"].pictures)
     width = batch["rows"].pictures[0].patches.shape[-1]
-    assert products_of(traced.jaxpr, width) == forwards * patches
+    assert rows_multiplied(jaxpr, width) == forwards * patches
+    # Nor does any loop keep a copy of the weights for each of its rounds.
+    weights = {x.shape for x in (*trainable.values(), *frozen.values()) if x.ndim > 1}
+    loops = [e for e, _ in equations(jaxpr) if e.primitive.name == "scan"]
+    assert not weights & {out.aval.shape[1:] for loop in loops for out in loop.outvars}
