@@ -83,12 +83,14 @@ def model(tokenizer, trained, dtype):
     lora = LoraConfig(rank=4) if trained == "lora" else None
     execution = Execution(dtype=np.dtype(dtype).name, scan=True)
     architecture = Architecture.of(tiny_config(lora=lora, **ids), execution)
+    # Drawn here, for JAX draws other numbers in float64. An adapter that is nothing, as a new one
+    # is, would leave half its gradient nothing too.
     rng = np.random.default_rng(1)
     params = {}
-    for name, x in architecture.init(0).items():
-        # Adapters start as nothing, and half their gradient is then nothing too.
-        value = 0.1 * rng.normal(size=x.shape) if name.endswith("lora_b") else x
-        params[name] = np.asarray(value, dtype)
+    for name, x in architecture.shapes.items():
+        noise = rng.normal(size=x.shape)
+        scale = 0.1 if name.endswith(("scale", "bias")) else x.shape[-2] ** -0.5
+        params[name] = np.asarray(scale * noise + name.endswith("scale"), dtype)
     trainable = {n: x for n, x in params.items() if learns(n, trained)}
     frozen = {n: x for n, x in params.items() if n not in trainable}
     return architecture, trainable, frozen
