@@ -31,7 +31,7 @@ def row_vectors(
     and the visual tokens are held at once:
 
     * rows go through the decoder in a loop over chunks that the backward pass computes anew, as in
-      GradCache (Gao et al., arXiv 2101.06983), here by `jax.checkpoint` inside `jax.lax.scan`;
+      GradCache (Gao et al., arXiv 2101.06983), here by one differentiable `jax.lax.scan`;
     * a frozen vision tower runs once for each picture, outside that loop;
     * a vision tower that learns has a rematerialised loop of its own over chunks of bins: it runs
       twice, and no more than its visual tokens are kept in between.
@@ -58,26 +58,30 @@ def row_vectors(
 def _chunked(
     architecture: Architecture, frozen: Params, params: Params, rows: Chunks, *, prefix: bool
 ) -> tuple[jax.Array, jax.Array | None]:
-    everything = {**frozen, **params}
     visual = rows.visual_tokens
     if visual is None and rows.pictures:
-        learns = any(name.startswith(TOWER) for name in params)
-        visual = _visual_tokens(architecture, everything, rows.pictures, learns=learns)
+        visual = _visual_tokens(architecture, frozen, params, rows.pictures)
 
-    def encode(chunk: TextChunks) -> tuple[jax.Array, jax.Array | None]:
-        shares = chunk.tokens.shape[0]
+    def encode(learning: Any, fixed: Any, chunk: TextChunks) -> tuple[jax.Array, jax.Array | None]:
+        (params, learned), (frozen, known) = learning, fixed
+        visual = known if learned is None else learned
         flat = jax.tree.map(_joined, chunk)
-        model = architecture.bind(everything)
+        model = architecture.bind({**frozen, **params})
+        shares = chunk.tokens.shape[0]
         embedded = model.embed(flat.tokens, visual, flat.visual_start, shares=shares)
         hidden = model.model(embedded, flat.positions, flat.token_mask)
         last = unit(last_token(hidden, flat.token_mask))
         return last, unit(hidden_at(hidden, flat.bare_last)) if prefix else None
 
-    # The loop keeps the compiler from undoing the recomputation.
-    again = jax.checkpoint(encode, prevent_cse=False)
-    found = [_over_chunks(again, text) for text in rows.texts]
+    own = _tower_learns(params) and rows.visual_tokens is None
+    learning, fixed = (params, visual if own else None), (frozen, None if own else visual)
+    found = [_over_chunks(encode, learning, fixed, text) for text in rows.texts]
     last, bare = zip(*found, strict=True)
     return _ordered(last, rows.place), _ordered(bare, rows.place) if prefix else None
+
+
+def _tower_learns(params: Params) -> bool:
+    return any(name.startswith(TOWER) for name in params)
 
 
 def _ordered(chunks: Sequence[jax.Array], place: jax.Array) -> jax.Array:
@@ -86,23 +90,57 @@ def _ordered(chunks: Sequence[jax.Array], place: jax.Array) -> jax.Array:
     return rows_over_data(jnp.take(flat, place, axis=0))
 
 
-def _over_chunks(encode: Callable[[TextChunks], Any], text: TextChunks) -> Any:
+Encode = Callable[[Any, Any, Any], Any]
+"""(what learns, what is fixed, a chunk) -> vectors or tokens."""
+
+
+def _over_chunks(encode: Encode, learning: Any, fixed: Any, chunks: Any) -> Any:
     """What `encode` makes of each chunk, zeros of those that are empty, stacked."""
-    count = text.tokens.shape[0]
-    shape = jax.eval_shape(encode, _chunk(text, 0))
+    again = _rematerialised(encode)
 
-    def body(_: None, entry: tuple[jax.Array, TextChunks]) -> tuple[None, Any]:
+    def body(_: None, entry: tuple[jax.Array, Any]) -> tuple[None, Any]:
         number, chunk = entry
-        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
-        filled = number < text.used
-        return None, jax.lax.cond(filled, encode, lambda _: nothing, chunk)
+        return None, again(number < chunks.used, learning, fixed, chunk)
 
-    entries = (jnp.arange(count, dtype=jnp.int32), text._replace(used=None))
+    count = jax.tree.leaves(chunks)[0].shape[0]
+    entries = (jnp.arange(count, dtype=jnp.int32), chunks._replace(used=None))
     return jax.lax.scan(body, None, entries)[1]
 
 
-def _chunk(chunks: Any, number: int) -> Any:
-    return jax.tree.map(lambda x: x[number], chunks._replace(used=None))
+def _rematerialised(encode: Encode) -> Callable[[jax.Array, Any, Any, Any], Any]:
+    """`encode` as by `jax.checkpoint`, and zeros, forward and backward, where a chunk is empty.
+
+    A condition around `jax.checkpoint` would do the same in value, but what a condition's branches
+    read becomes its residual: a copy of all weights for each chunk. So the rule is stated: keep
+    the inputs, and differentiate anew.
+    """
+
+    @jax.custom_vjp
+    def call(filled: jax.Array, learning: Any, fixed: Any, chunk: Any) -> Any:
+        shape = jax.eval_shape(encode, learning, fixed, chunk)
+
+        def nothing(*_: Any) -> Any:
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+
+        return jax.lax.cond(filled, encode, nothing, learning, fixed, chunk)
+
+    def forward(*inputs: Any) -> tuple[Any, Any]:
+        return call(*inputs), inputs
+
+    def backward(inputs: Any, cotangent: Any) -> tuple[None, Any, None, None]:
+        filled, learning, fixed, chunk = inputs
+
+        def pull(learning: Any, cotangent: Any) -> Any:
+            pulled = jax.vjp(lambda x: encode(x, fixed, chunk), learning)[1]
+            return pulled(cotangent)[0]
+
+        def nothing(learning: Any, _: Any) -> Any:
+            return jax.tree.map(jnp.zeros_like, learning)
+
+        return None, jax.lax.cond(filled, pull, nothing, learning, cotangent), None, None
+
+    call.defvjp(forward, backward)
+    return call
 
 
 def _joined(x: jax.Array) -> jax.Array:
@@ -111,7 +149,7 @@ def _joined(x: jax.Array) -> jax.Array:
 
 
 def _visual_tokens(
-    architecture: Architecture, params: Params, pictures: Sequence[PatchChunks], *, learns: bool
+    architecture: Architecture, frozen: Params, params: Params, pictures: Sequence[PatchChunks]
 ) -> jax.Array:
     """Visual tokens [s v d] of all bins, chunk by chunk into one buffer."""
     merged = architecture.config.vision.merge_size**2
@@ -119,32 +157,30 @@ def _visual_tokens(
     sizes = [x.patch_segment.shape for x in pictures]
     room = sum(n * m * p // merged for n, _, m, p in sizes)
 
-    def tower(chunk: PatchChunks) -> jax.Array:
-        model = architecture.bind(params)
+    def tower(learning: Params, fixed: Params, chunk: PatchChunks) -> jax.Array:
+        model = architecture.bind({**fixed, **learning})
         patches, segment, position, _ = jax.tree.map(_joined, chunk)
         found = model.visual(patches, segment, position)
         return found.reshape(shares, -1, found.shape[-1])
 
-    # Around the tower alone: the buffer must not become a residual of every chunk.
-    tower = jax.checkpoint(tower, prevent_cse=False) if learns else tower
-
-    def write(buffer: jax.Array, offset: jax.Array, chunk: PatchChunks) -> jax.Array:
-        zero = jnp.zeros_like(offset)
-        return jax.lax.dynamic_update_slice(buffer, tower(chunk), (zero, offset, zero))
-
+    learns = _tower_learns(params)
+    run = _rematerialised(tower)
+    # A frozen tower is bound with the other weights, and takes no gradient to them.
+    fixed = frozen if learns else jax.lax.stop_gradient({**frozen, **params})
     width = architecture.config.text.hidden_dim
     buffer = rows_over_data(jnp.zeros((shares, room, width), architecture.execution.dtype))
     begin = 0
     for (count, _, bins, patches), chunks in zip(sizes, pictures, strict=True):
 
-        def body(buffer: jax.Array, entry: Any, used: jax.Array = chunks.used) -> Any:
+        def write(buffer: jax.Array, entry: Any, used: jax.Array = chunks.used) -> Any:
             number, offset, chunk = entry
-            skip = lambda buffer, offset, chunk: buffer  # noqa: E731
-            return jax.lax.cond(number < used, write, skip, buffer, offset, chunk), None
+            tokens = run(number < used, params if learns else {}, fixed, chunk)
+            zero = jnp.zeros_like(offset)
+            return jax.lax.dynamic_update_slice(buffer, tokens, (zero, offset, zero)), None
 
         numbers = jnp.arange(count, dtype=jnp.int32)
         own = bins * patches // merged
         entries = (numbers, begin + own * numbers, chunks._replace(used=None))
-        buffer, _ = jax.lax.scan(body, buffer, entries)
+        buffer, _ = jax.lax.scan(write, buffer, entries)
         begin += own * count
     return buffer if learns else jax.lax.stop_gradient(buffer)

@@ -84,12 +84,14 @@ def model(tokenizer, trained, dtype):
     lora = LoraConfig(rank=4) if trained == "lora" else None
     execution = Execution(dtype=np.dtype(dtype).name, scan=True)
     architecture = Architecture.of(tiny_config(lora=lora, **ids), execution)
+    # Drawn here, for JAX draws other numbers in float64. An adapter that is nothing, as a new one
+    # is, would leave half its gradient nothing too.
     rng = np.random.default_rng(1)
     params = {}
-    for name, x in architecture.init(0).items():
-        # Adapters start as nothing, and half their gradient is then nothing too.
-        value = 0.1 * rng.normal(size=x.shape) if name.endswith("lora_b") else x
-        params[name] = np.asarray(value, dtype)
+    for name, x in architecture.shapes.items():
+        noise = rng.normal(size=x.shape)
+        scale = 0.1 if name.endswith(("scale", "bias")) else x.shape[-2] ** -0.5
+        params[name] = np.asarray(scale * noise + name.endswith("scale"), dtype)
     trainable = {n: x for n, x in params.items() if learns(n, trained)}
     frozen = {n: x for n, x in params.items() if n not in trainable}
     return architecture, trainable, frozen
@@ -155,35 +157,42 @@ def test_in_float32_chunks_round_no_worse_than_the_whole_batch(builder, tokenize
     assert distance(found, exact) < 2 * distance(expected, exact)
 
 
-def products_of(jaxpr, width, times=1):
-    """Rows of all matrix products with an operand of `width` columns, loops counted out."""
-    total = 0
+def equations(jaxpr, times=1):
+    """All equations, with the number of times that loops run each."""
     for equation in jaxpr.eqns:
-        again = (
-            times * equation.params.get("length", 1) if equation.primitive.name == "scan" else times
-        )
+        yield equation, times
+        again = times * equation.params.get("length", 1)
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner, again)
+
+
+def rows_multiplied(jaxpr, width):
+    """Rows of all matrix products whose left side has `width` columns."""
+    total = 0
+    for equation, times in equations(jaxpr):
         if equation.primitive.name == "dot_general":
             left = equation.invars[0].aval.shape
             contracted = equation.params["dimension_numbers"][0][0]
             if [left[axis] for axis in contracted] == [width]:
                 total += times * int(np.prod(left)) // width
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    total += products_of(inner, width, again)
     return total
 
 
 @pytest.mark.parametrize(("trained", "forwards"), [("lora", 1), ("decoder", 1), ("all", 2)])
 def test_how_often_the_vision_tower_sees_a_picture(builder, tokenizer, trained, forwards):
-    architecture, trainable, frozen = model(tokenizer, trained, np.float32)
-    step = make_agcl_step(architecture, SETTINGS, statistics(builder), SGD)
+    step, trainable, frozen = step_of(builder, tokenizer, trained, np.float32)
     batch = source(builder, chunk_tokens=300)[1]
-    state = initial_state(trainable, SGD)
-    traced = jax.make_jaxpr(step)(frozen, state, batch, jax.random.key(0))
+    inputs = (frozen, initial_state(trainable, SGD), batch, jax.random.key(0))
+    jaxpr = jax.make_jaxpr(step)(*inputs).jaxpr
     # The patch embedding is the one product that contracts the numbers of a patch; its gradient
     # contracts patches.
     patches = sum(x.patch_segment.size for x in batch["rows"].pictures)
     width = batch["rows"].pictures[0].patches.shape[-1]
-    assert products_of(traced.jaxpr, width) == forwards * patches
+    assert rows_multiplied(jaxpr, width) == forwards * patches
+    # Nor does any loop keep a copy of the weights for each of its rounds.
+    weights = {x.shape for x in (*trainable.values(), *frozen.values()) if x.ndim > 1}
+    loops = [e for e, _ in equations(jaxpr) if e.primitive.name == "scan"]
+    assert not weights & {out.aval.shape[1:] for loop in loops for out in loop.outvars}
