@@ -23,16 +23,16 @@ ALIGNED = 256
 
 
 class Shape(NamedTuple):
-    """Chunks of `rows` rows of `length` places, at most `count` of them in a batch."""
+    """Chunks of `rows` rows of `length` places, at most `most` of them in a batch."""
 
     length: int
     rows: int
-    count: int
+    most: int
 
     @property
     def slots(self) -> int:
         """Rows there is room for."""
-        return self.rows * self.count
+        return self.rows * self.most
 
 
 class Misfit(Exception):
@@ -57,7 +57,7 @@ def chunks_needed(sizes: np.ndarray, shapes: Sequence[Shape]) -> list[int]:
         shorter = shapes[number + 1].length if number + 1 < len(shapes) else -1
         longer = int(np.searchsorted(-sizes, -shorter, side="left"))
         count = math.ceil(max(0, longer - taken) / shape.rows)
-        if count > shape.count or (count and sizes[taken] > shape.length):
+        if count > shape.most or (count and sizes[taken] > shape.length):
             raise Misfit
         used.append(count)
         taken = min(len(sizes), taken + count * shape.rows)
@@ -104,7 +104,7 @@ def divide(
     Example:
         >>> batch = np.array([40] * 4 + [12] * 12)
         >>> divide([batch, batch], Budget(80), 0.0, 40)
-        (Shape(length=40, rows=2, count=3), Shape(length=12, rows=6, count=3))
+        (Shape(length=40, rows=2, most=3), Shape(length=12, rows=6, most=3))
 
     Args:
         samples: sizes of the items of some batches; 0 is no size.
@@ -171,7 +171,7 @@ def _with_count(
     # Few samples may hide how much the counts of items drawn one by one vary.
     spread = max(counts.std(), math.sqrt(total * share * (1 - share)))
     wanted = counts.mean() + deviations * spread
-    return shape._replace(count=math.ceil(wanted / shape.rows) + 1)
+    return shape._replace(most=math.ceil(wanted / shape.rows) + 1)
 
 
 def _edges(sizes: np.ndarray, most: int = 48) -> list[int]:

@@ -135,7 +135,7 @@ class _Steps:
 
     def whole(self, rows: Sequence[Row]) -> dict[str, Any]:
         """A batch that is encoded at once."""
-        batch = collate(rows, TOKEN, self._settings.image, self._settings.length)  # type: ignore[arg-type]
+        batch = collate(rows, TOKEN, self._settings.image, self._settings.length)
         return {"rows": batch, "products": np.arange(len(rows) // 2, dtype=np.int32)}
 
     def chunked(self, rows: Sequence[Row], chunk_rows: int) -> dict[str, Any]:
@@ -143,7 +143,7 @@ class _Steps:
         length = self._settings.length
         chunker = Chunker.of(
             [rows, rows],
-            TOKEN,  # type: ignore[arg-type]
+            TOKEN,
             self._settings.image,
             TextBudget(buckets=(length,)),
             tokens=chunk_rows * length,
@@ -156,7 +156,8 @@ class _Steps:
         frozen, state = jax.eval_shape(self.parameters)
         key = jax.eval_shape(lambda: jax.random.key(0))
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-        memory = self.step.lower(frozen, state, batch, key).compile().memory_analysis()
+        step: Any = self.step
+        memory = step.lower(frozen, state, batch, key).compile().memory_analysis()
         return int(memory.temp_size_in_bytes)
 
 
