@@ -21,10 +21,11 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
-from study.pairs import PAIR_FIGURES, judge_pairs
+from study.pairs import PAIR_FIGURES, has_mask, judge_pairs
 from study.plot import draw_study
 from study.summary import BASELINE, LOGGED, SeedScores, summarise
 from study.variations import DISTILLED, ORACLE, TRUE, Variation, variations
@@ -75,9 +76,9 @@ class Study:
 
 def source_stages(pipeline: Pipeline, needed: set[str]) -> None:
     """Attribute lists of the train split from the catalogue's truth and from the oracle."""
-    train = pipeline.catalogue.subset("train").listings
-    oracle = pipeline.config.oracle
-    inputs = {"catalogue": pipeline.catalogue.fingerprint}
+    train, config = pipeline.catalogue.subset("train").listings, pipeline.config
+    of_catalogue: dict[str, Any] = {"catalogue": pipeline.catalogue.fingerprint}
+    of_oracle = of_catalogue | {"oracle": to_dict(config.oracle), "seed": config.seed}
 
     def write(folder: Path, texts: Sequence[str]) -> None:
         pairs = zip(train, texts, strict=True)
@@ -86,11 +87,10 @@ def source_stages(pipeline: Pipeline, needed: set[str]) -> None:
 
     if TRUE in needed:
         truth = [format_attributes((x.attributes or {}).items()) for x in train]
-        pipeline.run.stage(TRUE, inputs, [TEXTS], lambda folder: write(folder, truth))
+        pipeline.run.stage(TRUE, of_catalogue, [TEXTS], lambda folder: write(folder, truth))
     if ORACLE in needed:
-        inputs |= {"oracle": to_dict(oracle), "seed": pipeline.config.seed}
-        texts = oracle_texts(train, oracle, pipeline.config.seed)
-        pipeline.run.stage(ORACLE, inputs, [TEXTS], lambda folder: write(folder, texts))
+        lists = oracle_texts(train, config.oracle, config.seed)
+        pipeline.run.stage(ORACLE, of_oracle, [TEXTS], lambda folder: write(folder, lists))
 
 
 def score(
@@ -99,22 +99,24 @@ def score(
     """Ranks of every test query, and what became of the pairs, into `scores.json`."""
     run = FinishedRun(pipeline.run.folder)
     encoder = run.encoder(System(stage, stage, None))
-    test = pipeline.catalogue.subset("test")
-    products = np.array([x.true_product for x in test.listings])
-    own = np.arange(len(products))
-    vectors = encoder.embed(run.rows(test), own)
-    train = pipeline.catalogue.subset("train")
+
+    def embed(split: str) -> np.ndarray:
+        catalogue = pipeline.catalogue.subset(split)
+        return encoder.embed(run.rows(catalogue), np.arange(len(catalogue)))
+
     pairs = judge_pairs(
-        train.listings,
-        encoder.embed(run.rows(train), np.arange(len(train))),
+        pipeline.catalogue.subset("train").listings,
+        embed("train") if has_mask(settings) else None,
         read_attributes(run.folder / attributes / TEXTS),
         settings,
         max_terms=pipeline.config.text.max_terms,
         seed=pipeline.config.seed,
     )
+    products = np.array([x.true_product for x in pipeline.catalogue.subset("test").listings])
+    vectors = embed("test")
+    ranks = positive_ranks(vectors, vectors, products, products, np.arange(len(products)))
     lines = [x for x in read_metrics(run.folder / stage / "metrics.jsonl") if "masked" in x]
     logged = {name: float(np.mean([x[name] for x in lines])) for name in LOGGED}
-    ranks = positive_ranks(vectors, vectors, products, products, own)
     write_json(folder / "scores.json", {"ranks": ranks.tolist(), "pairs": pairs, "logged": logged})
 
 

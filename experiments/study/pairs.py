@@ -37,6 +37,11 @@ class Batch:
     """[b b], whether the pair is of one family and not of one product."""
 
 
+def has_mask(settings: AgclConfig) -> bool:
+    """Whether negatives may leave by their score."""
+    return settings.delta is not None or settings.agreement_rho is not None
+
+
 def masked(batch: Batch, settings: AgclConfig) -> np.ndarray:
     """The pairs that leave the denominator, bool [b b]: the definition of `agcl_loss`."""
     own, own_bm25 = np.diag(batch.scores)[:, None], np.diag(batch.bm25)[:, None]
@@ -78,7 +83,7 @@ def judge_batches(batches: Sequence[Batch], settings: AgclConfig) -> dict[str, f
 
 def judge_pairs(
     listings: Sequence[Listing],
-    vectors: np.ndarray,
+    vectors: np.ndarray | None,
     texts: Mapping[str, str],
     settings: AgclConfig,
     *,
@@ -89,7 +94,7 @@ def judge_pairs(
 
     Args:
         listings: of the train split.
-        vectors: [n d], the trained R's, of whole listings.
+        vectors: [n d], the trained R's, of whole listings; only a mask needs them.
         texts: attribute text by listing id, as the training had it.
         settings: of the training.
         max_terms: terms of a text that count.
@@ -107,6 +112,10 @@ def judge_pairs(
     terms = vocabulary.encode(written, max_terms)
     statistics = fit_bm25(terms, vocabulary.size)
     product, group = np.array([[x.true_product, x.group] for x in listings]).T
+    if vectors is None:
+        if has_mask(settings):
+            raise ValueError("a mask depends on scores: give the vectors")
+        vectors = np.zeros((len(listings), 1), np.float32)
     batches = []
     for step in range(settings.steps):
         queries, candidates, _ = sampler.draw(step)

@@ -32,9 +32,8 @@ class Variation:
 
 def variations() -> tuple[Variation, ...]:
     """Everything that is tried, `infonce` left out; the shipped default is AgclConfig's."""
-    shipped = AgclConfig()
-    default = {"gamma": shipped.gamma, "delta": shipped.delta}
-    named = f"gamma {shipped.gamma}, delta {shipped.delta}"
+    gamma, delta = AgclConfig().gamma, AgclConfig().delta
+    named = f"gamma {gamma}, delta {delta}"
     return (
         Variation("gamma-0.1", "gamma 0.1", gamma=0.1),
         Variation("gamma-0.3", "gamma 0.3", gamma=0.3),
@@ -43,8 +42,8 @@ def variations() -> tuple[Variation, ...]:
         Variation("delta-0.1", "delta 0.1", delta=0.1),
         Variation("delta-0.3", "delta 0.3", delta=0.3),
         Variation("agreement-0.95", "agreement 0.95", agreement_rho=0.95),
-        Variation("default", f"{named} (shipped)", **default),
-        Variation("default-true", f"{named}, true attributes", **default, attributes=TRUE),
+        Variation("default", f"{named} (shipped)", gamma, delta),
+        Variation("default-true", f"{named}, true attributes", gamma, delta, attributes=TRUE),
         Variation("gamma-0.3-true", "gamma 0.3, true attributes", gamma=0.3, attributes=TRUE),
-        Variation("default-oracle", f"{named}, oracle's lists", **default, attributes=ORACLE),
+        Variation("default-oracle", f"{named}, oracle's lists", gamma, delta, attributes=ORACLE),
     )

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from afmrl_jax.config import AgclConfig
+from afmrl_jax.errors import AfmrlError
 from afmrl_jax.objectives.agcl import agcl_loss
 
 
@@ -17,11 +18,13 @@ def study():
     """The modules of the study, which lie beside the script."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(Path(__file__).parents[2] / "experiments"))
+        import agcl_study
         import study.pairs
         import study.plot
         import study.summary
         import study.variations
 
+        study.script = agcl_study
         yield study
 
 
@@ -146,3 +149,31 @@ def test_plot_is_a_picture_of_every_variation(summary, study, tmp_path):
     study.plot.draw_study(summary, path)
     with Image.open(path) as picture:
         assert picture.size[0] > 800
+
+
+@pytest.mark.usefixtures("tiny_models")
+def test_a_seed_from_the_tokenizer_to_the_summary(study, tiny_run, tmp_path, monkeypatch):
+    chosen = [
+        x for x in study.variations.variations() if x.name in ("default-true", "default-oracle")
+    ]
+    families = study.script.run_seed(tmp_path / "run", tiny_run, chosen)
+    names = ["infonce", *(x.name for x in chosen)]
+    seed = study.summary.SeedScores.read(tmp_path / "run", 0, families, names)
+    found = study.summary.summarise([seed], chosen, resamples=20)
+    assert found["queries"] == [20]
+    for row in found["variations"].values():
+        assert 0 <= row["R@1"]["mean"] <= row["R@5"]["mean"] <= 100
+        assert row["logged"]["mean_weight"]["mean"] > np.e
+        assert row["pairs"]["weight_siblings"]["mean"] > 0
+    # The oracle leaves keys out and errs, so that the two sources weigh pairs differently.
+    weights = [x["logged"]["mean_weight"]["mean"] for x in found["variations"].values()]
+    assert weights[0] != weights[1]
+    # A seed that is done is not repeated.
+    monkeypatch.setattr(study.script, "score", None)
+    monkeypatch.setattr(study.script.Pipeline, "_fit", None)
+    study.script.run_seed(tmp_path / "run", tiny_run, chosen)
+
+
+def test_an_unknown_variation_is_refused(study):
+    with pytest.raises(AfmrlError, match=r"no variation gamma-7; choose from gamma-0\.1"):
+        study.script.Study(names=("gamma-7",))
