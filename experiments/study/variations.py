@@ -31,7 +31,7 @@ class Variation:
 
 
 def variations() -> tuple[Variation, ...]:
-    """Everything that is tried, `infonce` left out; the shipped default is AgclConfig's."""
+    """Everything that can be tried but `infonce`; the shipped default is AgclConfig's."""
     gamma, delta = AgclConfig().gamma, AgclConfig().delta
     named = f"gamma {gamma}, delta {delta}"
     return (
