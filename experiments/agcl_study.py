@@ -27,7 +27,7 @@ import numpy as np
 import tyro
 from study.pairs import PAIR_FIGURES, has_mask, judge_pairs
 from study.plot import draw_study
-from study.summary import BASELINE, LOGGED, SeedScores, summarise
+from study.summary import BASELINE, LOGGED, SeedScores, summarise, table
 from study.variations import DISTILLED, ORACLE, TRUE, Variation, variations
 
 from afmrl_jax.config import AgclConfig, RunConfig
@@ -167,9 +167,7 @@ def main(study: Study) -> None:
         result["pair_figures"] = PAIR_FIGURES
         write_json(study.result, result)
         draw_study(result, study.plot)
-    for name, row in result["variations"].items():
-        found = row["difference"]["R@1"]
-        print(f"{name:16s} {found['mean']:+.2f}  {row['difference']['verdict']}")
+    print(table(result))
     print(study.result)
 
 

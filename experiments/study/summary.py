@@ -98,3 +98,32 @@ def summarise(
         row["difference"] = differences | {"verdict": verdict(differences["R@1"])}
         rows[variation.name] = row | fate(variation.name)
     return out | {"variations": rows}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The README's table: differences to `infonce` in points, and what the mask took at the end."""
+
+    def points(found: dict[str, Any]) -> str:
+        inside = f" [{found['low']:+.1f}, {found['high']:+.1f}]" if "low" in found else ""
+        return f"{found['mean']:+.1f}{inside}"
+
+    def share(found: dict[str, Any] | None) -> str:
+        return "" if found is None else f"{100 * found['mean']:.2g} %"
+
+    lines = ["| variation | R@1 | every seed | R@5 | masked | of it false | R@1 says |"]
+    lines.append("|--|--:|--|--:|--:|--:|--|")
+    for row in result["variations"].values():
+        differences, pairs = row["difference"], row["pairs"]
+        seeds = ", ".join(f"{x:+.1f}" for x in differences["R@1"]["values"])
+        masks = row["settings"]["delta"] is not None or row["settings"]["agreement_rho"] is not None
+        cells = [
+            row["settings"]["label"],
+            points(differences["R@1"]),
+            seeds,
+            points(differences["R@5"]),
+            share(pairs["masked_at_end"]) if masks else "",
+            share(pairs["masked_false"]) if masks else "",
+            differences["verdict"],
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -148,6 +148,15 @@ def test_summary_of_made_up_ranks(summary, study):
         assert low <= high
 
 
+def test_table_has_a_line_a_variation(summary, study):
+    lines = study.summary.table(summary).splitlines()
+    assert len(lines) == 4
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[2].startswith("| gamma 0.1 | +50.0 [")
+    assert "+25.0, +75.0" in lines[2]
+    assert lines[2].endswith("|  |  | not shown |")
+
+
 def test_plot_is_a_picture_of_every_variation(summary, study, tmp_path):
     path = tmp_path / "plot.png"
     study.plot.draw_study(summary, path)
