@@ -19,6 +19,7 @@ def draw_study(result: dict[str, Any], path: Path) -> None:
     """Difference to `infonce` of each variation: mean with its interval, and every seed."""
     rows = list(result["variations"].values())
     count = len(result["seeds"])
+    seeds = "1 seed" if count == 1 else f"{count} seeds"
     with matplotlib.rc_context({"font.size": 9.0}):
         figure = Figure(figsize=(8.4, 0.8 + 0.36 * len(rows)), layout="constrained", dpi=150)
         FigureCanvasAgg(figure)
@@ -53,7 +54,7 @@ def draw_study(result: dict[str, Any], path: Path) -> None:
         panels[0].set_yticks(range(len(rows)), labels, color=INK)
         panels[0].invert_yaxis()
         figure.suptitle(
-            f"Mean of {count} seeds with its 95 % interval; dots: every seed",
+            f"Mean of {seeds} with its 95 % interval; dots: every seed",
             color=SOFT,
             fontsize=9,
         )
