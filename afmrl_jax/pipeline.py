@@ -6,8 +6,8 @@ distill -> annotate-distilled -> backbone -> infonce -> agcl -> agcl-distilled -
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +22,18 @@ from afmrl_jax.data.catalogue import (
     require_splits,
     say_skipped,
 )
-from afmrl_jax.data.oracle import oracle_texts
+from afmrl_jax.data.oracle import taught_texts
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.records import Catalogue
 from afmrl_jax.data.text import BpeTokenizer
-from afmrl_jax.evaluation.run import (
-    EvaluationData,
-    Subject,
-    evaluate_subjects,
-    gallery,
-    peak_memory,
-)
+from afmrl_jax.evaluation.run import EvaluationData, peak_memory
 from afmrl_jax.files import read_json, write_json
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.progress import say
 from afmrl_jax.reporting.report import build_report
 from afmrl_jax.retrieval.encode import Encoder
-from afmrl_jax.systems import TEXTS, systems_of
+from afmrl_jax.systems import TEXTS, evaluate_systems, systems_of
 from afmrl_jax.training.agcl import train_agcl
 from afmrl_jax.training.annotate import annotate, read_attributes
 from afmrl_jax.training.cit import choose_share, cit_settings, merge_annotations
@@ -51,45 +45,65 @@ from afmrl_jax.training.store import WEIGHTS, ModelStore
 from afmrl_jax.training.trainee import Trainee
 
 BACKBONE = "backbone"
+ANNOTATED = ("train", "reward", "test")
 
 
 class Pipeline:
-    """Runs the stages of one run directory in order."""
+    """Runs the stages of one run directory in order.
 
-    def __init__(self, folder: Path, config: RunConfig):
+    `annotated` are the splits for which the distilled G writes lists; one who stops before RAR
+    needs those of `train` alone.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig, annotated: tuple[str, ...] = ANNOTATED):
         self.config = config
         self.catalogue = load_catalogue(config.catalogue, skip_bad=config.skip_bad)
         require_splits(self.catalogue)
         require_attributes(self.catalogue)
         say_skipped(self.catalogue)
+        self.annotated = annotated
         self.run = Run(folder, config)
+
+    def stages(self) -> dict[str, Callable[[], object]]:
+        """The stages by name, in order. Called, a stage does its work unless that is done."""
+        config = self.config
+        chain: dict[str, Callable[[], object]] = {
+            "tokenizer": self._tokenizer_stage,
+            "distill": self._distill,
+            "annotate-distilled": self._annotate_first,
+        }
+        if config.backbone.steps:
+            first = (BACKBONE, config.backbone.settings(config.agcl), "annotate-distilled")
+            chain[BACKBONE] = partial(self.train_r, *first, in_input=True, start=None)
+        for name, settings, annotated, in_input in (
+            ("infonce", config.agcl.infonce(), None, False),
+            ("agcl", config.agcl, "annotate-distilled", False),
+            ("agcl-distilled", config.agcl, "annotate-distilled", True),
+        ):
+            chain[name] = partial(self.train_r, name, settings, annotated, in_input=in_input)
+        chain |= {"rar": self._rar, "annotate-reinforced": self._annotate_again}
+        last = "agcl-distilled"
+        for cycle in range(1, config.cit.cycles + 1):
+            chain[f"cit-{cycle}"] = partial(self._cit, cycle, last)
+            last = f"cit-{cycle}"
+        return chain
+
+    def run_to(self, last: str) -> None:
+        """The stages up to and including `last`."""
+        stages = self.stages()
+        for name in list(stages)[: list(stages).index(last) + 1]:
+            stages[name]()
 
     def execute(self) -> Path:
         """All stages; returns the report's path."""
-        config, run = self.config, self.run
         try:
-            self._tokenizer_stage()
-            self._distill()
-            self._annotate("annotate-distilled", "distill", self._where("train", "reward", "test"))
-            if config.backbone.steps:
-                settings = config.backbone.settings(config.agcl)
-                self._train_r(BACKBONE, settings, "annotate-distilled", in_input=True, start=None)
-            self._train_r("infonce", config.agcl.infonce(), None, in_input=False)
-            self._train_r("agcl", config.agcl, "annotate-distilled", in_input=False)
-            self._train_r("agcl-distilled", config.agcl, "annotate-distilled", in_input=True)
-            self._rar()
-            again = self._where("train")
-            again = again[choose_share(len(again), config.cit.share, config.seed)]
-            chosen = np.concatenate([again, self._where("test")])
-            self._annotate("annotate-reinforced", "rar", chosen)
-            last = "agcl-distilled"
-            for cycle in range(1, config.cit.cycles + 1):
-                last = self._cit(cycle, last)
+            for stage in self.stages().values():
+                stage()
             report = self._evaluate()
         finally:
-            run.close()
-        if not run.did_something:
-            say(f"{run.folder}: already finished, nothing to do (report: {report})")
+            self.run.close()
+        if not self.run.did_something:
+            say(f"{self.run.folder}: already finished, nothing to do (report: {report})")
         return report
 
     def evaluation(self) -> dict[str, Any]:
@@ -137,23 +151,19 @@ class Pipeline:
             "seed": self.config.seed,
         }
 
-    def _oracle(self) -> tuple[Catalogue, list[str]]:
-        taught = self.catalogue.subset("distill")
-        kept = tuple(x for x in taught.listings if x.attributes or x.oracle)
-        return Catalogue(taught.name, kept), oracle_texts(
-            kept, self.config.oracle, self.config.seed
-        )
+    @cached_property
+    def _taught(self) -> tuple[Catalogue, list[str]]:
+        return taught_texts(self.catalogue, self.config.oracle, self.config.seed)
 
     def _tokenizer_stage(self) -> None:
+        source = self.config.embedder.weights or self.config.generator.weights
         inputs = {
             "catalogue": self.catalogue.fingerprint,
             "vocab_size": self.config.vocab_size,
-            "weights": self.config.embedder.weights or self.config.generator.weights,
+            "weights": source,
             "oracle": to_dict(self.config.oracle),
             "seed": self.config.seed,
         }
-
-        source = self.config.embedder.weights or self.config.generator.weights
 
         def work(folder: Path) -> None:
             if source is not None:
@@ -161,7 +171,7 @@ class Pipeline:
                 return
             # Only what the models may learn from: the test and reward splits stay unseen.
             titles = [x.title for x in self.catalogue.subset("distill", "train").listings]
-            texts = titles + self._oracle()[1]
+            texts = titles + self._taught[1]
             BpeTokenizer.train(texts, self.config.vocab_size).save(folder)
 
         self.run.stage("tokenizer", inputs, ["tokenizer.json"], work)
@@ -169,7 +179,7 @@ class Pipeline:
     def _texts(self, stage: str) -> dict[str, str]:
         return read_attributes(self.run.folder / stage / TEXTS)
 
-    def _train_r(
+    def train_r(
         self,
         name: str,
         settings: AgclConfig,
@@ -178,6 +188,10 @@ class Pipeline:
         in_input: bool,
         start: str | None = BACKBONE,
     ) -> None:
+        """Train R as a stage, from what the stage `start` trained (where there is a backbone).
+
+        Weights, masks and, with `in_input`, R's input take the lists of the stage `annotated`.
+        """
         start = start if self.config.backbone.steps else None
         inputs = self._base() | {
             "settings": to_dict(settings),
@@ -230,7 +244,7 @@ class Pipeline:
         }
 
         def work(folder: Path) -> None:
-            taught, texts = self._oracle()
+            taught, texts = self._taught
             architecture, params = self.models.start("distill", self.tokenizer)
             trainee = Trainee.of(architecture, params, self.config.generator, self.mesh)
             params = train_distill(self.config, folder, trainee, self._rows(taught), texts)
@@ -250,6 +264,15 @@ class Pipeline:
             annotate(architecture, params, self.builder, indices, out, mesh=self.mesh, label=name)
 
         self.run.stage(name, inputs, [TEXTS], work)
+
+    def _annotate_first(self) -> None:
+        self._annotate("annotate-distilled", "distill", self._where(*self.annotated))
+
+    def _annotate_again(self) -> None:
+        again = self._where("train")
+        again = again[choose_share(len(again), self.config.cit.share, self.config.seed)]
+        chosen = np.concatenate([again, self._where("test")])
+        self._annotate("annotate-reinforced", "rar", chosen)
 
     def _rar(self) -> None:
         inputs = self._base() | {
@@ -274,7 +297,7 @@ class Pipeline:
 
         self.run.stage("rar", inputs, [WEIGHTS], work)
 
-    def _cit(self, cycle: int, last: str) -> str:
+    def _cit(self, cycle: int, last: str) -> None:
         name, settings = f"cit-{cycle}", cit_settings(self.config)
         inputs = self._base() | {
             "settings": to_dict(settings),
@@ -292,7 +315,6 @@ class Pipeline:
             self._fit(folder, name, settings, architecture, params, texts, True)
 
         self.run.stage(name, inputs, [WEIGHTS], work)
-        return name
 
     def _evaluate(self) -> Path:
         systems = systems_of(self.config)
@@ -313,22 +335,14 @@ class Pipeline:
         return report
 
     def _evaluate_systems(self, _: Path) -> None:
-        config, folder = self.config, self.run.folder
-        data = EvaluationData(self._split_builder("test"), self._split_builder("train"))
-        before, after = self._texts("annotate-distilled"), self._texts("annotate-reinforced")
-        # The reinforced G wrote for a share of the train listings only.
-        test_texts = {None: None, "distill": before, "rar": after}
-        train_texts = {None: None, "distill": before, "rar": before | after}
-        subjects = (
-            Subject(
-                s.name,
-                self._encoder(s.embedder),
-                test_texts[s.generator],
-                train_texts[s.generator],
-            )
-            for s in systems_of(config)
+        evaluation, cards = evaluate_systems(
+            self.config,
+            EvaluationData(self._split_builder("test"), self._split_builder("train")),
+            self._encoder,
+            self._texts("annotate-distilled"),
+            self._texts("annotate-reinforced"),
+            self.catalogue.name,
         )
-        evaluation, vectors = evaluate_subjects(subjects, data, config, self.catalogue.name)
-        evaluation |= {"seconds": self.run.seconds(), "peak_memory_gb": peak_memory()}
-        write_json(folder / "gallery.json", gallery(data, vectors, config, before, after))
-        write_json(folder / "evaluation.json", evaluation)
+        cost = {"seconds": self.run.seconds(), "peak_memory_gb": peak_memory()}
+        write_json(self.run.folder / "gallery.json", cards)
+        write_json(self.run.folder / "evaluation.json", evaluation | cost)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -14,6 +16,13 @@ from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.records import Catalogue
 from afmrl_jax.data.text import BpeTokenizer
 from afmrl_jax.errors import RunError
+from afmrl_jax.evaluation.run import (
+    EvaluationData,
+    Subject,
+    Texts,
+    evaluate_subjects,
+    gallery,
+)
 from afmrl_jax.files import read_json
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.parallel.mesh import make_mesh
@@ -53,6 +62,38 @@ def systems_of(config: RunConfig) -> list[System]:
     if config.cit.cycles:
         rows.append(System("afmrl+cit", f"cit-{config.cit.cycles}", "rar"))
     return rows
+
+
+def evaluate_systems(
+    config: RunConfig,
+    data: EvaluationData,
+    encoder: Callable[[str], Encoder],
+    before: Texts,
+    after: Texts,
+    catalogue: str,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Evaluate every row of a run.
+
+    Args:
+        config: the run.
+        data: its test and train listings.
+        encoder: R by the stage that trained it.
+        before: attribute text by listing id, by the distilled G.
+        after: the same by the reinforced G, of the test listings and a share of the others.
+        catalogue: its name.
+
+    Returns:
+        The contents of `evaluation.json`, and the cards of the last row for `gallery.json`.
+    """
+    # The reinforced G wrote for a share of the train listings only.
+    test_texts = {None: None, "distill": before, "rar": after}
+    train_texts = {None: None, "distill": before, "rar": {**before, **after}}
+    subjects = (
+        Subject(s.name, encoder(s.embedder), test_texts[s.generator], train_texts[s.generator])
+        for s in systems_of(config)
+    )
+    evaluation, vectors = evaluate_subjects(subjects, data, config, catalogue)
+    return evaluation, gallery(data, vectors, config, before, after)
 
 
 class FinishedRun:

@@ -10,15 +10,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
-from scipy import stats
 
+from afmrl_jax.evaluation.spread import spread, verdict
 from afmrl_jax.files import read_json, write_json
 from afmrl_jax.metrics_log import read_metrics
 from afmrl_jax.runtime import reported
@@ -36,28 +35,6 @@ class Seeds:
     result: Path = HERE / "results" / "seeds.json"
     fast: bool = False
     """Every stage with few steps: shows that the script works, not how well the method does."""
-
-
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, deviation between seeds and the 95 % interval of the mean (Student's t)."""
-    array = np.asarray(values, float)
-    mean = float(array.mean())
-    out: dict[str, Any] = {"mean": round(mean, 3), "values": [round(v, 3) for v in array.tolist()]}
-    if len(array) > 1:
-        deviation = float(array.std(ddof=1))
-        half = float(stats.t.ppf(0.975, len(array) - 1)) * deviation / len(array) ** 0.5
-        out |= {"deviation": round(deviation, 3)}
-        out |= {"low": round(mean - half, 3), "high": round(mean + half, 3)}
-    return out
-
-
-def verdict(found: dict[str, Any]) -> str:
-    """What the interval of a difference over seeds says."""
-    if "low" not in found:
-        return "one seed says nothing"
-    if found["low"] > 0:
-        return "holds"
-    return "reversed" if found["high"] < 0 else "not shown"
 
 
 def summarise(runs: list[Path]) -> dict[str, Any]:

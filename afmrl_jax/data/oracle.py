@@ -15,7 +15,7 @@ import numpy as np
 from afmrl_jax.config import OracleConfig
 from afmrl_jax.data.attributes import format_attributes
 from afmrl_jax.data.furniture.lexicon import GENERIC, SYNONYMS
-from afmrl_jax.data.records import Listing
+from afmrl_jax.data.records import Catalogue, Listing
 
 _DIGIT = re.compile(r"\d")
 
@@ -91,3 +91,12 @@ def oracle_texts(listings: Sequence[Listing], config: OracleConfig, seed: int) -
         )
         for listing in listings
     ]
+
+
+def taught_texts(
+    catalogue: Catalogue, config: OracleConfig, seed: int
+) -> tuple[Catalogue, list[str]]:
+    """The listings of the `distill` split that something is known of, and their oracle texts."""
+    taught = catalogue.subset("distill")
+    kept = tuple(x for x in taught.listings if x.attributes or x.oracle)
+    return Catalogue(taught.name, kept), oracle_texts(kept, config, seed)

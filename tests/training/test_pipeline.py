@@ -117,19 +117,6 @@ class Killed(BaseException):
     """Stands in for a signal: nothing may catch and survive it."""
 
 
-def do(pipeline, stage):
-    """One stage of a run whose earlier stages are done."""
-    config = pipeline.config
-    {
-        "distill": pipeline._distill,
-        "agcl": lambda: pipeline._train_r(
-            "agcl", config.agcl, "annotate-distilled", in_input=False
-        ),
-        "rar": pipeline._rar,
-        "cit-1": lambda: pipeline._cit(1, "agcl-distilled"),
-    }[stage]()
-
-
 @pytest.mark.parametrize("stage", ["distill", "agcl", "rar", "cit-1"])
 def test_a_killed_stage_ends_with_the_same_weights(
     stage, finished, tiny_run, tmp_path, monkeypatch
@@ -150,13 +137,13 @@ def test_a_killed_stage_ends_with_the_same_weights(
     pipeline = Pipeline(folder, tiny_run)
     monkeypatch.setattr(loop, "place_batch", dying)
     with pytest.raises(Killed):
-        do(pipeline, stage)
+        pipeline.stages()[stage]()
     monkeypatch.undo()
     pipeline.run.close()
     assert not (folder / stage / "DONE.json").exists()
     assert not (folder / stage / "model").exists()
     again = Pipeline(folder, tiny_run)
-    do(again, stage)
+    again.stages()[stage]()
     again.run.close()
     assert_same_weights(finished, folder, stage)
     lines = (folder / stage / "metrics.jsonl").read_text().splitlines()
@@ -203,3 +190,16 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path, tiny_run
         pipeline._distill()
     assert not (tmp_path / "run" / "distill" / "DONE.json").exists()
     pipeline.run.close()
+
+
+def test_a_run_to_a_stage_begins_as_the_whole_run(finished, tiny_run, tmp_path):
+    pipeline = Pipeline(tmp_path / "run", tiny_run, ("train",))
+    pipeline.run_to("infonce")
+    pipeline.run.close()
+    order = list(pipeline.stages())
+    for number, stage in enumerate(order):
+        made = (tmp_path / "run" / stage / "DONE.json").is_file()
+        assert made == (number <= order.index("infonce")), stage
+    assert_same_weights(finished, tmp_path / "run", "infonce")
+    text = (tmp_path / "run" / "annotate-distilled" / "attributes.jsonl").read_text()
+    assert len(text.splitlines()) == len(pipeline.catalogue.indices("train"))

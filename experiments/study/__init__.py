@@ -1,0 +1,1 @@
+"""The parts of experiments/agcl_study.py."""

@@ -1,0 +1,131 @@
+"""What a variation of AGCL does to the pairs of its batches, judged by the catalogue's truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from afmrl_jax.config import AgclConfig
+from afmrl_jax.data.records import Listing
+from afmrl_jax.data.sampler import PairSampler
+from afmrl_jax.data.terms import Bm25Vocabulary
+from afmrl_jax.objectives.bm25 import bm25_scores, fit_bm25
+
+PAIR_FIGURES = {
+    "false_negatives": "share of the negatives that are the query's own product under another id",
+    "masked_at_end": "share of the negatives that the trained R masks",
+    "masked_false": "share of these that are false negatives",
+    "false_masked": "share of the false negatives that are masked",
+    "weight_siblings": "mean weight of family siblings over that of all negatives",
+    "weight_false": "mean weight of false negatives over that of all negatives",
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Listings of the train split that were contrasted in one step; the diagonal is positive."""
+
+    scores: np.ndarray
+    """[b b] cosines of the trained R."""
+    bm25: np.ndarray
+    """[b b]"""
+    false: np.ndarray
+    """[b b], whether the pair is one product under two ids."""
+    siblings: np.ndarray
+    """[b b], whether the pair is of one family and not of one product."""
+
+
+def has_mask(settings: AgclConfig) -> bool:
+    """Whether negatives may leave by their score."""
+    return settings.delta is not None or settings.agreement_rho is not None
+
+
+def masked(batch: Batch, settings: AgclConfig) -> np.ndarray:
+    """The pairs that leave the denominator, bool [b b]: the definition of `agcl_loss`."""
+    own, own_bm25 = np.diag(batch.scores)[:, None], np.diag(batch.bm25)[:, None]
+    found = np.zeros(batch.scores.shape, bool)
+    if settings.delta is not None:
+        found |= batch.scores > own + settings.delta
+    if settings.agreement_rho is not None:
+        agree = (batch.bm25 >= settings.agreement_rho * own_bm25) & (own_bm25 > 0)
+        found |= agree & (batch.scores > own - settings.agreement_epsilon)
+    return found & ~np.eye(len(found), dtype=bool)
+
+
+def judge_batches(batches: Sequence[Batch], settings: AgclConfig) -> dict[str, float | None]:
+    """The figures of `PAIR_FIGURES` over some batches; None where there is nothing to divide by."""
+    apart = [~np.eye(len(x.scores), dtype=bool) for x in batches]
+
+    def of(pairs: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate([x[keep] for x, keep in zip(pairs, apart, strict=True)])
+
+    gone = of([masked(x, settings) for x in batches])
+    false, siblings = of([x.false for x in batches]), of([x.siblings for x in batches])
+    weight = np.exp(1 + np.tanh(settings.gamma * of([x.bm25 for x in batches])))
+
+    def mean(values: np.ndarray, where: np.ndarray) -> float | None:
+        return float(values[where].mean()) if where.any() else None
+
+    everywhere = np.ones_like(gone)
+    all_weight = float(weight.mean())
+    sibling, twin = mean(weight, siblings), mean(weight, false)
+    return {
+        "false_negatives": mean(false, everywhere),
+        "masked_at_end": mean(gone, everywhere),
+        "masked_false": mean(false, gone),
+        "false_masked": mean(gone, false),
+        "weight_siblings": None if sibling is None else sibling / all_weight,
+        "weight_false": None if twin is None else twin / all_weight,
+    }
+
+
+def judge_pairs(
+    listings: Sequence[Listing],
+    vectors: np.ndarray | None,
+    texts: Mapping[str, str],
+    settings: AgclConfig,
+    *,
+    max_terms: int,
+    seed: int,
+) -> dict[str, float | None]:
+    """Draw the batches of a training again and judge the pairs under the R that came out.
+
+    Args:
+        listings: of the train split.
+        vectors: [n d], the trained R's, of whole listings; only a mask needs them.
+        texts: attribute text by listing id, as the training had it.
+        settings: of the training.
+        max_terms: terms of a text that count.
+        seed: of the training's batches.
+    """
+    sampler = PairSampler(
+        [x.product_id for x in listings],
+        [x.family_id for x in listings],
+        batch_size=settings.batch_size,
+        sibling_share=settings.sibling_share,
+        seed=seed,
+    )
+    written = [texts.get(x.listing_id, "") for x in listings]
+    vocabulary = Bm25Vocabulary.fit(written)
+    terms = vocabulary.encode(written, max_terms)
+    statistics = fit_bm25(terms, vocabulary.size)
+    product, group = np.array([[x.true_product, x.group] for x in listings]).T
+    if vectors is None:
+        if has_mask(settings):
+            raise ValueError("a mask depends on scores: give the vectors")
+        vectors = np.zeros((len(listings), 1), np.float32)
+    batches = []
+    for step in range(settings.steps):
+        queries, candidates, _ = sampler.draw(step)
+        same = product[queries][:, None] == product[candidates][None]
+        batches.append(
+            Batch(
+                vectors[queries] @ vectors[candidates].T,
+                np.asarray(bm25_scores(statistics, terms[queries], terms[candidates])),
+                same,
+                (group[queries][:, None] == group[candidates][None]) & ~same,
+            )
+        )
+    return judge_batches(batches, settings)

@@ -1,0 +1,129 @@
+"""The seeds of the AGCL study together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from afmrl_jax.evaluation.bootstrap import paired_difference
+from afmrl_jax.evaluation.metrics import recall_at_k
+from afmrl_jax.evaluation.spread import spread, verdict
+from afmrl_jax.files import read_json
+from study.pairs import PAIR_FIGURES
+from study.variations import Variation
+
+METRICS = {"R@1": 1, "R@5": 5}
+BASELINE = "infonce"
+LOGGED = ("masked", "masked_by_margin", "masked_by_agreement", "mean_weight")
+"""Of the training's own log, averaged over its lines."""
+
+
+@dataclass(frozen=True)
+class SeedScores:
+    """What one seed's run has found, by stage."""
+
+    seed: int
+    families: np.ndarray
+    """[q], family of each test listing."""
+    found: dict[str, dict[str, Any]]
+    """`scores.json` by stage."""
+
+    @classmethod
+    def read(
+        cls, folder: Path, seed: int, families: np.ndarray, stages: Sequence[str]
+    ) -> SeedScores:
+        """From a run directory."""
+        found = {x: read_json(folder / f"scores-{x}" / "scores.json") for x in stages}
+        return cls(seed, families, found)
+
+    def hits(self, stage: str, k: int) -> np.ndarray:
+        """Whether each query with a positive has one in its first k, in points."""
+        return 100 * recall_at_k(np.array(self.found[stage]["ranks"]), k)
+
+    def difference(self, stage: str, k: int, resamples: int) -> tuple[float, float, float]:
+        """From `infonce` on the same queries, with the interval over families."""
+        asked = np.array(self.found[BASELINE]["ranks"]) > 0
+        return paired_difference(
+            self.hits(BASELINE, k),
+            self.hits(stage, k),
+            self.families[asked],
+            resamples=resamples,
+            seed=self.seed,
+        )
+
+
+def spread_known(values: Sequence[float | None]) -> dict[str, Any] | None:
+    """Spread of what is known; None where nothing is."""
+    known = [x for x in values if x is not None]
+    if not known:
+        return None
+    return {"mean": float(np.mean(known)), "values": values}
+
+
+def summarise(
+    seeds: Sequence[SeedScores], chosen: Sequence[Variation], *, resamples: int = 2000
+) -> dict[str, Any]:
+    """Recall, paired difference to `infonce` and the fate of the pairs, per variation."""
+    out: dict[str, Any] = {"seeds": [x.seed for x in seeds], "queries": []}
+    out["queries"] = [len(x.hits(BASELINE, 1)) for x in seeds]
+
+    def fate(name: str) -> dict[str, Any]:
+        found = [x.found[name] for x in seeds]
+        return {
+            "pairs": {k: spread_known([x["pairs"][k] for x in found]) for k in PAIR_FIGURES},
+            "logged": {k: spread_known([x["logged"][k] for x in found]) for k in LOGGED},
+        }
+
+    def recalls(name: str) -> dict[str, Any]:
+        return {
+            metric: spread([float(x.hits(name, k).mean()) for x in seeds])
+            for metric, k in METRICS.items()
+        }
+
+    out[BASELINE] = recalls(BASELINE) | fate(BASELINE)
+    rows = {}
+    for variation in chosen:
+        row = {"settings": dataclasses.asdict(variation), **recalls(variation.name)}
+        differences: dict[str, Any] = {}
+        for metric, k in METRICS.items():
+            each = [x.difference(variation.name, k, resamples) for x in seeds]
+            differences[metric] = spread([x[0] for x in each])
+            within = [[round(low, 2), round(high, 2)] for _, low, high in each]
+            differences[metric] |= {"within_seed_intervals": within}
+        row["difference"] = differences | {"verdict": verdict(differences["R@1"])}
+        rows[variation.name] = row | fate(variation.name)
+    return out | {"variations": rows}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The README's table: differences to `infonce` in points, and what the mask took at the end."""
+
+    def points(found: dict[str, Any]) -> str:
+        inside = f" [{found['low']:+.1f}, {found['high']:+.1f}]" if "low" in found else ""
+        return f"{found['mean']:+.1f}{inside}"
+
+    def share(found: dict[str, Any] | None) -> str:
+        return "" if found is None else f"{100 * found['mean']:.2g} %"
+
+    lines = ["| variation | R@1 | every seed | R@5 | masked | of it false | R@1 says |"]
+    lines.append("|--|--:|--|--:|--:|--:|--|")
+    for row in result["variations"].values():
+        differences, pairs = row["difference"], row["pairs"]
+        seeds = ", ".join(f"{x:+.1f}" for x in differences["R@1"]["values"])
+        masks = row["settings"]["delta"] is not None or row["settings"]["agreement_rho"] is not None
+        cells = [
+            row["settings"]["label"],
+            points(differences["R@1"]),
+            seeds,
+            points(differences["R@5"]),
+            share(pairs["masked_at_end"]) if masks else "",
+            share(pairs["masked_false"]) if masks else "",
+            differences["verdict"],
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
