@@ -204,8 +204,8 @@ class Chunker:
         lead = (shape.most, self.shares, shape.rows // self.shares)
         fields = (flat.tokens, flat.token_mask, flat.positions, start)
         bare = np.array([row.bare_last for row in filled], np.int32)
-        shaped: list[Any] = [x.reshape(*lead, *x.shape[1:]) for x in (*fields, bare)]
-        return TextChunks(*shaped, np.int32(used))
+        shaped = [x.reshape(*lead, *x.shape[1:]) for x in (*fields, bare)]
+        return TextChunks._make([*shaped, np.int32(used)])
 
     def _pack(
         self, rows: Sequence[Row], dealt: _Dealt, shapes: tuple[Shape, ...], start: np.ndarray
