@@ -7,7 +7,8 @@
 `models`: embedding, a training step of R on adapters and greedy decoding, against transformers on
 the same weights and cores; compilation, looped, unrolled and from a warm cache; and on a GPU or TPU
 the real sizes with random weights. `agcl`: memory and time of the loss's value and gradient,
-against the literal formula, leaner dense forms and row chunks; about ten minutes on two cores.
+against the literal formula, leaner dense forms and row chunks, and a training step in chunks
+against one at once; about ten minutes on two cores.
 `bm25`: scores of all pairs of a batch, against rank_bm25, bm25s and SciPy. Let nothing else run
 beside it. Figures are medians of ratios of measurements that were taken in turn; the JSON has every
 spread.
@@ -43,7 +44,7 @@ class Models:
 
 @dataclass(frozen=True)
 class Agcl:
-    """Memory and time of the AGCL loss, against dense forms and row chunks.
+    """Memory and time of the AGCL loss, against dense forms and row chunks, and of GradCache.
 
     Memory is what compiled programs say they need beside inputs and outputs (nothing is run, so the
     large batch needs no memory here). Time is taken in rounds of all forms. Ratios of memory are

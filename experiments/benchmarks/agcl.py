@@ -1,10 +1,10 @@
-"""AGCL: memory and time of value and gradient, against dense forms and row chunks."""
+"""AGCL: memory and time of value and gradient, against dense forms and row chunks; GradCache."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +16,13 @@ from afmrl_jax.data.terms import batch_vocabulary
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.objectives.bm25 import Bm25Statistics, Bm25Terms, fit_bm25
 from afmrl_jax.progress import Progress, say
+from benchmarks import gradcache
 from benchmarks.agcl_reference import Loss, dense, dense_by_hand, form, row_chunks
+from benchmarks.gradcache import GradcacheSettings
 from benchmarks.record import ratios, spread, write_record
 from benchmarks.texts import attribute_texts
 
-Part = Literal["memory", "time"]
+Part = Literal["memory", "time", "gradcache"]
 Measured = tuple[dict[str, float], list[dict[str, Any]]]
 CLOSE = 1e-4
 """Largest relative difference of gradients between the sides, float32."""
@@ -30,7 +32,7 @@ CLOSE = 1e-4
 class Settings:
     """What is measured, and at which sizes."""
 
-    parts: tuple[Part, ...] = ("memory", "time")
+    parts: tuple[Part, ...] = ("memory", "time", "gradcache")
     """Memory is read off compiled programs, which are not run."""
     size: int = 1536
     """Numbers in a vector; Qwen2-VL-2B has 1536."""
@@ -49,6 +51,8 @@ class Settings:
     repeats: int = 7
     """Rounds in which every form is measured once; ratios are taken within a round."""
     seed: int = 0
+    gradcache: GradcacheSettings = field(default_factory=GradcacheSettings)
+    """Of the part that trains in chunks."""
 
     @property
     def tiles(self) -> tuple[int, int] | None:
@@ -203,6 +207,7 @@ def _rounds(sides: dict[str, Any], batch: tuple, repeats: int, name: str) -> dic
 PARTS: dict[Part, Callable[[Settings], Measured]] = {
     "memory": measure_memory,
     "time": measure_time,
+    "gradcache": lambda settings: gradcache.measure(settings.gradcache),
 }
 
 

@@ -38,6 +38,7 @@ def test_agcl(benchmarks, tmp_path):
         vocab=300,
         longest=6,
         repeats=2,
+        parts=("memory", "time"),
     )
     found = bench.run(settings, tmp_path / "agcl.json")
     assert found == figures_of(tmp_path / "agcl.json", "agcl")
@@ -65,3 +66,12 @@ def test_an_unwritable_place_is_said_before_anything_is_measured(benchmarks, tmp
         bench = benchmarks(f"benchmarks.{name}")
         with pytest.raises(ConfigError, match="no folder"):
             bench.run(bench.Settings(), tmp_path / "missing" / "x.json")
+
+
+def test_gradcache(benchmarks):
+    bench = benchmarks("benchmarks.gradcache")
+    figures, details = bench.measure(bench.GradcacheSettings.tiny())
+    assert figures.keys() == {"gradcache_time_ratio", "padding_waste"}
+    assert 0 < figures["padding_waste"] < 1
+    assert figures["gradcache_time_ratio"] > 0
+    assert details
