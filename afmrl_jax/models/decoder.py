@@ -139,7 +139,7 @@ class Decoder(nnx.Module):
         table = InitConfig.embedding * jax.random.normal(keys.draw(), shape, jnp.float32)
         self.embed_tokens = nnx.Param(table)
         self.layers = stack_layers(
-            config.num_layers, lambda: DecoderLayer(config, lora, execution, keys=keys)
+            config.num_layers, lambda: DecoderLayer(config, lora, execution, keys=keys), keys
         )
         self.norm = RMSNorm(config.hidden_dim, config.rms_norm_eps)
         self.config = config

@@ -55,7 +55,9 @@ class Architecture:
     def of(cls, config: QwenVLConfig, execution: Execution | None = None) -> Architecture:
         """Trace the module without allocating its weights."""
         execution = execution or Execution()
-        abstract = nnx.eval_shape(lambda: QwenVL(config, execution, keys=Keys(jax.random.key(0))))
+        abstract = nnx.eval_shape(
+            lambda: QwenVL(config, execution, keys=Keys(jax.random.key(0), shapes_only=True))
+        )
         graphdef, state = nnx.split(abstract)
         leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
         shapes = {_name(path): jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in leaves}

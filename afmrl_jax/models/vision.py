@@ -140,7 +140,9 @@ class VisionTower(nnx.Module):
     def __init__(self, config: QwenVLConfig, execution: Execution, *, keys: Keys):
         vision = config.vision
         self.patch_embed = PatchEmbed(vision, keys=keys)
-        self.blocks = stack_layers(vision.depth, lambda: VisionBlock(config, execution, keys=keys))
+        self.blocks = stack_layers(
+            vision.depth, lambda: VisionBlock(config, execution, keys=keys), keys
+        )
         self.merger = PatchMerger(config, keys=keys)
         self.config = config
         self.execution = execution
