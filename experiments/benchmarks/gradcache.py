@@ -123,7 +123,7 @@ class _Steps:
         self._architecture = Architecture.of(settings.config(), execution)
         agcl = dataclasses.replace(AgclConfig().infonce(), prefix_weight=0.0, steps=1000)
         self._optimiser = make_optimiser(agcl.optimiser, agcl.steps)
-        self.step = make_agcl_step(self._architecture, agcl, None, self._optimiser)
+        self.step: Any = make_agcl_step(self._architecture, agcl, None, self._optimiser)
 
     def parameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The frozen ones, and a state with the others."""
@@ -134,7 +134,7 @@ class _Steps:
 
     def whole(self, rows: Sequence[Row]) -> dict[str, Any]:
         """A batch that is encoded at once."""
-        batch = collate(rows, TOKEN, self._settings.image, self._settings.length)  # type: ignore[arg-type]
+        batch = collate(rows, TOKEN, self._settings.image, self._settings.length)
         return {"rows": batch, "products": np.arange(len(rows) // 2, dtype=np.int32)}
 
     def chunked(self, rows: Sequence[Row], chunk_rows: int) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class _Steps:
         length = self._settings.length
         chunker = Chunker.of(
             [rows, rows],
-            TOKEN,  # type: ignore[arg-type]
+            TOKEN,
             self._settings.image,
             TextBudget(buckets=(length,)),
             tokens=chunk_rows * length,
