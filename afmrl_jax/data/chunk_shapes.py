@@ -13,26 +13,26 @@ MOST_SHAPES = 12
 """Different lengths of one plan; each is a loop of its own in the program."""
 WORTH = 0.005
 """A further length must save this share of all padded places."""
-FINER = (1, 2, 4, 8)
+FINER = (1, 2, 4)
 """How many times more chunks may be taken than the budget asks for: their last one is emptier the
 larger it is."""
-PER_CHUNK = 0.003
+PER_CHUNK = 0.005
 """What a chunk costs beside its places, as a share of the budget."""
 ALIGNED = 256
 """Lengths from here on are multiples of 8, which matrix units like; below, that would be waste."""
 
 
 class Shape(NamedTuple):
-    """Chunks of `rows` rows of `length` places, at most `most` of them in a batch."""
+    """Chunks of `rows` rows of `length` places, at most `chunks` of them in a batch."""
 
     length: int
     rows: int
-    most: int
+    chunks: int
 
     @property
     def slots(self) -> int:
         """Rows there is room for."""
-        return self.rows * self.most
+        return self.rows * self.chunks
 
 
 class Misfit(Exception):
@@ -57,7 +57,7 @@ def chunks_needed(sizes: np.ndarray, shapes: Sequence[Shape]) -> list[int]:
         shorter = shapes[number + 1].length if number + 1 < len(shapes) else -1
         longer = int(np.searchsorted(-sizes, -shorter, side="left"))
         count = math.ceil(max(0, longer - taken) / shape.rows)
-        if count > shape.most or (count and sizes[taken] > shape.length):
+        if count > shape.chunks or (count and sizes[taken] > shape.length):
             raise Misfit
         used.append(count)
         taken = min(len(sizes), taken + count * shape.rows)
@@ -104,7 +104,7 @@ def divide(
     Example:
         >>> batch = np.array([40] * 4 + [12] * 12)
         >>> divide([batch, batch], Budget(80), 0.0, 40)
-        (Shape(length=40, rows=2, most=3), Shape(length=12, rows=6, most=3))
+        (Shape(length=40, rows=2, chunks=3), Shape(length=12, rows=6, chunks=3))
 
     Args:
         samples: sizes of the items of some batches; 0 is no size.
@@ -171,7 +171,7 @@ def _with_count(
     # Few samples may hide how much the counts of items drawn one by one vary.
     spread = max(counts.std(), math.sqrt(total * share * (1 - share)))
     wanted = counts.mean() + deviations * spread
-    return shape._replace(most=math.ceil(wanted / shape.rows) + 1)
+    return shape._replace(chunks=math.ceil(wanted / shape.rows) + 1)
 
 
 def _edges(sizes: np.ndarray, most: int = 48) -> list[int]:

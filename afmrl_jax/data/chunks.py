@@ -201,11 +201,20 @@ class Chunker:
         empty = Row([self.tokenizer.pad_id])
         filled = [empty if row is None else row for row in rows]
         flat = collate(filled, self.tokenizer, self.image, shape.length, with_patches=False)
-        lead = (shape.most, self.shares, shape.rows // self.shares)
-        fields = (flat.tokens, flat.token_mask, flat.positions, start)
+        lead = (shape.chunks, self.shares, shape.rows // self.shares)
         bare = np.array([row.bare_last for row in filled], np.int32)
-        shaped = [x.reshape(*lead, *x.shape[1:]) for x in (*fields, bare)]
-        return TextChunks._make([*shaped, np.int32(used)])
+
+        def shaped(x: np.ndarray) -> np.ndarray:
+            return x.reshape(*lead, *x.shape[1:])
+
+        return TextChunks(
+            shaped(flat.tokens),
+            shaped(flat.token_mask),
+            shaped(flat.positions),
+            shaped(start),
+            shaped(bare),
+            np.int32(used),
+        )
 
     def _pack(
         self, rows: Sequence[Row], dealt: _Dealt, shapes: tuple[Shape, ...], start: np.ndarray
@@ -327,7 +336,7 @@ def _room(totals: np.ndarray) -> int:
 
 
 def _empty_bins(shape: Shape, shares: int, width: int, used: int) -> PatchChunks:
-    lead = (shape.most, shares, shape.rows, shape.length)
+    lead = (shape.chunks, shares, shape.rows, shape.length)
     return PatchChunks(
         np.zeros((*lead, width), np.float32),
         np.zeros(lead, np.int32),

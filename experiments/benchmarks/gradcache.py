@@ -124,7 +124,7 @@ class _Steps:
         self._architecture = Architecture.of(settings.config(), execution)
         agcl = dataclasses.replace(AgclConfig().infonce(), prefix_weight=0.0, steps=1000)
         self._optimiser = make_optimiser(agcl.optimiser, agcl.steps)
-        self.step = make_agcl_step(self._architecture, agcl, None, self._optimiser)
+        self.step: Any = make_agcl_step(self._architecture, agcl, None, self._optimiser)
 
     def parameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The frozen ones, and a state with the others."""

@@ -132,7 +132,9 @@ def test_shapes_take_few_places_and_have_room():
         used = chunks_needed(sizes, shapes)
         places = sum(n * x.rows * x.length for n, x in zip(used, shapes, strict=True))
         assert places < 1.10 * sizes.sum()
-    assert divide([np.full(64, 30)] * 2, Budget(300), 0.0, 30) == (Shape(30, 10, 8),)
+    equal = np.full(64, 30)
+    (shape,) = divide([equal, equal], Budget(300), 0.0, 30)
+    assert 64 <= shape.rows * chunks_needed(equal, [shape])[0] <= 66
     assert divide([np.zeros(0, int)], Budget(300), 0.0, 30) == ()
 
 

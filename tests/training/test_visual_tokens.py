@@ -152,7 +152,10 @@ def test_training_is_the_same_with_the_cache(builder, embedder, towers, tmp_path
     losses = []
     for cache in (None, str(tmp_path / "cache")):
         config = dataclasses.replace(run, visual_cache=cache)
-        trainee = Trainee.of(*embedder, FROZEN, make_mesh(1, 1))
+        architecture, params = embedder
+        # The step donates what it is given.
+        params = {n: np.array(x) for n, x in params.items()}
+        trainee = Trainee.of(architecture, params, FROZEN, make_mesh(1, 1))
         folder = tmp_path / str(cache is None)
         train_agcl(config, settings, "agcl", folder, trainee, builder, seed=0)
         lines = read_metrics(folder / "metrics.jsonl")
