@@ -47,7 +47,7 @@ class HostShare:
         An array whose rows the data axis does not divide is on every device, and stays whole, as
         `parallel.sharding.place_batch` has it.
         """
-        if self.count == 1:
+        if self.count == 1 or batch is None:
             return batch
         if isinstance(batch, Mapping):
             return {name: self.of(value) for name, value in batch.items()}

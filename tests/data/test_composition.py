@@ -149,7 +149,8 @@ def source(builder, **options):
 
 
 def flat(batch):
-    return [*batch["rows"], *(batch[name] for name in sorted(batch) if name != "rows")]
+    rows = [x for x in batch["rows"] if x is not None]
+    return [*rows, *(batch[name] for name in sorted(batch) if name != "rows")]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
