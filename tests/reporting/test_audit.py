@@ -81,7 +81,7 @@ def run(tmp_path_factory):
 
         # As a G would, that sees colours well.
         pipeline.run.stage("annotate-distilled", {}, [TEXTS], write)
-        pipeline._train_r("agcl-distilled", config.agcl, "annotate-distilled", in_input=True)
+        pipeline.train_r("agcl-distilled", config.agcl, "annotate-distilled", in_input=True)
         pipeline.run.close()
         yield out
 
