@@ -62,13 +62,10 @@ class QwenVL(nnx.Module):
             return embedded
         if visual_start is None:
             raise ValueError("visual tokens without visual_start have no place")
-        flat = visual_tokens.reshape(shares, -1, visual_tokens.shape[-1])
         place = tokens == self.config.image_token_id
         number = visual_start[:, None] + jnp.cumsum(place.astype(jnp.int32), axis=1) - 1
         # Outside the picture places the number may point anywhere; what it finds is not used.
-        number = jnp.clip(number, 0, flat.shape[1] - 1).reshape(shares, -1)
-        chosen = jax.vmap(lambda own, at: jnp.take(own, at, axis=0))(flat, number)
-        chosen = chosen.reshape(*tokens.shape, -1)
+        chosen = _take(visual_tokens, number, shares)
         return rows_over_data(jnp.where(place[..., None], chosen.astype(embedded.dtype), embedded))
 
     def inputs(self, batch: Any, visual_tokens: jax.Array | None = None) -> jax.Array:
@@ -89,3 +86,13 @@ class QwenVL(nnx.Module):
         """Hidden states [b t d] behind the final norm."""
         embedded = self.inputs(batch, visual_tokens)
         return self.model(embedded, batch.positions, batch.token_mask)
+
+
+def _take(visual_tokens: jax.Array, number: jax.Array, shares: int) -> jax.Array:
+    """Visual tokens [b t d] by their numbers [b t], each part of the rows from its own part."""
+    flat = visual_tokens.reshape(shares, -1, visual_tokens.shape[-1])
+    number = jnp.clip(number, 0, flat.shape[1] - 1)
+    if shares == 1:
+        return jnp.take(flat[0], number, axis=0)
+    chosen = jax.vmap(lambda own, at: jnp.take(own, at, axis=0))(flat, number.reshape(shares, -1))
+    return chosen.reshape(*number.shape, -1)
