@@ -7,14 +7,9 @@ import pytest
 
 from afmrl_jax.config import InputDropout, TextBudget
 from afmrl_jax.data.batches import bucket_length
+from afmrl_jax.data.contrastive import ContrastiveSource
 from afmrl_jax.data.images import erase_patches
-from afmrl_jax.data.pipeline import (
-    ContrastiveSource,
-    DistillSource,
-    PromptSource,
-    RowBuilder,
-    iterate,
-)
+from afmrl_jax.data.pipeline import DistillSource, PromptSource, RowBuilder, iterate
 from afmrl_jax.data.sampler import PairSampler, epoch_indices
 from afmrl_jax.data.terms import Bm25Vocabulary
 from afmrl_jax.data.text import drop_words
