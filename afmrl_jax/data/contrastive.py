@@ -99,7 +99,7 @@ class ContrastiveSource:
             seen = max(2, min(MOST_SAMPLES, SAMPLE_ROWS // (2 * self.batch_size)))
             self._collate = Chunker.of(
                 # Nothing is mined yet; any listings are as long.
-                [self._rows(step, None) for step in range(seen)],
+                [self._rows(step, *self._drawn(step, None)) for step in range(seen)],
                 builder.tokenizer,
                 builder.image,
                 builder.text,
@@ -159,14 +159,13 @@ class ContrastiveSource:
         found = fill_up(known, queries, self.identity, rng)
         return queries, np.concatenate([candidates, found.ravel()])
 
-    def _rows(self, step: int, mined: MinedTables | None) -> list[Row]:
-        queries, candidates = self._drawn(step, mined)
+    def _rows(self, step: int, queries: np.ndarray, candidates: np.ndarray) -> list[Row]:
         rng = np.random.default_rng(np.random.SeedSequence([self._seed, step, 1]))
         return [self._row(int(i), rng) for i in np.concatenate([queries, candidates])]
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         queries, candidates = self.draw(step)
-        rows = self._rows(step, self._mined)
+        rows = self._rows(step, queries, candidates)
         batch = {
             "rows": self._collate(rows),
             "products": self.identity[queries],

@@ -1,19 +1,10 @@
 """`experiments/bench.py` at tiny sizes: the figures are there, and are numbers."""
 
-import importlib
 import json
 import math
 from pathlib import Path
 
 import pytest
-
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-
-
-@pytest.fixture
-def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    return importlib.import_module
 
 
 def figures_of(path: Path, bench: str) -> dict[str, float]:

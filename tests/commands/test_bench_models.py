@@ -1,20 +1,10 @@
 """`experiments/bench.py models` at tiny sizes: every part runs, and both sides agree."""
 
 import dataclasses
-import importlib
 import json
 import math
-from pathlib import Path
 
 import pytest
-
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-
-
-@pytest.fixture
-def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    return importlib.import_module
 
 
 def test_against_torch(benchmarks, tmp_path):
