@@ -290,6 +290,7 @@ class Pipeline:
                 self._texts("annotate-distilled"),
                 self.config.rar,
                 self.config.seed,
+                vocab_size=architecture.config.text.vocab_size,
             )
             trainee = Trainee.of(architecture, params, self.config.generator, self.mesh)
             params = train_rar(self.config, folder, trainee, environment)
