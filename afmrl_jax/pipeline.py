@@ -36,7 +36,7 @@ from afmrl_jax.retrieval.encode import Encoder
 from afmrl_jax.systems import TEXTS, evaluate_systems, systems_of
 from afmrl_jax.training.agcl import train_agcl
 from afmrl_jax.training.annotate import annotate, read_attributes
-from afmrl_jax.training.cit import choose_share, cit_settings, merge_annotations
+from afmrl_jax.training.cit import cit_settings, cycle_attributes, listings_to_annotate
 from afmrl_jax.training.distill import train_distill
 from afmrl_jax.training.lineage import Run
 from afmrl_jax.training.rar import train_rar
@@ -270,7 +270,7 @@ class Pipeline:
 
     def _annotate_again(self) -> None:
         again = self._where("train")
-        again = again[choose_share(len(again), self.config.cit.share, self.config.seed)]
+        again = again[listings_to_annotate(self.config, len(again))]
         chosen = np.concatenate([again, self._where("test")])
         self._annotate("annotate-reinforced", "rar", chosen)
 
@@ -302,6 +302,7 @@ class Pipeline:
         name, settings = f"cit-{cycle}", cit_settings(self.config)
         inputs = self._base() | {
             "settings": to_dict(settings),
+            "cit": to_dict(self.config.cit),
             "embedder": self.run.output_hash(last, WEIGHTS),
             "before": self.run.output_hash("annotate-distilled", TEXTS),
             "again": self.run.output_hash("annotate-reinforced", TEXTS),
@@ -310,9 +311,8 @@ class Pipeline:
         def work(folder: Path) -> None:
             architecture, params = self.models.load(last)
             ids = [x.listing_id for x in self.catalogue.subset("train").listings]
-            texts = merge_annotations(
-                self._texts("annotate-distilled"), self._texts("annotate-reinforced"), ids
-            )
+            before, after = map(self._texts, ("annotate-distilled", "annotate-reinforced"))
+            texts = cycle_attributes(self.config, cycle, ids, before, after)
             self._fit(folder, name, settings, architecture, params, texts, True)
 
         self.run.stage(name, inputs, [WEIGHTS], work)

@@ -301,8 +301,13 @@ class CitConfig:
     """Cyclic training: the reinforced G re-annotates a share and R trains on."""
 
     cycles: int = 1
+    """Every cycle trains on from the last, and is a row of the results."""
     share: float = 0.3
-    """Share of the training listings that the reinforced G annotates again."""
+    """Share of the training listings that take the reinforced G's attributes in a cycle, a further
+    one in each."""
+    choice: Literal["random", "difference"] = "random"
+    """Which listings: drawn at random as in the paper, or those whose attributes changed most, for
+    which all are annotated."""
     steps: int = 20
     learning_rate: float = 3e-4
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from afmrl_jax.files import atomic_path, read_json, write_json
-from afmrl_jax.metrics_log import read_metrics
 from afmrl_jax.progress import say
 
 REWARD_FALL = 2.0
@@ -124,11 +123,11 @@ class Health:
         return {f"alarm/{alarm.name}": 1.0 for alarm in raised}
 
 
-def read_alarms(folder: Path) -> dict[str, int]:
-    """First step at which each alarm of a stage was raised."""
-    found: dict[str, int] = {}
-    for line in read_metrics(folder / "metrics.jsonl"):
-        for name in line:
-            if name.startswith("alarm/"):
-                found.setdefault(name.removeprefix("alarm/"), line["step"])
-    return found
+def raised(lines: list[dict[str, Any]]) -> list[tuple[int, Alarm]]:
+    """The alarms in the metrics of a stage, each with the first step that gave it."""
+    found: dict[str, tuple[int, Alarm]] = {}
+    for number, line in enumerate(lines):
+        new = {x.removeprefix("alarm/") for x in line if x.startswith("alarm/")} - found.keys()
+        for alarm in alarms(lines[: number + 1]) if new else []:
+            found.setdefault(alarm.name, (line["step"], alarm))
+    return list(found.values())

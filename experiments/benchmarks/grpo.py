@@ -157,7 +157,7 @@ def count_flops(settings: Settings) -> tuple[dict[str, float], dict[str, Any]]:
             jax.jit(partial(naive_gradient, architecture, SETTINGS)).lower(params, rows, samples),
         ),
     ):
-        counted[name] = float(lowered.cost_analysis()["flops"])
+        counted[name] = float((lowered.cost_analysis() or {})["flops"])
     ratio = counted["naive"] / counted["shared"]
     detail = {
         "preset": settings.preset,

@@ -1,9 +1,10 @@
 """What is remembered of the best G, and when a stage warns or ends."""
 
+from pathlib import Path
+
 import pytest
 
-from afmrl_jax.metrics_log import MetricsLog
-from afmrl_jax.training.rar_health import Health, alarms, read_alarms
+from afmrl_jax.training.rar_health import Health, alarms, raised
 
 
 def line(step, **values):
@@ -48,12 +49,14 @@ def test_an_alarm_is_said_once_and_logged_every_time(capsys, tmp_path):
     assert capsys.readouterr().err == ""
 
 
-def test_first_steps_of_alarms_are_read_from_the_log(tmp_path):
-    log = MetricsLog(tmp_path)
-    for step in range(4):
-        log.write(step, {"kl": 1.0} | ({"alarm/kl_runaway": 1.0} if step > 1 else {}))
-    log.close()
-    assert read_alarms(tmp_path) == {"kl_runaway": 2}
+def test_alarms_are_found_in_the_log_with_their_first_step():
+    lines = [line(0), line(1, kl=0.7), line(2, kl=0.8)]
+    health = Health(Path(), None)
+    seen = [x | health.watch(lines[: n + 1]) for n, x in enumerate(lines)]
+    ((step, alarm),) = raised(seen)
+    assert step == 1
+    assert alarm.name == "kl_runaway"
+    assert raised([line(0)]) == []
 
 
 @pytest.fixture
