@@ -10,6 +10,8 @@ PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3 python,\
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Processes that share the tests; each file stays in one. `make test WORKERS=0` is for a debugger.
+WORKERS ?= 2
 
 .PHONY: demo test lint format install clean
 
@@ -17,7 +19,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python experiments/demo.py $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
