@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from afmrl_jax.config import AgclConfig
+from afmrl_jax.data.attributes import read_attributes
 from afmrl_jax.data.catalogue import load_catalogue
 from afmrl_jax.data.contrastive import ContrastiveSource
 from afmrl_jax.data.negatives import MinedTables
@@ -25,7 +26,6 @@ from afmrl_jax.reporting.audit import write_page
 from afmrl_jax.retrieval.encode import Encoder
 from afmrl_jax.systems import ANNOTATIONS, TEXTS, FinishedRun
 from afmrl_jax.training.agcl import MINED, contrastive_source, term_statistics
-from afmrl_jax.training.annotate import read_attributes
 from afmrl_jax.training.cit import cit_settings, cycle_attributes
 
 LARGEST = 1024

@@ -16,13 +16,14 @@ from jax.sharding import Mesh
 
 from afmrl_jax.config import AgclConfig, RunConfig
 from afmrl_jax.config_json import to_dict
+from afmrl_jax.data.attributes import read_attributes
 from afmrl_jax.data.catalogue import (
     load_catalogue,
     require_attributes,
     require_splits,
     say_skipped,
 )
-from afmrl_jax.data.oracle import taught_texts
+from afmrl_jax.data.oracle import oracle_inputs, taught_texts
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.records import Catalogue
 from afmrl_jax.data.text import BpeTokenizer
@@ -35,7 +36,7 @@ from afmrl_jax.reporting.report import build_report
 from afmrl_jax.retrieval.encode import Encoder
 from afmrl_jax.systems import TEXTS, evaluate_systems, systems_of
 from afmrl_jax.training.agcl import train_agcl
-from afmrl_jax.training.annotate import annotate, read_attributes
+from afmrl_jax.training.annotate import annotate
 from afmrl_jax.training.cit import cit_settings, cycle_attributes, listings_to_annotate
 from afmrl_jax.training.distill import train_distill
 from afmrl_jax.training.lineage import Run
@@ -59,7 +60,7 @@ class Pipeline:
         self.config = config
         self.catalogue = load_catalogue(config.catalogue, skip_bad=config.skip_bad)
         require_splits(self.catalogue)
-        require_attributes(self.catalogue)
+        require_attributes(self.catalogue, config.oracle.file)
         say_skipped(self.catalogue)
         self.annotated = annotated
         self.run = Run(folder, config)
@@ -161,7 +162,7 @@ class Pipeline:
             "catalogue": self.catalogue.fingerprint,
             "vocab_size": self.config.vocab_size,
             "weights": source,
-            "oracle": to_dict(self.config.oracle),
+            "oracle": oracle_inputs(self.config.oracle),
             "seed": self.config.seed,
         }
 
@@ -240,7 +241,7 @@ class Pipeline:
         inputs = self._base() | {
             "settings": to_dict(self.config.distill),
             "model": to_dict(self.config.generator),
-            "oracle": to_dict(self.config.oracle),
+            "oracle": oracle_inputs(self.config.oracle),
         }
 
         def work(folder: Path) -> None:
