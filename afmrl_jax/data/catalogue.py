@@ -278,12 +278,14 @@ def require_splits(catalogue: Catalogue) -> None:
             )
 
 
-def require_attributes(catalogue: Catalogue, oracle_file: str | None = None) -> None:
-    """Check that the distill split can teach G, unless a file of the oracle does.
+def require_teaching(catalogue: Catalogue, oracle_file: str | None = None) -> None:
+    """Check that a run has splits to find things in, and something to teach G.
 
     Raises:
-        CatalogueError: no listing has attributes or an oracle text.
+        CatalogueError: a split is too small; or no listing of `distill` has attributes or an
+            oracle text, and no file of an oracle is given.
     """
+    require_splits(catalogue)
     listings = catalogue.subset("distill").listings
     if oracle_file is None and not any(x.attributes or x.oracle for x in listings):
         raise CatalogueError(

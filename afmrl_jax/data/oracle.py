@@ -121,4 +121,6 @@ def taught_texts(
 
 def oracle_inputs(config: OracleConfig) -> dict[str, Any]:
     """What decides the oracle's texts, for the lineage of a run: settings, or the file's hash."""
-    return vars(config) if config.file is None else {"file": file_hash(config.file)}
+    if config.file is not None:
+        return {"file": file_hash(config.file)}
+    return {name: value for name, value in vars(config).items() if name != "file"}

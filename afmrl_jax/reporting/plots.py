@@ -291,6 +291,7 @@ def _reinforcement_plots(rar: Lines) -> list[Plot]:
                 )
             ],
         ),
+        Plot("RAR: host memory", "GB", [Curve("resident", rar, "host_memory_gb")]),
     ]
 
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from afmrl_jax.config import RunConfig
 from afmrl_jax.data.padding import padding_counts
 from afmrl_jax.data.pipeline import iterate
-from afmrl_jax.metrics_log import MetricsLog
+from afmrl_jax.metrics_log import MetricsLog, resident_memory
 from afmrl_jax.models.functional import Params
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place, place_batch
@@ -130,6 +130,7 @@ def run_loop(
                 if done % config.log_every == 0 or ended or extra:
                     values = {k: float(np.asarray(v)) for k, v in metrics.items()}
                     speed = watch.lap(done) | {"compiled_shapes": len(shapes)}
+                    speed |= resident_memory()
                     log.write(done, values | (extra or {}) | padding.lap() | speed)
                     progress.update(done, values | (extra or {}))
                 else:
