@@ -22,11 +22,13 @@ class Outcome(NamedTuple):
     rank: Any
     """int32 [q g]; of the best positive, 1 is first, m + 1 where there is none."""
     ranks: Any
-    """int32 [q g p]; place of each positive in the whole list, m + 1 at padding."""
+    """int32 [q g p]; place of each positive in the whole list, m + 1 at padding. None for a reward
+    of `BY_RANK`."""
     positives: Any
     """int32 [q]; how many positives the gallery holds."""
     margin: Any
-    """float32 [q g]; score of the best positive less the mean of the hardest negatives."""
+    """float32 [q g]; score of the best positive less the mean of the hardest negatives. None for a
+    reward of `BY_RANK`."""
     tokens: Any
     """int32 [q g]; tokens written, the end included."""
     attributes: Any
@@ -81,6 +83,10 @@ def length_aware(outcome: Outcome, *, price: float = 0.1) -> Float[Array, "q g"]
     that finds.
     """
     return recall(outcome) - price * jnp.asarray(outcome.tokens, jnp.float32) / outcome.budget
+
+
+BY_RANK = ("recall", "reciprocal_rank", "length_aware")
+"""Rewards that need neither the places of all positives nor the margin, which cost a sort."""
 
 
 REWARDS: dict[str, Reward] = {

@@ -119,11 +119,11 @@ def summarise(rollout: Rollout) -> dict[str, float]:
     """Means over all samples of a rollout."""
     outcome = rollout.outcome
     reciprocal = np.where(rollout.malformed, 0.0, objectives.reciprocal_rank(outcome))
-    return {
+    margin = {} if outcome.margin is None else {"margin": float(np.mean(outcome.margin))}
+    return margin | {
         "reward": float(np.mean(rollout.rewards)),
         "recall": float(np.mean(rollout.recall)),
         "reciprocal_rank": float(np.mean(reciprocal)),
-        "margin": float(np.mean(outcome.margin)),
         "malformed_share": float(np.mean(rollout.malformed)),
         "attribute_count": float(np.mean(outcome.attributes)),
         "attribute_tokens": float(np.mean(outcome.tokens)),

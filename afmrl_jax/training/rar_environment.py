@@ -32,7 +32,7 @@ from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.retrieval.encode import Encoder
 from afmrl_jax.training.annotate import completion_texts
 
-TAIL_STEP = 8
+TAIL_STEP = 16
 """Lengths of continuations are rounded up to multiples of it, so that few shapes are compiled."""
 
 
@@ -115,13 +115,18 @@ def _retrieve(
     size: int,
     negatives: int,
 ) -> Standing:
-    """Standings of all samples, leaves [q g ...]: rows are read once, and each list behind them."""
+    """Standings of all samples, leaves [q g ...]: rows are read once, and each list behind them.
+
+    Without `negatives` only the rank of the best positive is counted.
+    """
     shape = tails.shape[:2]
     model = architecture.bind(params)
     vectors = embed_continuations(model, rows, tails, tail_mask, visual_tokens)
     places, own = (jnp.repeat(x, shape[1], axis=0) for x in (positives, own))
     flat = vectors.reshape(-1, vectors.shape[-1])
-    found = standing(flat, gallery, places, own, size=size, every=True, negatives=negatives)
+    found = standing(
+        flat, gallery, places, own, size=size, every=negatives > 0, negatives=negatives
+    )
     return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
 
 
@@ -234,7 +239,8 @@ class RarEnvironment:
         """
         texts, malformed = completion_texts(generation, self.builder.tokenizer)
         shape = np.asarray(generation.finished).shape
-        found = self.stand(prompts, index, texts, settings.margin_negatives)
+        simple = settings.reward in objectives.BY_RANK
+        found = self.stand(prompts, index, texts, 0 if simple else settings.margin_negatives)
         counts = [
             0 if bad else len(parse_attributes(t)) for t, bad in zip(texts, malformed, strict=True)
         ]
@@ -264,7 +270,7 @@ class RarEnvironment:
             prompts: q rows with the queries' pictures.
             index: the queries' listings, [q].
             texts: g attribute texts a query, q * g in order.
-            negatives: hardest negatives in the margin.
+            negatives: hardest negatives in the margin; 0: only ranks of the best positives.
         """
         builder, index = self.builder, np.asarray(index)
         rows = [builder.embedder(int(i), None) for i in index]
