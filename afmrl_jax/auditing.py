@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from afmrl_jax.config import AgclConfig
+from afmrl_jax.data.attributes import read_attributes
 from afmrl_jax.data.catalogue import load_catalogue
 from afmrl_jax.data.contrastive import ContrastiveSource
 from afmrl_jax.data.negatives import MinedTables
@@ -25,8 +26,7 @@ from afmrl_jax.reporting.audit import write_page
 from afmrl_jax.retrieval.encode import Encoder
 from afmrl_jax.systems import ANNOTATIONS, TEXTS, FinishedRun
 from afmrl_jax.training.agcl import MINED, contrastive_source, term_statistics
-from afmrl_jax.training.annotate import read_attributes
-from afmrl_jax.training.cit import cit_settings, merge_annotations
+from afmrl_jax.training.cit import cit_settings, cycle_attributes
 
 LARGEST = 1024
 """Pairs a batch, unless asked for: all pairs are formed, and a person looks at some."""
@@ -80,7 +80,8 @@ class Stage:
             raise RunError(f"no stage {name!r} trains R in {run.folder}: {', '.join(stages)}")
         texts = _texts(run, "distill")
         if name.startswith("cit-") and texts is not None:
-            texts = merge_annotations(texts, _texts(run, "rar") or {}, train_ids)
+            cycle = int(name.removeprefix("cit-"))
+            texts = cycle_attributes(config, cycle, train_ids, texts, _texts(run, "rar") or {})
         return cls(name, stages[name][0], texts, stages[name][1])
 
 

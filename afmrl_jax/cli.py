@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from afmrl_jax import auditing, planning, serving
-from afmrl_jax.data.check import check_catalogue
+from afmrl_jax.cli_catalogue import Annotate, CatalogueCheck, OnCatalogue, Oracle
 from afmrl_jax.export import export
 from afmrl_jax.reporting.report import build_report
 from afmrl_jax.reporting.tables import text_table
@@ -20,74 +20,7 @@ from afmrl_jax.systems import FinishedRun
 
 
 @dataclass(frozen=True)
-class CatalogueCheck:
-    """Say what is wrong with a catalogue, record by record; exit status 1 where anything is."""
-
-    catalogue: tyro.conf.Positional[str]
-    """Folder with listings.jsonl or listings.parquet, or `furniture`."""
-    as_json: bool = False
-    """Print problems and summary as one JSON object."""
-
-    def execute(self) -> None:
-        """Run the command."""
-        problems, summary = check_catalogue(self.catalogue)
-        errors = [x for x in problems if x.severity == "error"]
-        if self.as_json:
-            found = [vars(x) for x in problems]
-            print(json.dumps({"problems": found, "summary": summary}, ensure_ascii=False))
-        else:
-            for x in problems:
-                print(f"{x.severity}: {x}")
-            print(_summary(summary))
-            print(f"{len(errors)} error(s), {len(problems) - len(errors)} warning(s)")
-        if errors:
-            sys.exit(1)
-
-
-def _summary(summary: dict) -> str:
-    lines = [
-        f"{summary['listings']} listings of {summary['products']} products in "
-        f"{summary['families']} families"
-    ]
-    for split, counts in summary["splits"].items():
-        lines.append(f"  {split:8s} " + ", ".join(f"{n} {what}" for what, n in counts.items()))
-    coverage = summary["coverage"].items()
-    lines.append("  known    " + ", ".join(f"{k} {100 * v:.0f} %" for k, v in coverage))
-    return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class _OnCatalogue:
-    run: Path
-    """Run directory of a finished demo."""
-    catalogue: str
-    """Folder with listings.jsonl or listings.parquet, or `furniture`."""
-    out: Path
-    """File or folder to write."""
-    skip_bad: bool = False
-    """Leave unusable records out, counted and listed, instead of stopping."""
-
-
-@dataclass(frozen=True)
-class Annotate(_OnCatalogue):
-    """Write the attributes that G reads off each listing, one JSON object a line."""
-
-    generator: Literal["distill", "rar"] = "rar"
-    """Which G: the distilled or the reinforced one."""
-    split: Literal["all", "distill", "train", "reward", "test"] = "all"
-    """Listings to annotate."""
-
-    def execute(self) -> None:
-        """Run the command."""
-        catalogue = serving.read(self.catalogue, self.split, skip_bad=self.skip_bad)
-        texts = serving.annotate_catalogue(
-            FinishedRun(self.run), self.generator, catalogue, self.out
-        )
-        print(f"{len(texts)} listings: {self.out}")
-
-
-@dataclass(frozen=True)
-class Embed(_OnCatalogue):
+class Embed(OnCatalogue):
     """Embed a catalogue and build a searchable index of it."""
 
     system: str | None = None
@@ -147,7 +80,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Evaluate(_OnCatalogue):
+class Evaluate(OnCatalogue):
     """Evaluate every system of a run on a catalogue, which may be one it never saw."""
 
     split: Literal["all", "distill", "train", "reward", "test"] = "test"
@@ -293,6 +226,7 @@ class Plan(planning.Request):
 Command = (
     Annotated[CatalogueCheck, tyro.conf.subcommand("catalogue-check")]
     | Annotated[Annotate, tyro.conf.subcommand("annotate")]
+    | Annotated[Oracle, tyro.conf.subcommand("oracle")]
     | Annotated[Embed, tyro.conf.subcommand("embed")]
     | Annotated[Search, tyro.conf.subcommand("search")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]

@@ -2,8 +2,8 @@
 
 `tyro` turns them into command lines, so a field's docstring below is also its `--help` text.
 A run's settings are `RunConfig`, with `RunConfig.demo()`, `RunConfig.fast()` and
-`RunConfig.pretrained()` as the shipped ones; those of its stages are in `stage_config.py`, those of
-its models in `model_config.py`.
+`RunConfig.pretrained()` as the shipped ones; those of its stages are in `stage_config.py` and
+`rar_config.py`, those of its models in `model_config.py`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ from afmrl_jax.model_config import (
     TextBudget,
     require,
 )
+from afmrl_jax.rar_config import CitConfig, RarConfig
 from afmrl_jax.stage_config import (
     AgclConfig,
     BackboneConfig,
-    CitConfig,
     DistillConfig,
     EvaluationConfig,
     InputDropout,
     MiningConfig,
     OptimiserConfig,
     OracleConfig,
-    RarConfig,
 )
 
 __all__ = [

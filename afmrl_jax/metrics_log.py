@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,15 @@ class MetricsLog:
         """Flush and close both."""
         self._file.close()
         self._board.close()
+
+
+def resident_memory() -> dict[str, float]:
+    """What this process holds in memory now, as the metric `host_memory_gb`; Linux only."""
+    path = Path("/proc/self/statm")
+    if not path.is_file():
+        return {}
+    pages = int(path.read_text(encoding="ascii").split()[1])
+    return {"host_memory_gb": round(pages * os.sysconf("SC_PAGE_SIZE") / 2**30, 3)}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ distill -> annotate-distilled -> backbone -> infonce -> agcl -> agcl-distilled -
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,15 +15,11 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from afmrl_jax.config import AgclConfig, RunConfig
+from afmrl_jax.config import AgclConfig, RarConfig, RunConfig
 from afmrl_jax.config_json import to_dict
-from afmrl_jax.data.catalogue import (
-    load_catalogue,
-    require_attributes,
-    require_splits,
-    say_skipped,
-)
-from afmrl_jax.data.oracle import taught_texts
+from afmrl_jax.data.attributes import read_attributes
+from afmrl_jax.data.catalogue import load_catalogue, require_teaching, say_skipped
+from afmrl_jax.data.oracle import oracle_inputs, taught_texts
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.records import Catalogue
 from afmrl_jax.data.text import BpeTokenizer
@@ -35,8 +32,8 @@ from afmrl_jax.reporting.report import build_report
 from afmrl_jax.retrieval.encode import Encoder
 from afmrl_jax.systems import TEXTS, evaluate_systems, systems_of
 from afmrl_jax.training.agcl import train_agcl
-from afmrl_jax.training.annotate import annotate, read_attributes
-from afmrl_jax.training.cit import choose_share, cit_settings, merge_annotations
+from afmrl_jax.training.annotate import annotate
+from afmrl_jax.training.cit import cit_settings, cycle_attributes, listings_to_annotate
 from afmrl_jax.training.distill import train_distill
 from afmrl_jax.training.lineage import Run
 from afmrl_jax.training.rar import train_rar
@@ -58,8 +55,7 @@ class Pipeline:
     def __init__(self, folder: Path, config: RunConfig, annotated: tuple[str, ...] = ANNOTATED):
         self.config = config
         self.catalogue = load_catalogue(config.catalogue, skip_bad=config.skip_bad)
-        require_splits(self.catalogue)
-        require_attributes(self.catalogue)
+        require_teaching(self.catalogue, config.oracle.file)
         say_skipped(self.catalogue)
         self.annotated = annotated
         self.run = Run(folder, config)
@@ -81,7 +77,7 @@ class Pipeline:
             ("agcl-distilled", config.agcl, "annotate-distilled", True),
         ):
             chain[name] = partial(self.train_r, name, settings, annotated, in_input=in_input)
-        chain |= {"rar": self._rar, "annotate-reinforced": self._annotate_again}
+        chain |= {"rar": self.reinforce, "annotate-reinforced": self._annotate_again}
         last = "agcl-distilled"
         for cycle in range(1, config.cit.cycles + 1):
             chain[f"cit-{cycle}"] = partial(self._cit, cycle, last)
@@ -161,7 +157,7 @@ class Pipeline:
             "catalogue": self.catalogue.fingerprint,
             "vocab_size": self.config.vocab_size,
             "weights": source,
-            "oracle": to_dict(self.config.oracle),
+            "oracle": oracle_inputs(self.config.oracle),
             "seed": self.config.seed,
         }
 
@@ -240,7 +236,7 @@ class Pipeline:
         inputs = self._base() | {
             "settings": to_dict(self.config.distill),
             "model": to_dict(self.config.generator),
-            "oracle": to_dict(self.config.oracle),
+            "oracle": oracle_inputs(self.config.oracle),
         }
 
         def work(folder: Path) -> None:
@@ -270,13 +266,17 @@ class Pipeline:
 
     def _annotate_again(self) -> None:
         again = self._where("train")
-        again = again[choose_share(len(again), self.config.cit.share, self.config.seed)]
+        again = again[listings_to_annotate(self.config, len(again))]
         chosen = np.concatenate([again, self._where("test")])
         self._annotate("annotate-reinforced", "rar", chosen)
 
-    def _rar(self) -> None:
+    def reinforce(self, name: str = "rar", settings: RarConfig | None = None) -> None:
+        """Reinforce the distilled G as a stage; `settings` stand in for the run's own."""
+        config = self.config
+        if settings is not None:
+            config = dataclasses.replace(config, rar=settings)
         inputs = self._base() | {
-            "settings": to_dict(self.config.rar),
+            "settings": to_dict(config.rar),
             "generator": self.run.output_hash("distill", WEIGHTS),
             "embedder": self.run.output_hash("agcl-distilled", WEIGHTS),
             "attributes": self.run.output_hash("annotate-distilled", TEXTS),
@@ -285,22 +285,24 @@ class Pipeline:
         def work(folder: Path) -> None:
             architecture, params = self.models.load("distill")
             environment = RarEnvironment(
-                self._split_builder(*self.config.rar.gallery_splits),
+                self._split_builder(*config.rar.gallery_splits),
                 self._encoder("agcl-distilled"),
                 self._texts("annotate-distilled"),
-                self.config.rar,
-                self.config.seed,
+                config.rar,
+                config.seed,
+                vocab_size=architecture.config.text.vocab_size,
             )
-            trainee = Trainee.of(architecture, params, self.config.generator, self.mesh)
-            params = train_rar(self.config, folder, trainee, environment)
-            self.models.save("rar", architecture, params, self.tokenizer)
+            trainee = Trainee.of(architecture, params, config.generator, self.mesh)
+            params = train_rar(config, folder, trainee, environment)
+            self.models.save(name, architecture, params, self.tokenizer)
 
-        self.run.stage("rar", inputs, [WEIGHTS], work)
+        self.run.stage(name, inputs, [WEIGHTS], work)
 
     def _cit(self, cycle: int, last: str) -> None:
         name, settings = f"cit-{cycle}", cit_settings(self.config)
         inputs = self._base() | {
             "settings": to_dict(settings),
+            "cit": to_dict(self.config.cit),
             "embedder": self.run.output_hash(last, WEIGHTS),
             "before": self.run.output_hash("annotate-distilled", TEXTS),
             "again": self.run.output_hash("annotate-reinforced", TEXTS),
@@ -309,9 +311,8 @@ class Pipeline:
         def work(folder: Path) -> None:
             architecture, params = self.models.load(last)
             ids = [x.listing_id for x in self.catalogue.subset("train").listings]
-            texts = merge_annotations(
-                self._texts("annotate-distilled"), self._texts("annotate-reinforced"), ids
-            )
+            before, after = map(self._texts, ("annotate-distilled", "annotate-reinforced"))
+            texts = cycle_attributes(self.config, cycle, ids, before, after)
             self._fit(folder, name, settings, architecture, params, texts, True)
 
         self.run.stage(name, inputs, [WEIGHTS], work)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from afmrl_jax.data.attributes import salvage_attributes
+from afmrl_jax.data.attributes import read_attributes, salvage_attributes
 from afmrl_jax.data.catalogue import load_catalogue, say_skipped
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.records import Catalogue, Listing
@@ -23,7 +23,7 @@ from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.retrieval.index import load_index
 from afmrl_jax.retrieval.scann_index import ScannIndex
 from afmrl_jax.systems import FinishedRun, systems_of
-from afmrl_jax.training.annotate import annotate, read_attributes, write_attributes
+from afmrl_jax.training.annotate import annotate, write_attributes
 
 INDEXES: dict[str, Any] = {"exact": ExactIndex, "scann": ScannIndex}
 ABOUT = "embedded.json"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
 
 from afmrl_jax.model_config import require
 
@@ -218,69 +217,10 @@ class BackboneConfig:
 
 
 @dataclass(frozen=True)
-class RarConfig:
-    """Retrieval-aware reinforcement of G by GRPO against the frozen R."""
-
-    steps: int = 30
-    queries: int = 32
-    """Query listings a step (groups)."""
-    group_size: int = 8
-    """Attribute lists sampled per query."""
-    reward: Literal["recall", "reciprocal_rank", "margin"] = "recall"
-    k: int | None = None
-    """k of Recall@k. None: the k whose starting reward lies nearest one half."""
-    margin_negatives: int = 3
-    """Hardest negatives averaged by the margin reward."""
-    malformed_reward: float = -0.1
-    temperature: float = 0.7
-    """Of the samples. At 1 a quarter of a small G's samples are malformed, RAR learns to write less
-    rather than better, and lists shrink to one key."""
-    top_p: float = 1.0
-    top_k: int = 0
-    """0: no cut."""
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    kl_coefficient: float = 0.05
-    """Weight of the KL divergence from the distilled G; at 0.01 lists shrink to two keys."""
-    updates_per_rollout: int = 1
-    """Optimiser steps on the same samples; from the second on the clipped ratio matters."""
-    held_out_share: float = 0.3
-    """Share of the reward families kept for judging RAR; never trained on."""
-    evaluate_every: int = 10
-    evaluation_samples: int = 4
-    """Samples per held-out query, with the same keys at every evaluation."""
-    gallery_splits: tuple[str, ...] = ("reward", "train")
-    optimiser: OptimiserConfig = field(
-        default_factory=lambda: OptimiserConfig(2e-4, warmup_share=0.05, final_share=1.0)
-    )
-
-    def __post_init__(self) -> None:
-        require(self.steps > 0, "rar needs steps > 0")
-        require(self.group_size > 1, "a group needs at least two samples")
-        require(self.temperature > 0, "rar samples; temperature must be positive")
-        require(self.k is None or self.k > 0, "k must be positive")
-        require(0 < self.held_out_share < 1, "held_out_share must lie in (0, 1)")
-        require("reward" in self.gallery_splits, "the gallery must hold the reward split")
-
-
-@dataclass(frozen=True)
-class CitConfig:
-    """Cyclic training: the reinforced G re-annotates a share and R trains on."""
-
-    cycles: int = 1
-    share: float = 0.3
-    """Share of the training listings that the reinforced G annotates again."""
-    steps: int = 20
-    learning_rate: float = 3e-4
-
-    def __post_init__(self) -> None:
-        require(self.cycles >= 0, "cycles must not be negative")
-        require(0 < self.share <= 1, "share must lie in (0, 1]")
-
-
-@dataclass(frozen=True)
 class OracleConfig:
-    """How often the oracle from which G is distilled departs from the true attributes."""
+    """The oracle from which G is distilled: how often it departs from the true attributes, or a
+    file of what another one wrote.
+    """
 
     synonym_rate: float = 0.3
     """Chance that a value is written as a synonym."""
@@ -295,10 +235,13 @@ class OracleConfig:
     a captioner sees no more than picture and title."""
     shuffle_rate: float = 0.3
     """Chance that a listing's keys are written in an order of their own."""
+    file: str | None = None
+    """JSON lines with `listing_id` and `attributes`, as `afmrl oracle` writes them; G learns from
+    those of the `distill` split, and the rates above say nothing. None: from the catalogue."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            require(0 <= value <= 1, f"{name} must lie in [0, 1]")
+            require(name == "file" or 0 <= value <= 1, f"{name} must lie in [0, 1]")
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,10 @@ def systems_of(config: RunConfig) -> list[System]:
         System("agcl+distilled", "agcl-distilled", "distill"),
         System("afmrl", "agcl-distilled", "rar"),
     ]
-    if config.cit.cycles:
-        rows.append(System("afmrl+cit", f"cit-{config.cit.cycles}", "rar"))
+    # The last is the method's own row, whatever the number of cycles before it.
+    for cycle in range(1, config.cit.cycles + 1):
+        name = "afmrl+cit" if cycle == config.cit.cycles else f"afmrl+cit-{cycle}"
+        rows.append(System(name, f"cit-{cycle}", "rar"))
     return rows
 
 
@@ -85,7 +87,7 @@ def evaluate_systems(
     Returns:
         The contents of `evaluation.json`, and the cards of the last row for `gallery.json`.
     """
-    # The reinforced G wrote for a share of the train listings only.
+    # The reinforced G may have written for a share of the train listings only.
     test_texts = {None: None, "distill": before, "rar": after}
     train_texts = {None: None, "distill": before, "rar": {**before, **after}}
     subjects = (

@@ -32,7 +32,7 @@ from study.variations import DISTILLED, ORACLE, TRUE, Variation, variations
 
 from afmrl_jax.config import AgclConfig, RunConfig
 from afmrl_jax.config_json import to_dict
-from afmrl_jax.data.attributes import format_attributes
+from afmrl_jax.data.attributes import format_attributes, read_attributes
 from afmrl_jax.data.oracle import oracle_texts
 from afmrl_jax.errors import AfmrlError
 from afmrl_jax.evaluation.metrics import positive_ranks
@@ -42,7 +42,6 @@ from afmrl_jax.pipeline import TEXTS, Pipeline
 from afmrl_jax.progress import say
 from afmrl_jax.runtime import reported, set_up
 from afmrl_jax.systems import FinishedRun, System
-from afmrl_jax.training.annotate import read_attributes
 from afmrl_jax.training.store import WEIGHTS
 
 HERE = Path(__file__).parent

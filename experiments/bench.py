@@ -3,15 +3,18 @@
     python experiments/bench.py models --out experiments/results/bench_models.json
     python experiments/bench.py agcl --out experiments/results/bench_agcl.json
     python experiments/bench.py bm25 --out experiments/results/bench_bm25.json
+    python experiments/bench.py grpo --out experiments/results/bench_grpo.json
+    python experiments/bench.py decode --out experiments/results/bench_decode.json
 
 `models`: embedding, a training step of R on adapters and greedy decoding, against transformers on
 the same weights and cores; compilation, looped, unrolled and from a warm cache; and on a GPU or TPU
 the real sizes with random weights. `agcl`: memory and time of the loss's value and gradient,
 against the literal formula, leaner dense forms and row chunks, and a training step in chunks
 against one at once; about ten minutes on two cores.
-`bm25`: scores of all pairs of a batch, against rank_bm25, bm25s and SciPy. Let nothing else run
-beside it. Figures are medians of ratios of measurements that were taken in turn; the JSON has every
-spread.
+`bm25`: scores of all pairs of a batch, against rank_bm25, bm25s and SciPy. `grpo`: RAR's update
+with a shared prompt against one row a sample, and the reward's counting against sorting. `decode`:
+sampled tokens a second. Let nothing else run beside it. Figures are medians of ratios of
+measurements that were taken in turn; the JSON has every spread.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from benchmarks import agcl, bm25, models
+from benchmarks import agcl, bm25, decode, grpo, models
 
 from afmrl_jax.runtime import reported
 
@@ -82,11 +85,50 @@ class Bm25:
         print(json.dumps(bm25.run(self.settings, self.out), indent=1))
 
 
+@dataclass(frozen=True)
+class Grpo:
+    """RAR's update with a shared prompt against one row a sample, and the reward against sorting.
+
+    The gradients of both forms must agree to 1e-5. Floating-point operations are XLA's count of
+    both programs for the 3 B model, which is not run. The reward is compared with the bare product
+    of queries and gallery and with sorting; sorting is timed for a part of the queries and scaled.
+    """
+
+    out: Path
+    """JSON file to write."""
+    settings: Annotated[grpo.Settings, tyro.conf.arg(name="")] = field(
+        default_factory=grpo.Settings
+    )
+
+    def execute(self) -> None:
+        """Run the benchmark."""
+        print(json.dumps(grpo.run(self.settings, self.out), indent=1))
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Sampled tokens a second of groups that share their prompt; all samples have full length.
+
+    What a token asks of the host is counted in the compiled program.
+    """
+
+    out: Path
+    """JSON file to write."""
+    settings: Annotated[decode.Settings, tyro.conf.arg(name="")] = field(
+        default_factory=decode.Settings
+    )
+
+    def execute(self) -> None:
+        """Run the benchmark."""
+        print(json.dumps(decode.run(self.settings, self.out), indent=1))
+
+
 def main() -> None:
     """Entry point."""
     with reported():
         tyro.extras.subcommand_cli_from_dict(
-            {"models": Models, "agcl": Agcl, "bm25": Bm25}, description=__doc__
+            {"models": Models, "agcl": Agcl, "bm25": Bm25, "grpo": Grpo, "decode": Decode},
+            description=__doc__,
         ).execute()
 
 

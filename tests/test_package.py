@@ -14,6 +14,7 @@ ORDER = (
     ("errors", "portable"),
     ("model_config", "axes", "layout"),
     ("stage_config",),
+    ("rar_config",),
     ("config", "config_json"),
     ("files", "progress"),
     ("metrics_log",),
@@ -26,7 +27,8 @@ ORDER = (
     ("evaluation",),
     ("reporting",),
     ("systems",),
-    ("serving", "auditing", "export", "pipeline", "planning", "runtime", "testing"),
+    ("serving", "asking", "auditing", "export", "pipeline", "planning", "runtime", "testing"),
+    ("cli_catalogue",),
     ("cli",),
 )
 """Imports go from a later line to an earlier one, never back."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
+
+from afmrl_jax.errors import CatalogueError
 
 
 class MalformedAttributes(ValueError):
@@ -72,3 +76,28 @@ def drop_attributes(text: str, rng: np.random.Generator, rate: float) -> str:
     if not keep.any():
         keep[int(rng.integers(len(parts)))] = True
     return "; ".join(part.strip() for part, kept in zip(parts, keep, strict=True) if kept)
+
+
+def read_attributes(path: Path) -> dict[str, str]:
+    """Attribute text by listing id, from a file of JSON lines as `afmrl annotate` writes it.
+
+    Raises:
+        CatalogueError: the file cannot be read, or a line is no such record.
+    """
+    found: dict[str, str] = {}
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    record = json.loads(line)
+                    found[record["listing_id"]] = record["attributes"]
+                except (ValueError, KeyError, TypeError) as error:
+                    raise CatalogueError(
+                        f"{path}, line {number}: not a record with `listing_id` and `attributes` "
+                        f"({error}); repair the line or remove it"
+                    ) from error
+    except OSError as error:
+        raise CatalogueError(f"{path} cannot be read ({error}); give a file of attributes") from (
+            error
+        )
+    return found

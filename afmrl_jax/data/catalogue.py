@@ -278,16 +278,19 @@ def require_splits(catalogue: Catalogue) -> None:
             )
 
 
-def require_attributes(catalogue: Catalogue) -> None:
-    """Check that the distill split can teach G.
+def require_teaching(catalogue: Catalogue, oracle_file: str | None = None) -> None:
+    """Check that a run has splits to find things in, and something to teach G.
 
     Raises:
-        CatalogueError: no listing has attributes or an oracle text.
+        CatalogueError: a split is too small; or no listing of `distill` has attributes or an
+            oracle text, and no file of an oracle is given.
     """
+    require_splits(catalogue)
     listings = catalogue.subset("distill").listings
-    if not any(x.attributes or x.oracle for x in listings):
+    if oracle_file is None and not any(x.attributes or x.oracle for x in listings):
         raise CatalogueError(
             f"catalogue {catalogue.name}: none of the {len(listings)} listings of the `distill` "
             "split has `attributes` or an `oracle` text, and distillation learns from them; add "
-            "either column for a part of the catalogue (R needs none)"
+            "either column for a part of the catalogue (R needs none), or let a larger model write "
+            "them: `afmrl oracle`, then --oracle.file"
         )

@@ -9,13 +9,17 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from afmrl_jax.config import OracleConfig
-from afmrl_jax.data.attributes import format_attributes
+from afmrl_jax.data.attributes import format_attributes, read_attributes
 from afmrl_jax.data.furniture.lexicon import GENERIC, SYNONYMS
 from afmrl_jax.data.records import Catalogue, Listing
+from afmrl_jax.errors import CatalogueError
+from afmrl_jax.files import file_hash
 
 _DIGIT = re.compile(r"\d")
 
@@ -96,7 +100,27 @@ def oracle_texts(listings: Sequence[Listing], config: OracleConfig, seed: int) -
 def taught_texts(
     catalogue: Catalogue, config: OracleConfig, seed: int
 ) -> tuple[Catalogue, list[str]]:
-    """The listings of the `distill` split that something is known of, and their oracle texts."""
+    """The listings of the `distill` split that something is known of, and their oracle texts.
+
+    Raises:
+        CatalogueError: the file that the settings name knows no listing of the split.
+    """
     taught = catalogue.subset("distill")
+    if config.file is not None:
+        texts = read_attributes(Path(config.file))
+        kept = tuple(x for x in taught.listings if texts.get(x.listing_id))
+        if not kept:
+            raise CatalogueError(
+                f"{config.file} has no attributes of any of the {len(taught.listings)} listings of "
+                f"the `distill` split of {catalogue.name}: run `afmrl oracle` on that catalogue"
+            )
+        return Catalogue(taught.name, kept), [texts[x.listing_id] for x in kept]
     kept = tuple(x for x in taught.listings if x.attributes or x.oracle)
     return Catalogue(taught.name, kept), oracle_texts(kept, config, seed)
+
+
+def oracle_inputs(config: OracleConfig) -> dict[str, Any]:
+    """What decides the oracle's texts, for the lineage of a run: settings, or the file's hash."""
+    if config.file is not None:
+        return {"file": file_hash(config.file)}
+    return {name: value for name, value in vars(config).items() if name != "file"}

@@ -55,6 +55,10 @@ class Tokenizer(Protocol):
         """Text of ids, special tokens left out."""
         ...
 
+    def token_bytes(self) -> list[bytes | None]:
+        """The bytes that each id stands for, None for special tokens."""
+        ...
+
 
 class BpeTokenizer:
     """A `tokenizers` byte-level BPE with Qwen's special tokens."""
@@ -141,6 +145,28 @@ class BpeTokenizer:
     def decode(self, ids: list[int]) -> str:
         """Text of ids, special tokens left out."""
         return str(self._inner.decode(ids, skip_special_tokens=True))
+
+    def token_bytes(self) -> list[bytes | None]:
+        """The bytes that each id stands for, None for special tokens."""
+        out: list[bytes | None] = [None] * self.vocab_size
+        special = set(self._inner.get_added_tokens_decoder())
+        for token, number in self._inner.get_vocab(with_added_tokens=False).items():
+            if number not in special:
+                out[number] = bytes(_BYTE_OF[letter] for letter in token)
+        return out
+
+
+def _byte_letters() -> dict[str, int]:
+    """Byte by the letter that byte-level BPE writes for it.
+
+    Printable bytes stand for themselves, and the others for the letters from U+0100 on, in order.
+    """
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in plain]
+    return {chr(b): b for b in plain} | {chr(0x100 + n): b for n, b in enumerate(others)}
+
+
+_BYTE_OF = _byte_letters()
 
 
 def drop_words(text: str, rng: np.random.Generator, rate: float) -> str:

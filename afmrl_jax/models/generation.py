@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from afmrl_jax.data.grammar import Grammar
+from afmrl_jax.models import grammar as following
 from afmrl_jax.models.attention import MASKED
+from afmrl_jax.models.continuation import continuation, prefill
 from afmrl_jax.models.decoder import KeyValue
-from afmrl_jax.models.embedder import last_token
 from afmrl_jax.models.qwen_vl import QwenVL
+from afmrl_jax.models.vocabulary import token_scores
 
 
 class Generation(NamedTuple):
@@ -19,22 +22,12 @@ class Generation(NamedTuple):
     tokens: jax.Array
     """int32 [b g n]; padding behind the end."""
     logprobs: jax.Array
-    """float32 [b g n]; log-probability of each token at the sampling temperature, before any
-    top-p or top-k cut; 0 behind the end."""
+    """float32 [b g n]; log-probability of each token at the sampling temperature, before any cut by
+    top-p, top-k or a grammar; 0 behind the end."""
     mask: jax.Array
     """bool [b g n]; True up to and including the end token."""
     finished: jax.Array
     """bool [b g]; whether the end token came within the budget."""
-
-
-def _prefill(
-    model: QwenVL, prompt: Any, visual_tokens: jax.Array | None
-) -> tuple[jax.Array, KeyValue, jax.Array]:
-    """Last hidden state [b d] of the prompts, their keys and values, and the next position [b]."""
-    embedded = model.inputs(prompt, visual_tokens)
-    hidden, prefix = model.model.prefill(embedded, prompt.positions, prompt.token_mask)
-    highest = jnp.max(jnp.where(prompt.token_mask[:, None], prompt.positions, -1), axis=(1, 2))
-    return last_token(hidden, prompt.token_mask), prefix, (highest + 1).astype(jnp.int32)
 
 
 def _cut(logits: jax.Array, top_p: float, top_k: int) -> jax.Array:
@@ -66,6 +59,7 @@ def generate(
     top_k: int = 0,
     row_ids: jax.Array | None = None,
     visual_tokens: jax.Array | None = None,
+    grammar: Grammar | None = None,
 ) -> Generation:
     """Continue prompts; one loop on the device that stops when all samples have ended.
 
@@ -85,30 +79,34 @@ def generate(
         top_k: number of the likeliest tokens to draw from, 0 for all.
         row_ids: int32 [b], names the rows for their keys; the row number by default.
         visual_tokens: [n s d] where the vision tower has already run.
+        grammar: only tokens that keep to it, and to the budget, are chosen; see `Grammar.check`.
     """
-    last, prefix, start = _prefill(model, prompt, visual_tokens)
+    last, prefix, start = prefill(model, prompt, visual_tokens)
     rows, group, budget = last.shape[0], group_size, max_new_tokens
     row_ids = jnp.arange(rows, dtype=jnp.int32) if row_ids is None else row_ids
     members = jnp.arange(group, dtype=jnp.int32)
     fold = jax.vmap(jax.random.fold_in, (None, 0))
     keys = jax.vmap(fold, (0, None))(fold(key, row_ids), members)
 
-    def pick(hidden: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = model.logits(hidden)
+    def pick(hidden: jax.Array, step: jax.Array, place: Any) -> tuple[jax.Array, jax.Array]:
+        logprobs = jax.nn.log_softmax(model.logits(hidden) / (temperature or 1.0), axis=-1)
+        offered = logprobs
+        if grammar is not None:
+            legal = following.allowed(grammar, place, eos_id, budget - 1 - step)
+            offered = jnp.where(legal, logprobs, MASKED)
         if temperature == 0.0:
-            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-            logprobs = jax.nn.log_softmax(logits, axis=-1)
+            token = jnp.argmax(offered, axis=-1)
         else:
-            logprobs = jax.nn.log_softmax(logits / temperature, axis=-1)
             draw = jax.vmap(
                 jax.vmap(lambda k, x: jax.random.categorical(jax.random.fold_in(k, step), x))
             )
-            token = draw(keys, _cut(logprobs, top_p, top_k)).astype(jnp.int32)
+            token = draw(keys, _cut(offered, top_p, top_k))
+        token = token.astype(jnp.int32)
         return token, jnp.take_along_axis(logprobs, token[..., None], axis=-1)[..., 0]
 
     def step_once(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        step, hidden, cache, tokens, logprobs, mask, finished = carry
-        token, logprob = pick(hidden, step)
+        step, hidden, cache, tokens, logprobs, mask, finished, place = carry
+        token, logprob = pick(hidden, step, place)
         alive = ~finished
         token = jnp.where(alive, token, pad_id)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[..., None], step, axis=2)
@@ -116,13 +114,15 @@ def generate(
         logprobs = jax.lax.dynamic_update_slice_in_dim(logprobs, logprob, step, axis=2)
         mask = jax.lax.dynamic_update_slice_in_dim(mask, alive[..., None], step, axis=2)
         finished = finished | (token == eos_id)
+        if grammar is not None:
+            place = following.advance(grammar, place, token)
         seen = jnp.arange(budget, dtype=jnp.int32) <= step
         own_mask = jnp.broadcast_to(seen[None, None, None], (rows, group, 1, budget))
         embedded = model.model.embed(token)[:, :, None]
         hidden, cache = model.model.continue_from(
             embedded, start, before, prompt.token_mask, own_mask, cache, step, layers
         )
-        return step + 1, hidden[:, :, 0], cache, tokens, logprobs, mask, finished
+        return step + 1, hidden[:, :, 0], cache, tokens, logprobs, mask, finished, place
 
     shape = (rows, group, budget)
     empty = KeyValue(
@@ -137,9 +137,10 @@ def generate(
         jnp.zeros(shape, jnp.float32),
         jnp.zeros(shape, bool),
         jnp.zeros(shape[:2], bool),
+        None if grammar is None else following.begin(grammar, rows, group),
     )
     carry = jax.lax.while_loop(lambda c: (c[0] < budget) & ~jnp.all(c[6]), step_once, carry)
-    return Generation(*carry[3:])
+    return Generation(*carry[3:7])
 
 
 def completion_logprobs(
@@ -153,7 +154,8 @@ def completion_logprobs(
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability and entropy of each token of given continuations, both float32 [b g n].
 
-    One teacher-forced pass in which each prompt is encoded once for its group.
+    One teacher-forced pass in which each prompt is encoded once for its group, and logits exist
+    for a chunk of the vocabulary at a time.
 
     Args:
         model: the generator.
@@ -163,15 +165,8 @@ def completion_logprobs(
         temperature: of the distribution that is scored; 0 counts as 1.
         visual_tokens: [n s d] where the vision tower has already run.
     """
-    last, prefix, start = _prefill(model, prompt, visual_tokens)
-    rows, group, budget = tokens.shape
-    embedded = model.model.embed(tokens[:, :, :-1])
-    causal = jnp.tril(jnp.ones((budget - 1, budget - 1), bool))[None, None]
-    own_mask = causal & mask[:, :, None, :-1]
-    hidden, _ = model.model.continue_from(embedded, start, prefix, prompt.token_mask, own_mask)
-    first = jnp.broadcast_to(last[:, None, None], (rows, group, 1, last.shape[-1]))
-    logits = model.logits(jnp.concatenate([first, hidden], axis=2))
-    logprobs = jax.nn.log_softmax(logits / (temperature or 1.0), axis=-1)
-    chosen = jnp.take_along_axis(logprobs, tokens[..., None], axis=-1)[..., 0]
-    entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
-    return jnp.where(mask, chosen, 0.0), jnp.where(mask, entropy, 0.0)
+    last, hidden = continuation(model, prompt, tokens[:, :, :-1], mask[:, :, :-1], visual_tokens)
+    first = jnp.broadcast_to(last[:, None, None], (*tokens.shape[:2], 1, last.shape[-1]))
+    hidden = jnp.concatenate([first, hidden], axis=2)
+    logprobs, entropy = token_scores(hidden, model.head(), tokens, temperature=temperature or 1.0)
+    return jnp.where(mask, logprobs, 0.0), jnp.where(mask, entropy, 0.0)

@@ -13,6 +13,7 @@ from afmrl_jax.model_config import Execution, InitConfig, QwenVLConfig
 from afmrl_jax.models.decoder import Decoder
 from afmrl_jax.models.layers import Keys
 from afmrl_jax.models.vision import VisionTower
+from afmrl_jax.models.vocabulary import Head
 
 
 class QwenVL(nnx.Module):
@@ -76,10 +77,15 @@ class QwenVL(nnx.Module):
             visual_tokens = self.visual(batch.patches, batch.patch_segment, batch.patch_position)
         return self.embed(batch.tokens, visual_tokens, batch.visual_start)
 
+    def head(self) -> Head:
+        """Weights from hidden states to logits: the token table where they are tied."""
+        own = self.lm_head
+        return Head(self.model.embed_tokens[...], True) if own is None else Head(own[...], False)
+
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Vocabulary logits [... v] in float32."""
-        own = self.lm_head
-        head = self.model.embed_tokens[...].T if own is None else own[...]
+        own = self.head()
+        head = own.weights.T if own.table else own.weights
         return jnp.dot(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
     def __call__(self, batch: Any, visual_tokens: jax.Array | None = None) -> jax.Array:

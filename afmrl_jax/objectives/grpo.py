@@ -1,11 +1,18 @@
-"""Group relative policy optimisation: advantages with guards, clipped ratio, k3 KL."""
+"""Group relative policy optimisation: advantages with guards, clipped ratio, KL; each a choice."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from afmrl_jax.axes import Array, Bool, Float
+
+Baseline = Literal["grpo", "dr_grpo", "rloo"]
+Normalisation = Literal["sample", "token", "constant"]
+Importance = Literal["token", "sequence"]
+Divergence = Literal["k1", "k2", "k3"]
 
 SMALLEST_DEVIATION = 1e-4
 """Rewards closer than this are equal: the rounding of a similarity must not become a signal."""
@@ -31,11 +38,16 @@ def dead_groups(rewards: Float[Array, "q g"], malformed: Bool[Array, "q g"]) -> 
 
 
 def group_advantages(
-    rewards: Float[Array, "q g"], malformed: Bool[Array, "q g"], *, normalise: bool = True
+    rewards: Float[Array, "q g"],
+    malformed: Bool[Array, "q g"],
+    *,
+    baseline: Baseline = "grpo",
 ) -> Float[Array, "q g"]:
-    """Reward less the group's mean, over the group's deviation, with three guards.
+    """What a sample earned beyond its group, in one of three ways, with three guards.
 
-        A_i = (r_i - mean_j r_j) / max(deviation_j r_j, 1e-4)
+        grpo     (r_i - mean_j r_j) / max(deviation_j r_j, 1e-4)
+        dr_grpo  r_i - mean_j r_j
+        rloo     r_i - mean_{j != i} r_j
 
     * A group whose members are all malformed gets zero: a penalty they share is no signal, and
       divided by its vanishing deviation it would become a full-size phantom.
@@ -48,30 +60,103 @@ def group_advantages(
       (negative) reward says. Rewards that are never negative (recall) are not touched by this.
 
     Example:
-        >>> group_advantages(jnp.array([[1.0, 0.0]]), jnp.zeros((1, 2), bool)).round(2).tolist()
+        >>> rewards, none = jnp.array([[1.0, 0.0]]), jnp.zeros((1, 2), bool)
+        >>> group_advantages(rewards, none).round(2).tolist()
         [[1.0, -1.0]]
+        >>> group_advantages(rewards, none, baseline="dr_grpo").tolist()
+        [[0.5, -0.5]]
 
     Args:
         rewards: [q g], with the penalty in place where malformed.
         malformed: [q g].
-        normalise: divide by the deviation (GRPO), or not (Dr. GRPO).
+        baseline: which of the three.
 
     Returns:
         float32 [q g].
 
-    Reference: Shao et al., DeepSeekMath, arXiv 2402.03300, section 4.1.
+    Reference: Shao et al., DeepSeekMath, arXiv 2402.03300, section 4.1; Liu et al., Dr. GRPO, arXiv
+    2503.20783; Ahmadian et al., Back to basics (RLOO), arXiv 2402.14740.
     """
     rewards = rewards.astype(jnp.float32)
+    size = rewards.shape[1]
     worst = jnp.min(jnp.where(malformed, jnp.inf, rewards), axis=1, keepdims=True)
     below = jnp.minimum(rewards, worst + jnp.minimum(rewards, 0.0))
     rewards = jnp.where(malformed, below, rewards)
     advantage = rewards - jnp.mean(rewards, axis=1, keepdims=True)
-    if normalise:
+    if baseline == "grpo":
         deviation = jnp.sqrt(jnp.mean(advantage**2, axis=1, keepdims=True))
         advantage = advantage / jnp.maximum(deviation, SMALLEST_DEVIATION)
+    elif baseline == "rloo":
+        # The mean of the others lies size / (size - 1) times as far away as the mean of all.
+        advantage = advantage * (size / (size - 1))
     nothing = jnp.all(malformed, axis=1, keepdims=True)
     equal = dead_groups(rewards, malformed)[:, None]
     return jnp.where(nothing | (equal & ~malformed), 0.0, advantage)
+
+
+def token_weights(
+    mask: Bool[Array, "q g n"],
+    *,
+    normalisation: Normalisation = "sample",
+    groups: Bool[Array, " q"] | None = None,
+) -> Float[Array, "q g n"]:
+    """Weight of each token in the loss of the whole batch, of which any part may then be summed.
+
+        sample    1 / (samples * tokens of the sample): every sample counts alike (GRPO)
+        token     1 / all tokens: every token counts alike (DAPO)
+        constant  1 / (samples * n): the budget n instead of the length (Dr. GRPO)
+
+    A sample without counted tokens adds 0 and still counts as a sample.
+
+    Example:
+        >>> token_weights(jnp.array([[[True, True], [True, False]]])).tolist()
+        [[[0.25, 0.25], [0.5, 0.0]]]
+
+    Args:
+        mask: [q g n], tokens that count.
+        normalisation: which of the three.
+        groups: [q], those that take part; the others get 0, and the rest weighs accordingly more.
+            None for all. Leaving out dead groups is the dropping of dynamic sampling.
+
+    Reference: Shao et al., arXiv 2402.03300; Yu et al., DAPO, arXiv 2503.14476; Liu et al., Dr.
+    GRPO, arXiv 2503.20783.
+    """
+    weights = mask.astype(jnp.float32)
+    if groups is None:
+        groups = jnp.ones(mask.shape[0], bool)
+    weights = jnp.where(groups[:, None, None], weights, 0.0)
+    lengths = jnp.sum(weights, axis=-1, keepdims=True)
+    samples = jnp.sum(groups.astype(jnp.float32)) * mask.shape[1]
+    total = {
+        "sample": samples * jnp.maximum(lengths, 1.0),
+        "token": jnp.sum(lengths),
+        "constant": samples * mask.shape[2],
+    }[normalisation]
+    return weights / jnp.maximum(total, 1.0)
+
+
+def divergence(gap: Float[Array, "*shape"], kind: Divergence = "k3") -> Float[Array, "*shape"]:
+    """Estimate of KL(policy, reference) from one sample, at each token.
+
+        gap = log reference - log policy
+        k1 = -gap,   k2 = gap^2 / 2,   k3 = exp(gap) - gap - 1
+
+    As a loss k1 says nothing: its gradient is that of a log-probability, which averages to zero.
+    It belongs into the reward, where its gradient is k2's on samples of the policy itself; so k1
+    here has the value of k1 and the gradient of k2.
+
+    Args:
+        gap: nats, any shape; carries the gradient through the policy.
+        kind: which of the three.
+
+    Reference: Schulman, Approximating KL divergence, 2020 (joschu.net/blog/kl-approx.html).
+    """
+    squared = 0.5 * gap * gap
+    if kind == "k2":
+        return squared
+    if kind == "k1":
+        return squared + jax.lax.stop_gradient(-gap - squared)
+    return jnp.exp(gap) - gap - 1.0
 
 
 def grpo_loss(
@@ -81,17 +166,19 @@ def grpo_loss(
     advantages: Float[Array, "q g"],
     mask: Bool[Array, "q g n"],
     *,
+    weights: Float[Array, "q g n"] | None = None,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
+    ratio_cap: float | None = None,
+    importance: Importance = "token",
     kl_coefficient: float = 0.01,
+    kl: Divergence = "k3",
     entropy: Float[Array, "q g n"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """GRPO's objective, averaged over the tokens of a sample and then over samples.
+    """GRPO's objective, summed over tokens by their weights.
 
-        ratio = exp(logprob - old),   kl = exp(ref - logprob) - (ref - logprob) - 1   (k3)
-        L = -mean( min(ratio A, clip(ratio, 1 - low, 1 + high) A) - beta kl )
-
-    A sample without counted tokens adds 0 and still counts as a sample.
+        ratio = exp(logprob - old), or by sequence: exp of the mean of that over its tokens
+        L = -sum weight ( min(ratio A, clip(ratio, 1 - low, 1 + high) A) - beta kl )
 
     Example:
         >>> logprobs, mask = jnp.full((1, 2, 1), -1.0), jnp.ones((1, 2, 1), bool)
@@ -105,22 +192,30 @@ def grpo_loss(
         reference_logprobs: [q g n], of the distilled policy; a constant.
         advantages: [q g]; a constant.
         mask: [q g n], tokens that count; the values elsewhere may be anything.
+        weights: [q g n], of `token_weights`, over the whole batch where this is a part of it; a
+            constant. None: each sample counts alike.
         clip_low: how far the ratio may fall before its gradient stops.
-        clip_high: how far it may rise.
+        clip_high: how far it may rise; above `clip_low` it is DAPO's clip-higher.
+        ratio_cap: most that a ratio counts for, also where the advantage is negative and the clip
+            does not bind; None for no cap.
+        importance: a ratio for each token, or one for the sample (GSPO).
         kl_coefficient: beta.
+        kl: estimate of the divergence, see `divergence`.
         entropy: [q g n], nats, of the policy at each token; only reported.
 
     Returns:
-        The loss, float32, and metrics: `loss`, `kl`, `ratio` and, where given, `entropy` (means
-        like the loss's), and `clip_share` (share of tokens whose gradient the clip has stopped).
+        The loss, float32, and metrics, weighted as the loss is: `loss`, `kl`, `ratio`,
+        `clip_share` (tokens whose gradient the clip has stopped) and, where given, `entropy`.
 
-    Reference: Shao et al., DeepSeekMath, arXiv 2402.03300, section 4.1; Schulman, Approximating
-    KL divergence (k3); unequal clips as in Yu et al., DAPO, arXiv 2503.14476.
+    Reference: Shao et al., DeepSeekMath, arXiv 2402.03300, section 4.1; Yu et al., DAPO, arXiv
+    2503.14476 (clip-higher); Zheng et al., GSPO, arXiv 2507.18071 (ratio by sequence); Ye et al.,
+    dual-clip PPO, arXiv 1912.09729 (the cap).
     """
-    lengths = jnp.maximum(jnp.sum(mask.astype(jnp.float32), axis=-1), 1.0)
+    fixed = jax.lax.stop_gradient
+    weights = fixed(token_weights(mask) if weights is None else weights)
 
     def mean(values: jax.Array) -> jax.Array:
-        return jnp.mean(jnp.sum(jnp.where(mask, values, 0.0), axis=-1) / lengths)
+        return jnp.sum(jnp.where(mask, values, 0.0) * weights)
 
     def difference(left: jax.Array, right: jax.Array) -> jax.Array:
         # Masked before the subtraction: -inf - -inf would send NaN into the gradient.
@@ -128,18 +223,21 @@ def grpo_loss(
         right = jnp.where(mask, right.astype(jnp.float32), 0.0)
         return jnp.clip(left - right, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
 
-    fixed = jax.lax.stop_gradient
-    ratio = jnp.exp(difference(logprobs, fixed(old_logprobs)))
+    change = difference(logprobs, fixed(old_logprobs))
+    if importance == "sequence":
+        lengths = jnp.maximum(jnp.sum(mask.astype(jnp.float32), axis=-1, keepdims=True), 1.0)
+        change = jnp.broadcast_to(jnp.sum(change, axis=-1, keepdims=True) / lengths, change.shape)
+    ratio = jnp.exp(change)
     clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
+    capped = ratio if ratio_cap is None else jnp.minimum(ratio, ratio_cap)
     advantage = fixed(advantages.astype(jnp.float32))[..., None]
-    surrogate = jnp.minimum(ratio * advantage, clipped * advantage)
-    gap = difference(fixed(reference_logprobs), logprobs)
-    kl = jnp.exp(gap) - gap - 1.0
-    loss = -mean(surrogate - kl_coefficient * kl)
-    stopped = clipped * advantage < ratio * advantage
+    surrogate = jnp.minimum(capped * advantage, clipped * advantage)
+    estimate = divergence(difference(fixed(reference_logprobs), logprobs), kl)
+    loss = -mean(surrogate - kl_coefficient * estimate)
+    stopped = (clipped * advantage < capped * advantage) | (capped < ratio)
     metrics = {
         "loss": loss,
-        "kl": mean(kl),
+        "kl": mean(estimate),
         "clip_share": mean(stopped.astype(jnp.float32)),
         "ratio": mean(ratio),
     }

@@ -1,100 +1,129 @@
-"""Retrieval rewards by counting: no sort, and no top-k where only a rank is asked."""
+"""Rewards of attribute lists: what a retrieval with them was worth. All behind one signature."""
 
 from __future__ import annotations
 
-import jax
+import importlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
 import jax.numpy as jnp
 
-from afmrl_jax.axes import Array, Bool, Float, Int
-
-LOWEST_COSINE = -1.0
-
-
-def _scores(query: jax.Array, gallery: jax.Array) -> jax.Array:
-    """Cosines [n m] at full float32 precision: a rank must not hang on how they are computed."""
-    return jnp.dot(
-        query.astype(jnp.float32),
-        gallery.astype(jnp.float32).T,
-        precision=jax.lax.Precision.HIGHEST,
-    )
+from afmrl_jax.axes import Array, Bool, Float
+from afmrl_jax.errors import ConfigError
 
 
-def positive_rank(
-    query: Float[Array, "n d"],
-    gallery: Float[Array, "m d"],
-    relevant: Bool[Array, "n m"],
-    exclude: Bool[Array, "n m"],
-) -> Int[Array, " n"]:
-    """Rank of the best positive of each query, by counting the negatives at or above its score.
+class Outcome(NamedTuple):
+    """What a reward may look at: g lists of each of q queries, and how R found with them.
 
-        rank = 1 + #{ j not relevant, not excluded : not (s_j < max_{relevant} s) }
-
-    1 is first. Ties count against the query, and so does a score that is not a number. With a
-    gallery sharded over a mesh each device counts its part and only the counts are summed.
-
-    Example:
-        >>> gallery = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
-        >>> own, same = jnp.array([[True, False, False]]), jnp.array([[True, False, True]])
-        >>> positive_rank(gallery[:1], gallery, same, own).tolist()
-        [2]
-
-    Args:
-        query: unit vectors [n d].
-        gallery: unit vectors [m d].
-        relevant: [n m], gallery listings of the query's product.
-        exclude: [n m], gallery entries that do not take part (the query's own listing).
-
-    Returns:
-        int32 [n]; m + 1 for a query without a positive.
+    Arrays are NumPy's or JAX's.
     """
-    scores = _scores(query, gallery)
-    positive = relevant & ~exclude
-    best = jnp.max(jnp.where(positive, scores, -jnp.inf), axis=1, keepdims=True)
-    above = ~(scores < best) & ~relevant & ~exclude
-    ranks = 1 + jnp.sum(above, axis=1, dtype=jnp.int32)
-    return jnp.where(jnp.any(positive, axis=1), ranks, gallery.shape[0] + 1)
+
+    rank: Any
+    """int32 [q g]; of the best positive, 1 is first, m + 1 where there is none."""
+    ranks: Any
+    """int32 [q g p]; place of each positive in the whole list, m + 1 at padding. None for a reward
+    of `BY_RANK`."""
+    positives: Any
+    """int32 [q]; how many positives the gallery holds."""
+    margin: Any
+    """float32 [q g]; score of the best positive less the mean of the hardest negatives. None for a
+    reward of `BY_RANK`."""
+    tokens: Any
+    """int32 [q g]; tokens written, the end included."""
+    attributes: Any
+    """int32 [q g]; pairs of the list, 0 where malformed."""
+    budget: int
+    """Most tokens that may be written."""
+    k: int
+    """k of Recall@k."""
 
 
-def recall_reward(ranks: Int[Array, "*shape"], k: int) -> Float[Array, "*shape"]:
-    """Recall@k of each query as in the paper: 1 where a positive is among the first k, else 0."""
-    return (ranks <= k).astype(jnp.float32)
+Reward = Callable[[Outcome], Float[Array, "q g"]]
+"""From what happened to a number for each list. Malformed lists are overruled behind it."""
 
 
-def reciprocal_rank_reward(ranks: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+def recall(outcome: Outcome) -> Float[Array, "q g"]:
+    """Recall@k as in the paper: 1 where a positive is among the first k, else 0."""
+    return jnp.asarray(outcome.rank <= outcome.k, jnp.float32)
+
+
+def reciprocal_rank(outcome: Outcome) -> Float[Array, "q g"]:
     """1 / rank of the best positive, in (0, 1]."""
-    return 1.0 / ranks.astype(jnp.float32)
+    return 1.0 / jnp.asarray(outcome.rank, jnp.float32)
 
 
-def margin_reward(
-    query: Float[Array, "n d"],
-    gallery: Float[Array, "m d"],
-    relevant: Bool[Array, "n m"],
-    exclude: Bool[Array, "n m"],
-    negatives: int = 3,
-) -> Float[Array, " n"]:
-    """Score of the best positive less the mean of the hardest negatives, in [-2, 2].
+def ndcg(outcome: Outcome) -> Float[Array, "q g"]:
+    """nDCG@k with every positive worth 1, in [0, 1]; 0 for a query without positives.
+
+        sum over positives among the first k of 1 / log2(1 + place), over its largest value
+
+    Reference: Jarvelin & Kekalainen, Cumulated gain-based evaluation of IR techniques, 2002.
+    """
+    ranks, k = jnp.asarray(outcome.ranks), outcome.k
+    gain = jnp.where(ranks <= k, 1.0 / jnp.log2(1.0 + ranks.astype(jnp.float32)), 0.0)
+    places = jnp.arange(1, ranks.shape[-1] + 1, dtype=jnp.int32)[None]
+    counted = places <= jnp.minimum(jnp.asarray(outcome.positives), k)[:, None]
+    best = jnp.where(counted, 1.0 / jnp.log2(1.0 + places.astype(jnp.float32)), 0.0).sum(-1)
+    return gain.sum(-1) / jnp.where(best > 0, best, 1.0)[:, None]
+
+
+def margin(outcome: Outcome) -> Float[Array, "q g"]:
+    """How far the best positive lies above the hardest negatives, in [-2, 2].
 
     Continuous where ranks stand still, so almost no group is without variance.
-
-    Args:
-        query: unit vectors [n d].
-        gallery: unit vectors [m d].
-        relevant: [n m], gallery listings of the query's product.
-        exclude: [n m], gallery entries that do not take part (the query's own listing).
-        negatives: how many hardest negatives are averaged; all of them where there are fewer.
-
-    Returns:
-        float32 [n]; a missing positive, or the lack of any negative, stands for a cosine of -1.
     """
-    scores = _scores(query, gallery)
-    positive = jnp.where(relevant & ~exclude, scores, LOWEST_COSINE)
-    negative = jnp.where(relevant | exclude, -jnp.inf, scores)
-    hardest = jax.lax.top_k(negative, min(negatives, gallery.shape[0]))[0]
-    # Only what is left out is -inf; a NaN score must reach the reward and be seen there.
-    there = ~jnp.isneginf(hardest)
-    count = jnp.sum(there, axis=1).astype(jnp.float32)
-    mean = jnp.sum(jnp.where(there, hardest, 0.0), axis=1) / jnp.maximum(count, 1.0)
-    return jnp.max(positive, axis=1) - jnp.where(count > 0, mean, LOWEST_COSINE)
+    return jnp.asarray(outcome.margin)
+
+
+def length_aware(outcome: Outcome, *, price: float = 0.1) -> Float[Array, "q g"]:
+    """Recall@k less `price` for a list that fills its budget, and in proportion below.
+
+    The price must stay below 1, or a short list that finds nothing is worth more than a long one
+    that finds.
+    """
+    return recall(outcome) - price * jnp.asarray(outcome.tokens, jnp.float32) / outcome.budget
+
+
+BY_RANK = ("recall", "reciprocal_rank", "length_aware")
+"""Rewards that need neither the places of all positives nor the margin, which cost a sort."""
+
+
+REWARDS: dict[str, Reward] = {
+    "recall": recall,
+    "reciprocal_rank": reciprocal_rank,
+    "ndcg": ndcg,
+    "margin": margin,
+    "length_aware": length_aware,
+}
+
+
+def find_reward(name: str, *, length_price: float = 0.1) -> Reward:
+    """A reward by its name, or a user's own as `package.module:function`.
+
+    Raises:
+        ConfigError: no such reward, module or function.
+    """
+    if name == "length_aware":
+        return partial(length_aware, price=length_price)
+    if name in REWARDS:
+        return REWARDS[name]
+    module, colon, function = name.partition(":")
+    if not colon:
+        raise ConfigError(
+            f"rar.reward {name!r} is unknown: choose {', '.join(REWARDS)}, or give your own as "
+            "package.module:function, which takes an Outcome and returns [q g]"
+        )
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"rar.reward {name!r} cannot be imported ({error}); the module must be installed or "
+            "on PYTHONPATH"
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"rar.reward {name!r} is no function")
+    return found
 
 
 def apply_malformed(
@@ -106,3 +135,20 @@ def apply_malformed(
     profiting from that.
     """
     return jnp.where(malformed, penalty, reward)
+
+
+def rewarded(
+    reward: Reward, outcome: Outcome, malformed: Bool[Array, "q g"], penalty: float
+) -> Float[Array, "q g"]:
+    """The reward of each list, malformed ones at `penalty`; float32.
+
+    Raises:
+        ConfigError: a user's reward returned another shape.
+    """
+    values = jnp.asarray(reward(outcome), jnp.float32)
+    if values.shape != tuple(outcome.rank.shape):
+        raise ConfigError(
+            f"the reward returned shape {values.shape}, and needs {outcome.rank.shape}: a number "
+            "for each list of each query"
+        )
+    return apply_malformed(values, malformed, penalty)

@@ -271,6 +271,27 @@ def _reinforcement_plots(rar: Lines) -> list[Plot]:
         Plot("RAR: attributes a list", "key-value pairs", both("attribute_count")),
         Plot("RAR: length of a list", "tokens", both("attribute_tokens")),
         Plot("RAR: entropy", "nats a token", [Curve("entropy", rar, "entropy")]),
+        Plot(
+            "RAR: clipped tokens",
+            "share of tokens",
+            [Curve("clipped", rar, "clip_share")],
+            "Tokens whose gradient the clip has stopped; none with one update a rollout.",
+            whole_range=share,
+        ),
+        Plot("RAR: gradient norm", "norm before clipping", [Curve("norm", rar, "gradient_norm")]),
+        Plot(
+            "RAR: seconds a step",
+            "seconds",
+            [
+                Curve(label, rar, f"seconds_{key}")
+                for label, key in (
+                    ("sampling", "sampling"),
+                    ("reward", "reward"),
+                    ("update", "update"),
+                )
+            ],
+        ),
+        Plot("RAR: host memory", "GB", [Curve("resident", rar, "host_memory_gb")]),
     ]
 
 

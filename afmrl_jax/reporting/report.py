@@ -17,6 +17,8 @@ from afmrl_jax.files import read_json, write_text
 from afmrl_jax.reporting import paper, plots, stages, tables
 from afmrl_jax.reporting.gallery import read_gallery
 from afmrl_jax.reporting.page import render
+from afmrl_jax.training.rar_health import raised
+from afmrl_jax.training.rar_samples import read_samples
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,13 @@ def _reward_tile(run: Path) -> Tile | None:
     gains = plots.Curve("", lines, "held_out/gain", 1.0).values
     if len(rewards) < 2:
         return None
-    note = "before and after RAR"
+    # The stage hands on the G with the highest held-out reward.
+    best = max(range(len(rewards)), key=lambda n: rewards[n][1])
+    note = f"before RAR, and at its best after {rewards[best][0]} steps"
     if gains:
-        _, gain, error = gains[-1]
-        note = f"before and after RAR; {gain:+.3f}, standard error {error:.3f}"
-    return Tile("Held-out reward", f"{rewards[0][1]:.3f} → {rewards[-1][1]:.3f}", note)
+        _, gain, error = gains[best]
+        note += f"; {gain:+.3f}, standard error {error:.3f}"
+    return Tile("Held-out reward", f"{rewards[0][1]:.3f} → {rewards[best][1]:.3f}", note)
 
 
 def headline(
@@ -174,6 +178,9 @@ def _context(run: Path) -> dict[str, Any]:
         "plots": [(plot, Markup(plot.svg)) for plot in drawn],
         "without_curves": [x for x in expected if x not in recorded],
         "start": _optional(run / "rar" / "held_out_start" / "start.json"),
+        "reinforced": "rar" in recorded,
+        "alarms": raised(recorded.get("rar", [])),
+        "samples": read_samples(run / "rar" / "samples.jsonl")[-3:],
         "gallery": None if gallery is None else read_gallery(gallery),
         "stages": chain,
         "settings": _settings(config),

@@ -19,7 +19,7 @@ from afmrl_jax.files import disk_full, is_disk_full
 from afmrl_jax.models.functional import Architecture, Params, identity
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.parallel.sharding import place, place_batch
-from afmrl_jax.progress import Progress
+from afmrl_jax.progress import Progress, say
 
 
 @partial(jax.jit, static_argnums=(0, 3, 4, 5))
@@ -109,7 +109,7 @@ def annotate(
     """Write the attributes of some listings to `out`, one JSON object a line.
 
     A killed run goes on behind the last whole line. A malformed list is kept as written under
-    `raw`; `attributes` then holds what can be read of it.
+    `raw`; `attributes` then holds what can be read of it. How many there were is said at the end.
 
     Returns:
         Attribute text by listing id.
@@ -136,6 +136,13 @@ def annotate(
     except OSError as error:
         raise (disk_full(out) if is_disk_full(error) else error) from error
     partial_path.replace(out)
+    bad = [x for x in done.values() if "raw" in x]
+    if bad:
+        repaired = sum(bool(x["attributes"]) for x in bad)
+        say(
+            f"{label}: {len(bad)} of {len(done)} lists were malformed "
+            f"({100 * len(bad) / len(done):.1f} %), {repaired} of them repaired"
+        )
     return {key: record["attributes"] for key, record in done.items()}
 
 
@@ -155,10 +162,3 @@ def _read_partial(path: Path) -> dict[str, dict[str, Any]]:
         path.write_bytes(whole)
     records = [json.loads(line) for line in whole.decode().splitlines()]
     return {record["listing_id"]: record for record in records}
-
-
-def read_attributes(path: Path) -> dict[str, str]:
-    """Attribute text by listing id, as `annotate` wrote it."""
-    with path.open(encoding="utf-8") as file:
-        records = [json.loads(line) for line in file]
-    return {record["listing_id"]: record["attributes"] for record in records}

@@ -1,4 +1,4 @@
-"""Cyclic iterative training: the reinforced G re-annotates a share, R trains on."""
+"""Cyclic iterative training: the reinforced G re-annotates a share, R trains on; repeatedly."""
 
 from __future__ import annotations
 
@@ -18,14 +18,73 @@ def cit_settings(config: RunConfig) -> AgclConfig:
     return dataclasses.replace(config.agcl, steps=config.cit.steps, optimiser=optimiser)
 
 
-def choose_share(count: int, share: float, seed: int) -> np.ndarray:
-    """Positions of the listings to annotate again, drawn at random as in the paper, sorted."""
-    size = max(1, round(share * count))
-    return np.sort(np.random.default_rng([seed, 77]).permutation(count)[:size])
+def difference(before: str, after: str) -> float:
+    """How far two attribute texts are apart, in [0, 1]: one less the share of pairs in common.
+
+    Example:
+        >>> round(difference("color: red; size: xl", "size: xl; color: blue"), 2)
+        0.67
+    """
+    left, right = ({part.strip() for part in x.split(";")} - {""} for x in (before, after))
+    return len(left ^ right) / max(len(left | right), 1)
 
 
-def merge_annotations(
-    before: Mapping[str, str], again: Mapping[str, str], listing_ids: Sequence[str]
+def annotation_order(
+    config: RunConfig,
+    listing_ids: Sequence[str],
+    before: Mapping[str, str],
+    after: Mapping[str, str],
+) -> np.ndarray:
+    """Positions of the training listings in the order in which cycles take the new attributes.
+
+    Random as in the paper, or those first whose attributes changed most (equal ones at random).
+
+    Args:
+        config: of the run.
+        listing_ids: of the training listings.
+        before: attribute text by listing id, by the distilled G.
+        after: by the reinforced G; needed only where the difference decides.
+    """
+    order = np.random.default_rng([config.seed, 77]).permutation(len(listing_ids))
+    if config.cit.choice == "random":
+        return order
+    ids = [listing_ids[i] for i in order]
+    changed = np.array([difference(before.get(i, ""), after.get(i, "")) for i in ids])
+    return order[np.argsort(-changed, kind="stable")]
+
+
+def listings_to_annotate(config: RunConfig, count: int) -> np.ndarray:
+    """Positions of the training listings that the reinforced G must annotate, sorted.
+
+    All where the difference decides; otherwise those that some cycle takes.
+    """
+    if config.cit.choice == "difference":
+        return np.arange(count)
+    order = np.random.default_rng([config.seed, 77]).permutation(count)
+    return np.sort(order[: _taken(config, count, config.cit.cycles)])
+
+
+def _taken(config: RunConfig, count: int, cycle: int) -> int:
+    """How many listings have new attributes in a cycle: a further share in each."""
+    return min(count, max(1, round(cycle * config.cit.share * count)))
+
+
+def cycle_attributes(
+    config: RunConfig,
+    cycle: int,
+    listing_ids: Sequence[str],
+    before: Mapping[str, str],
+    after: Mapping[str, str],
 ) -> dict[str, str]:
-    """Attributes of the training listings with the re-annotated ones replaced."""
-    return {i: again.get(i, before.get(i, "")) for i in listing_ids}
+    """Attributes of the training listings in a cycle, by listing id.
+
+    Args:
+        config: of the run.
+        cycle: from 1; each gives new attributes to a further share of the listings.
+        listing_ids: of the training listings.
+        before: attribute text by listing id, by the distilled G.
+        after: by the reinforced G.
+    """
+    order = annotation_order(config, listing_ids, before, after)
+    new = {listing_ids[i] for i in order[: _taken(config, len(listing_ids), cycle)]}
+    return {i: after.get(i, "") if i in new else before.get(i, "") for i in listing_ids}

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from afmrl_jax.config import RunConfig
 from afmrl_jax.data.padding import padding_counts
 from afmrl_jax.data.pipeline import iterate
-from afmrl_jax.metrics_log import MetricsLog
+from afmrl_jax.metrics_log import MetricsLog, resident_memory
 from afmrl_jax.models.functional import Params
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place, place_batch
@@ -76,6 +76,7 @@ def run_loop(
     step_function: StepFunction,
     evaluate: Callable[[dict[str, Any], int], dict[str, float] | None] | None = None,
     refresh: Refresh | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Train to `config.steps`, from the newest checkpoint if there is one.
 
@@ -88,6 +89,7 @@ def run_loop(
         evaluate: called with the state before the first step and after every step; returns
             metrics when it is due and None otherwise.
         refresh: what the batches of a segment of steps wait for; none is read ahead of it.
+        stop: asked before the first step and after every one; True ends the stage there.
 
     Returns:
         The state after the last step.
@@ -105,10 +107,12 @@ def run_loop(
     shapes, padding = ShapeCounter(), _Padding()
     if start == 0 and evaluate is not None:
         log.write(0, evaluate(state, 0) or {})
+    # What a stage that was killed behind its last step would find again.
+    ended = stop is not None and stop()
     try:
         with jax.set_mesh(config.mesh), Progress(config.name, config.steps, start) as progress:
             watch = _Stopwatch(start)
-            for step in range(start, config.steps):
+            for step in range(start, start if ended else config.steps):
                 with watch.waiting():
                     if refresh is not None and step % refresh.every == 0:
                         refresh.work(state, step)
@@ -122,15 +126,19 @@ def run_loop(
                 state, metrics = step_function(state, batch, jax.random.fold_in(base, step))
                 done = step + 1
                 extra = evaluate(state, done) if evaluate is not None else None
-                if done % config.log_every == 0 or done == config.steps or extra:
+                ended = done == config.steps or (stop is not None and stop())
+                if done % config.log_every == 0 or ended or extra:
                     values = {k: float(np.asarray(v)) for k, v in metrics.items()}
                     speed = watch.lap(done) | {"compiled_shapes": len(shapes)}
+                    speed |= resident_memory()
                     log.write(done, values | (extra or {}) | padding.lap() | speed)
                     progress.update(done, values | (extra or {}))
                 else:
                     progress.update(done)
-                if done % config.save_every == 0 or done == config.steps:
+                if done % config.save_every == 0 or ended:
                     checkpointer.save(done, state, iterator)
+                if ended:
+                    break
         if shapes:
             say(f"{config.name}: {shapes}; {padding}")
     finally:

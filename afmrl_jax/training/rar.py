@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,35 +10,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 
 from afmrl_jax.config import RarConfig, RunConfig
 from afmrl_jax.data.pipeline import PromptSource
-from afmrl_jax.models.functional import Architecture, Params
-from afmrl_jax.models.generation import Generation, completion_logprobs
-from afmrl_jax.objectives.grpo import dead_groups, group_advantages, grpo_loss
+from afmrl_jax.layout import AXES
+from afmrl_jax.metrics_log import read_metrics
+from afmrl_jax.models.functional import Params
+from afmrl_jax.objectives import rewards as objectives
+from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.training.loop import LoopConfig, run_loop
-from afmrl_jax.training.rar_environment import RarEnvironment, Rollout, sample
+from afmrl_jax.training.rar_environment import RarEnvironment, Rollout, sample, trimmed_length
+from afmrl_jax.training.rar_health import Health
 from afmrl_jax.training.rar_judge import HeldOutJudge
-from afmrl_jax.training.state import gradient_step, initial_state, make_optimiser
+from afmrl_jax.training.rar_samples import SampleLog
+from afmrl_jax.training.rar_update import Samples, parts_of, score, update
+from afmrl_jax.training.state import initial_state, make_optimiser
 from afmrl_jax.training.trainee import Trainee
-
-
-@partial(jax.jit, static_argnums=(0, 4))
-def score(
-    architecture: Architecture,
-    params: Params,
-    prompts: Any,
-    generation: Generation,
-    temperature: float,
-) -> jax.Array:
-    """Log-probabilities [q g n] of sampled tokens under other parameters."""
-    return completion_logprobs(
-        architecture.bind(params),
-        prompts,
-        generation.tokens,
-        generation.mask,
-        temperature=temperature,
-    )[0]
 
 
 class RarStep:
@@ -55,26 +45,33 @@ class RarStep:
         environment: RarEnvironment,
         optimiser: Any,
         k: int,
+        mesh: Mesh,
+        samples: SampleLog,
     ):
         self._settings = settings
         self._trainee = trainee
         self._reference = reference
         self._environment = environment
         self._k = k
+        self._mesh = mesh
+        self._samples = samples
         tokenizer = environment.builder.tokenizer
         self._specials = (tokenizer.eos_id, tokenizer.pad_id)
         self._max_new = environment.builder.text.max_attribute_tokens
-        update = partial(_update, trainee.architecture, settings, optimiser)
-        self._update = jax.jit(update, donate_argnums=1)
+        self._update = jax.jit(
+            partial(update, trainee.architecture, settings, optimiser),
+            static_argnums=0,
+            donate_argnums=2,
+        )
 
     def __call__(
         self, state: dict[str, Any], batch: dict[str, Any], key: jax.Array
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """One rollout and its updates."""
         settings, prompts = self._settings, batch["rows"]
-        architecture = self._trainee.architecture
+        marks = [time.perf_counter()]
         generation = sample(
-            architecture,
+            self._trainee.architecture,
             self._trainee.whole(state["params"]),
             prompts,
             key,
@@ -82,70 +79,54 @@ class RarStep:
             settings.group_size,
             self._max_new,
             self._specials,
+            self._environment.grammar,
         )
-        rollout = self._environment.judge(prompts, batch["index"], generation, settings, self._k)
-        reference = score(architecture, self._reference, prompts, generation, settings.temperature)
-        arrays = {
-            "prompts": prompts,
-            "tokens": generation.tokens,
-            "mask": generation.mask,
-            "old": generation.logprobs,
-            "reference": reference,
-            "rewards": rollout.rewards,
-            "malformed": rollout.malformed,
-        }
+        generation = jax.tree.map(np.asarray, generation)
+        marks.append(time.perf_counter())
+        index = np.asarray(batch["index"])
+        rollout = self._environment.judge(prompts, index, generation, settings, self._k)
+        marks.append(time.perf_counter())
+        # What lies behind the longest list need not be computed.
+        length = trimmed_length(generation.mask)
+        cut = [x[..., :length] for x in (generation.tokens, generation.mask, generation.logprobs)]
+        tokens, mask, old = place_batch(cut, self._mesh)
+        rows, row_tokens = len(index), prompts.tokens.shape[1] + settings.group_size * length
+        shares = self._mesh.shape[AXES[0]]
+        parts = parts_of(rows, row_tokens, settings.chunk_tokens, shares)
+        architecture, temperature = self._trainee.architecture, settings.temperature
+        reference = score(architecture, self._reference, prompts, tokens, mask, temperature, parts)
+        worth = place_batch((rollout.rewards, rollout.malformed), self._mesh)
+        samples = Samples(prompts, tokens, mask, old, reference, *worth)
         for _ in range(settings.updates_per_rollout):
-            state, metrics = self._update(self._trainee.frozen, state, arrays)
+            state, metrics = self._update(parts, self._trainee.frozen, state, samples)
         # One rollout is one step, however many updates it fed.
         state = state | {"step": state["step"] - (settings.updates_per_rollout - 1)}
-        return state, {**metrics, **summarise(rollout)}
+        step = int(state["step"])
+        marks.append(time.perf_counter())
+        self._samples.write(step, index, rollout)
+        return state, {**metrics, **summarise(rollout), **_speed(marks, rows * settings.group_size)}
 
 
-def _update(
-    architecture: Architecture,
-    settings: RarConfig,
-    optimiser: Any,
-    frozen: Params,
-    state: dict[str, Any],
-    arrays: dict[str, Any],
-) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    advantages = group_advantages(arrays["rewards"], arrays["malformed"])
-
-    def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-        logprobs, entropy = completion_logprobs(
-            architecture.bind({**frozen, **params}),
-            arrays["prompts"],
-            arrays["tokens"],
-            arrays["mask"],
-            temperature=settings.temperature,
-        )
-        value, metrics = grpo_loss(
-            logprobs,
-            arrays["old"],
-            arrays["reference"],
-            advantages,
-            arrays["mask"],
-            clip_low=settings.clip_low,
-            clip_high=settings.clip_high,
-            kl_coefficient=settings.kl_coefficient,
-        )
-        weight = arrays["mask"].astype(jnp.float32)
-        mean_entropy = jnp.sum(jax.lax.stop_gradient(entropy) * weight) / jnp.sum(weight)
-        return value, {**metrics, "entropy": mean_entropy}
-
-    state, metrics = gradient_step(state, loss, optimiser)
-    dead = dead_groups(arrays["rewards"], arrays["malformed"])
-    return state, {**metrics, "dead_group_share": jnp.mean(dead.astype(jnp.float32))}
+def _speed(marks: list[float], samples: int) -> dict[str, float]:
+    """Seconds of the phases between four marks, and samples a second through all."""
+    names = ("seconds_sampling", "seconds_reward", "seconds_update")
+    spans = {name: after - at for name, at, after in zip(names, marks, marks[1:], strict=False)}
+    spans["samples_per_second"] = samples / (marks[-1] - marks[0])
+    return {name: round(value, 5) for name, value in spans.items()}
 
 
 def summarise(rollout: Rollout) -> dict[str, float]:
     """Means over all samples of a rollout."""
-    return {
+    outcome = rollout.outcome
+    reciprocal = np.where(rollout.malformed, 0.0, objectives.reciprocal_rank(outcome))
+    margin = {} if outcome.margin is None else {"margin": float(np.mean(outcome.margin))}
+    return margin | {
         "reward": float(np.mean(rollout.rewards)),
         "recall": float(np.mean(rollout.recall)),
+        "reciprocal_rank": float(np.mean(reciprocal)),
         "malformed_share": float(np.mean(rollout.malformed)),
-        "attribute_count": float(np.mean(rollout.attribute_counts)),
-        "attribute_tokens": float(np.mean(rollout.token_counts)),
+        "attribute_count": float(np.mean(outcome.attributes)),
+        "attribute_tokens": float(np.mean(outcome.tokens)),
     }
 
 
@@ -164,7 +145,7 @@ def train_rar(
         environment: R, its gallery and the reward queries.
 
     Returns:
-        All of G's parameters after the last step.
+        All of G's parameters where its held-out reward was highest, the start included.
     """
     settings = config.rar
     architecture, start = trainee.architecture, trainee.whole(trainee.trainable)
@@ -182,14 +163,46 @@ def train_rar(
     # A copy of what learns, because the update donates the buffers of the state that starts from
     # it. What is frozen is shared.
     reference = trainee.whole(jax.tree.map(jnp.copy, trainee.trainable))
-    step = RarStep(settings, trainee, reference, environment, optimiser, judge.k)
+    samples = SampleLog(folder, settings.samples_every, environment.builder)
+    rar_step = RarStep(
+        settings, trainee, reference, environment, optimiser, judge.k, loop.mesh, samples
+    )
+    health = Health(folder, settings.patience)
+    lines = read_metrics(folder / "metrics.jsonl")
+
+    def step(
+        state: dict[str, Any], batch: dict[str, Any], key: jax.Array
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        state, metrics = rar_step(state, batch, key)
+        done = int(state["step"])
+        # A resumed stage repeats the steps behind its checkpoint.
+        lines[:] = [x for x in lines if x["step"] < done]
+        lines.append({"step": done} | {k: float(np.asarray(v)) for k, v in metrics.items()})
+        return state, {**metrics, **health.watch(lines)}
 
     def evaluate(state: dict[str, Any], done: int) -> dict[str, float] | None:
-        if done == 0:
-            return judge.at_start
-        if done % settings.evaluate_every and done != settings.steps:
+        if done and done % settings.evaluate_every and done != settings.steps:
             return None
-        return judge(trainee.whole(state["params"]))
+        found = judge(trainee.whole(state["params"])) if done else judge.at_start
+        health.evaluated(done, found["held_out/reward"], partial(_save, state["params"]))
+        if not done:
+            lines[:] = [{"step": 0}]
+        lines[-1] |= found
+        return {**found, **health.watch(lines)}
 
     state = initial_state(trainee.trainable, optimiser)
-    return trainee.whole(run_loop(loop, state, source, step, evaluate)["params"])
+    state = run_loop(loop, state, source, step, evaluate, stop=lambda: health.should_stop(lines))
+    best = state["params"] if health.best_folder is None else _load(health.best_folder, state)
+    return trainee.whole(best)
+
+
+def _save(params: Params, folder: Path) -> None:
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(folder.absolute() / "params", params)
+
+
+def _load(folder: Path, state: dict[str, Any]) -> Params:
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state["params"])
+    with ocp.StandardCheckpointer() as reader:
+        found: Params = reader.restore(folder.absolute() / "params", target)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,47 +12,59 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from afmrl_jax.config import RarConfig
 from afmrl_jax.data.attributes import parse_attributes
 from afmrl_jax.data.batches import bucket_length
+from afmrl_jax.data.grammar import Grammar, attribute_grammar
 from afmrl_jax.data.pipeline import RowBuilder
-from afmrl_jax.data.prompts import embedder_row
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.models.embedder import embed_batch
+from afmrl_jax.layout import AXES
+from afmrl_jax.models.continuation import embed_continuations
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.objectives import rewards as objectives
+from afmrl_jax.objectives.rewards import Outcome
+from afmrl_jax.objectives.standing import Standing, standing
+from afmrl_jax.parallel.mesh import make_mesh
+from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.retrieval.encode import Encoder
 from afmrl_jax.training.annotate import completion_texts
+
+TAIL_STEP = 16
+"""Lengths of continuations are rounded up to multiples of it, so that few shapes are compiled."""
+
+
+def trimmed_length(mask: np.ndarray) -> int:
+    """Places that continuations need, of bool [... n]: the longest, rounded up, at most n."""
+    longest = int(mask.sum(-1).max(initial=1))
+    return min(-(-longest // TAIL_STEP) * TAIL_STEP, mask.shape[-1])
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """Rewards of a group of samples for each query, all [q g]."""
+    """A group of samples for each query, and what they were worth; all [q g]."""
 
     rewards: np.ndarray
     recall: np.ndarray
-    ranks: np.ndarray
-    margins: np.ndarray
+    outcome: Outcome
+    """How R found with them, NumPy arrays."""
     malformed: np.ndarray
-    attribute_counts: np.ndarray
-    token_counts: np.ndarray
     texts: list[str]
+    """q * g, group by group."""
 
     def rewarded(self, settings: RarConfig, k: int) -> Rollout:
-        """The same samples under Recall@k, or under the reward that the settings choose."""
-        ranks = jnp.asarray(self.ranks)
-        recall = objectives.recall_reward(ranks, k)
-        chosen = {
-            "recall": recall,
-            "reciprocal_rank": objectives.reciprocal_rank_reward(ranks),
-            "margin": jnp.asarray(self.margins),
-        }[settings.reward]
-        malformed = jnp.asarray(self.malformed)
-        rewards = objectives.apply_malformed(chosen, malformed, settings.malformed_reward)
-        kept = np.where(self.malformed, 0.0, np.asarray(recall)).astype(np.float32)
-        return dataclasses.replace(self, rewards=np.asarray(rewards), recall=kept)
+        """The same samples under Recall@k, and under the reward that the settings choose."""
+        outcome = self.outcome._replace(k=k)
+        reward = objectives.find_reward(settings.reward, length_price=settings.length_price)
+        values = objectives.rewarded(
+            reward, outcome, jnp.asarray(self.malformed), settings.malformed_reward
+        )
+        recall = np.where(self.malformed, 0.0, np.asarray(objectives.recall(outcome)))
+        return dataclasses.replace(
+            self, rewards=np.asarray(values), recall=recall.astype(np.float32), outcome=outcome
+        )
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))
@@ -64,6 +77,7 @@ def sample(
     group_size: int,
     max_new_tokens: int,
     specials: tuple[int, int],
+    grammar: Grammar | None = None,
 ) -> Generation:
     """A group of attribute lists for each prompt; `specials` are the ids (end, padding)."""
     return generate(
@@ -77,6 +91,7 @@ def sample(
         key=key,
         eos_id=specials[0],
         pad_id=specials[1],
+        grammar=grammar,
     )
 
 
@@ -86,31 +101,49 @@ def _visual(architecture: Architecture, params: Params, prompts: Any) -> jax.Arr
     return model.visual(prompts.patches, prompts.patch_segment, prompts.patch_position)
 
 
-@partial(jax.jit, static_argnums=(0, 7))
+@partial(jax.jit, static_argnums=(0, 9, 10))
 def _retrieve(
     architecture: Architecture,
     params: Params,
     rows: Any,
+    tails: jax.Array,
+    tail_mask: jax.Array,
     visual_tokens: jax.Array,
     gallery: jax.Array,
-    relevant: jax.Array,
-    exclude: jax.Array,
+    positives: jax.Array,
+    own: jax.Array,
+    size: int,
     negatives: int,
-) -> tuple[jax.Array, jax.Array]:
-    """Rank of the best positive and margin of each sample, both [q * g]."""
-    group = rows.tokens.shape[0] // relevant.shape[0]
-    vectors = embed_batch(architecture.bind(params), rows, visual_tokens)
-    relevant, exclude = (jnp.repeat(x, group, axis=0) for x in (relevant, exclude))
-    ranks = objectives.positive_rank(vectors, gallery, relevant, exclude)
-    margin = objectives.margin_reward(vectors, gallery, relevant, exclude, negatives)
-    return ranks, margin
+) -> Standing:
+    """Standings of all samples, leaves [q g ...]: rows are read once, and each list behind them.
+
+    Without `negatives` only the rank of the best positive is counted.
+    """
+    shape = tails.shape[:2]
+    model = architecture.bind(params)
+    vectors = embed_continuations(model, rows, tails, tail_mask, visual_tokens)
+    places, own = (jnp.repeat(x, shape[1], axis=0) for x in (positives, own))
+    flat = vectors.reshape(-1, vectors.shape[-1])
+    found = standing(
+        flat, gallery, places, own, size=size, every=negatives > 0, negatives=negatives
+    )
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
 
 
 class RarEnvironment:
     """Frozen R over a fixed gallery; queries are listings of the `reward` split.
 
     The gallery holds the listings of `gallery_splits`, embedded once with the attributes that the
-    distilled G wrote. A query's own listing never counts.
+    distilled G wrote, and lies in parts on the devices of the mesh. A query's own listing never
+    counts.
+
+    Args:
+        builder: rows of the listings of `gallery_splits`.
+        encoder: R, on its mesh.
+        attributes: by listing id.
+        settings: of the stage.
+        seed: of the run.
+        vocab_size: rows of G's token table, for a grammar; None: as many as the tokenizer has ids.
     """
 
     def __init__(
@@ -120,29 +153,62 @@ class RarEnvironment:
         attributes: Mapping[str, str],
         settings: RarConfig,
         seed: int,
+        *,
+        vocab_size: int | None = None,
     ):
         self.builder = builder
+        self.mesh = encoder.mesh or make_mesh(1, 1)
         self._encoder = encoder
         listings = builder.listings
-        products = {p: n for n, p in enumerate(sorted({x.product_id for x in listings}))}
-        self._products = np.array([products[x.product_id] for x in listings], np.int32)
-        counts = np.bincount(self._products)
+        self._of_product: dict[str, list[int]] = {}
+        for number, listing in enumerate(listings):
+            self._of_product.setdefault(listing.product_id, []).append(number)
         queries = np.array(
             [
                 i
                 for i, x in enumerate(listings)
-                if x.split == "reward" and counts[self._products[i]] > 1
+                if x.split == "reward" and len(self._of_product[x.product_id]) > 1
             ],
             np.int64,
         )
+        self._most = max((len(self._same(int(i))) for i in queries), default=1)
         self.families = np.array([x.family_id or x.product_id for x in listings])
         self.training_queries, self.held_out_queries = self._divide(queries, settings, seed)
         longest = max(len(builder.prompt(int(i)).tokens) for i in queries)
         self.prompt_length = bucket_length(longest, builder.text)
-        self._row_length = self._longest_row(queries)
-        self.gallery = jnp.asarray(
-            encoder.embed(builder, np.arange(len(listings)), attributes, label="reward gallery")
+        longest = max(len(builder.embedder(int(i), None).tokens) for i in queries)
+        self._row_length = bucket_length(longest, builder.text)
+        vectors = encoder.embed(
+            builder, np.arange(len(listings)), attributes, label="reward gallery"
         )
+        self.gallery = self._placed(vectors, settings.gallery_dtype)
+        self.grammar = self._grammar(attributes, vocab_size) if settings.constrained else None
+        """Tables on the devices, or None for free sampling."""
+
+    def _same(self, listing: int) -> list[int]:
+        """Places of the listings of the same product, the listing itself included."""
+        return self._of_product[self.builder.listings[listing].product_id]
+
+    def _placed(self, vectors: np.ndarray, dtype: str) -> jax.Array:
+        """The gallery over all devices; rows of zeros make the parts equal."""
+        devices = math.prod(self.mesh.shape.values())
+        padded = np.pad(vectors, ((0, -len(vectors) % devices), (0, 0)))
+        spread = NamedSharding(self.mesh, PartitionSpec(AXES))
+        return jax.device_put(padded.astype(jnp.dtype(dtype)), spread)
+
+    def _grammar(self, attributes: Mapping[str, str], vocab_size: int | None) -> Grammar:
+        """Of the keys in the attributes that the distilled G wrote."""
+        keys = {
+            key
+            for text in attributes.values()
+            for key, _, _ in (part.partition(":") for part in text.split(";"))
+        }
+        known = sorted({key.strip() for key in keys} - {""})
+        grammar = attribute_grammar(
+            self.builder.tokenizer.token_bytes(), known, vocab_size=vocab_size
+        )
+        grammar.check(self.builder.text.max_attribute_tokens)
+        return jax.device_put(grammar, NamedSharding(self.mesh, PartitionSpec()))
 
     def _divide(
         self, queries: np.ndarray, settings: RarConfig, seed: int
@@ -159,13 +225,6 @@ class RarEnvironment:
         held = np.isin(self.families[queries], [families[i] for i in order[:size]])
         return queries[~held], queries[held]
 
-    def _longest_row(self, queries: np.ndarray) -> int:
-        """Tokens of R's longest possible query row: samples of any length must fit one shape."""
-        budget = self.builder.text
-        longest = max(len(self.builder.embedder(int(i), None).tokens) for i in queries)
-        # One more for the end behind the attributes.
-        return bucket_length(longest + budget.max_attribute_tokens + 1, budget)
-
     def judge(
         self, prompts: Any, index: np.ndarray, generation: Generation, settings: RarConfig, k: int
     ) -> Rollout:
@@ -180,55 +239,75 @@ class RarEnvironment:
         """
         texts, malformed = completion_texts(generation, self.builder.tokenizer)
         shape = np.asarray(generation.finished).shape
-        ranks, margins = self.ranks(prompts, index, texts, settings.margin_negatives)
+        simple = settings.reward in objectives.BY_RANK
+        found = self.stand(prompts, index, texts, 0 if simple else settings.margin_negatives)
         counts = [
             0 if bad else len(parse_attributes(t)) for t, bad in zip(texts, malformed, strict=True)
         ]
-        nothing = np.zeros(shape, np.float32)
-        rollout = Rollout(
-            rewards=nothing,
-            recall=nothing,
-            ranks=ranks.reshape(shape),
-            margins=margins.reshape(shape),
-            malformed=malformed.reshape(shape),
-            attribute_counts=np.array(counts).reshape(shape),
-            token_counts=np.asarray(generation.mask).sum(-1).reshape(shape),
-            texts=texts,
+        outcome = Outcome(
+            rank=found.rank,
+            ranks=found.ranks,
+            positives=np.array([len(self._same(int(i))) - 1 for i in index], np.int32),
+            margin=found.margin,
+            tokens=np.asarray(generation.mask).sum(-1).astype(np.int32),
+            attributes=np.array(counts, np.int32).reshape(shape),
+            budget=generation.tokens.shape[-1],
+            k=k,
         )
+        nothing = np.zeros(shape, np.float32)
+        rollout = Rollout(nothing, nothing, outcome, malformed.reshape(shape), texts)
         return rollout.rewarded(settings, k)
 
-    def ranks(
+    def stand(
         self, prompts: Any, index: np.ndarray, texts: Sequence[str], negatives: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Ranks (int32) and margins (float32) of query texts, [q * g], g texts a query in order."""
-        builder = self.builder
-        group = len(texts) // len(index)
-        rows = []
-        for number, text in enumerate(texts):
-            listing = int(index[number // group])
-            rows.append(
-                embedder_row(
-                    builder.tokenizer,
-                    builder.text,
-                    builder.image,
-                    title=builder.listings[listing].title,
-                    attributes=text,
-                    pictures=(builder.pictures[listing],),
-                )
-            )
+    ) -> Standing:
+        """Where query texts bring the positives, NumPy arrays [q g ...].
+
+        Picture and title are read once a query, and each of its texts behind them; the product
+        with the gallery is counted and not kept.
+
+        Args:
+            prompts: q rows with the queries' pictures.
+            index: the queries' listings, [q].
+            texts: g attribute texts a query, q * g in order.
+            negatives: hardest negatives in the margin; 0: only ranks of the best positives.
+        """
+        builder, index = self.builder, np.asarray(index)
+        rows = [builder.embedder(int(i), None) for i in index]
         batch = builder.batch(rows, self._row_length, with_patches=False)
-        # The samples of a group look at the one picture of their prompt.
-        batch = batch._replace(visual_start=np.repeat(np.asarray(prompts.visual_start), group))
+        # R looks at the picture of the prompt, wherever it was packed.
+        batch = batch._replace(visual_start=np.asarray(prompts.visual_start))
+        tails, mask = self._tails(texts, len(index))
+        places = np.full((len(index), self._most), -1, np.int32)
+        for row, listing in zip(places, index, strict=True):
+            same = self._same(int(listing))
+            row[: len(same)] = same
         architecture, params = self._encoder.architecture, self._encoder.params
-        everything = np.arange(len(self._products))
-        ranks, margin = _retrieve(
-            architecture,
-            params,
-            batch,
-            _visual(architecture, params, prompts),
-            self.gallery,
-            self._products[index][:, None] == self._products[None, :],
-            np.asarray(index)[:, None] == everything[None, :],
-            negatives,
-        )
-        return np.asarray(ranks), np.asarray(margin)
+        with jax.set_mesh(self.mesh):
+            found = _retrieve(
+                architecture,
+                params,
+                place_batch(batch, self.mesh),
+                tails,
+                mask,
+                _visual(architecture, params, prompts),
+                self.gallery,
+                places,
+                index.astype(np.int32),
+                len(builder.listings),
+                negatives,
+            )
+        return jax.tree.map(np.asarray, found)
+
+    def _tails(self, texts: Sequence[str], queries: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of attribute texts as R reads them, int32 and bool [q g n]."""
+        budget, tokenizer = self.builder.text.max_attribute_tokens, self.builder.tokenizer
+        told = [
+            [*tokenizer.encode(text)[:budget], tokenizer.eos_id] if text else [] for text in texts
+        ]
+        mask = np.arange(budget + 1) < np.array([len(x) for x in told])[:, None]
+        tokens = np.full(mask.shape, tokenizer.pad_id, np.int32)
+        tokens[mask] = [token for row in told for token in row]
+        length = trimmed_length(mask)
+        shape = (queries, -1, length)
+        return tokens[:, :length].reshape(shape), mask[:, :length].reshape(shape)

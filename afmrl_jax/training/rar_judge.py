@@ -11,6 +11,7 @@ import numpy as np
 from afmrl_jax.config import RarConfig
 from afmrl_jax.files import atomic_path, read_json, write_json
 from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.training.rar_environment import RarEnvironment, Rollout, sample
 
 CANDIDATE_K = (1, 2, 3, 5, 10, 20, 50, 100)
@@ -73,7 +74,7 @@ class HeldOutJudge:
         path = folder / "held_out_start"
         if not path.is_dir():
             rollouts = _sample_all(settings, architecture, params, environment, seed, 1)
-            ranks = np.concatenate([x.ranks for x in rollouts])
+            ranks = np.concatenate([x.outcome.rank for x in rollouts])
             bad = np.concatenate([x.malformed for x in rollouts])
             recalls = {k: float(np.mean((ranks <= k) & ~bad)) for k in CANDIDATE_K}
             k = settings.k or min(recalls, key=lambda k: abs(recalls[k] - 0.5))
@@ -112,14 +113,19 @@ def _means(
         "gain_error": cluster_error(rewards - start, families),
         "recall": float(_per_query(rollouts, "recall").mean()),
         "malformed_share": float(_per_query(rollouts, "malformed").mean()),
-        "attribute_count": float(_per_query(rollouts, "attribute_counts").mean()),
-        "attribute_tokens": float(_per_query(rollouts, "token_counts").mean()),
+        "attribute_count": _outcome_mean(rollouts, "attributes"),
+        "attribute_tokens": _outcome_mean(rollouts, "tokens"),
     }
     return {f"held_out/{name}": value for name, value in out.items()}
 
 
 def _per_query(rollouts: list[Rollout], name: str) -> np.ndarray:
     return np.concatenate([np.asarray(getattr(x, name), float).mean(1) for x in rollouts])
+
+
+def _outcome_mean(rollouts: list[Rollout], name: str) -> float:
+    values = np.concatenate([np.asarray(getattr(x.outcome, name), float) for x in rollouts])
+    return float(values.mean())
 
 
 def _sample_all(
@@ -136,23 +142,33 @@ def _sample_all(
         chosen = queries[begin : begin + BATCH]
         padded = np.concatenate([chosen, np.repeat(chosen[-1:], BATCH - len(chosen))])
         prompts = builder.batch([builder.prompt(int(i)) for i in padded], environment.prompt_length)
-        generation = sample(
-            architecture,
-            params,
-            prompts,
-            jax.random.fold_in(jax.random.key(seed + 1000), begin),
-            settings,
-            settings.evaluation_samples,
-            builder.text.max_attribute_tokens,
-            (builder.tokenizer.eos_id, builder.tokenizer.pad_id),
-        )
+        with jax.set_mesh(environment.mesh):
+            prompts = place_batch(prompts, environment.mesh)
+            generation = sample(
+                architecture,
+                params,
+                prompts,
+                jax.random.fold_in(jax.random.key(seed + 1000), begin),
+                settings,
+                settings.evaluation_samples,
+                builder.text.max_attribute_tokens,
+                (builder.tokenizer.eos_id, builder.tokenizer.pad_id),
+                environment.grammar,
+            )
         rollout = environment.judge(prompts, padded, generation, settings, k)
         out.append(_first_rows(rollout, len(chosen)))
     return out
 
 
 def _first_rows(rollout: Rollout, count: int) -> Rollout:
-    values: dict[str, Any] = {
-        name: value if name == "texts" else value[:count] for name, value in vars(rollout).items()
+    outcome = rollout.outcome
+    arrays: dict[str, Any] = {
+        n: x[:count] for n, x in outcome._asdict().items() if isinstance(x, np.ndarray)
     }
-    return Rollout(**values)
+    return Rollout(
+        rollout.rewards[:count],
+        rollout.recall[:count],
+        outcome._replace(**arrays),
+        rollout.malformed[:count],
+        rollout.texts[: count * rollout.rewards.shape[1]],
+    )

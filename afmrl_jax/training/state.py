@@ -58,6 +58,16 @@ def gradient_step(
     `params` are those that learn; what is frozen reaches `loss` another way, and has no gradient.
     """
     (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state["params"])
+    return apply_gradients(state, gradients, metrics, optimiser)
+
+
+def apply_gradients(
+    state: dict[str, Any],
+    gradients: Params,
+    metrics: dict[str, jax.Array],
+    optimiser: optax.GradientTransformation,
+) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    """The state one optimiser step later, and the metrics with the gradient's norm; pure."""
     # Optax raises floats to integer powers; the rest of the step holds under strict promotion.
     with jax.numpy_dtype_promotion("standard"):
         updates, opt_state = optimiser.update(gradients, state["opt_state"], state["params"])

@@ -18,7 +18,11 @@ from afmrl_jax.training.trainee import pretrained, read_model
 WEIGHTS = f"model/{MANIFEST}"
 """The output of a stage that stands for its model."""
 GENERATORS = ("distill", "rar")
-"""Stages that train G; all others train R."""
+"""Stages that train G, and first parts of the names of such stages; all others train R."""
+
+
+def _writes(stage: str) -> bool:
+    return stage.split("-")[0] in GENERATORS
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,11 @@ class ModelStore:
 
     def settings(self, stage: str) -> ModelSettings:
         """Of R or of G, whichever the stage trains."""
-        return self.config.generator if stage in GENERATORS else self.config.embedder
+        return self.config.generator if _writes(stage) else self.config.embedder
 
     def start(self, stage: str, tokenizer: BpeTokenizer) -> tuple[Architecture, Params]:
         """What R or G is before any training: the user's weights, or random ones."""
-        settings, writes = self.settings(stage), stage in GENERATORS
+        settings, writes = self.settings(stage), _writes(stage)
         family: Literal["qwen2_vl", "qwen2_5_vl"] = "qwen2_5_vl" if writes else "qwen2_vl"
         seed = self.config.seed + writes
         if settings.weights is not None:

@@ -53,7 +53,7 @@ def test_bm25(benchmarks, tmp_path):
 def test_an_unwritable_place_is_said_before_anything_is_measured(benchmarks, tmp_path):
     from afmrl_jax.errors import ConfigError
 
-    for name in ("agcl", "bm25"):
+    for name in ("agcl", "bm25", "grpo", "decode"):
         bench = benchmarks(f"benchmarks.{name}")
         with pytest.raises(ConfigError, match="no folder"):
             bench.run(bench.Settings(), tmp_path / "missing" / "x.json")
@@ -68,3 +68,28 @@ def test_gradcache(benchmarks):
     assert 0 < waste < 1
     assert details
     assert more
+
+
+def test_grpo(benchmarks, tmp_path):
+    bench = benchmarks("benchmarks.grpo")
+    found = bench.run(bench.tiny(), tmp_path / "grpo.json")
+    assert found == figures_of(tmp_path / "grpo.json", "grpo")
+    assert found.keys() == {
+        "shared_prefix_speedup",
+        "shared_prefix_flops_ratio",
+        "reward_speedup_argsort",
+        "reward_time_ratio_matmul",
+    }
+    # What is shared is shared at any size.
+    assert found["shared_prefix_flops_ratio"] > 2
+
+
+def test_decode(benchmarks, tmp_path):
+    bench, size = benchmarks("benchmarks.decode"), benchmarks("benchmarks.workload").Size.tiny()
+    settings = bench.Settings(size=size, prompts=2, group_size=2, repeats=2)
+    found = bench.run(settings, tmp_path / "decode.json")
+    record = json.loads((tmp_path / "decode.json").read_text())
+    assert record["figures"] == found
+    assert found["decode_tokens_per_second"] > 0
+    assert found["host_syncs_per_token"] == 0
+    assert record["details"][0]["loops_in_the_program"] >= 1

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from afmrl_jax.data.catalogue import load_catalogue, require_attributes, require_splits
+from afmrl_jax.data.catalogue import load_catalogue, require_splits, require_teaching
 from afmrl_jax.data.check import check_catalogue
 from afmrl_jax.data.records import SPLITS, Catalogue, hash_splits
 from afmrl_jax.errors import CatalogueError
@@ -173,7 +173,7 @@ def test_optional_columns_may_be_missing(folder):
     assert catalogue.listings[0].attributes is None
     require_splits(catalogue)
     with pytest.raises(CatalogueError, match="distillation learns from them"):
-        require_attributes(catalogue)
+        require_teaching(catalogue)
 
 
 def test_a_split_without_pairs_is_refused(folder):

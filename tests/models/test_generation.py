@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import chisquare
 
+from afmrl_jax.data.attributes import parse_attributes
+from afmrl_jax.data.grammar import attribute_grammar
 from afmrl_jax.models.generation import completion_logprobs, generate
 
 
@@ -93,6 +96,67 @@ def test_a_cut_to_one_token_is_greedy(model, prompts, tokenizer, cut):
     prompt, _ = prompts
     sampled = run(model, prompt, tokenizer, temperature=1.0, **cut)
     np.testing.assert_array_equal(sampled.tokens, run(model, prompt, tokenizer).tokens)
+
+
+def test_a_grammar_makes_every_list_well_formed(model, prompts, tokenizer):
+    prompt, _ = prompts
+    keys = ["colour", "shape", "letter"]
+    rows = model.config.text.vocab_size
+    grammar = attribute_grammar(tokenizer.token_bytes(), keys, vocab_size=rows)
+    budget = int(grammar.distance[0].min()) + 12
+    for temperature in (0.0, 1.5):
+        found = run(
+            model,
+            prompt,
+            tokenizer,
+            group_size=16,
+            temperature=temperature,
+            max_new_tokens=budget,
+            grammar=grammar,
+        )
+        assert np.asarray(found.finished).all()
+        for tokens, mask in zip(
+            np.asarray(found.tokens).reshape(-1, budget),
+            np.asarray(found.mask).reshape(-1, budget),
+            strict=True,
+        ):
+            text = tokenizer.decode(tokens[: mask.sum() - 1].tolist()).strip()
+            assert {key for key, _ in parse_attributes(text)} <= set(keys)
+    twin, _ = completion_logprobs(model, prompt, found.tokens, found.mask, temperature=1.5)
+    np.testing.assert_allclose(found.logprobs, twin, atol=1e-4)
+
+
+def test_the_token_loop_stays_on_the_device(model, prompts, tokenizer):
+    """One program without callbacks, infeeds or outfeeds: the host is not asked for a token."""
+    prompt, _ = prompts
+    program = jax.jit(lambda: run(model, prompt, tokenizer, temperature=1.0, max_new_tokens=50))
+    text = program.lower().compile().as_text()
+    assert text.count("while(") >= 1
+    for word in ("callback", "infeed", "outfeed", "send(", "recv("):
+        assert word not in text
+
+
+@pytest.mark.parametrize("cut", [{}, {"top_k": 40}, {"top_p": 0.6}])
+def test_samples_pass_a_chi_square_test(model, prompts, builder, tokenizer, cut):
+    """Against the distribution cut and made whole again, at the 0.1 % level."""
+    count = 4000
+    one = jax.tree.map(jnp.asarray, builder.batch(prompts[1][:1]))
+    found = run(model, one, tokenizer, group_size=count, temperature=0.5, max_new_tokens=1, **cut)
+    hidden = model(one)[0, len(prompts[1][0].tokens) - 1]
+    chance = np.asarray(jax.nn.softmax(model.logits(hidden) / 0.5), np.float64)
+    order = np.argsort(-chance)
+    before = np.cumsum(chance[order]) - chance[order]
+    kept = order[: cut.get("top_k", len(order))] if "top_p" not in cut else order[before < 0.6]
+    expected = np.zeros_like(chance)
+    expected[kept] = chance[kept] / chance[kept].sum()
+    seen = np.bincount(np.asarray(found.tokens).ravel(), minlength=len(expected))
+    assert seen[expected == 0].sum() == 0
+    # Rare tokens are counted together.
+    often = expected * count >= 5
+    bins = [*(seen[often]), seen[~often].sum()], [*(expected[often]), expected[~often].sum()]
+    observed, wanted = (np.array(x, float) for x in bins)
+    used = wanted > 0
+    assert chisquare(observed[used], count * wanted[used]).pvalue > 1e-3
 
 
 def test_sampling_follows_the_models_probabilities(model, prompts, builder, tokenizer):

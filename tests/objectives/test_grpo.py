@@ -1,11 +1,25 @@
 """GRPO's pieces against numbers worked by hand and a NumPy twin."""
 
+import json
+import math
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afmrl_jax.objectives.grpo import dead_groups, group_advantages, grpo_loss
+from afmrl_jax.objectives.grpo import (
+    dead_groups,
+    divergence,
+    group_advantages,
+    grpo_loss,
+    token_weights,
+)
+
+# Of TRL's own trainer; make_golden_trl.py says how they come about.
+TRL = json.loads((Path(__file__).parent / "golden_trl.json").read_text())
+NORMALISATION = {"grpo": "sample", "bnpo": "token", "dapo": "token", "dr_grpo": "constant"}
 
 NONE = np.zeros((1, 4), bool)
 
@@ -21,10 +35,26 @@ def test_advantage_is_reward_less_mean_over_deviation():
     np.testing.assert_allclose(advantages([1, 0, 0, 0]), expected, rtol=1e-6)
 
 
-def test_advantage_without_normalising_is_the_distance_to_the_mean():
-    np.testing.assert_allclose(
-        advantages([1, 0, 0, 0], normalise=False), [0.75, -0.25, -0.25, -0.25]
-    )
+def test_dr_grpo_is_the_distance_to_the_mean():
+    found = advantages([1, 0, 0, 0], baseline="dr_grpo")
+    np.testing.assert_allclose(found, [0.75, -0.25, -0.25, -0.25])
+
+
+def test_rloo_is_the_distance_to_the_mean_of_the_others():
+    found = advantages([1, 0.5, 0, 0], baseline="rloo")
+    expected = [1 - 0.5 / 3, 0.5 - 1 / 3, -0.5, -0.5]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("baseline", ["grpo", "dr_grpo", "rloo"])
+def test_guards_hold_for_every_baseline(baseline):
+    mixed = np.array([[False, False, False, True]])
+    assert not advantages([-0.1] * 4, np.ones((1, 4), bool), baseline=baseline).any()
+    found = advantages([0, 0, 0, -0.1], mixed, baseline=baseline)
+    assert not found[:3].any()
+    assert found[3] < 0
+    margins = advantages([-0.6, -0.5, -0.4, -0.1], mixed, baseline=baseline)
+    assert margins[3] < margins[:3].min()
 
 
 def test_equal_rewards_give_no_advantage():
@@ -129,3 +159,71 @@ def test_clip_stops_the_gradient_of_a_ratio_that_went_far_enough():
     mask, advantage = jnp.ones((1, 2, 1), bool), jnp.array([[1.0, -1.0]])
     gradient = jax.grad(lambda x: grpo_loss(x, old, x, advantage, mask, kl_coefficient=0.0)[0])(new)
     np.testing.assert_allclose(gradient[0, :, 0], [0.0, 0.5])
+
+
+def trl_name(case):
+    return "-".join(str(x) for x in list(case.values())[:5])
+
+
+@pytest.mark.parametrize("case", TRL["cases"], ids=trl_name)
+def test_loss_and_gradient_equal_trls(case):
+    """Two groups of four; TRL's samples stand in one row."""
+    group = (2, 4, 6)
+    with jax.enable_x64():
+        values = {name: jnp.asarray(np.array(x)) for name, x in TRL["values"].items()}
+        new, old, reference, mask = (
+            values[x].reshape(group) for x in ("logprobs", "old", "reference", "mask")
+        )
+        weights = token_weights(mask, normalisation=NORMALISATION[case["loss_type"]])
+
+        def loss(new):
+            return grpo_loss(
+                new,
+                old,
+                reference,
+                values["advantages"].reshape(2, 4),
+                mask,
+                weights=weights,
+                clip_high=case["clip_high"],
+                ratio_cap=case["ratio_cap"],
+                importance=case["importance"],
+                kl_coefficient=case["kl_coefficient"],
+            )[0]
+
+        value, gradient = jax.value_and_grad(loss)(new)
+    np.testing.assert_allclose(value, case["loss"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient.reshape(8, 6), case["gradient"], atol=1e-6)
+
+
+def test_groups_left_out_give_their_weight_to_the_rest(rng):
+    mask = jnp.asarray(np.arange(5) < rng.integers(1, 6, (3, 4))[..., None])
+    kept = jnp.array([True, False, True])
+    for kind in ("sample", "token", "constant"):
+        found = token_weights(mask, normalisation=kind, groups=kept)
+        assert not np.asarray(found[1]).any()
+        alone = token_weights(mask[kept], normalisation=kind)
+        np.testing.assert_allclose(found[kept], alone, rtol=1e-6)
+    nothing = token_weights(mask, groups=jnp.zeros(3, bool))
+    assert not np.asarray(nothing).any()
+
+
+def test_estimates_of_the_divergence_agree_on_average():
+    """Means over the policy itself against the definition, value and gradient."""
+    logits = jnp.array([0.3, -0.8, 0.5, 0.1])
+    other = jax.nn.log_softmax(jnp.array([0.1, -0.5, 0.4, 0.3]))
+
+    def exact(logits):
+        policy = jax.nn.log_softmax(logits)
+        return jnp.sum(jnp.exp(policy) * (policy - other))
+
+    def mean(logits, kind):
+        policy = jax.nn.log_softmax(logits)
+        chance = jax.lax.stop_gradient(jnp.exp(policy))
+        return jnp.sum(chance * divergence(other - policy, kind))
+
+    truth, slope = jax.value_and_grad(exact)(logits)
+    for kind, tolerance in (("k1", 1e-6), ("k3", 1e-6), ("k2", 2e-3)):
+        assert math.isclose(mean(logits, kind), truth, abs_tol=tolerance), kind
+    # As losses k1 and k2 have the gradient of the divergence; k3 has that of the opposite one.
+    for kind in ("k1", "k2"):
+        np.testing.assert_allclose(jax.grad(mean)(logits, kind), slope, atol=1e-6)

@@ -1,82 +1,96 @@
-"""Rewards by counting against sorting."""
+"""Rewards against their published definitions."""
+
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from sklearn.metrics import ndcg_score
 
+from afmrl_jax.errors import ConfigError
 from afmrl_jax.objectives.rewards import (
+    Outcome,
     apply_malformed,
-    margin_reward,
-    positive_rank,
-    recall_reward,
-    reciprocal_rank_reward,
+    find_reward,
+    ndcg,
+    rewarded,
 )
-from afmrl_jax.parallel.mesh import make_mesh
 
 
-@pytest.fixture
-def problem(rng):
-    gallery = rng.normal(size=(24, 6)).astype(np.float32)
-    gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
-    products = rng.integers(0, 8, 24)
-    query = gallery[:8] + 0.3 * rng.normal(size=(8, 6)).astype(np.float32)
-    query /= np.linalg.norm(query, axis=1, keepdims=True)
-    relevant = products[:8, None] == products[None]
-    exclude = np.arange(8)[:, None] == np.arange(24)[None]
-    return query, gallery, relevant, exclude
+def outcome(ranks, *, k=3, listings=10, tokens=None, **changes):
+    """Of one query with one list, whose positives stand at `ranks`."""
+    ranks = jnp.array([[ranks]], jnp.int32)
+    real = ranks <= listings
+    values = {
+        "rank": jnp.min(ranks - jnp.argsort(jnp.argsort(ranks)), axis=-1).astype(jnp.int32),
+        "ranks": ranks,
+        "positives": jnp.sum(real, axis=-1)[:, 0].astype(jnp.int32),
+        "margin": jnp.array([[0.25]]),
+        "tokens": jnp.array([[tokens or 8]], jnp.int32),
+        "attributes": jnp.array([[3]], jnp.int32),
+        "budget": 16,
+        "k": k,
+    }
+    return Outcome(**(values | changes))
 
 
-def sorted_ranks(query, gallery, relevant, exclude):
-    out = []
-    for scores, same, own in zip(query @ gallery.T, relevant, exclude, strict=True):
-        rest = [(s, ok) for s, ok, gone in zip(scores, same, own, strict=True) if not gone]
-        found = [n for n, (_, ok) in enumerate(sorted(rest, key=lambda x: -x[0]), 1) if ok]
-        # Rank among negatives: positives before it do not push the best positive back.
-        out.append(found[0] if found else len(gallery) + 1)
-    return out
+@pytest.mark.parametrize(
+    ("name", "ranks", "expected"),
+    [
+        ("recall", [3], 1.0),
+        ("recall", [4], 0.0),
+        ("recall", [11], 0.0),
+        ("reciprocal_rank", [4], 0.25),
+        ("margin", [4], 0.25),
+        ("length_aware", [1], 1 - 0.1 * 8 / 16),
+        ("length_aware", [9], -0.1 * 8 / 16),
+    ],
+)
+def test_rewards_of_one_list(name, ranks, expected):
+    np.testing.assert_allclose(find_reward(name)(outcome(ranks)), [[expected]], rtol=1e-6)
 
 
-def test_rank_by_counting_equals_rank_by_sorting(problem):
-    assert positive_rank(*map(jnp.asarray, problem)).tolist() == sorted_ranks(*problem)
+@pytest.mark.parametrize("ranks", [[1], [2, 5], [1, 2, 3, 4], [4, 9], [7, 1, 3]])
+@pytest.mark.parametrize("k", [1, 3, 10])
+def test_ndcg_equals_scikit_learn(ranks, k):
+    truth = np.zeros(10)
+    truth[np.array(ranks) - 1] = 1
+    expected = ndcg_score([truth], [np.arange(10, 0, -1)], k=k)
+    padded = ranks + [11] * 2
+    np.testing.assert_allclose(ndcg(outcome(padded, k=k)), [[expected]], rtol=1e-6)
 
 
-def test_rank_is_the_same_with_the_gallery_on_eight_devices(problem):
-    mesh = make_mesh()
-    query, gallery, relevant, exclude = map(jnp.asarray, problem)
-    rows, columns = NamedSharding(mesh, P("data")), NamedSharding(mesh, P(None, "data"))
-    found = jax.jit(positive_rank)(
-        query,
-        jax.device_put(gallery, rows),
-        jax.device_put(relevant, columns),
-        jax.device_put(exclude, columns),
+def test_ndcg_of_a_query_without_positives_is_nothing():
+    assert ndcg(outcome([11, 11])).tolist() == [[0.0]]
+
+
+def test_a_users_own_reward_is_found_by_its_path(tmp_path, monkeypatch):
+    (tmp_path / "shop_rewards.py").write_text(
+        "def short(outcome):\n    return 1.0 / outcome.tokens\n\n"
+        "def wrong(outcome):\n    return outcome.tokens[0]\n"
     )
-    assert found.tolist() == sorted_ranks(*problem)
+    monkeypatch.syspath_prepend(tmp_path)
+    values = jax.tree.map(np.asarray, outcome([1]))
+    none = jnp.zeros((1, 1), bool)
+    found = rewarded(find_reward("shop_rewards:short"), values, none, -0.1)
+    assert found.tolist() == [[0.125]]
+    with pytest.raises(ConfigError, match="a number for each list"):
+        rewarded(find_reward("shop_rewards:wrong"), values, none, -0.1)
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        find_reward("shop_rewards:missing")
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        find_reward("no_such_module:short")
 
 
-def test_a_tie_counts_against_the_query():
-    gallery = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    relevant, nothing = jnp.array([[True, False, False]]), jnp.zeros((1, 3), bool)
-    assert positive_rank(gallery[:1], gallery, relevant, nothing).tolist() == [2]
+def test_an_unknown_reward_is_told_what_there_is():
+    with pytest.raises(ConfigError, match="reciprocal_rank"):
+        find_reward("accuracy")
 
 
-def test_rewards_of_ranks():
-    ranks = jnp.array([1, 2, 5], jnp.int32)
-    assert recall_reward(ranks, 2).tolist() == [1, 1, 0]
-    np.testing.assert_allclose(reciprocal_rank_reward(ranks), [1, 0.5, 0.2])
-
-
-def test_margin_is_best_positive_less_mean_of_hardest_negatives(problem):
-    query, gallery, relevant, exclude = problem
-    found = margin_reward(*map(jnp.asarray, problem), 3)
-    for row, value in enumerate(np.asarray(found)):
-        scores = query[row] @ gallery.T
-        positive = relevant[row] & ~exclude[row]
-        best = scores[positive].max() if positive.any() else -1.0
-        negatives = np.sort(scores[~relevant[row] & ~exclude[row]])[-3:]
-        np.testing.assert_allclose(value, best - negatives.mean(), rtol=1e-5)
+def test_the_price_of_length_is_a_setting():
+    found = find_reward("length_aware", length_price=0.5)(outcome([1]))
+    assert math.isclose(float(found[0, 0]), 0.75)
 
 
 def test_malformed_lists_get_the_penalty():

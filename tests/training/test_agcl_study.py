@@ -10,11 +10,10 @@ import pytest
 from PIL import Image
 
 from afmrl_jax.config import AgclConfig
-from afmrl_jax.data.attributes import parse_attributes
+from afmrl_jax.data.attributes import parse_attributes, read_attributes
 from afmrl_jax.errors import AfmrlError
 from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.pipeline import Pipeline
-from afmrl_jax.training.annotate import read_attributes
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from afmrl_jax.config import RarConfig, TextBudget
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.model_config import ImageConfig
 from afmrl_jax.models.functional import Architecture
+from afmrl_jax.objectives.rewards import Outcome
 from afmrl_jax.retrieval.encode import Encoder
 from afmrl_jax.testing import tiny_config
 from afmrl_jax.training.rar_environment import RarEnvironment, Rollout
@@ -21,16 +22,18 @@ SETTINGS = RarConfig(queries=2, group_size=2, evaluation_samples=2)
 def rollout():
     ranks = np.array([[1, 4], [2, 1]], np.int32)
     nothing = np.zeros((2, 2), np.float32)
-    return Rollout(
-        rewards=nothing,
-        recall=nothing,
-        ranks=ranks,
-        margins=np.array([[0.5, -0.25], [0.0, 0.75]], np.float32),
-        malformed=np.array([[False, False], [False, True]]),
-        attribute_counts=nothing,
-        token_counts=nothing,
-        texts=[""] * 4,
+    outcome = Outcome(
+        rank=ranks,
+        ranks=ranks[..., None],
+        positives=np.ones(2, np.int32),
+        margin=np.array([[0.5, -0.25], [0.0, 0.75]], np.float32),
+        tokens=np.full((2, 2), 8, np.int32),
+        attributes=np.ones((2, 2), np.int32),
+        budget=16,
+        k=1,
     )
+    malformed = np.array([[False, False], [False, True]])
+    return Rollout(nothing, nothing, outcome, malformed, [""] * 4)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +41,8 @@ def rollout():
     [
         ("recall", [[1.0, 0.0], [1.0, -0.1]]),
         ("reciprocal_rank", [[1.0, 0.25], [0.5, -0.1]]),
+        ("ndcg", [[1.0, 0.0], [1 / np.log2(3), -0.1]]),
+        ("length_aware", [[0.95, -0.05], [0.95, -0.1]]),
         ("margin", [[0.5, -0.25], [0.0, -0.1]]),
     ],
 )
@@ -105,14 +110,15 @@ def test_a_text_is_ranked_as_the_encoder_would(environment):
     index = np.array(env.training_queries[:3])
     prompts = env.builder.batch([env.builder.prompt(int(i)) for i in index], env.prompt_length)
     texts = ["shape: circle", "colour: red; letter: k"] * 3
-    found, _ = env.ranks(prompts, index, texts, 3)
+    found = env.stand(prompts, index, texts, 3).rank.ravel()
     rows = [
         env.builder.embedder(int(i), t) for i, t in zip(np.repeat(index, 2), texts, strict=True)
     ]
-    scores = env._encoder.embed_rows(env.builder, rows) @ np.asarray(env.gallery).T
+    gallery = np.asarray(env.gallery)[: len(env.builder.listings)]
+    scores = env._encoder.embed_rows(env.builder, rows) @ gallery.T
     for score, own, rank in zip(scores, np.repeat(index, 2), found, strict=True):
         others = np.arange(len(score)) != own
-        relevant = others & (env._products == env._products[own])
+        relevant = others & np.isin(np.arange(len(score)), env._same(int(own)))
         best = score[relevant].max()
         # Within rounding: near ties may fall either way.
         rivals = score[others & ~relevant]

@@ -1,0 +1,71 @@
+"""Attribute lists to distil G from, by a captioner at an endpoint or by a model on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from afmrl_jax.config import RunConfig
+from afmrl_jax.data.endpoint import Endpoint, Replies, ask_endpoint
+from afmrl_jax.data.pipeline import RowBuilder
+from afmrl_jax.data.records import Catalogue
+from afmrl_jax.data.text import BpeTokenizer
+from afmrl_jax.files import write_text
+from afmrl_jax.models.folder import base_folder
+from afmrl_jax.parallel.mesh import make_mesh
+from afmrl_jax.training.annotate import annotate
+from afmrl_jax.training.trainee import read_model
+
+
+def oracle_by_endpoint(catalogue: Catalogue, endpoint: Endpoint, out: Path) -> Replies:
+    """Ask for the attributes of all listings, and write those that came to `out`.
+
+    Every reply is kept in `OUT.replies.jsonl`, which a further call goes on from.
+
+    Raises:
+        ConfigError: the endpoint refuses key or model.
+        RunError: it does not answer.
+    """
+    cache = out.with_name(f"{out.name}.replies.jsonl")
+    replies = ask_endpoint(catalogue.listings, endpoint, cache)
+    lines = (
+        json.dumps({"listing_id": i, "attributes": text}, ensure_ascii=False) + "\n"
+        for i, text in replies.texts.items()
+    )
+    write_text(out, "".join(lines))
+    return replies
+
+
+def oracle_by_checkpoint(
+    catalogue: Catalogue, weights: Path, out: Path, *, batch_size: int = 32
+) -> dict[str, str]:
+    """Let a Qwen-VL model from a hub folder write the attributes of all listings to `out`.
+
+    It reads pictures and titles as G does, in the published chat layout.
+
+    Args:
+        catalogue: the listings.
+        weights: folder of a model of either family, with its tokenizer.
+        out: JSON lines, see `annotate`; a killed call goes on where it stopped.
+        batch_size: listings at a time.
+
+    Raises:
+        RunError: the folder cannot be read.
+    """
+    config, mesh = RunConfig.pretrained(), make_mesh(-1, 1)
+    architecture, params = read_model(weights, config.generator, mesh)
+    tokenizer = BpeTokenizer.load(base_folder(weights))
+    builder = RowBuilder.of(catalogue.listings, tokenizer, config.image, config.text)
+    everything = np.arange(len(catalogue.listings))
+    return annotate(
+        architecture,
+        params,
+        builder,
+        everything,
+        out,
+        mesh=mesh,
+        batch_size=batch_size,
+        label="oracle",
+    )

@@ -1,0 +1,134 @@
+"""Commands of `afmrl` that look at a catalogue and write attributes of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from afmrl_jax import serving
+from afmrl_jax.asking import oracle_by_checkpoint, oracle_by_endpoint
+from afmrl_jax.data.check import check_catalogue
+from afmrl_jax.data.endpoint import Endpoint
+from afmrl_jax.errors import ConfigError
+from afmrl_jax.systems import FinishedRun
+
+
+@dataclass(frozen=True)
+class CatalogueCheck:
+    """Say what is wrong with a catalogue, record by record; exit status 1 where anything is."""
+
+    catalogue: tyro.conf.Positional[str]
+    """Folder with listings.jsonl or listings.parquet, or `furniture`."""
+    as_json: bool = False
+    """Print problems and summary as one JSON object."""
+
+    def execute(self) -> None:
+        """Run the command."""
+        problems, summary = check_catalogue(self.catalogue)
+        errors = [x for x in problems if x.severity == "error"]
+        if self.as_json:
+            found = [vars(x) for x in problems]
+            print(json.dumps({"problems": found, "summary": summary}, ensure_ascii=False))
+        else:
+            for x in problems:
+                print(f"{x.severity}: {x}")
+            print(_summary(summary))
+            print(f"{len(errors)} error(s), {len(problems) - len(errors)} warning(s)")
+        if errors:
+            sys.exit(1)
+
+
+def _summary(summary: dict) -> str:
+    lines = [
+        f"{summary['listings']} listings of {summary['products']} products in "
+        f"{summary['families']} families"
+    ]
+    for split, counts in summary["splits"].items():
+        lines.append(f"  {split:8s} " + ", ".join(f"{n} {what}" for what, n in counts.items()))
+    coverage = summary["coverage"].items()
+    lines.append("  known    " + ", ".join(f"{k} {100 * v:.0f} %" for k, v in coverage))
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class OnCatalogue:
+    """What commands that use a run on a catalogue have in common."""
+
+    run: Path
+    """Run directory of a finished demo."""
+    catalogue: str
+    """Folder with listings.jsonl or listings.parquet, or `furniture`."""
+    out: Path
+    """File or folder to write."""
+    skip_bad: bool = False
+    """Leave unusable records out, counted and listed, instead of stopping."""
+
+
+@dataclass(frozen=True)
+class Annotate(OnCatalogue):
+    """Write the attributes that G reads off each listing, one JSON object a line."""
+
+    generator: Literal["distill", "rar"] = "rar"
+    """Which G: the distilled or the reinforced one."""
+    split: Literal["all", "distill", "train", "reward", "test"] = "all"
+    """Listings to annotate."""
+
+    def execute(self) -> None:
+        """Run the command."""
+        catalogue = serving.read(self.catalogue, self.split, skip_bad=self.skip_bad)
+        texts = serving.annotate_catalogue(
+            FinishedRun(self.run), self.generator, catalogue, self.out
+        )
+        print(f"{len(texts)} listings: {self.out}")
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Have a larger model write attributes to distil G from (--oracle.file of a run).
+
+    Either one behind an OpenAI-compatible endpoint (--url and --model), of which every reply is
+    kept so that no listing is paid for twice, or a Qwen-VL folder on this machine (--checkpoint).
+    """
+
+    catalogue: str
+    """Folder with listings.jsonl or listings.parquet, or `furniture`."""
+    out: Path
+    """JSON lines to write."""
+    url: str | None = None
+    """Base URL of the endpoint, as in http://localhost:8000/v1."""
+    model: str | None = None
+    """Name of the endpoint's model."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable with the endpoint's key; where it is not set, none is sent."""
+    concurrency: int = 8
+    """Requests under way at a time."""
+    checkpoint: Path | None = None
+    """Folder of a Qwen2-VL or Qwen2.5-VL instead of an endpoint."""
+    split: Literal["all", "distill", "train", "reward", "test"] = "distill"
+    """Listings to ask for; G learns from the distill split alone."""
+    skip_bad: bool = False
+    """Leave unusable records out, counted and listed, instead of stopping."""
+
+    def execute(self) -> None:
+        """Run the command."""
+        if (self.checkpoint is None) == (self.url is None or self.model is None):
+            raise ConfigError("name an endpoint with --url and --model, or a folder: --checkpoint")
+        catalogue = serving.read(self.catalogue, self.split, skip_bad=self.skip_bad)
+        if self.checkpoint is not None:
+            texts = oracle_by_checkpoint(catalogue, self.checkpoint, self.out)
+            print(f"{len(texts)} listings: {self.out}")
+            return
+        assert self.url is not None
+        assert self.model is not None
+        endpoint = Endpoint(self.url, self.model, self.key_variable, self.concurrency)
+        replies = oracle_by_endpoint(catalogue, endpoint, self.out)
+        print(f"{len(replies.texts)} listings: {self.out}")
+        for listing, why in list(replies.failed.items())[:10]:
+            print(f"  {listing}: {why}")
+        if replies.failed:
+            print(f"{len(replies.failed)} listings have no attributes and are left out")

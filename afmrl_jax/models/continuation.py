@@ -1,0 +1,71 @@
+"""Text behind a prompt that is encoded once for all its continuations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from afmrl_jax.models.decoder import KeyValue
+from afmrl_jax.models.embedder import last_token, unit
+from afmrl_jax.models.qwen_vl import QwenVL
+
+
+def prefill(
+    model: QwenVL, prompt: Any, visual_tokens: jax.Array | None = None
+) -> tuple[jax.Array, KeyValue, jax.Array]:
+    """Last hidden state [b d] of the prompts, their keys and values, and the next position [b].
+
+    Args:
+        model: generator or embedder.
+        prompt: a `VLBatch` padded on either side, b rows.
+        visual_tokens: [n s d] where the vision tower has already run.
+    """
+    embedded = model.inputs(prompt, visual_tokens)
+    hidden, prefix = model.model.prefill(embedded, prompt.positions, prompt.token_mask)
+    highest = jnp.max(jnp.where(prompt.token_mask[:, None], prompt.positions, -1), axis=(1, 2))
+    return last_token(hidden, prompt.token_mask), prefix, (highest + 1).astype(jnp.int32)
+
+
+def continuation(
+    model: QwenVL,
+    prompt: Any,
+    tokens: jax.Array,
+    mask: jax.Array,
+    visual_tokens: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Hidden states of prompts' last tokens [b d] and of given continuations [b g n d].
+
+    Args:
+        model: generator or embedder.
+        prompt: a `VLBatch`, b rows, each encoded once.
+        tokens: int32 [b g n].
+        mask: bool [b g n]; padding behind a continuation is False.
+        visual_tokens: [n s d] where the vision tower has already run.
+    """
+    last, prefix, start = prefill(model, prompt, visual_tokens)
+    length = tokens.shape[2]
+    causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
+    own_mask = causal & mask[:, :, None]
+    embedded = model.model.embed(tokens)
+    hidden, _ = model.model.continue_from(embedded, start, prefix, prompt.token_mask, own_mask)
+    return last, hidden
+
+
+def embed_continuations(
+    model: QwenVL,
+    prompt: Any,
+    tokens: jax.Array,
+    mask: jax.Array,
+    visual_tokens: jax.Array | None = None,
+) -> jax.Array:
+    """Unit vectors [b g d] of rows that begin alike: `embed_batch` of prompt + continuation.
+
+    Arguments as in `continuation`; the vector of an empty continuation is the prompt's own.
+    """
+    last, hidden = continuation(model, prompt, tokens, mask, visual_tokens)
+    count = jnp.sum(mask, axis=-1, dtype=jnp.int32)
+    ends = jnp.maximum(count - 1, 0)[..., None, None]
+    vectors = jnp.take_along_axis(hidden, ends, axis=2)[:, :, 0]
+    return unit(jnp.where((count > 0)[..., None], vectors, last[:, None]))

@@ -1,0 +1,62 @@
+"""Following a grammar's tables while decoding, on the device."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from afmrl_jax.data.grammar import Grammar
+
+
+class Progress(NamedTuple):
+    """Where each of b x g lists stands."""
+
+    state: jax.Array
+    """int32 [b g]"""
+    used: jax.Array
+    """bool [b g k+1]; keys written; the last column, which is no key, stays False."""
+
+
+def begin(grammar: Grammar, rows: int, group: int) -> Progress:
+    """Before the first token."""
+    return Progress(
+        jnp.zeros((rows, group), jnp.int32),
+        jnp.zeros((rows, group, grammar.distance.shape[1]), bool),
+    )
+
+
+def allowed(grammar: Grammar, progress: Progress, eos_id: int, left: jax.Array) -> jax.Array:
+    """Tokens [b g v] after which a list can still end within its budget.
+
+    Args:
+        grammar: its tables.
+        progress: where the lists stand.
+        eos_id: the end token.
+        left: int32, tokens that may follow the one to choose.
+
+    A list always has such a token if it had one before, and at the start where `Grammar.check`
+    passes.
+    """
+    following = jnp.take(grammar.following, progress.state, axis=0).astype(jnp.int32)
+    completes = jnp.take(grammar.completes, progress.state, axis=0).astype(jnp.int32)
+    free = ~progress.used[:, :, None]
+    near = jnp.asarray(grammar.distance).astype(jnp.int32) <= left
+    open_state = jnp.any(free & near, axis=-1)
+    there = jnp.take_along_axis(open_state, jnp.maximum(following, 0), axis=-1)
+    new = ~jnp.take_along_axis(progress.used, completes, axis=-1)
+    end = jnp.take(jnp.asarray(grammar.ends), progress.state)
+    return ((following >= 0) & there & new).at[..., eos_id].set(end)
+
+
+def advance(grammar: Grammar, progress: Progress, token: jax.Array) -> Progress:
+    """Behind a token [b g]; a forbidden one (the end, or padding behind it) changes nothing."""
+    after = jnp.asarray(grammar.following)[progress.state, token].astype(jnp.int32)
+    key = jnp.asarray(grammar.completes)[progress.state, token].astype(jnp.int32)
+    keys = jnp.arange(progress.used.shape[-1] - 1, dtype=jnp.int32)
+    wrote = (
+        jnp.concatenate([keys == key[..., None], jnp.zeros((*key.shape, 1), bool)], axis=-1)
+        & (after >= 0)[..., None]
+    )
+    return Progress(jnp.where(after >= 0, after, progress.state), progress.used | wrote)

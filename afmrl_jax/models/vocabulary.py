@@ -1,0 +1,216 @@
+"""Log-probability and entropy of tokens by chunks of the vocabulary: no logits are kept."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from afmrl_jax.layout import AXES
+
+CHUNK = 8192
+"""Columns of the vocabulary whose logits exist at a time."""
+
+
+class Head(NamedTuple):
+    """Weights from hidden states to logits: a token table [v d], or a matrix [d v]."""
+
+    weights: jax.Array
+    table: bool
+    """Whether the vocabulary is the first axis."""
+
+
+def token_scores(
+    hidden: jax.Array,
+    head: Head,
+    tokens: jax.Array,
+    *,
+    temperature: float = 1.0,
+    chunk: int = CHUNK,
+) -> tuple[jax.Array, jax.Array]:
+    """Log p(token) and the entropy of p at each place, both [...], in nats.
+
+        p = softmax(hidden . head / temperature)
+
+    The logits of a chunk of the vocabulary are made, summed up and let go, and made again for the
+    gradient: memory is n x `chunk` and not n x v, for one more product with the head.
+
+    Args:
+        hidden: [... d].
+        head: with v columns.
+        tokens: int32 [...].
+        temperature: divides the logits.
+        chunk: columns at a time. A device that holds a part of the vocabulary goes through its
+            own part.
+
+    Returns:
+        float32, or float64 for float64 states; equal to `token_scores_dense`, gradients too.
+    """
+    shape = tokens.shape
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    logprob, entropy = _scores(
+        flat, head.weights, tokens.reshape(-1), head.table, float(temperature), int(chunk)
+    )
+    return logprob.reshape(shape), entropy.reshape(shape)
+
+
+def token_scores_dense(
+    hidden: jax.Array, head: Head, tokens: jax.Array, *, temperature: float = 1.0
+) -> tuple[jax.Array, jax.Array]:
+    """The literal twin of `token_scores`, over all logits at once."""
+    weights = head.weights.T if head.table else head.weights
+    logits = jnp.dot(hidden, weights.astype(hidden.dtype), preferred_element_type=_wide(hidden))
+    logprobs = jax.nn.log_softmax(logits / temperature, axis=-1)
+    chosen = jnp.take_along_axis(logprobs, tokens[..., None], axis=-1)[..., 0]
+    return chosen, -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+
+
+def _wide(hidden: jax.Array) -> Any:
+    """Type of sums."""
+    return jnp.float64 if hidden.dtype == jnp.float64 else jnp.float32
+
+
+class _Chunks:
+    """The head cut into chunks [parts c d], in each of which all devices find columns of theirs.
+
+    The last chunk begins early enough to be whole; what it repeats is masked.
+    """
+
+    def __init__(self, weights: jax.Array, table: bool, chunk: int):
+        self.table = table
+        vocab = weights.shape[0 if table else 1]
+        mesh = jax.sharding.get_abstract_mesh()
+        split = 1 if mesh.empty else int(mesh.shape.get(AXES[1], 1))
+        self.parts = split if vocab % split == 0 else 1
+        self.part = vocab // self.parts
+        self.size = min(self.part, max(1, chunk // self.parts))
+        self.count = -(-self.part // self.size)
+        self.axis = 1 if table else 2
+        shape = (self.parts, self.part)
+        self.weights = weights.reshape(
+            *(shape if table else (weights.shape[0],)),
+            *((weights.shape[1],) if table else shape),
+        )
+
+    def begin(self, number: jax.Array) -> jax.Array:
+        return jnp.minimum(number * self.size, self.part - self.size)
+
+    def take(self, array: jax.Array, number: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(array, self.begin(number), self.size, self.axis)
+
+    def logits(self, hidden: jax.Array, number: jax.Array, temperature: float) -> jax.Array:
+        """[n parts c], -inf where an earlier chunk has the column."""
+        weights = self.take(self.weights, number).astype(hidden.dtype)
+        pattern = "nd,pcd->npc" if self.table else "nd,dpc->npc"
+        out = jnp.einsum(pattern, hidden, weights, preferred_element_type=_wide(hidden))
+        columns = self.begin(number) + jnp.arange(self.size, dtype=jnp.int32)
+        return jnp.where((columns >= number * self.size)[None, None], out / temperature, -jnp.inf)
+
+    def place(self, tokens: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Column [n] of each token among the parts * c of a chunk, and whether it is there."""
+        part, within = tokens // self.part, tokens % self.part
+        at = within - self.begin(number)
+        here = (within >= number * self.size) & (at < self.size)
+        return part * self.size + jnp.clip(at, 0, self.size - 1), here
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _scores(
+    hidden: jax.Array,
+    weights: jax.Array,
+    tokens: jax.Array,
+    table: bool,
+    temperature: float,
+    chunk: int,
+) -> tuple[jax.Array, jax.Array]:
+    logprob, entropy, _ = _sums(hidden, weights, tokens, table, temperature, chunk)
+    return logprob, entropy
+
+
+def _sums(
+    hidden: jax.Array,
+    weights: jax.Array,
+    tokens: jax.Array,
+    table: bool,
+    temperature: float,
+    chunk: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Log p, entropy and log of the partition sum, all [n], by an online sum over chunks."""
+    chunks, count = _Chunks(weights, table, chunk), hidden.shape[0]
+
+    def step(carry: tuple[jax.Array, ...], number: jax.Array) -> tuple[tuple, None]:
+        peak, total, weighted, chosen = carry
+        logits = chunks.logits(hidden, number, temperature)
+        higher = jnp.maximum(peak, jnp.max(logits, axis=(1, 2)))
+        # The first peak is -inf, whose rescaling must be 0 and not NaN; a whole chunk never is.
+        old = jnp.exp(peak - higher)
+        mass = jnp.exp(logits - higher[:, None, None])
+        total = total * old + jnp.sum(mass, axis=(1, 2))
+        product = jnp.where(jnp.isneginf(logits), 0.0, mass * logits)
+        weighted = weighted * old + jnp.sum(product, axis=(1, 2))
+        column, here = chunks.place(tokens, number)
+        own = jnp.take_along_axis(logits.reshape(count, -1), column[:, None], axis=1)[:, 0]
+        return (higher, total, weighted, jnp.where(here, own, chosen)), None
+
+    zero = jnp.zeros(count, _wide(hidden))
+    start = (jnp.full(count, -jnp.inf, zero.dtype), zero, zero, zero)
+    numbers = jnp.arange(chunks.count, dtype=jnp.int32)
+    (peak, total, weighted, chosen), _ = jax.lax.scan(step, start, numbers)
+    partition = peak + jnp.log(total)
+    return chosen - partition, partition - weighted / total, partition
+
+
+def _forward(
+    hidden: jax.Array,
+    weights: jax.Array,
+    tokens: jax.Array,
+    table: bool,
+    temperature: float,
+    chunk: int,
+) -> tuple[tuple[jax.Array, jax.Array], tuple]:
+    logprob, entropy, partition = _sums(hidden, weights, tokens, table, temperature, chunk)
+    return (logprob, entropy), (hidden, weights, tokens, partition, entropy)
+
+
+def _backward(
+    table: bool, temperature: float, chunk: int, kept: tuple, cotangents: tuple
+) -> tuple[jax.Array, jax.Array, None]:
+    """D log p_t / d z = 1[t] - p and d H / d z = -p (log p + H), through the chunks again."""
+    hidden, weights, tokens, partition, entropy = kept
+    by_logprob, by_entropy = (x[:, None, None] for x in cotangents)
+    chunks = _Chunks(weights, table, chunk)
+    wide = _wide(hidden)
+
+    def step(carry: tuple[jax.Array, jax.Array], number: jax.Array) -> tuple[tuple, None]:
+        by_hidden, by_weights = carry
+        logits = chunks.logits(hidden, number, temperature)
+        logp = logits - partition[:, None, None]
+        p = jnp.exp(logp)
+        surprise = jnp.where(jnp.isneginf(logits), 0.0, p * (logp + entropy[:, None, None]))
+        column, here = chunks.place(tokens, number)
+        columns = jnp.arange(chunks.parts * chunks.size, dtype=jnp.int32)
+        own = (columns[None] == column[:, None]) & here[:, None]
+        gradient = by_logprob * (own.reshape(p.shape).astype(wide) - p) - by_entropy * surprise
+        gradient = (gradient / temperature).astype(hidden.dtype)
+        part = chunks.take(chunks.weights, number).astype(hidden.dtype)
+        back = "npc,pcd->nd" if table else "npc,dpc->nd"
+        down = "npc,nd->pcd" if table else "npc,nd->dpc"
+        by_hidden += jnp.einsum(back, gradient, part, preferred_element_type=wide)
+        fresh = jnp.einsum(down, gradient, hidden, preferred_element_type=wide)
+        # The masked columns of an overlapping chunk add nothing.
+        fresh += chunks.take(by_weights, number)
+        by_weights = jax.lax.dynamic_update_slice_in_dim(
+            by_weights, fresh, chunks.begin(number), chunks.axis
+        )
+        return (by_hidden, by_weights), None
+
+    start = jnp.zeros(hidden.shape, wide), jnp.zeros(chunks.weights.shape, wide)
+    numbers = jnp.arange(chunks.count, dtype=jnp.int32)
+    (by_hidden, by_weights), _ = jax.lax.scan(step, start, numbers)
+    by_weights = by_weights.reshape(weights.shape).astype(weights.dtype)
+    return by_hidden.astype(hidden.dtype), by_weights, None
+
+
+_scores.defvjp(_forward, _backward)

@@ -1,0 +1,62 @@
+"""A few sampled attribute lists each so many steps, for a person to read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from afmrl_jax.data.pipeline import RowBuilder
+from afmrl_jax.files import write_text
+from afmrl_jax.training.rar_environment import Rollout
+
+QUERIES = 3
+"""Queries of a step that are kept."""
+
+
+class SampleLog:
+    """`samples.jsonl` of a stage: step, listing, and its lists with rewards and ranks."""
+
+    def __init__(self, folder: Path, every: int, builder: RowBuilder):
+        self._path = folder / "samples.jsonl"
+        self._every = every
+        self._builder = builder
+
+    def write(self, step: int, index: np.ndarray, rollout: Rollout) -> None:
+        """Keep the first queries of a step that is due."""
+        if step % self._every and step != 1:
+            return
+        group = rollout.rewards.shape[1]
+        records = [x for x in read_samples(self._path) if x["step"] < step]
+        for row, listing in enumerate(index[:QUERIES].tolist()):
+            about = self._builder.listings[listing]
+            texts = rollout.texts[row * group : (row + 1) * group]
+            values = zip(
+                texts,
+                rollout.rewards[row].tolist(),
+                rollout.outcome.rank[row].tolist(),
+                rollout.malformed[row].tolist(),
+                strict=True,
+            )
+            records.append(
+                {
+                    "step": step,
+                    "listing_id": about.listing_id,
+                    "title": about.title,
+                    "lists": [
+                        {"text": t, "reward": round(r, 4), "rank": n, "malformed": bad}
+                        for t, r, n, bad in values
+                    ],
+                }
+            )
+        lines = (json.dumps(x, ensure_ascii=False) + "\n" for x in records)
+        write_text(self._path, "".join(lines))
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """What was kept, in the order of steps; nothing where there is no file."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

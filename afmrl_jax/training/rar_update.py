@@ -1,0 +1,193 @@
+"""The policy gradient of RAR: each prompt once for its group, groups in parts by token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from afmrl_jax.config import RarConfig
+from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.models.generation import completion_logprobs
+from afmrl_jax.objectives.grpo import dead_groups, group_advantages, grpo_loss, token_weights
+from afmrl_jax.training.state import apply_gradients
+
+
+class Samples(NamedTuple):
+    """A rollout as the update reads it: g continuations of each of q prompts."""
+
+    prompts: Any
+    """`VLBatch`, q rows."""
+    tokens: Any
+    """int32 [q g n]"""
+    mask: Any
+    """bool [q g n]"""
+    old: Any
+    """float32 [q g n]; log-probabilities under the policy that sampled."""
+    reference: Any
+    """float32 [q g n]; under the distilled policy."""
+    rewards: Any
+    """float32 [q g]"""
+    malformed: Any
+    """bool [q g]"""
+
+
+def parts_of(rows: int, row_tokens: int, budget: int | None, shares: int = 1) -> int:
+    """In how many equal parts groups are worked on, so that a part holds at most `budget` tokens.
+
+    Args:
+        rows: groups.
+        row_tokens: tokens of a group: its prompt, and its continuations at their padded length.
+        budget: tokens at a time on all devices; None for all at once.
+        shares: devices along `data`; a part holds as many groups of each, where that is possible.
+
+    Example:
+        >>> parts_of(32, 500, 4000), parts_of(32, 500, None), parts_of(6, 500, 100)
+        (4, 1, 6)
+    """
+    if budget is None:
+        return 1
+    even = shares if rows % shares == 0 else 1
+    options = [n for n in range(1, rows + 1) if rows % n == 0 and (rows // n) % even == 0]
+    fitting = [n for n in options if rows // n * row_tokens <= budget]
+    return min(fitting, default=options[-1])
+
+
+def _split(tree: Any, parts: int) -> Any:
+    """Leaves [q ...] as [parts q/parts ...]; each part takes rows from every device."""
+    return jax.tree.map(
+        lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), tree
+    )
+
+
+def _joined(x: jax.Array) -> jax.Array:
+    """The opposite of `_split`, of one array."""
+    return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+
+def _without_pictures(prompts: Any) -> Any:
+    """The fields that belong to rows; pictures are packed in bins, which are no rows."""
+    return prompts._replace(
+        patches=None, patch_segment=None, patch_position=None, visual_tokens=None
+    )
+
+
+def _visual(architecture: Architecture, params: Params, prompts: Any) -> jax.Array | None:
+    if prompts.visual_tokens is not None or not prompts.patches.shape[0]:
+        return prompts.visual_tokens
+    model = architecture.bind(params)
+    return model.visual(prompts.patches, prompts.patch_segment, prompts.patch_position)
+
+
+@partial(jax.jit, static_argnums=(0, 5, 6))
+def score(
+    architecture: Architecture,
+    params: Params,
+    prompts: Any,
+    tokens: jax.Array,
+    mask: jax.Array,
+    temperature: float,
+    parts: int,
+) -> jax.Array:
+    """Log-probabilities [q g n] of sampled tokens under given parameters, part by part."""
+    model, visual = architecture.bind(params), _visual(architecture, params, prompts)
+
+    def one(part: tuple[Any, jax.Array, jax.Array]) -> jax.Array:
+        return completion_logprobs(model, *part, temperature=temperature, visual_tokens=visual)[0]
+
+    return _joined(jax.lax.map(one, _split((_without_pictures(prompts), tokens, mask), parts)))
+
+
+def policy_gradient(
+    architecture: Architecture,
+    settings: RarConfig,
+    frozen: Params,
+    params: Params,
+    samples: Samples,
+    parts: int = 1,
+) -> tuple[Params, dict[str, jax.Array]]:
+    """Gradient of GRPO's loss by `params`, and its metrics; equal for any number of parts.
+
+    Pictures pass the vision tower once; what the parts say of its output is summed and goes back
+    through it once.
+    """
+    advantages = group_advantages(samples.rewards, samples.malformed, baseline=settings.baseline)
+    teaching = jnp.any(advantages != 0, axis=1)
+    weights = token_weights(
+        samples.mask,
+        normalisation=settings.normalisation,
+        groups=teaching if settings.drop_dead_groups else None,
+    )
+
+    def see(params: Params) -> jax.Array | None:
+        return _visual(architecture, {**frozen, **params}, samples.prompts)
+
+    visual, back = jax.vjp(see, params)
+
+    def loss(params: Params, visual: Any, part: tuple[Any, ...]) -> tuple[jax.Array, Any]:
+        prompts, tokens, mask, old, reference, advantage, weight = part
+        logprobs, entropy = completion_logprobs(
+            architecture.bind({**frozen, **params}),
+            prompts,
+            tokens,
+            mask,
+            temperature=settings.temperature,
+            visual_tokens=visual,
+        )
+        return grpo_loss(
+            logprobs,
+            old,
+            reference,
+            advantage,
+            mask,
+            weights=weight,
+            clip_low=settings.clip_low,
+            clip_high=settings.clip_high,
+            ratio_cap=settings.ratio_cap,
+            importance=settings.importance,
+            kl_coefficient=settings.kl_coefficient,
+            kl=settings.kl,
+            entropy=entropy,
+        )
+
+    arrays = (_without_pictures(samples.prompts), *samples[1:5], advantages, weights)
+    gradient: Callable = jax.grad(loss, argnums=(0, 1), has_aux=True)
+    if parts == 1:
+        (by_params, by_visual), metrics = gradient(params, visual, arrays)
+    else:
+        (by_params, by_visual), metrics = _summed(gradient, params, visual, _split(arrays, parts))
+    through_tower = back(by_visual)[0]
+    dead = dead_groups(samples.rewards, samples.malformed)
+    metrics |= {"dead_group_share": jnp.mean(dead.astype(jnp.float32))}
+    return jax.tree.map(jnp.add, by_params, through_tower), metrics
+
+
+def _summed(gradient: Callable, params: Params, visual: Any, parts: Any) -> Any:
+    """Gradients and metrics of all parts, which are sums over tokens, added up."""
+
+    def step(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, gradient(params, visual, part)), None
+
+    first = jax.tree.map(lambda x: x[0], parts)
+    shapes = jax.eval_shape(gradient, params, visual, first)
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(step, start, parts)[0]
+
+
+def update(
+    architecture: Architecture,
+    settings: RarConfig,
+    optimiser: Any,
+    parts: int,
+    frozen: Params,
+    state: dict[str, Any],
+    samples: Samples,
+) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    """One optimiser step on a rollout; pure, for use inside jit."""
+    gradients, metrics = policy_gradient(
+        architecture, settings, frozen, state["params"], samples, parts
+    )
+    return apply_gradients(state, gradients, metrics, optimiser)

@@ -1,0 +1,266 @@
+"""RAR's update with a shared prompt against one row a sample, and the reward against sorting."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from afmrl_jax.config import RarConfig
+from afmrl_jax.errors import ConfigError
+from afmrl_jax.model_config import Execution, QwenVLConfig
+from afmrl_jax.models.functional import Architecture
+from afmrl_jax.models.presets import preset
+from afmrl_jax.objectives.standing import standing
+from afmrl_jax.progress import Progress, say
+from afmrl_jax.training.rar_update import Samples, policy_gradient, score
+from benchmarks.grpo_naive import naive_gradient, repeated
+from benchmarks.record import ratios, spread, write_record
+from benchmarks.workload import FIRST_WORD, TOKEN, Size, make_rows
+
+Part = Literal["update", "flops", "reward"]
+Side = Callable[[], Any]
+SETTINGS = RarConfig(temperature=1.0, kl_coefficient=0.05)
+CLOSE = 1e-5
+"""Largest difference of a gradient between the two forms."""
+EXPECTED_FLOPS_RATIO = 4.3
+"""Of the two forms for 3 B parameters, G = 8, 256 visual and 64 text tokens, 80 written ones."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes, and how often each pair of sides is measured."""
+
+    parts: tuple[Part, ...] = ("update", "flops", "reward")
+    size: Size = field(default_factory=lambda: Size(new_tokens=32))
+    """Of G and its prompts; new_tokens are the tokens of a sample."""
+    groups: int = 2
+    group_size: int = 8
+    preset: str | None = "qwen2_5vl_3b"
+    """Model whose floating-point operations are counted, without being run, for 256 visual, 64 text
+    and 80 written tokens and G = 8; None: those of `size`."""
+    queries: int = 4096
+    gallery: int = 100_000
+    dim: int = 256
+    positives: int = 4
+    sorted_queries: int = 128
+    """Queries whose scores are sorted; the time is scaled to all queries."""
+    repeats: int = 7
+    seed: int = 0
+
+
+def run(settings: Settings, out: Path) -> dict[str, float]:
+    """Measure every part, and write `out` at the end.
+
+    Raises:
+        ConfigError: `out` cannot be written.
+        RuntimeError: two sides disagree, so that their time means nothing.
+    """
+    if not out.parent.is_dir():
+        raise ConfigError(f"{out.parent} is no folder; create it, or choose another --out")
+    parts = {"update": measure_update, "flops": count_flops, "reward": measure_reward}
+    figures: dict[str, float] = {}
+    details = []
+    for name in settings.parts:
+        found, detail = parts[name](settings)
+        figures |= found
+        details.append({"part": name, **detail})
+        say(f"{name}: {found}")
+    device = jax.devices()[0]
+    write_record(out, "grpo", figures, details, f"{device.platform}: {device.device_kind}")
+    return figures
+
+
+def make_samples(size: Size, groups: int, group_size: int, seed: int) -> Samples:
+    """Prompts of the workload, and samples of full length with made-up probabilities."""
+    rng = np.random.default_rng(seed)
+    shape = (groups, group_size, size.new_tokens)
+    return Samples(
+        prompts=make_rows(size, groups, seed),
+        tokens=rng.integers(FIRST_WORD, size.vocab_size, shape).astype(np.int32),
+        mask=np.ones(shape, bool),
+        old=-rng.uniform(8, 10, shape).astype(np.float32),
+        reference=-rng.uniform(8, 10, shape).astype(np.float32),
+        rewards=rng.integers(0, 2, shape[:2]).astype(np.float32),
+        malformed=np.zeros(shape[:2], bool),
+    )
+
+
+def _in_turn(name: str, sides: dict[str, Side], repeats: int) -> dict[str, list[float]]:
+    """Seconds of all sides, one after the other in every round; the first round is not counted."""
+    kept: dict[str, list[float]] = {side: [] for side in sides}
+    with Progress(name, repeats) as progress:
+        for done in range(repeats + 1):
+            for side, call in sides.items():
+                start = time.perf_counter()
+                jax.block_until_ready(call())
+                if done:
+                    kept[side].append(time.perf_counter() - start)
+            progress.update(done)
+    return kept
+
+
+def measure_update(settings: Settings) -> tuple[dict[str, float], dict[str, Any]]:
+    """Gradient of the loss in both forms, on the same weights and samples."""
+    size = settings.size
+    architecture = Architecture.of(size.config, Execution())
+    params = architecture.init(settings.seed)
+    samples = make_samples(size, settings.groups, settings.group_size, settings.seed)
+    # Ratios near 1, as after a rollout of the policy itself.
+    arguments = (samples.prompts, samples.tokens, samples.mask, SETTINGS.temperature, 1)
+    own = np.asarray(score(architecture, params, *arguments))
+    rng = np.random.default_rng(settings.seed)
+    old, reference = (own + rng.normal(0, 0.05, own.shape).astype(np.float32) for _ in range(2))
+    samples = samples._replace(old=old, reference=reference)
+    rows = jax.device_put(repeated(samples))
+    samples = jax.device_put(samples)
+    shared = jax.jit(partial(policy_gradient, architecture, SETTINGS, {}))
+    naive = jax.jit(partial(naive_gradient, architecture, SETTINGS))
+    ours, _ = shared(params, samples)
+    theirs, _ = naive(params, rows, samples)
+    difference = max(float(jnp.max(jnp.abs(ours[n] - theirs[n]))) for n in params)
+    largest = max(float(jnp.max(jnp.abs(x))) for x in theirs.values())
+    if not difference <= CLOSE:
+        raise RuntimeError(f"gradients differ by {difference:.2g}")
+    seconds = _in_turn(
+        "update",
+        {"shared": lambda: shared(params, samples), "naive": lambda: naive(params, rows, samples)},
+        settings.repeats,
+    )
+    speedup = ratios(seconds["naive"], seconds["shared"])
+    detail = {
+        "seconds": {name: spread(x) for name, x in seconds.items()},
+        "speedup": speedup,
+        "largest_difference": difference,
+        "largest_gradient": largest,
+        "shape": size.describe() | {"groups": settings.groups, "group_size": settings.group_size},
+    }
+    return {"shared_prefix_speedup": speedup["median"]}, detail
+
+
+def count_flops(settings: Settings) -> tuple[dict[str, float], dict[str, Any]]:
+    """Floating-point operations of both forms at real size, as XLA counts them; nothing is run."""
+    if settings.preset is None:
+        size, config = settings.size, settings.size.config
+    else:
+        config = preset(settings.preset)
+        size = Size(side=16, text_tokens=64, new_tokens=80, vocab_size=config.text.vocab_size)
+    # A loop's body is counted once, so layers are written out, and all logits are one chunk.
+    architecture = Architecture.of(config, Execution(scan=False))
+    samples = _named(make_samples(size, 1, settings.group_size, settings.seed), config)
+    rows = repeated(samples)
+    params = architecture.shapes
+    one = partial(policy_gradient, architecture, SETTINGS, {})
+    counted = {}
+    for name, lowered in (
+        ("shared", jax.jit(one).lower(params, samples)),
+        (
+            "naive",
+            jax.jit(partial(naive_gradient, architecture, SETTINGS)).lower(params, rows, samples),
+        ),
+    ):
+        counted[name] = float((lowered.cost_analysis() or {})["flops"])
+    ratio = counted["naive"] / counted["shared"]
+    detail = {
+        "preset": settings.preset,
+        "flops": counted,
+        "expected_ratio": EXPECTED_FLOPS_RATIO,
+        "shape": {
+            "visual_tokens": size.side**2,
+            "text_tokens": size.text_tokens,
+            "new_tokens": size.new_tokens,
+            "group_size": settings.group_size,
+        },
+    }
+    return {"shared_prefix_flops_ratio": round(ratio, 3)}, detail
+
+
+def _named(samples: Samples, config: QwenVLConfig) -> Samples:
+    """The samples with the model's own id at the picture places."""
+    tokens = samples.prompts.tokens
+    tokens = np.where(tokens == TOKEN.image_pad_id, config.image_token_id, tokens)
+    return samples._replace(prompts=samples.prompts._replace(tokens=tokens.astype(np.int32)))
+
+
+def measure_reward(settings: Settings) -> tuple[dict[str, float], dict[str, Any]]:
+    """Rank of the best positive: counted, sorted, and the bare product of queries and gallery."""
+    rng = np.random.default_rng(settings.seed)
+
+    def unit(*shape: int) -> jax.Array:
+        x = rng.normal(size=shape).astype(np.float32)
+        return jax.device_put(x / np.linalg.norm(x, axis=1, keepdims=True))
+
+    queries, gallery = unit(settings.queries, settings.dim), unit(settings.gallery, settings.dim)
+    places = rng.choice(settings.gallery, (settings.queries, settings.positives + 1)).astype(
+        np.int32
+    )
+    places = jax.device_put(places)
+    positives, own = places[:, :-1], places[:, -1]
+    count = jax.jit(lambda q, g, p, o: standing(q, g, p, o).rank)
+    product = jax.jit(lambda q, g: jnp.dot(q, g.T, precision="highest"))
+
+    @jax.jit
+    def ranks_by_sorting(
+        queries: jax.Array, gallery: jax.Array, positives: jax.Array, own: jax.Array
+    ) -> jax.Array:
+        scores = jnp.dot(queries, gallery.T, precision="highest")
+        rows = jnp.arange(len(queries), dtype=jnp.int32)
+        scores = scores.at[rows, own].set(-jnp.inf)
+        order = jnp.argsort(-scores, axis=1)
+        hit = jnp.any(order[:, :, None] == positives[:, None, :], axis=-1)
+        return jnp.argmax(hit, axis=1).astype(jnp.int32) + 1
+
+    few = settings.sorted_queries
+    part = (queries[:few], gallery, positives[:few], own[:few])
+    # The best positive's place in the whole list is its rank among negatives.
+    if not np.array_equal(count(*part), ranks_by_sorting(*part)):
+        raise RuntimeError("ranks by counting and by sorting differ")
+    seconds = _in_turn(
+        "reward",
+        {
+            "counted": lambda: count(queries, gallery, positives, own),
+            "product": lambda: product(queries, gallery),
+            "sorted": lambda: ranks_by_sorting(*part),
+        },
+        settings.repeats,
+    )
+    scale = settings.queries / few
+    seconds["sorted"] = [scale * x for x in seconds["sorted"]]
+    faster = ratios(seconds["sorted"], seconds["counted"])
+    slower = ratios(seconds["counted"], seconds["product"])
+    shape = {x: getattr(settings, x) for x in ("queries", "gallery", "dim", "positives")}
+    detail = {
+        "seconds": {name: spread(x) for name, x in seconds.items()},
+        "sorted_queries": few,
+        "speedup_argsort": faster,
+        "time_ratio_matmul": slower,
+        "shape": shape,
+    }
+    figures = {
+        "reward_speedup_argsort": faster["median"],
+        "reward_time_ratio_matmul": slower["median"],
+    }
+    return figures, detail
+
+
+def tiny() -> Settings:
+    """For tests: every part in seconds."""
+    size = dataclasses.replace(Size.tiny(), new_tokens=3)
+    return Settings(
+        size=size,
+        preset=None,
+        group_size=4,
+        queries=64,
+        gallery=500,
+        dim=16,
+        sorted_queries=16,
+        repeats=2,
+    )

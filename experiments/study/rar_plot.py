@@ -1,0 +1,53 @@
+"""The plot of the RAR study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from afmrl_jax.files import atomic_path
+from study.plot import INK, LINE, SERIES, SOFT
+
+
+def _curve(axes: Any, lines: list[dict[str, Any]], name: str, **style: Any) -> None:
+    points = [(x["step"], x[name]) for x in lines if name in x]
+    if points:
+        axes.plot(*zip(*points, strict=True), linewidth=1.3, **style)
+
+
+def draw_rar_study(result: dict[str, Any], path: Path) -> None:
+    """Held-out reward and length of every seed, of the long run and of the collapse; memory."""
+    with matplotlib.rc_context({"font.size": 9.0}):
+        figure = Figure(figsize=(9.6, 5.2), layout="constrained", dpi=150)
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(2, 3)
+        every = [x["lines"] for x in result["seeds"].values()]
+        long = result.get("long", {}).get("lines", [])
+        collapse = result.get("collapse", {}).get("lines", [])
+        plans = (
+            ("held-out reward, every seed", "held_out/reward", every, SERIES[0]),
+            ("attributes a list, every seed", "held_out/attribute_count", every, SERIES[0]),
+            ("held-out reward, long run", "held_out/reward", [long], SERIES[0]),
+            ("attributes a list, long run", "held_out/attribute_count", [long], SERIES[0]),
+            ("held-out reward, no KL and a high rate", "held_out/reward", [collapse], SERIES[1]),
+            ("host memory in GB, long run", "host_memory_gb", [long], SERIES[0]),
+        )
+        for axes, (title, name, curves, colour) in zip(panels.flat, plans, strict=True):
+            for lines in curves:
+                _curve(axes, lines, name, color=colour, alpha=0.8)
+            axes.set_title(title, color=INK, fontsize=9, loc="left")
+            axes.set_xlabel("step", color=SOFT)
+            axes.tick_params(colors=SOFT, length=3)
+            axes.grid(color=LINE, linewidth=0.7)
+            axes.set_axisbelow(True)
+            for side in ("top", "right"):
+                axes.spines[side].set_visible(False)
+        panels[1, 2].set_ylim(bottom=0)
+        for alarm in result.get("collapse", {}).get("alarms", []):
+            panels[1, 1].axvline(alarm["step"], color=INK, linewidth=0.9, linestyle=":")
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png")

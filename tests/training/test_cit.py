@@ -1,0 +1,68 @@
+"""Which listings take the reinforced G's attributes, cycle by cycle."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from afmrl_jax.config import CitConfig, RunConfig
+from afmrl_jax.training.cit import (
+    annotation_order,
+    cycle_attributes,
+    difference,
+    listings_to_annotate,
+)
+
+IDS = [f"l{n}" for n in range(10)]
+BEFORE = dict.fromkeys(IDS, "color: red; size: xl")
+AFTER = BEFORE | {"l3": "color: blue", "l7": "color: red"}
+
+
+def config(**cit):
+    return dataclasses.replace(RunConfig(), cit=CitConfig(**cit))
+
+
+def taken(settings, cycle):
+    found = cycle_attributes(settings, cycle, IDS, BEFORE, dict.fromkeys(IDS, "new: yes"))
+    assert list(found) == IDS
+    return {i for i, text in found.items() if text == "new: yes"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ("a: 1; b: 2", "b: 2; a: 1", 0.0),
+        ("a: 1; b: 2", "a: 1", 0.5),
+        ("a: 1", "b: 1", 1.0),
+        ("", "", 0.0),
+    ],
+)
+def test_difference_of_lists(before, after, expected):
+    assert difference(before, after) == expected
+
+
+def test_those_that_changed_most_come_first():
+    order = annotation_order(config(choice="difference"), IDS, BEFORE, AFTER)
+    assert [IDS[i] for i in order[:2]] == ["l3", "l7"]
+    assert sorted(order.tolist()) == list(range(10))
+    found = cycle_attributes(config(choice="difference", share=0.1), 1, IDS, BEFORE, AFTER)
+    assert found == BEFORE | {"l3": "color: blue"}
+
+
+def test_every_cycle_takes_a_further_share():
+    settings = config(cycles=3, share=0.3)
+    shares = [taken(settings, cycle) for cycle in (1, 2, 3)]
+    assert [len(x) for x in shares] == [3, 6, 9]
+    assert shares[0] < shares[1] < shares[2]
+    # What some cycle takes is annotated, and nothing else.
+    assert {IDS[i] for i in listings_to_annotate(settings, 10)} == shares[2]
+
+
+def test_all_are_annotated_where_the_difference_decides():
+    assert listings_to_annotate(config(choice="difference"), 10).tolist() == list(range(10))
+
+
+def test_more_cycles_than_listings_take_all():
+    settings = config(cycles=9, share=0.5)
+    assert len(taken(settings, 9)) == 10
+    np.testing.assert_array_equal(listings_to_annotate(settings, 10), np.arange(10))

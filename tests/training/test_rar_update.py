@@ -1,0 +1,148 @@
+"""The update against one row a sample, in parts and at once, on one device and on eight."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from afmrl_jax.config import RarConfig, TextBudget
+from afmrl_jax.data.batches import Row
+from afmrl_jax.data.pipeline import RowBuilder
+from afmrl_jax.model_config import ImageConfig
+from afmrl_jax.models.functional import Architecture
+from afmrl_jax.objectives.grpo import group_advantages, grpo_loss
+from afmrl_jax.parallel.mesh import make_mesh
+from afmrl_jax.parallel.sharding import place, place_batch
+from afmrl_jax.testing import tiny_config
+from afmrl_jax.training.rar_update import Samples, parts_of, policy_gradient, score
+
+GROUP, LENGTH = 3, 6
+SETTINGS = RarConfig(temperature=0.8, kl_coefficient=0.1, clip_low=0.1, clip_high=0.3)
+
+
+@pytest.fixture(params=["qwen2_5_vl"])
+def problem(request, badge_listings, tokenizer, rng):
+    """A G, and made-up samples of 8 prompts: rows of the prompts, then a `Samples`."""
+    builder = RowBuilder.of(badge_listings, tokenizer, ImageConfig(), TextBudget())
+    ids = {"vocab_size": tokenizer.vocab_size, "image_token_id": tokenizer.image_pad_id}
+    architecture = Architecture.of(tiny_config(request.param, **ids))
+    rows = [builder.prompt(i) for i in (0, 7, 50, 3, 11, 20, 31, 42)]
+    shape = (len(rows), GROUP, LENGTH)
+    mask = np.arange(LENGTH) < rng.integers(1, LENGTH + 1, shape[:2])[..., None]
+    malformed = np.zeros(shape[:2], bool)
+    malformed[0, 1] = malformed[2] = True
+    samples = Samples(
+        prompts=builder.batch(rows),
+        tokens=rng.integers(10, tokenizer.vocab_size, shape).astype(np.int32),
+        mask=mask,
+        old=-rng.uniform(4, 6, shape).astype(np.float32),
+        reference=-rng.uniform(4, 6, shape).astype(np.float32),
+        rewards=np.where(malformed, -0.1, rng.integers(0, 2, shape[:2])).astype(np.float32),
+        malformed=malformed,
+    )
+    return architecture, architecture.init(0), builder, rows, samples
+
+
+def one_row_a_sample(problem):
+    """Loss as a function of the parameters: every sample a row with a picture of its own."""
+    architecture, _, builder, prompts, samples = problem
+    rows, places = [], []
+    for number, prompt in enumerate(prompts):
+        for member in range(GROUP):
+            count = int(samples.mask[number, member].sum())
+            told = samples.tokens[number, member, :count].tolist()
+            rows.append(Row([*prompt.tokens, *told], prompt.pictures))
+            # The hidden state of a token says what comes next.
+            places.append(len(prompt.tokens) - 1 + np.arange(LENGTH))
+    batch = builder.batch(rows)
+    places = np.minimum(np.array(places), batch.tokens.shape[1] - 1)
+    advantages = group_advantages(jnp.asarray(samples.rewards), jnp.asarray(samples.malformed))
+
+    def loss(params):
+        model = architecture.bind(params)
+        hidden = jnp.take_along_axis(model(batch), jnp.asarray(places)[..., None], axis=1)
+        logprobs = jax.nn.log_softmax(model.logits(hidden) / SETTINGS.temperature)
+        flat = jnp.asarray(samples.tokens).reshape(-1, LENGTH, 1)
+        chosen = jnp.take_along_axis(logprobs, flat, axis=-1).reshape(samples.tokens.shape)
+        return grpo_loss(
+            chosen,
+            *(jnp.asarray(x) for x in (samples.old, samples.reference)),
+            advantages,
+            jnp.asarray(samples.mask),
+            clip_low=SETTINGS.clip_low,
+            clip_high=SETTINGS.clip_high,
+            kl_coefficient=SETTINGS.kl_coefficient,
+        )[0]
+
+    return loss
+
+
+def close(found, expected):
+    largest = max(float(jnp.max(jnp.abs(x))) for x in expected.values())
+    assert largest > 1e-3
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_value_and_gradient_are_those_of_one_row_a_sample(problem, parts):
+    architecture, params, _, _, samples = problem
+    loss, expected = jax.jit(jax.value_and_grad(one_row_a_sample(problem)))(params)
+    gradient = jax.jit(policy_gradient, static_argnums=(0, 1, 5))
+    found, metrics = gradient(architecture, SETTINGS, {}, params, samples, parts)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    close(found, expected)
+
+
+@pytest.mark.parametrize(("data", "model"), [(8, 1), (2, 4)])
+def test_gradients_on_a_mesh_are_those_of_one_device(problem, data, model):
+    architecture, params, _, _, samples = problem
+    gradient = jax.jit(policy_gradient, static_argnums=(0, 1, 5))
+    expected, metrics = gradient(architecture, SETTINGS, {}, params, samples, 1)
+    mesh = make_mesh(data, model)
+    with jax.set_mesh(mesh):
+        placed = place_batch(samples, mesh)
+        found, spread = gradient(architecture, SETTINGS, {}, place(params, mesh), placed, 1)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(spread[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    close({name: np.asarray(x) for name, x in found.items()}, expected)
+
+
+def test_a_frozen_tower_has_no_gradient_and_changes_none(problem):
+    architecture, params, _, _, samples = problem
+    gradient = jax.jit(policy_gradient, static_argnums=(0, 1, 5))
+    whole, _ = gradient(architecture, SETTINGS, {}, params, samples, 2)
+    frozen = {n: x for n, x in params.items() if n.startswith("visual_tower/")}
+    learning = {n: x for n, x in params.items() if n not in frozen}
+    part, _ = gradient(architecture, SETTINGS, frozen, learning, samples, 2)
+    assert part.keys() == learning.keys()
+    close(part, {name: whole[name] for name in part})
+
+
+def test_dropped_groups_leave_the_mean_to_the_others(problem):
+    architecture, params, _, _, samples = problem
+    settings = dataclasses.replace(SETTINGS, drop_dead_groups=True, kl_coefficient=0.0)
+    advantages = group_advantages(jnp.asarray(samples.rewards), jnp.asarray(samples.malformed))
+    teaching = np.asarray(jnp.any(advantages != 0, axis=1))
+    assert 0 < teaching.sum() < len(teaching)
+    gradient = jax.jit(policy_gradient, static_argnums=(0, 1, 5))
+    found, _ = gradient(architecture, settings, {}, params, samples, 1)
+    plain = dataclasses.replace(settings, drop_dead_groups=False)
+    whole, _ = gradient(architecture, plain, {}, params, samples, 1)
+    scale = len(teaching) / teaching.sum()
+    close(found, {name: scale * x for name, x in whole.items()})
+
+
+def test_scores_do_not_depend_on_the_parts(problem):
+    architecture, params, _, _, samples = problem
+    arguments = (architecture, params, samples.prompts, samples.tokens, samples.mask, 0.8)
+    np.testing.assert_allclose(score(*arguments, 4), score(*arguments, 1), atol=1e-5)
+
+
+def test_parts_hold_as_many_groups_of_every_device():
+    assert parts_of(32, 500, 4000) == 4
+    assert parts_of(32, 500, 499) == 32
+    assert parts_of(32, 500, 499, shares=8) == 4
+    assert parts_of(6, 500, 1500, shares=4) == 2
