@@ -42,7 +42,7 @@ def allowed(grammar: Grammar, progress: Progress, eos_id: int, left: jax.Array) 
     following = jnp.take(grammar.following, progress.state, axis=0).astype(jnp.int32)
     completes = jnp.take(grammar.completes, progress.state, axis=0).astype(jnp.int32)
     free = ~progress.used[:, :, None]
-    near = jnp.asarray(grammar.distance).astype(jnp.int32) <= left
+    near = (jnp.asarray(grammar.distance).astype(jnp.int32) <= left)[None, None]
     open_state = jnp.any(free & near, axis=-1)
     there = jnp.take_along_axis(open_state, jnp.maximum(following, 0), axis=-1)
     new = ~jnp.take_along_axis(progress.used, completes, axis=-1)
@@ -54,7 +54,7 @@ def advance(grammar: Grammar, progress: Progress, token: jax.Array) -> Progress:
     """Behind a token [b g]; a forbidden one (the end, or padding behind it) changes nothing."""
     after = jnp.asarray(grammar.following)[progress.state, token].astype(jnp.int32)
     key = jnp.asarray(grammar.completes)[progress.state, token].astype(jnp.int32)
-    keys = jnp.arange(progress.used.shape[-1] - 1, dtype=jnp.int32)
+    keys = jnp.arange(progress.used.shape[-1] - 1, dtype=jnp.int32)[None, None]
     wrote = (
         jnp.concatenate([keys == key[..., None], jnp.zeros((*key.shape, 1), bool)], axis=-1)
         & (after >= 0)[..., None]

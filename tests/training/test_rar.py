@@ -104,6 +104,20 @@ def test_the_judge_finds_at_the_start_what_it_kept(environment, tmp_path):
     assert (again.k, again.at_start) == (judge.k, judge.at_start)
 
 
+def test_constrained_samples_are_never_malformed(environment, tmp_path):
+    env, architecture, params = environment
+    settings = dataclasses.replace(SETTINGS, constrained=True, reward="margin", temperature=1.5)
+    # Room for the shortest list of an untrained tokenizer.
+    text = dataclasses.replace(env.builder.text, max_attribute_tokens=24)
+    builder = dataclasses.replace(env.builder, text=text)
+    texts = {x.listing_id: "shape: circle; colour: red" for x in builder.listings}
+    rows = architecture.config.text.vocab_size
+    own = RarEnvironment(builder, env._encoder, texts, settings, 0, vocab_size=rows)
+    judge = HeldOutJudge.open(tmp_path, settings, architecture, params, own, 0)
+    assert judge.at_start["held_out/malformed_share"] == 0
+    assert judge.at_start["held_out/attribute_count"] >= 1
+
+
 def test_a_text_is_ranked_as_the_encoder_would(environment):
     """The samples of a group share the picture of their prompt, wherever it was packed."""
     env = environment[0]
