@@ -26,6 +26,7 @@ from afmrl_jax.data.text import BpeTokenizer
 from afmrl_jax.evaluation.run import EvaluationData, peak_memory
 from afmrl_jax.files import read_json, write_json
 from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.objectives.rewards import find_reward
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.progress import say
 from afmrl_jax.reporting.report import build_report
@@ -56,6 +57,7 @@ class Pipeline:
         self.config = config
         self.catalogue = load_catalogue(config.catalogue, skip_bad=config.skip_bad)
         require_teaching(self.catalogue, config.oracle.file)
+        find_reward(config.rar.reward)  # Not only when the stages before it are done.
         say_skipped(self.catalogue)
         self.annotated = annotated
         self.run = Run(folder, config)
@@ -265,10 +267,9 @@ class Pipeline:
         self._annotate("annotate-distilled", "distill", self._where(*self.annotated))
 
     def _annotate_again(self) -> None:
-        again = self._where("train")
-        again = again[listings_to_annotate(self.config, len(again))]
-        chosen = np.concatenate([again, self._where("test")])
-        self._annotate("annotate-reinforced", "rar", chosen)
+        train = self._where("train")
+        again = train[listings_to_annotate(self.config, len(train))]
+        self._annotate("annotate-reinforced", "rar", np.concatenate([again, self._where("test")]))
 
     def reinforce(self, name: str = "rar", settings: RarConfig | None = None) -> None:
         """Reinforce the distilled G as a stage; `settings` stand in for the run's own."""

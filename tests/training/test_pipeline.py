@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from afmrl_jax.errors import RunError
+from afmrl_jax.errors import ConfigError, RunError
 from afmrl_jax.pipeline import Pipeline
 from afmrl_jax.training import loop
 from afmrl_jax.training.lineage import Run
@@ -155,6 +155,13 @@ def test_another_config_is_refused(finished, tiny_run):
     other = dataclasses.replace(tiny_run, seed=5)
     with pytest.raises(RunError, match=r"another config \(seed: 0 -> 5\).*another --out"):
         Pipeline(finished, other)
+
+
+def test_a_reward_that_is_none_is_refused_before_any_stage(tmp_path, tiny_run):
+    rar = dataclasses.replace(tiny_run.rar, reward="accuracy")
+    with pytest.raises(ConfigError, match="reciprocal_rank"):
+        Pipeline(tmp_path / "run", dataclasses.replace(tiny_run, rar=rar))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_in_use_is_refused(tmp_path, tiny_run):
