@@ -16,8 +16,6 @@ from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import numpy as np
-import torch
-from trl.trainer.grpo_trainer import GRPOTrainer
 
 QUERIES, GROUP, LENGTH = 2, 4, 6
 CASES = [
@@ -53,6 +51,10 @@ def numbers(rng):
 
 def trl_loss(values, case):
     """TRL's loss and its gradient by the log-probabilities."""
+    # Only here: pytest looks for examples in every file, also where neither is installed.
+    import torch
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
     tensors = {k: torch.tensor(v, dtype=torch.float64) for k, v in values.items() if k != "mask"}
     mask = torch.tensor(values["mask"], dtype=torch.int64)
     logprobs = tensors["logprobs"].requires_grad_()

@@ -38,7 +38,8 @@ def test_seeds_long_run_and_collapse(study, tiny_run, tiny_models, tmp_path, mon
         assert found["best"]["reward"] >= found["start"]
         assert [x["step"] for x in found["lines"]] == list(range(found["steps"] + 1))
         assert found["memory"]["last_gb"] > 0
-    assert Image.open(settings.plot).width > 500
+    with Image.open(settings.plot) as picture:
+        assert picture.width > 500
     first = settings.result.read_text()
     study.main(settings)
     assert settings.result.read_text() == first
