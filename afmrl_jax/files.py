@@ -92,6 +92,27 @@ def read_json(path: Path | str) -> Any:
         raise RunError(f"{path} is not valid JSON ({error}); delete it and run again") from error
 
 
+def read_lines(path: Path | str, *, repair: bool = False) -> list[str]:
+    """The whole lines of a file to which lines are appended; none where there is no file.
+
+    A torn last line, as a killed process leaves it, is left out.
+
+    Args:
+        path: of the file.
+        repair: also cut the torn line off, so that the file can be appended to.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return []
+    raw = path.read_bytes()
+    whole = raw[: raw.rfind(b"\n") + 1]
+    if repair and len(whole) < len(raw):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    # Not `splitlines`, to which some characters inside JSON text are line ends as well.
+    return whole.decode().split("\n")[:-1]
+
+
 def file_hash(path: Path | str) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:

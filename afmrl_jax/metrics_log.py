@@ -10,7 +10,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from afmrl_jax.files import disk_full, is_disk_full, write_text
+from afmrl_jax.files import disk_full, is_disk_full, read_lines, write_text
 
 
 class MetricsLog:
@@ -58,8 +58,5 @@ def resident_memory() -> dict[str, float]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file; a torn last one is left out."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    """The metrics of each step; of a file that is being written, those of its whole lines."""
+    return [json.loads(line) for line in read_lines(path)]

@@ -80,6 +80,7 @@ class RarConfig:
         require(self.group_size > 1, "a group needs at least two samples")
         require(self.temperature > 0, "rar samples; temperature must be positive")
         require(self.k is None or self.k > 0, "k must be positive")
+        require(self.samples_every > 0, "samples_every must be positive")
         require(self.margin_negatives > 0, "margin_negatives must be positive")
         require(0 <= self.length_price < 1, "length_price must lie in [0, 1)")
         require(self.ratio_cap is None or self.ratio_cap > 1, "ratio_cap must exceed 1")

@@ -17,7 +17,7 @@ from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.records import Catalogue, Listing
 from afmrl_jax.errors import AfmrlError, CatalogueError, RunError
 from afmrl_jax.evaluation.run import EvaluationData, Subject, evaluate_subjects
-from afmrl_jax.files import atomic_path, read_json, write_json, write_text
+from afmrl_jax.files import atomic_path, read_json, read_lines, write_json, write_text
 from afmrl_jax.progress import say
 from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.retrieval.index import load_index
@@ -135,7 +135,7 @@ def search(run: FinishedRun, folder: Path, text: str | None, image: Path | None,
         attributes = _read_off(run, system.generator, builder)
     row = builder.embedder(0, attributes or None, title=text is not None, picture=image is not None)
     result = index.search(encoder.embed_rows(builder, [row]), k)
-    lines = (folder / "listings.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = read_lines(folder / "listings.jsonl")
     return Found(
         [
             {"score": round(float(score), 4), **json.loads(lines[int(place)])}

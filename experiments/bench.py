@@ -22,31 +22,42 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from types import ModuleType
+from typing import Annotated, Any, ClassVar
 
 import tyro
 from benchmarks import agcl, bm25, decode, grpo, models
 
 from afmrl_jax.runtime import reported
 
+FLAT = tyro.conf.arg(name="")
+"""The flags of the settings bear no prefix."""
+
 
 @dataclass(frozen=True)
-class Models:
-    """Speed of the models: against torch, of compilation, and on an accelerator."""
+class Bench:
+    """What all benchmarks share."""
 
     out: Path
     """JSON file to write."""
-    settings: Annotated[models.Settings, tyro.conf.arg(name="")] = field(
-        default_factory=models.Settings
-    )
+    settings: Any
+    module: ClassVar[ModuleType]
 
     def execute(self) -> None:
-        """Run the benchmark."""
-        print(json.dumps(models.run(self.settings, self.out), indent=1))
+        """Run the benchmark, and print its figures."""
+        print(json.dumps(self.module.run(self.settings, self.out), indent=1))
 
 
 @dataclass(frozen=True)
-class Agcl:
+class Models(Bench):
+    """Speed of the models: against torch, of compilation, and on an accelerator."""
+
+    settings: Annotated[models.Settings, FLAT] = field(default_factory=models.Settings)
+    module: ClassVar[ModuleType] = models
+
+
+@dataclass(frozen=True)
+class Agcl(Bench):
     """Memory and time of the AGCL loss, against dense forms and row chunks, and of GradCache.
 
     Memory is what compiled programs say they need beside inputs and outputs (nothing is run, so the
@@ -55,38 +66,24 @@ class Agcl:
     one-directional loss the less favourable ratio is a figure, and the JSON has both.
     """
 
-    out: Path
-    """JSON file to write."""
-    settings: Annotated[agcl.Settings, tyro.conf.arg(name="")] = field(
-        default_factory=agcl.Settings
-    )
-
-    def execute(self) -> None:
-        """Run the benchmark."""
-        print(json.dumps(agcl.run(self.settings, self.out), indent=1))
+    settings: Annotated[agcl.Settings, FLAT] = field(default_factory=agcl.Settings)
+    module: ClassVar[ModuleType] = agcl
 
 
 @dataclass(frozen=True)
-class Bm25:
+class Bm25(Bench):
     """BM25 of all pairs of a batch, against rank_bm25, bm25s and a sparse product of SciPy.
 
     Our time has everything from term ids on: numbering the batch's terms, transfer and scores. The
     others' indexes, query ids and matrices are ready before the clock starts.
     """
 
-    out: Path
-    """JSON file to write."""
-    settings: Annotated[bm25.Settings, tyro.conf.arg(name="")] = field(
-        default_factory=bm25.Settings
-    )
-
-    def execute(self) -> None:
-        """Run the benchmark."""
-        print(json.dumps(bm25.run(self.settings, self.out), indent=1))
+    settings: Annotated[bm25.Settings, FLAT] = field(default_factory=bm25.Settings)
+    module: ClassVar[ModuleType] = bm25
 
 
 @dataclass(frozen=True)
-class Grpo:
+class Grpo(Bench):
     """RAR's update with a shared prompt against one row a sample, and the reward against sorting.
 
     The gradients of both forms must agree to 1e-5. Floating-point operations are XLA's count of
@@ -94,33 +91,19 @@ class Grpo:
     of queries and gallery and with sorting; sorting is timed for a part of the queries and scaled.
     """
 
-    out: Path
-    """JSON file to write."""
-    settings: Annotated[grpo.Settings, tyro.conf.arg(name="")] = field(
-        default_factory=grpo.Settings
-    )
-
-    def execute(self) -> None:
-        """Run the benchmark."""
-        print(json.dumps(grpo.run(self.settings, self.out), indent=1))
+    settings: Annotated[grpo.Settings, FLAT] = field(default_factory=grpo.Settings)
+    module: ClassVar[ModuleType] = grpo
 
 
 @dataclass(frozen=True)
-class Decode:
+class Decode(Bench):
     """Sampled tokens a second of groups that share their prompt; all samples have full length.
 
     What a token asks of the host is counted in the compiled program.
     """
 
-    out: Path
-    """JSON file to write."""
-    settings: Annotated[decode.Settings, tyro.conf.arg(name="")] = field(
-        default_factory=decode.Settings
-    )
-
-    def execute(self) -> None:
-        """Run the benchmark."""
-        print(json.dumps(decode.run(self.settings, self.out), indent=1))
+    settings: Annotated[decode.Settings, FLAT] = field(default_factory=decode.Settings)
+    module: ClassVar[ModuleType] = decode
 
 
 def main() -> None:

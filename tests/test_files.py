@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import atomic_path, is_disk_full, read_json, write_json
+from afmrl_jax.files import atomic_path, is_disk_full, read_json, read_lines, write_json
 
 
 def fail_half_way(path, error):
@@ -52,3 +52,14 @@ def test_broken_json_is_named(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(RunError, match=r"a\.json is not valid JSON"):
         read_json(tmp_path / "a.json")
+
+
+def test_lines_are_whole_and_end_at_line_feeds_alone(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    assert read_lines(path) == []
+    # A title may hold what Unicode calls a line separator.
+    path.write_bytes("a\u2028b\nc\x85d\nto".encode())
+    assert read_lines(path) == ["a\u2028b", "c\x85d"]
+    assert path.read_bytes().endswith(b"\nto")
+    assert read_lines(path, repair=True) == ["a\u2028b", "c\x85d"]
+    assert path.read_bytes() == "a\u2028b\nc\x85d\n".encode()

@@ -21,7 +21,7 @@ from typing import Any
 from afmrl_jax.data.attributes import is_malformed, salvage_attributes
 from afmrl_jax.data.records import Listing
 from afmrl_jax.errors import ConfigError, RunError
-from afmrl_jax.files import disk_full, is_disk_full
+from afmrl_jax.files import disk_full, is_disk_full, read_lines
 from afmrl_jax.progress import Progress, say
 
 INSTRUCTION = (
@@ -77,12 +77,7 @@ class ReplyCache:
         self._lock = threading.Lock()
         self._known: dict[str, str] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        raw = path.read_bytes() if path.is_file() else b""
-        whole = raw[: raw.rfind(b"\n") + 1]
-        if len(whole) < len(raw):
-            # A killed process left half a line.
-            path.write_bytes(whole)
-        for number, line in enumerate(whole.decode().splitlines(), 1):
+        for number, line in enumerate(read_lines(path, repair=True), 1):
             try:
                 record = json.loads(line)
                 self._known[record["key"]] = record["reply"]

@@ -39,6 +39,15 @@ class QwenVL(nnx.Module):
         """Merged visual tokens [n p/merge^2 d] of n bins of patches; see `VisionTower`."""
         return self.visual_tower(patches, segment, position)
 
+    def visual_of(self, batch: Any) -> jax.Array | None:
+        """Merged visual tokens [n s d] of a `VLBatch`, where it does not hold them itself.
+
+        None for rows without pictures.
+        """
+        if batch.visual_tokens is not None or batch.patches is None or not batch.patches.shape[0]:
+            return batch.visual_tokens
+        return self.visual(batch.patches, batch.patch_segment, batch.patch_position)
+
     def embed(
         self,
         tokens: jax.Array,
@@ -72,9 +81,7 @@ class QwenVL(nnx.Module):
     def inputs(self, batch: Any, visual_tokens: jax.Array | None = None) -> jax.Array:
         """Embeddings [b t d] of a `VLBatch`; `visual_tokens` stand in for the vision tower."""
         if visual_tokens is None:
-            visual_tokens = batch.visual_tokens
-        if visual_tokens is None and batch.patches.shape[0]:
-            visual_tokens = self.visual(batch.patches, batch.patch_segment, batch.patch_position)
+            visual_tokens = self.visual_of(batch)
         return self.embed(batch.tokens, visual_tokens, batch.visual_start)
 
     def head(self) -> Head:
@@ -84,9 +91,7 @@ class QwenVL(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Vocabulary logits [... v] in float32."""
-        own = self.head()
-        head = own.weights.T if own.table else own.weights
-        return jnp.dot(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return self.head().logits(hidden)
 
     def __call__(self, batch: Any, visual_tokens: jax.Array | None = None) -> jax.Array:
         """Hidden states [b t d] behind the final norm."""

@@ -21,6 +21,19 @@ class Head(NamedTuple):
     table: bool
     """Whether the vocabulary is the first axis."""
 
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """All logits [... v] of states [... d], summed in float32 (float64 for float64 states)."""
+        weights = (self.weights.T if self.table else self.weights).astype(hidden.dtype)
+        return jnp.dot(hidden, weights, preferred_element_type=_wide(hidden))
+
+
+class _Form(NamedTuple):
+    """What is known when the program is compiled."""
+
+    table: bool
+    temperature: float
+    chunk: int
+
 
 def token_scores(
     hidden: jax.Array,
@@ -30,7 +43,7 @@ def token_scores(
     temperature: float = 1.0,
     chunk: int = CHUNK,
 ) -> tuple[jax.Array, jax.Array]:
-    """Log p(token) and the entropy of p at each place, both [...], in nats.
+    """The log of p(token) and the entropy of p at each place, both [...], in nats.
 
         p = softmax(hidden . head / temperature)
 
@@ -49,10 +62,8 @@ def token_scores(
         float32, or float64 for float64 states; equal to `token_scores_dense`, gradients too.
     """
     shape = tokens.shape
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    logprob, entropy = _scores(
-        flat, head.weights, tokens.reshape(-1), head.table, float(temperature), int(chunk)
-    )
+    flat, form = hidden.reshape(-1, hidden.shape[-1]), _Form(head.table, temperature, chunk)
+    logprob, entropy = _scores(flat, head.weights, tokens.reshape(-1), form)
     return logprob.reshape(shape), entropy.reshape(shape)
 
 
@@ -60,9 +71,7 @@ def token_scores_dense(
     hidden: jax.Array, head: Head, tokens: jax.Array, *, temperature: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
     """The literal twin of `token_scores`, over all logits at once."""
-    weights = head.weights.T if head.table else head.weights
-    logits = jnp.dot(hidden, weights.astype(hidden.dtype), preferred_element_type=_wide(hidden))
-    logprobs = jax.nn.log_softmax(logits / temperature, axis=-1)
+    logprobs = jax.nn.log_softmax(head.logits(hidden) / temperature, axis=-1)
     chosen = jnp.take_along_axis(logprobs, tokens[..., None], axis=-1)[..., 0]
     return chosen, -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
 
@@ -78,14 +87,15 @@ class _Chunks:
     The last chunk begins early enough to be whole; what it repeats is masked.
     """
 
-    def __init__(self, weights: jax.Array, table: bool, chunk: int):
-        self.table = table
+    def __init__(self, weights: jax.Array, form: _Form):
+        self.table = table = form.table
+        self.temperature = form.temperature
         vocab = weights.shape[0 if table else 1]
         mesh = jax.sharding.get_abstract_mesh()
         split = 1 if mesh.empty else int(mesh.shape.get(AXES[1], 1))
         self.parts = split if vocab % split == 0 else 1
         self.part = vocab // self.parts
-        self.size = min(self.part, max(1, chunk // self.parts))
+        self.size = min(self.part, max(1, form.chunk // self.parts))
         self.count = -(-self.part // self.size)
         self.axis = 1 if table else 2
         shape = (self.parts, self.part)
@@ -100,13 +110,14 @@ class _Chunks:
     def take(self, array: jax.Array, number: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(array, self.begin(number), self.size, self.axis)
 
-    def logits(self, hidden: jax.Array, number: jax.Array, temperature: float) -> jax.Array:
+    def logits(self, hidden: jax.Array, number: jax.Array) -> jax.Array:
         """[n parts c], -inf where an earlier chunk has the column."""
         weights = self.take(self.weights, number).astype(hidden.dtype)
         pattern = "nd,pcd->npc" if self.table else "nd,dpc->npc"
         out = jnp.einsum(pattern, hidden, weights, preferred_element_type=_wide(hidden))
         columns = self.begin(number) + jnp.arange(self.size, dtype=jnp.int32)
-        return jnp.where((columns >= number * self.size)[None, None], out / temperature, -jnp.inf)
+        own = (columns >= number * self.size)[None, None]
+        return jnp.where(own, out / self.temperature, -jnp.inf)
 
     def place(self, tokens: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Column [n] of each token among the parts * c of a chunk, and whether it is there."""
@@ -116,33 +127,22 @@ class _Chunks:
         return part * self.size + jnp.clip(at, 0, self.size - 1), here
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _scores(
-    hidden: jax.Array,
-    weights: jax.Array,
-    tokens: jax.Array,
-    table: bool,
-    temperature: float,
-    chunk: int,
+    hidden: jax.Array, weights: jax.Array, tokens: jax.Array, form: _Form
 ) -> tuple[jax.Array, jax.Array]:
-    logprob, entropy, _ = _sums(hidden, weights, tokens, table, temperature, chunk)
-    return logprob, entropy
+    return _forward(hidden, weights, tokens, form)[0]
 
 
 def _sums(
-    hidden: jax.Array,
-    weights: jax.Array,
-    tokens: jax.Array,
-    table: bool,
-    temperature: float,
-    chunk: int,
+    hidden: jax.Array, weights: jax.Array, tokens: jax.Array, form: _Form
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Log p, entropy and log of the partition sum, all [n], by an online sum over chunks."""
-    chunks, count = _Chunks(weights, table, chunk), hidden.shape[0]
+    """The log of p, entropy and log of the partition sum, [n], by an online sum over chunks."""
+    chunks, count = _Chunks(weights, form), hidden.shape[0]
 
     def step(carry: tuple[jax.Array, ...], number: jax.Array) -> tuple[tuple, None]:
         peak, total, weighted, chosen = carry
-        logits = chunks.logits(hidden, number, temperature)
+        logits = chunks.logits(hidden, number)
         higher = jnp.maximum(peak, jnp.max(logits, axis=(1, 2)))
         # The first peak is -inf, whose rescaling must be 0 and not NaN; a whole chunk never is.
         old = jnp.exp(peak - higher)
@@ -163,29 +163,22 @@ def _sums(
 
 
 def _forward(
-    hidden: jax.Array,
-    weights: jax.Array,
-    tokens: jax.Array,
-    table: bool,
-    temperature: float,
-    chunk: int,
+    hidden: jax.Array, weights: jax.Array, tokens: jax.Array, form: _Form
 ) -> tuple[tuple[jax.Array, jax.Array], tuple]:
-    logprob, entropy, partition = _sums(hidden, weights, tokens, table, temperature, chunk)
+    logprob, entropy, partition = _sums(hidden, weights, tokens, form)
     return (logprob, entropy), (hidden, weights, tokens, partition, entropy)
 
 
-def _backward(
-    table: bool, temperature: float, chunk: int, kept: tuple, cotangents: tuple
-) -> tuple[jax.Array, jax.Array, None]:
-    """D log p_t / d z = 1[t] - p and d H / d z = -p (log p + H), through the chunks again."""
+def _backward(form: _Form, kept: tuple, cotangents: tuple) -> tuple[jax.Array, jax.Array, None]:
+    """Through the chunks again: d log p_t / d z = 1[t] - p and d H / d z = -p (log p + H)."""
     hidden, weights, tokens, partition, entropy = kept
     by_logprob, by_entropy = (x[:, None, None] for x in cotangents)
-    chunks = _Chunks(weights, table, chunk)
-    wide = _wide(hidden)
+    chunks, wide = _Chunks(weights, form), _wide(hidden)
+    back, down = ("npc,pcd->nd", "npc,nd->pcd") if form.table else ("npc,dpc->nd", "npc,nd->dpc")
 
     def step(carry: tuple[jax.Array, jax.Array], number: jax.Array) -> tuple[tuple, None]:
         by_hidden, by_weights = carry
-        logits = chunks.logits(hidden, number, temperature)
+        logits = chunks.logits(hidden, number)
         logp = logits - partition[:, None, None]
         p = jnp.exp(logp)
         surprise = jnp.where(jnp.isneginf(logits), 0.0, p * (logp + entropy[:, None, None]))
@@ -193,10 +186,8 @@ def _backward(
         columns = jnp.arange(chunks.parts * chunks.size, dtype=jnp.int32)
         own = (columns[None] == column[:, None]) & here[:, None]
         gradient = by_logprob * (own.reshape(p.shape).astype(wide) - p) - by_entropy * surprise
-        gradient = (gradient / temperature).astype(hidden.dtype)
+        gradient = (gradient / form.temperature).astype(hidden.dtype)
         part = chunks.take(chunks.weights, number).astype(hidden.dtype)
-        back = "npc,pcd->nd" if table else "npc,dpc->nd"
-        down = "npc,nd->pcd" if table else "npc,nd->dpc"
         by_hidden += jnp.einsum(back, gradient, part, preferred_element_type=wide)
         fresh = jnp.einsum(down, gradient, hidden, preferred_element_type=wide)
         # The masked columns of an overlapping chunk add nothing.

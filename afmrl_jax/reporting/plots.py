@@ -282,14 +282,7 @@ def _reinforcement_plots(rar: Lines) -> list[Plot]:
         Plot(
             "RAR: seconds a step",
             "seconds",
-            [
-                Curve(label, rar, f"seconds_{key}")
-                for label, key in (
-                    ("sampling", "sampling"),
-                    ("reward", "reward"),
-                    ("update", "update"),
-                )
-            ],
+            [Curve(x, rar, f"seconds_{x}") for x in ("sampling", "reward", "update")],
         ),
         Plot("RAR: host memory", "GB", [Curve("resident", rar, "host_memory_gb")]),
     ]

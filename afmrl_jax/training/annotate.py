@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from afmrl_jax.data.attributes import is_malformed, salvage_attributes
 from afmrl_jax.data.batches import bucket_length
 from afmrl_jax.data.pipeline import RowBuilder
-from afmrl_jax.files import disk_full, is_disk_full
+from afmrl_jax.files import disk_full, is_disk_full, read_lines
 from afmrl_jax.models.functional import Architecture, Params, identity
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.parallel.sharding import place, place_batch
@@ -153,12 +153,6 @@ def _record(listing_id: str, text: str, malformed: bool) -> dict[str, Any]:
 
 
 def _read_partial(path: Path) -> dict[str, dict[str, Any]]:
-    """Whole lines of an unfinished file; a torn last line is cut off."""
-    if not path.is_file():
-        return {}
-    raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if len(whole) < len(raw):
-        path.write_bytes(whole)
-    records = [json.loads(line) for line in whole.decode().splitlines()]
+    """Records of an unfinished file, by listing id."""
+    records = [json.loads(line) for line in read_lines(path, repair=True)]
     return {record["listing_id"]: record for record in records}

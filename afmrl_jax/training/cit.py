@@ -45,7 +45,7 @@ def annotation_order(
         before: attribute text by listing id, by the distilled G.
         after: by the reinforced G; needed only where the difference decides.
     """
-    order = np.random.default_rng([config.seed, 77]).permutation(len(listing_ids))
+    order = _drawn(config, len(listing_ids))
     if config.cit.choice == "random":
         return order
     ids = [listing_ids[i] for i in order]
@@ -60,8 +60,11 @@ def listings_to_annotate(config: RunConfig, count: int) -> np.ndarray:
     """
     if config.cit.choice == "difference":
         return np.arange(count)
-    order = np.random.default_rng([config.seed, 77]).permutation(count)
-    return np.sort(order[: _taken(config, count, config.cit.cycles)])
+    return np.sort(_drawn(config, count)[: _taken(config, count, config.cit.cycles)])
+
+
+def _drawn(config: RunConfig, count: int) -> np.ndarray:
+    return np.random.default_rng([config.seed, 77]).permutation(count)
 
 
 def _taken(config: RunConfig, count: int, cycle: int) -> int:
@@ -87,4 +90,6 @@ def cycle_attributes(
     """
     order = annotation_order(config, listing_ids, before, after)
     new = {listing_ids[i] for i in order[: _taken(config, len(listing_ids), cycle)]}
-    return {i: after.get(i, "") if i in new else before.get(i, "") for i in listing_ids}
+    # A run whose reinforced G has written nothing yet keeps what there was.
+    known = {**before, **{i: text for i, text in after.items() if i in new}}
+    return {i: known.get(i, "") for i in listing_ids}

@@ -21,11 +21,18 @@ from afmrl_jax.models.functional import Params
 from afmrl_jax.objectives import rewards as objectives
 from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.training.loop import LoopConfig, run_loop
-from afmrl_jax.training.rar_environment import RarEnvironment, Rollout, sample, trimmed_length
+from afmrl_jax.training.rar_environment import (
+    RarEnvironment,
+    Rollout,
+    look,
+    sample,
+    trimmed_length,
+)
 from afmrl_jax.training.rar_health import Health
 from afmrl_jax.training.rar_judge import HeldOutJudge
 from afmrl_jax.training.rar_samples import SampleLog
 from afmrl_jax.training.rar_update import Samples, parts_of, score, update
+from afmrl_jax.training.row_vectors import tower_learns
 from afmrl_jax.training.state import initial_state, make_optimiser
 from afmrl_jax.training.trainee import Trainee
 
@@ -51,6 +58,7 @@ class RarStep:
         self._settings = settings
         self._trainee = trainee
         self._reference = reference
+        self._tower_learns = tower_learns(trainee.trainable)
         self._environment = environment
         self._k = k
         self._mesh = mesh
@@ -68,11 +76,16 @@ class RarStep:
         self, state: dict[str, Any], batch: dict[str, Any], key: jax.Array
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """One rollout and its updates."""
-        settings, prompts = self._settings, batch["rows"]
+        settings, pictured = self._settings, batch["rows"]
         marks = [time.perf_counter()]
+        architecture, policy = self._trainee.architecture, self._trainee.whole(state["params"])
+        prompts = pictured
+        if not self._tower_learns:
+            # Policy and reference see the same: once for sampling, reference and update.
+            prompts = pictured._replace(visual_tokens=look(architecture, policy, pictured))
         generation = sample(
-            self._trainee.architecture,
-            self._trainee.whole(state["params"]),
+            architecture,
+            policy,
             prompts,
             key,
             settings,
@@ -84,7 +97,7 @@ class RarStep:
         generation = jax.tree.map(np.asarray, generation)
         marks.append(time.perf_counter())
         index = np.asarray(batch["index"])
-        rollout = self._environment.judge(prompts, index, generation, settings, self._k)
+        rollout = self._environment.judge(pictured, index, generation, settings, self._k)
         marks.append(time.perf_counter())
         # What lies behind the longest list need not be computed.
         length = trimmed_length(generation.mask)
@@ -93,8 +106,8 @@ class RarStep:
         rows, row_tokens = len(index), prompts.tokens.shape[1] + settings.group_size * length
         shares = self._mesh.shape[AXES[0]]
         parts = parts_of(rows, row_tokens, settings.chunk_tokens, shares)
-        architecture, temperature = self._trainee.architecture, settings.temperature
-        reference = score(architecture, self._reference, prompts, tokens, mask, temperature, parts)
+        asked = (prompts, tokens, mask, settings.temperature, parts)
+        reference = score(architecture, self._reference, *asked)
         worth = place_batch((rollout.rewards, rollout.malformed), self._mesh)
         samples = Samples(prompts, tokens, mask, old, reference, *worth)
         for _ in range(settings.updates_per_rollout):

@@ -96,9 +96,9 @@ def sample(
 
 
 @partial(jax.jit, static_argnums=0)
-def _visual(architecture: Architecture, params: Params, prompts: Any) -> jax.Array:
-    model = architecture.bind(params)
-    return model.visual(prompts.patches, prompts.patch_segment, prompts.patch_position)
+def look(architecture: Architecture, params: Params, prompts: Any) -> jax.Array | None:
+    """What a model's vision tower says of the pictures of prompts, [n s d]."""
+    return architecture.bind(params).visual_of(prompts)
 
 
 @partial(jax.jit, static_argnums=(0, 9, 10))
@@ -108,7 +108,7 @@ def _retrieve(
     rows: Any,
     tails: jax.Array,
     tail_mask: jax.Array,
-    visual_tokens: jax.Array,
+    visual_tokens: jax.Array | None,
     gallery: jax.Array,
     positives: jax.Array,
     own: jax.Array,
@@ -198,14 +198,9 @@ class RarEnvironment:
 
     def _grammar(self, attributes: Mapping[str, str], vocab_size: int | None) -> Grammar:
         """Of the keys in the attributes that the distilled G wrote."""
-        keys = {
-            key
-            for text in attributes.values()
-            for key, _, _ in (part.partition(":") for part in text.split(";"))
-        }
-        known = sorted({key.strip() for key in keys} - {""})
+        keys = {key for text in attributes.values() if text for key, _ in parse_attributes(text)}
         grammar = attribute_grammar(
-            self.builder.tokenizer.token_bytes(), known, vocab_size=vocab_size
+            self.builder.tokenizer.token_bytes(), sorted(keys), vocab_size=vocab_size
         )
         grammar.check(self.builder.text.max_attribute_tokens)
         return jax.device_put(grammar, NamedSharding(self.mesh, PartitionSpec()))
@@ -290,7 +285,7 @@ class RarEnvironment:
                 place_batch(batch, self.mesh),
                 tails,
                 mask,
-                _visual(architecture, params, prompts),
+                look(architecture, params, prompts),
                 self.gallery,
                 places,
                 index.astype(np.int32),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from afmrl_jax.config import RarConfig
 from afmrl_jax.files import atomic_path, read_json, write_json
 from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.objectives.rewards import Outcome
 from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.training.rar_environment import RarEnvironment, Rollout, sample
 
@@ -105,7 +107,7 @@ def _means(
 ) -> dict[str, float]:
     """Means over the held-out queries, by name of the metric; `start` is their first reward."""
     families = environment.families[environment.held_out_queries]
-    rewards = _per_query(rollouts, "rewards")
+    rewards, outcomes = _per_query(rollouts, "rewards"), [x.outcome for x in rollouts]
     out = {
         "reward": float(rewards.mean()),
         "reward_error": cluster_error(rewards, families),
@@ -113,19 +115,14 @@ def _means(
         "gain_error": cluster_error(rewards - start, families),
         "recall": float(_per_query(rollouts, "recall").mean()),
         "malformed_share": float(_per_query(rollouts, "malformed").mean()),
-        "attribute_count": _outcome_mean(rollouts, "attributes"),
-        "attribute_tokens": _outcome_mean(rollouts, "tokens"),
+        "attribute_count": float(_per_query(outcomes, "attributes").mean()),
+        "attribute_tokens": float(_per_query(outcomes, "tokens").mean()),
     }
     return {f"held_out/{name}": value for name, value in out.items()}
 
 
-def _per_query(rollouts: list[Rollout], name: str) -> np.ndarray:
-    return np.concatenate([np.asarray(getattr(x, name), float).mean(1) for x in rollouts])
-
-
-def _outcome_mean(rollouts: list[Rollout], name: str) -> float:
-    values = np.concatenate([np.asarray(getattr(x.outcome, name), float) for x in rollouts])
-    return float(values.mean())
+def _per_query(batches: Sequence[Rollout | Outcome], name: str) -> np.ndarray:
+    return np.concatenate([np.asarray(getattr(x, name), float).mean(1) for x in batches])
 
 
 def _sample_all(

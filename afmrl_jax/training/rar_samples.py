@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from afmrl_jax.data.pipeline import RowBuilder
-from afmrl_jax.files import write_text
+from afmrl_jax.files import read_lines, write_text
 from afmrl_jax.training.rar_environment import Rollout
 
 QUERIES = 3
@@ -57,6 +57,4 @@ class SampleLog:
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
     """What was kept, in the order of steps; nothing where there is no file."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in read_lines(path)]

@@ -75,13 +75,6 @@ def _without_pictures(prompts: Any) -> Any:
     )
 
 
-def _visual(architecture: Architecture, params: Params, prompts: Any) -> jax.Array | None:
-    if prompts.visual_tokens is not None or not prompts.patches.shape[0]:
-        return prompts.visual_tokens
-    model = architecture.bind(params)
-    return model.visual(prompts.patches, prompts.patch_segment, prompts.patch_position)
-
-
 @partial(jax.jit, static_argnums=(0, 5, 6))
 def score(
     architecture: Architecture,
@@ -93,7 +86,8 @@ def score(
     parts: int,
 ) -> jax.Array:
     """Log-probabilities [q g n] of sampled tokens under given parameters, part by part."""
-    model, visual = architecture.bind(params), _visual(architecture, params, prompts)
+    model = architecture.bind(params)
+    visual = model.visual_of(prompts)
 
     def one(part: tuple[Any, jax.Array, jax.Array]) -> jax.Array:
         return completion_logprobs(model, *part, temperature=temperature, visual_tokens=visual)[0]
@@ -123,7 +117,7 @@ def policy_gradient(
     )
 
     def see(params: Params) -> jax.Array | None:
-        return _visual(architecture, {**frozen, **params}, samples.prompts)
+        return architecture.bind({**frozen, **params}).visual_of(samples.prompts)
 
     visual, back = jax.vjp(see, params)
 

@@ -73,14 +73,15 @@ def _chunked(
         last = unit(last_token(hidden, flat.token_mask))
         return last, unit(hidden_at(hidden, flat.bare_last)) if prefix else None
 
-    own = _tower_learns(params) and rows.visual_tokens is None
+    own = tower_learns(params) and rows.visual_tokens is None
     learning, fixed = (params, visual if own else None), (frozen, None if own else visual)
     found = [_over_chunks(encode, learning, fixed, text) for text in rows.texts]
     last, bare = zip(*found, strict=True)
     return _ordered(last, rows.place), _ordered(bare, rows.place) if prefix else None
 
 
-def _tower_learns(params: Params) -> bool:
+def tower_learns(params: Params) -> bool:
+    """Whether the parameters that learn have any of the vision tower."""
     return any(name.startswith(TOWER) for name in params)
 
 
@@ -163,7 +164,7 @@ def _visual_tokens(
         found = model.visual(patches, segment, position)
         return found.reshape(shares, -1, found.shape[-1])
 
-    learns = _tower_learns(params)
+    learns = tower_learns(params)
     run = _rematerialised(tower)
     # A frozen tower is bound with the other weights, and takes no gradient to them.
     fixed = frozen if learns else jax.lax.stop_gradient({**frozen, **params})

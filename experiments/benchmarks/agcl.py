@@ -19,7 +19,7 @@ from afmrl_jax.progress import Progress, say
 from benchmarks import gradcache
 from benchmarks.agcl_reference import Loss, dense, dense_by_hand, form, row_chunks
 from benchmarks.gradcache import GradcacheSettings
-from benchmarks.record import ratios, spread, write_record
+from benchmarks.record import check_writable, ratios, spread, write_record
 from benchmarks.texts import attribute_texts
 
 Part = Literal["memory", "time", "gradcache"]
@@ -218,13 +218,11 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
         ConfigError: `out` cannot be written; before anything is measured.
         RuntimeError: two sides disagree.
     """
-    if not out.parent.is_dir():
-        raise ConfigError(f"{out.parent} is no folder; create it, or choose another --out")
+    check_writable(out)
     figures: dict[str, float] = {}
     details: list[dict[str, Any]] = []
     for part in settings.parts:
         found, detail = PARTS[part](settings)
         figures, details = figures | found, [*details, *detail]
-    device = jax.devices()[0]
-    write_record(out, "agcl", figures, details, f"{device.platform}: {device.device_kind}")
+    write_record(out, "agcl", figures, details)
     return figures

@@ -16,7 +16,7 @@ from afmrl_jax.data.terms import batch_vocabulary
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.objectives.bm25 import Bm25Statistics, bm25_scores, fit_bm25
 from afmrl_jax.progress import Progress, say
-from benchmarks.record import ratios, spread, write_record
+from benchmarks.record import check_writable, ratios, spread, write_record
 from benchmarks.texts import attribute_texts
 
 K1, B = 1.5, 0.75
@@ -159,8 +159,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
         ConfigError: `out` cannot be written, or a peer is not installed.
         RuntimeError: a side has other scores, so that its time means nothing.
     """
-    if not out.parent.is_dir():
-        raise ConfigError(f"{out.parent} is no folder; create it, or choose another --out")
+    check_writable(out)
     texts = [
         attribute_texts(settings.batch, settings.vocab, settings.longest, settings.seed + side)
         for side in range(2)
@@ -184,8 +183,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
         say(f"{figure}: {figures[figure]:.2f}")
         shape = {"batch": settings.batch, "vocab": settings.vocab, "longest": settings.longest}
         details.append(detail | {"largest_difference": difference, "shape": shape})
-    device = jax.devices()[0]
-    write_record(out, "bm25", figures, details, f"{device.platform}: {device.device_kind}")
+    write_record(out, "bm25", figures, details)
     return figures
 
 

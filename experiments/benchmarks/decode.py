@@ -11,12 +11,11 @@ from typing import Any
 
 import jax
 
-from afmrl_jax.errors import ConfigError
 from afmrl_jax.model_config import Execution
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.progress import Progress
-from benchmarks.record import spread, write_record
+from benchmarks.record import check_writable, spread, write_record
 from benchmarks.workload import TOKEN, Size, make_rows
 
 HOST = re.compile(r"callback|infeed|outfeed|\bsend\(|\brecv\(")
@@ -41,8 +40,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
     Raises:
         ConfigError: `out` cannot be written.
     """
-    if not out.parent.is_dir():
-        raise ConfigError(f"{out.parent} is no folder; create it, or choose another --out")
+    check_writable(out)
     size = settings.size
     architecture = Architecture.of(size.config, Execution())
     params, prompts = architecture.init(settings.seed), make_rows(size, settings.prompts)
@@ -77,8 +75,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
             | {"prompts": settings.prompts, "group_size": settings.group_size},
         }
     ]
-    device = jax.devices()[0]
-    write_record(out, "decode", figures, details, f"{device.platform}: {device.device_kind}")
+    write_record(out, "decode", figures, details)
     return figures
 
 

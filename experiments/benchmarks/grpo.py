@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from afmrl_jax.config import RarConfig
-from afmrl_jax.errors import ConfigError
 from afmrl_jax.model_config import Execution, QwenVLConfig
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.models.presets import preset
@@ -23,7 +22,7 @@ from afmrl_jax.objectives.standing import standing
 from afmrl_jax.progress import Progress, say
 from afmrl_jax.training.rar_update import Samples, policy_gradient, score
 from benchmarks.grpo_naive import naive_gradient, repeated
-from benchmarks.record import ratios, spread, write_record
+from benchmarks.record import check_writable, ratios, spread, write_record
 from benchmarks.workload import FIRST_WORD, TOKEN, Size, make_rows
 
 Part = Literal["update", "flops", "reward"]
@@ -64,8 +63,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
         ConfigError: `out` cannot be written.
         RuntimeError: two sides disagree, so that their time means nothing.
     """
-    if not out.parent.is_dir():
-        raise ConfigError(f"{out.parent} is no folder; create it, or choose another --out")
+    check_writable(out)
     parts = {"update": measure_update, "flops": count_flops, "reward": measure_reward}
     figures: dict[str, float] = {}
     details = []
@@ -74,8 +72,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
         figures |= found
         details.append({"part": name, **detail})
         say(f"{name}: {found}")
-    device = jax.devices()[0]
-    write_record(out, "grpo", figures, details, f"{device.platform}: {device.device_kind}")
+    write_record(out, "grpo", figures, details)
     return figures
 
 

@@ -18,7 +18,7 @@ from afmrl_jax.models.functional import Architecture
 from afmrl_jax.progress import Progress, say
 from benchmarks.accelerator import measure_accelerator
 from benchmarks.compile_time import measure_compile
-from benchmarks.record import cores, ratios, spread, write_record
+from benchmarks.record import check_writable, cores, ratios, spread, write_record
 from benchmarks.workers import Worker, restrict
 from benchmarks.workload import Size
 
@@ -146,8 +146,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
     Raises:
         ConfigError: `out` cannot be written, or a library is missing; before anything is measured.
     """
-    if not out.parent.is_dir():
-        raise ConfigError(f"{out.parent} is no folder; create it, or choose another --out")
+    check_writable(out)
     figures, details = compare(settings)
     if "compile" in settings.parts:
         found, detail = measure_compile(settings.layers, settings.compile_repeats)
@@ -158,6 +157,5 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
         else:
             found, detail = measure_accelerator()
             figures, details = figures | found, [*details, *detail]
-    device = jax.devices()[0]
-    write_record(out, "models", figures, details, f"{device.platform}: {device.device_kind}")
+    write_record(out, "models", figures, details)
     return figures

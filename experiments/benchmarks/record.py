@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from afmrl_jax.errors import ConfigError
 from afmrl_jax.files import write_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "peft", "numpy")
@@ -68,12 +70,21 @@ def versions() -> dict[str, str]:
     return found
 
 
+def check_writable(path: Path) -> None:
+    """Refuse a file that cannot be written, before anything is measured.
+
+    Raises:
+        ConfigError: its folder does not exist.
+    """
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path.parent} is no folder; create it, or choose another --out")
+
+
 def write_record(
     path: Path,
     bench: str,
     figures: Mapping[str, float],
     details: Sequence[Mapping[str, Any]],
-    device: str,
 ) -> None:
     """Write a benchmark's JSON, whole or not at all.
 
@@ -82,13 +93,13 @@ def write_record(
         bench: name of the benchmark.
         figures: the numbers that are quoted, by name.
         details: shapes and spread of every part.
-        device: what JAX computes on.
     """
+    device = jax.devices()[0]
     write_json(
         path,
         {
             "bench": bench,
-            "machine": machine() | {"device": device},
+            "machine": machine() | {"device": f"{device.platform}: {device.device_kind}"},
             "versions": versions(),
             "figures": dict(figures),
             "details": list(details),

@@ -22,13 +22,15 @@ GROUP, LENGTH = 3, 6
 SETTINGS = RarConfig(temperature=0.8, kl_coefficient=0.1, clip_low=0.1, clip_high=0.3)
 
 
-@pytest.fixture(params=["qwen2_5_vl"])
+@pytest.fixture(params=["pictures"])
 def problem(request, badge_listings, tokenizer, rng):
     """A G, and made-up samples of 8 prompts: rows of the prompts, then a `Samples`."""
     builder = RowBuilder.of(badge_listings, tokenizer, ImageConfig(), TextBudget())
     ids = {"vocab_size": tokenizer.vocab_size, "image_token_id": tokenizer.image_pad_id}
-    architecture = Architecture.of(tiny_config(request.param, **ids))
+    architecture = Architecture.of(tiny_config("qwen2_5_vl", **ids))
     rows = [builder.prompt(i) for i in (0, 7, 50, 3, 11, 20, 31, 42)]
+    if request.param == "text alone":
+        rows = [Row([t for t in x.tokens if t != tokenizer.image_pad_id], ()) for x in rows]
     shape = (len(rows), GROUP, LENGTH)
     mask = np.arange(LENGTH) < rng.integers(1, LENGTH + 1, shape[:2])[..., None]
     malformed = np.zeros(shape[:2], bool)
@@ -86,6 +88,7 @@ def close(found, expected):
         np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("problem", ["pictures", "text alone"], indirect=True)
 @pytest.mark.parametrize("parts", [1, 4])
 def test_value_and_gradient_are_those_of_one_row_a_sample(problem, parts):
     architecture, params, _, _, samples = problem
