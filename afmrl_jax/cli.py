@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from afmrl_jax import auditing, planning, serving
-from afmrl_jax.cli_catalogue import Annotate, CatalogueCheck, OnCatalogue, Oracle
+from afmrl_jax.cli_catalogue import Annotate, CatalogueCheck, CatalogueConvert, OnCatalogue, Oracle
 from afmrl_jax.export import export
 from afmrl_jax.reporting.report import build_report
 from afmrl_jax.reporting.tables import text_table
@@ -225,6 +225,7 @@ class Plan(planning.Request):
 
 Command = (
     Annotated[CatalogueCheck, tyro.conf.subcommand("catalogue-check")]
+    | Annotated[CatalogueConvert, tyro.conf.subcommand("catalogue-convert")]
     | Annotated[Annotate, tyro.conf.subcommand("annotate")]
     | Annotated[Oracle, tyro.conf.subcommand("oracle")]
     | Annotated[Embed, tyro.conf.subcommand("embed")]

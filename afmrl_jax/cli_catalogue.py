@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,10 @@ import tyro
 from afmrl_jax import serving
 from afmrl_jax.asking import oracle_by_checkpoint, oracle_by_endpoint
 from afmrl_jax.data.check import check_catalogue
+from afmrl_jax.data.convert import Conversion, convert
 from afmrl_jax.data.endpoint import Endpoint
+from afmrl_jax.data.records import Problem
+from afmrl_jax.data.rows import open_rows
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.systems import FinishedRun
 
@@ -23,24 +27,50 @@ class CatalogueCheck:
     """Say what is wrong with a catalogue, record by record; exit status 1 where anything is."""
 
     catalogue: tyro.conf.Positional[str]
-    """Folder with listings.jsonl or listings.parquet, or `furniture`."""
+    """Folder with listings.jsonl or listings.parquet, a store, or `furniture`."""
     as_json: bool = False
-    """Print problems and summary as one JSON object."""
+    """Print JSON lines: every problem, then the summary."""
 
     def execute(self) -> None:
         """Run the command."""
-        problems, summary = check_catalogue(self.catalogue)
-        errors = [x for x in problems if x.severity == "error"]
+        counts: Counter[str] = Counter()
+
+        def show(problem: Problem) -> None:
+            counts[problem.severity] += 1
+            if self.as_json:
+                print(json.dumps({"problem": vars(problem)}, ensure_ascii=False))
+            else:
+                print(f"{problem.severity}: {problem}")
+
+        summary = check_catalogue(self.catalogue, show)
         if self.as_json:
-            found = [vars(x) for x in problems]
-            print(json.dumps({"problems": found, "summary": summary}, ensure_ascii=False))
+            print(json.dumps({"summary": summary}))
         else:
-            for x in problems:
-                print(f"{x.severity}: {x}")
             print(_summary(summary))
-            print(f"{len(errors)} error(s), {len(problems) - len(errors)} warning(s)")
-        if errors:
+            print(f"{counts['error']} error(s), {counts['warning']} warning(s)")
+        if counts["error"]:
             sys.exit(1)
+
+
+@dataclass(frozen=True)
+class CatalogueConvert(Conversion):
+    """Turn a catalogue into a store: ArrayRecord shards that Grain and TFDS read, and a manifest.
+
+    It is read once, in bounded memory, and checked on the way. A call that was killed goes on
+    behind its last shard. Every command that takes a catalogue takes the store.
+    """
+
+    catalogue: tyro.conf.Positional[str] = tyro.MISSING
+    """Folder with listings.jsonl or listings.parquet, also in object storage, or `furniture`."""
+    out: Path = tyro.MISSING
+    """Folder to write, which must not exist."""
+
+    def execute(self) -> None:
+        """Run the command."""
+        manifest = convert(open_rows(self.catalogue), self.out, self)
+        print(_summary(manifest))
+        left = f", {manifest['left_out']} record(s) left out" if manifest["left_out"] else ""
+        print(f"{self.out}: {len(manifest['shards'])} shard(s){left}")
 
 
 def _summary(summary: dict) -> str:
@@ -62,7 +92,7 @@ class OnCatalogue:
     run: Path
     """Run directory of a finished demo."""
     catalogue: str
-    """Folder with listings.jsonl or listings.parquet, or `furniture`."""
+    """Folder with listings.jsonl or listings.parquet, a store, or `furniture`."""
     out: Path
     """File or folder to write."""
     skip_bad: bool = False
@@ -96,7 +126,7 @@ class Oracle:
     """
 
     catalogue: str
-    """Folder with listings.jsonl or listings.parquet, or `furniture`."""
+    """Folder with listings.jsonl or listings.parquet, a store, or `furniture`."""
     out: Path
     """JSON lines to write."""
     url: str | None = None

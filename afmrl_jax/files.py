@@ -10,9 +10,39 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from afmrl_jax.errors import RunError
+from afmrl_jax.errors import ConfigError, RunError
+
+REMOTE = ("gs://", "s3://", "az://")
+"""Prefixes of paths that lie in object storage."""
+
+
+def place(path: Path | str) -> Path:
+    """A path on this machine, or in object storage (gs://, s3://, az://; read alone).
+
+    Raises:
+        ConfigError: the path is remote and what reads such paths is not installed.
+    """
+    text = os.fspath(path)
+    if not text.startswith(REMOTE):
+        return Path(text)
+    from etils import epath
+
+    try:
+        found = epath.Path(text)
+        found.exists()
+    except ImportError as error:
+        raise ConfigError(
+            f"{text} cannot be read: {error}; `pip install 'afmrl-jax[remote]'` brings what reads "
+            "object storage"
+        ) from error
+    return cast(Path, found)
+
+
+def is_local(path: Path) -> bool:
+    """Whether a path lies on this machine."""
+    return not os.fspath(path).startswith(REMOTE)
 
 
 @contextmanager

@@ -55,11 +55,13 @@ class ShapeCounter:
 class Progress:
     """Counts steps of a named piece of work; a name of None shows nothing.
 
+    A total of None counts up.
+
     On a terminal this is a tqdm bar. In a log file, where a bar would be a thousand lines, a line
     is printed every half minute and at the end.
     """
 
-    def __init__(self, name: str | None, total: int, start: int = 0):
+    def __init__(self, name: str | None, total: int | None, start: int = 0):
         self._name = name
         self._total = total
         self._start = start
@@ -92,16 +94,14 @@ class Progress:
 
     def _print(self) -> None:
         self._printed = time.monotonic()
-        self._complete = self._done >= self._total
         seconds = self._printed - self._began
-        fresh = self._done - self._start
-        left = (self._total - self._done) * seconds / fresh if fresh else 0.0
-        tail = f", {self._latest}" if self._latest else ""
-        print(
-            f"{self._name}: {self._done}/{self._total}, {seconds:.0f} s, {left:.0f} s left{tail}",
-            file=sys.stderr,
-            flush=True,
-        )
+        text = f"{self._name}: {self._done}, {seconds:.0f} s"
+        if self._total is not None:
+            self._complete = self._done >= self._total
+            fresh = self._done - self._start
+            left = (self._total - self._done) * seconds / fresh if fresh else 0.0
+            text = f"{self._name}: {self._done}/{self._total}, {seconds:.0f} s, {left:.0f} s left"
+        print(text + (f", {self._latest}" if self._latest else ""), file=sys.stderr, flush=True)
 
     def __exit__(
         self,
@@ -111,5 +111,5 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self._name is not None and self._total and kind is None and not self._complete:
+        elif self._name and (self._total or self._done) and kind is None and not self._complete:
             self._print()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class AttributeQuality:
     result: Path = Path(__file__).parent / "results" / "attribute_quality.json"
 
 
-def accuracy(listings: tuple[Listing, ...], texts: Mapping[str, str]) -> dict[str, Any]:
+def accuracy(listings: Sequence[Listing], texts: Mapping[str, str]) -> dict[str, Any]:
     """Share of right values and number of values written, by key that the truth has too."""
     written: Counter[str] = Counter()
     right: Counter[str] = Counter()

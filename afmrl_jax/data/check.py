@@ -1,82 +1,48 @@
-"""What is wrong with a catalogue, record by record."""
+"""What is wrong with a catalogue, record by record; read through once, whatever its size."""
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from afmrl_jax.data.catalogue import (
-    assign_splits,
-    check_whole,
-    find_listings,
-    read_catalogue_file,
-    read_listings,
-)
-from afmrl_jax.data.records import SPLITS, Listing, Problem
+from afmrl_jax.data.catalogue import Look, read_listings
+from afmrl_jax.data.census import Census
+from afmrl_jax.data.records import Problem, Report
+from afmrl_jax.data.rows import open_rows
 from afmrl_jax.errors import CatalogueError
+from afmrl_jax.progress import Progress
 
 
-def check_catalogue(path: str | Path) -> tuple[list[Problem], dict[str, Any]]:
-    """All problems of a catalogue, and a summary of what is usable.
+def check_catalogue(path: str | Path, report: Report, *, look: Look = "decode") -> dict[str, Any]:
+    """Read a whole catalogue and go on behind each problem.
 
-    Every picture is decoded, and reading goes on behind each problem.
+    Args:
+        path: as for `load_catalogue`.
+        report: called with each problem as it is found.
+        look: at pictures.
+
+    Returns:
+        Counts of what is usable, and how many listings have each field.
     """
-    problems: list[Problem] = []
-    if str(path) == "furniture":
-        from afmrl_jax.data import furniture
-
-        file = Path(furniture.__file__).parent / "listings.parquet"
-        catalogue = read_catalogue_file(file, name="furniture", verify_pictures=False)
-        return problems, summarise(list(catalogue.listings))
-    file = find_listings(Path(path))
-    listings = list(read_listings(file, problems.append, decode_pictures=True))
-    try:
-        listings = assign_splits(check_whole(listings, str(file), problems.append))
-    except CatalogueError as error:
-        what, _, remedy = str(error).rpartition("; ")
-        problems.append(Problem("catalogue", str(file), what, remedy))
-    problems += _warnings(listings, str(file))
-    return problems, summarise(listings)
-
-
-def _warnings(listings: list[Listing], file: str) -> list[Problem]:
-    counts = Counter(x.product_id for x in listings)
-    alone = sum(1 for n in counts.values() if n == 1)
-    out = []
-    if alone:
-        what = f"{alone} of {len(counts)} products have a single listing, so nothing to find"
-        remedy = "they serve as distractors only; add a second listing where there is one"
-        out.append(Problem("catalogue", file, what, remedy, "warning"))
-    taught = [x for x in listings if x.split == "distill" and (x.attributes or x.oracle)]
-    if not taught:
-        what = "no listing of the distill split has attributes or an oracle text"
-        out.append(Problem("catalogue", file, what, "distillation needs either", "warning"))
-    return out
-
-
-def summarise(listings: list[Listing]) -> dict[str, Any]:
-    """Counts of listings, products and families, by split, and how many have each field."""
-    fields = (
-        "category", "attributes", "oracle", "seller", "family_id", "duplicate_of",
-        "duplicate_group",
-    )  # fmt: skip
-    return {
-        "listings": len(listings),
-        "products": len({x.product_id for x in listings}),
-        "families": len({x.group for x in listings}),
-        "splits": {
-            split: {
-                "listings": sum(x.split == split for x in listings),
-                "products": len({x.product_id for x in listings if x.split == split}),
-                "families": len({x.group for x in listings if x.split == split}),
-            }
-            for split in SPLITS
-        },
-        "coverage": {
-            name: round(sum(getattr(x, name) is not None for x in listings) / len(listings), 3)
-            for name in fields
-        }
-        if listings
-        else {},
-    }
+    source = open_rows(path)
+    with (
+        TemporaryDirectory(prefix="afmrl-check-") as folder,
+        Census(Path(folder) / "census.sqlite") as census,
+        Progress("catalogue-check", source.count) as progress,
+    ):
+        if source.store is not None:
+            for problem in source.store.verify():
+                report(problem)
+        looked: Look = "none" if source.trusted else look
+        for x in read_listings(source, census, report, look=looked):
+            progress.update(x.number)
+        try:
+            census.refuse(source.file)
+            census.draw_splits()
+        except CatalogueError as error:
+            what, _, remedy = str(error).rpartition("; ")
+            report(Problem("catalogue", source.file, what, remedy))
+        for problem in census.warnings(source.file):
+            report(problem)
+        return census.summary()

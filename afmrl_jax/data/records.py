@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from afmrl_jax.errors import CatalogueError
+from afmrl_jax.files import place
 
 SPLITS = ("distill", "train", "reward", "test")
 SPLIT_SHARES = (0.45, 0.25, 0.10, 0.20)
+ROLES = ("query", "gallery")
+
+
+Row = tuple[str, Mapping[str, Any]]
+"""A raw record: where it stands, and its columns."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,18 @@ class Problem:
         return f"{self.file}: {self.record}: {self.what}; {self.remedy}"
 
 
+Report = Callable[[Problem], None]
+"""Is told of every problem; may raise."""
+
+
+class StoredPicture(Protocol):
+    """A picture that is read when it is needed."""
+
+    def read(self) -> bytes:
+        """The encoded picture."""
+        ...
+
+
 @dataclass(frozen=True)
 class Listing:
     """One offer of a product."""
@@ -40,8 +59,8 @@ class Listing:
     listing_id: str
     product_id: str
     title: str
-    image: bytes | str
-    """Encoded picture, or the path of one."""
+    image: bytes | str | StoredPicture
+    """Encoded picture, or the path of one, or its place in a store."""
     category: str | None = None
     attributes: Mapping[str, str] | None = None
     """True attributes: for distilling and measuring, never shown to R."""
@@ -54,13 +73,17 @@ class Listing:
     """True product, where `product_id` is a second id of it: for measuring, unknown to training."""
     duplicate_group: str | None = None
     """What the shop itself knows to be one product under several ids: training may use it."""
+    role: str | None = None
+    """In evaluation: `query` is never found, `gallery` is never asked for; both without."""
 
     def read_image_bytes(self) -> bytes:
         """The encoded picture."""
         if isinstance(self.image, bytes):
             return self.image
+        if not isinstance(self.image, str):
+            return self.image.read()
         try:
-            return Path(self.image).read_bytes()
+            return place(self.image).read_bytes()
         except OSError as error:
             raise CatalogueError(
                 f"listing {self.listing_id!r}: picture {self.image} cannot be read ({error}); "
@@ -78,30 +101,57 @@ class Listing:
         return f"family {self.family_id}" if self.family_id else f"product {self.product_id}"
 
 
+class StoredListings(ABC, Sequence[Listing]):
+    """Listings that are read when they are needed."""
+
+    @abstractmethod
+    def column(self, name: str) -> list[Any]:
+        """One field of every listing, without reading the others."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of the listings, pictures included, that needs no look at them."""
+
+    @abstractmethod
+    def take(self, chosen: np.ndarray) -> StoredListings:
+        """Those at some positions, int64 [n]."""
+
+
 @dataclass(frozen=True)
 class Catalogue:
     """Listings with unique ids, each in a split, no family in two splits."""
 
     name: str
-    listings: tuple[Listing, ...]
+    listings: Sequence[Listing]
     skipped: tuple[Problem, ...] = ()
     """Records that `skip_bad` left out."""
 
     def __len__(self) -> int:
         return len(self.listings)
 
+    def column(self, name: str) -> list[Any]:
+        """One field of every listing."""
+        if isinstance(self.listings, StoredListings):
+            return self.listings.column(name)
+        return [getattr(x, name) for x in self.listings]
+
     def indices(self, *splits: str) -> np.ndarray:
         """Positions of the listings of some splits, int64 [n]."""
-        return np.array([i for i, x in enumerate(self.listings) if x.split in splits], np.int64)
+        return np.flatnonzero(np.isin(self.column("split"), splits))
 
     def subset(self, *splits: str) -> Catalogue:
         """The listings of some splits."""
-        chosen = tuple(self.listings[i] for i in self.indices(*splits))
-        return Catalogue(self.name, chosen)
+        chosen = self.indices(*splits)
+        if isinstance(self.listings, StoredListings):
+            return Catalogue(self.name, self.listings.take(chosen))
+        return Catalogue(self.name, tuple(self.listings[i] for i in chosen))
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over everything in the records, pictures included."""
+        if isinstance(self.listings, StoredListings):
+            return self.listings.fingerprint
         digest = hashlib.sha256()
         for x in self.listings:
             fields = [
@@ -110,6 +160,8 @@ class Catalogue:
             ]  # fmt: skip
             if x.duplicate_group is not None:  # Catalogues without keep the hash they have.
                 fields.append(x.duplicate_group)
+            if x.role is not None:
+                fields.append(f"role {x.role}")
             digest.update(json.dumps(fields, ensure_ascii=False, sort_keys=True).encode())
             digest.update(hashlib.sha256(x.read_image_bytes()).digest())
         return digest.hexdigest()[:16]

@@ -48,8 +48,10 @@ def test_check_fails_on_a_broken_record(tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main(["catalogue-check", str(folder), "--as-json"])
     assert exit_.value.code == 1
-    problems = json.loads(capsys.readouterr().out)["problems"]
+    lines = [json.loads(x) for x in capsys.readouterr().out.splitlines()]
+    problems = [x["problem"] for x in lines if "problem" in x]
     (problem,) = [x for x in problems if x["severity"] == "error"]
+    assert lines[-1]["summary"]["listings"] == 59
     assert "circle-a-red-0" in problem["record"]
 
 
