@@ -1,76 +1,181 @@
-"""Exact search: blocked matrix products and a running top-k, jitted."""
+"""Exact search: every query against every vector, on one device or a mesh, or streamed to it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from afmrl_jax.files import atomic_path, write_json
-from afmrl_jax.retrieval.index import SearchResult, check_vectors
+from afmrl_jax.layout import AXES
+from afmrl_jax.retrieval.index import SearchResult, check_known, check_new, check_vectors
+from afmrl_jax.retrieval.top_k import padded_rows, search_part
 
-BLOCK = 16_384
-QUERIES = 256
+PART_BYTES = 1 << 28
+"""Vectors that are sent to the devices, and searched, at a time."""
+HELD_BYTES = 8 << 30
+"""Vectors that stay on the devices, where they do not say how much memory they have."""
+QUERIES = (1, 8, 64, 256)
+"""Numbers of queries that programs are compiled for."""
 
-
-@partial(jax.jit, static_argnums=3)
-def _merge_block(
-    queries: jax.Array, block: jax.Array, best: tuple[jax.Array, jax.Array], k: int, offset: Any
-) -> tuple[jax.Array, jax.Array]:
-    """The k best of what was best so far and a block; earlier places win ties."""
-    scores = jnp.dot(queries, block.T, precision=jax.lax.Precision.HIGHEST)
-    places = offset + jnp.arange(block.shape[0], dtype=jnp.int32)
-    all_scores = jnp.concatenate([best[0], scores], axis=1)
-    all_places = jnp.concatenate([best[1], jnp.broadcast_to(places[None], scores.shape)], axis=1)
-    top, chosen = jax.lax.top_k(all_scores, k)
-    return top, jnp.take_along_axis(all_places, chosen, axis=1)
+Dtype = Literal["float32", "bfloat16"]
+TYPES: dict[Dtype, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
 class ExactIndex:
-    """Every vector is compared with every query."""
+    """Every vector is compared with every query.
+
+    Vectors stay in memory, or in the file that they are mapped from, in parts. Where all parts fit
+    on the devices they are kept there; otherwise each search streams them.
+
+    Args:
+        ids: one a vector.
+        vectors: [n d]; may be memory-mapped.
+        embedder: identity of the embedder.
+        dtype: type of the vectors; scores are accumulated in float32.
+        mesh: devices that share the vectors; None for one device.
+        held_bytes: most that stays on the devices; None for half of their memory.
+    """
 
     kind = "exact"
 
-    def __init__(self, ids: Sequence[str], vectors: np.ndarray, embedder: str = ""):
-        self.ids = list(ids)
-        self.vectors = check_vectors(self.ids, vectors)
+    def __init__(
+        self,
+        ids: Sequence[str],
+        vectors: np.ndarray,
+        embedder: str = "",
+        *,
+        dtype: Dtype = "float32",
+        mesh: Mesh | None = None,
+        held_bytes: int | None = None,
+    ):
+        check_new(ids)
+        self._ids = list(ids)
+        # The place of an id that is not deleted.
+        self._place = {x: n for n, x in enumerate(ids)}
         self.embedder = embedder
+        self.dtype = dtype
+        self._mesh = mesh
+        vectors = check_vectors(ids, vectors, TYPES[dtype])
+        size = max(1, PART_BYTES // (vectors.shape[1] * vectors.itemsize))
+        self._part_rows = size
+        self._parts = [vectors[i : i + size] for i in range(0, len(vectors), size)]
+        self._alive = np.ones(len(vectors), bool)
+        self._held: dict[int, jax.Array] = {}
+        self._held_bytes = _budget(mesh) if held_bytes is None else held_bytes
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids in the order of the places; those of deleted vectors too."""
+        return self._ids
+
+    def __len__(self) -> int:
+        return int(self._alive.sum())
+
+    def add(self, ids: Sequence[str], vectors: np.ndarray) -> None:
+        """See `Index.add`."""
+        check_new(ids, self._place)
+        vectors = check_vectors(ids, vectors, TYPES[self.dtype], self._parts[0].shape[1])
+        self._place |= {x: n for n, x in enumerate(ids, len(self._ids))}
+        self._ids += ids
+        rest = vectors
+        while len(rest):
+            if len(self._parts[-1]) >= self._part_rows:
+                self._parts.append(rest[:0])
+            room = self._part_rows - len(self._parts[-1])
+            self._parts[-1] = np.concatenate([self._parts[-1], rest[:room]])
+            self._held.pop(len(self._parts) - 1, None)
+            rest = rest[room:]
+        self._alive = np.concatenate([self._alive, np.ones(len(vectors), bool)])
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """See `Index.delete`."""
+        check_known(ids, self._place)
+        self._alive[[self._place.pop(x) for x in ids]] = False
 
     def search(self, queries: np.ndarray, k: int) -> SearchResult:
         """See `Index.search`; equal scores come in the order of the index."""
-        k = min(k, len(self.ids))
+        k = min(k, len(self))
         queries = np.asarray(queries, np.float32)
         scores = np.zeros((len(queries), k), np.float32)
         positions = np.zeros((len(queries), k), np.int32)
-        for begin in range(0, len(queries), QUERIES):
-            part = queries[begin : begin + QUERIES]
-            padded = np.zeros((QUERIES, queries.shape[1]), np.float32)
+        for begin in range(0, len(queries) if k else 0, QUERIES[-1]):
+            part = queries[begin : begin + QUERIES[-1]]
+            size = next(n for n in QUERIES if n >= len(part))
+            padded = np.zeros((size, queries.shape[1]), np.float32)
             padded[: len(part)] = part
-            best = (
-                jnp.full((QUERIES, k), -jnp.inf, jnp.float32),
-                jnp.zeros((QUERIES, k), jnp.int32),
-            )
-            for offset in range(0, len(self.vectors), BLOCK):
-                block = self.vectors[offset : offset + BLOCK]
-                best = _merge_block(padded, block, best, k, jnp.int32(offset))
-            scores[begin : begin + len(part)] = np.asarray(best[0])[: len(part)]
-            positions[begin : begin + len(part)] = np.asarray(best[1])[: len(part)]
+            found = self._best(padded, k)
+            scores[begin : begin + len(part)] = np.asarray(found[0])[: len(part)]
+            positions[begin : begin + len(part)] = np.asarray(found[1])[: len(part)]
         return SearchResult(positions, scores, [[self.ids[p] for p in row] for row in positions])
+
+    def _best(self, queries: np.ndarray, k: int) -> tuple[jax.Array, jax.Array]:
+        shape = (len(queries), k)
+        best = (jnp.full(shape, -jnp.inf, jnp.float32), jnp.zeros(shape, jnp.int32))
+        offset = 0
+        for number, part in enumerate(self._parts):
+            vectors = self._on_devices(number)
+            alive = np.zeros(len(vectors), bool)
+            alive[: len(part)] = self._alive[offset : offset + len(part)]
+            begin = np.int32(offset)
+            best = search_part(queries, vectors, self._put(alive), best, k, self._mesh, begin)
+            offset += len(part)
+        return best
+
+    def _on_devices(self, number: int) -> jax.Array:
+        found = self._held.get(number)
+        if found is None:
+            part = self._parts[number]
+            rows = padded_rows(len(part), 1 if self._mesh is None else self._mesh.size)
+            filled = np.zeros((rows, part.shape[1]), part.dtype)
+            filled[: len(part)] = part
+            found = self._put(filled)
+            if sum(x.nbytes for x in self._parts) <= self._held_bytes:
+                self._held[number] = found
+        return found
+
+    def _put(self, array: np.ndarray) -> jax.Array:
+        if self._mesh is None:
+            return jnp.asarray(array)
+        return jax.device_put(array, NamedSharding(self._mesh, P(AXES)))
 
     def save(self, folder: Path) -> None:
         """See `Index.save`."""
+        ids = [x for x, alive in zip(self.ids, self._alive, strict=True) if alive]
         with atomic_path(folder) as temporary:
             temporary.mkdir()
-            np.save(temporary / "vectors.npy", self.vectors)
-            about = {"kind": self.kind, "embedder": self.embedder, "ids": self.ids}
+            # NumPy's file format does not know bfloat16.
+            kept = np.dtype(np.uint16 if self.dtype == "bfloat16" else np.float32)
+            shape = (len(ids), self._parts[0].shape[1])
+            path = temporary / "vectors.npy"
+            out = np.lib.format.open_memmap(path, mode="w+", dtype=kept, shape=shape)
+            row = offset = 0
+            for part in self._parts:
+                chosen = part[self._alive[offset : offset + len(part)]]
+                out[row : row + len(chosen)] = chosen.view(kept)
+                row, offset = row + len(chosen), offset + len(part)
+            out.flush()
+            about = {"kind": self.kind, "embedder": self.embedder, "dtype": self.dtype, "ids": ids}
             write_json(temporary / "index.json", about)
 
     @classmethod
-    def load(cls, folder: Path, about: dict[str, Any]) -> ExactIndex:
-        """Read what `save` wrote."""
-        return cls(about["ids"], np.load(folder / "vectors.npy"), about["embedder"])
+    def load(cls, folder: Path, about: dict[str, Any], mesh: Mesh | None = None) -> ExactIndex:
+        """Read what `save` wrote; the vectors stay in their file until they are searched."""
+        dtype: Dtype = about.get("dtype", "float32")
+        vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+        if dtype == "bfloat16":
+            vectors = vectors.view(ml_dtypes.bfloat16)
+        return cls(about["ids"], vectors, about["embedder"], dtype=dtype, mesh=mesh)
+
+
+def _budget(mesh: Mesh | None) -> int:
+    devices = jax.local_devices()[:1] if mesh is None else mesh.devices.flat
+    limits = [(x.memory_stats() or {}).get("bytes_limit") for x in devices]
+    return sum(x // 2 if x else HELD_BYTES // len(limits) for x in limits)

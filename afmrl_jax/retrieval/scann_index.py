@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,43 +12,156 @@ import numpy as np
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import atomic_path, write_json
-from afmrl_jax.retrieval.index import SearchResult, check_vectors
+from afmrl_jax.retrieval.index import SearchResult, check_known, check_new, check_vectors
 
-TREE_FROM = 2_000
-"""Vectors from which a tree pays; below it ScaNN compares quantised vectors one by one."""
+HASH_FROM, TREE_FROM = 20_000, 100_000
+"""Vectors from which hashing, and a tree in front of it, pay by ScaNN's guidelines."""
+TRAINED_ON = 250_000
+TUNED_LEAVES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+TUNED_REORDER = (1, 2, 4, 8, 16)
+"""Multiples of k."""
 
 
 def _scann() -> Any:
     try:
-        import scann
+        from scann.scann_ops.py import scann_ops_pybind
     except ImportError as error:
         raise RunError(
             "ScaNN is not installed (it has wheels for Linux only); use the exact index"
         ) from error
-    return scann
+    return scann_ops_pybind
+
+
+@dataclass(frozen=True)
+class ScannSettings:
+    """How ScaNN is built and asked; `of` chooses by size."""
+
+    leaves: int = 0
+    """Parts of the tree; 0 for none."""
+    searched: int = 0
+    """Leaves that a query looks at."""
+    hashed: bool = False
+    """Scores by asymmetric hashing first; without, all vectors are compared."""
+    reorder: int = 0
+    """Best hashed scores that are computed exactly."""
+
+    @classmethod
+    def of(cls, count: int) -> ScannSettings:
+        """By ScaNN's guidelines: brute force, hashing, or a tree of sqrt(n) leaves and hashing."""
+        if count < HASH_FROM:
+            return cls()
+        if count < TREE_FROM:
+            return cls(hashed=True, reorder=200)
+        leaves = int(np.sqrt(count))
+        return cls(leaves, max(leaves // 20, 1), hashed=True, reorder=200)
 
 
 class ScannIndex:
-    """Asymmetric hashing with exact re-ordering, behind a tree where there is enough to divide."""
+    """Asymmetric hashing with exact re-ordering, behind a tree where there is enough to divide.
+
+    Args:
+        ids: one a vector.
+        vectors: [n d].
+        embedder: identity of the embedder.
+        settings: by size without.
+    """
 
     kind = "scann"
 
-    def __init__(self, ids: Sequence[str], vectors: np.ndarray, embedder: str = ""):
-        self.ids = list(ids)
-        vectors = check_vectors(self.ids, vectors)
-        self.embedder = embedder
-        self._dim = vectors.shape[1]
-        self._searcher = _build(vectors)
+    def __init__(
+        self,
+        ids: Sequence[str],
+        vectors: np.ndarray,
+        embedder: str = "",
+        settings: ScannSettings | None = None,
+    ):
+        check_new(ids)
+        vectors = np.ascontiguousarray(check_vectors(ids, vectors))
+        settings = settings or ScannSettings.of(len(ids))
+        searcher = _build(vectors, settings).searcher
+        self._hold(list(ids), searcher, embedder, settings, vectors.shape[1])
+
+    def _hold(
+        self, ids: list[str], searcher: Any, embedder: str, settings: ScannSettings, dim: int
+    ) -> None:
+        self._ids, self.embedder, self.settings, self._dim = ids, embedder, settings, dim
+        # One finds and is saved by place; the other keeps the ids in step with changes.
+        self._searcher = _scann().ScannSearcher(searcher)
+        self._named = _scann().ScannSearcher(searcher, self._ids)
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids by place; a deleted one gives its place to the last."""
+        return self._ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
 
     def search(self, queries: np.ndarray, k: int) -> SearchResult:
         """See `Index.search`."""
-        k = min(k, len(self.ids))
-        places, scores = self._searcher.search_batched(
-            np.asarray(queries, np.float32), final_num_neighbors=k
+        return self._search(np.asarray(queries, np.float32), min(k, len(self)), self.settings)
+
+    def _search(self, queries: np.ndarray, k: int, how: ScannSettings) -> SearchResult:
+        if not len(queries) or not k:
+            shape = (len(queries), k)
+            return SearchResult(np.zeros(shape, np.int32), np.zeros(shape, np.float32), [])
+        found, scores = self._searcher.search_batched_parallel(
+            np.ascontiguousarray(queries),
+            final_num_neighbors=k,
+            pre_reorder_num_neighbors=max(how.reorder, k) if how.hashed else None,
+            leaves_to_search=how.searched or None,
         )
-        places = np.asarray(places, np.int32)
-        ids = [[self.ids[p] for p in row] for row in places]
-        return SearchResult(places, np.asarray(scores, np.float32), ids)
+        places = np.asarray(found).astype(np.int32)
+        scores = np.asarray(scores, np.float32)
+        # Where fewer leaves were searched than hold k vectors, nothing is in the last places.
+        places = np.where(np.isfinite(scores), places, 0)
+        return SearchResult(places, scores, [[self._ids[p] for p in row] for row in places])
+
+    def tune(self, queries: np.ndarray, exact: np.ndarray, target: float) -> float:
+        """Choose the fastest settings whose recall on some queries reaches a target.
+
+        The tree and the hashes stay; what is chosen is how many leaves a query looks at, and how
+        many candidates are scored exactly. Settings that recall enough are timed in turn.
+
+        Args:
+            queries: [q d], none of them from the queries that are measured later.
+            exact: places of their true k nearest, int [q k], as an exact index over the same
+                vectors gives them.
+            target: mean share of the k that must be found.
+
+        Returns:
+            The recall that was reached.
+
+        Raises:
+            RunError: no setting reaches it.
+        """
+        k = exact.shape[1]
+        best: tuple[float, float, ScannSettings] | None = None
+        for settings in _candidates(self.settings, k):
+            began = time.perf_counter()
+            found = self._search(queries, k, settings).positions
+            seconds = time.perf_counter() - began
+            recall = recall_of(found, exact)
+            if recall >= target and (best is None or seconds < best[0]):
+                best = (seconds, recall, settings)
+        if best is None:
+            raise RunError(
+                f"no setting of ScaNN finds {target:.3f} of the {k} nearest here; lower the target "
+                "or use the exact index"
+            )
+        self.settings = best[2]
+        return best[1]
+
+    def add(self, ids: Sequence[str], vectors: np.ndarray) -> None:
+        """See `Index.add`; new vectors go to the leaves and hashes that were trained before."""
+        check_new(ids, self._named.docid_to_id)
+        vectors = check_vectors(ids, vectors, dim=self._dim)
+        self._named.upsert(list(ids), np.ascontiguousarray(vectors), batch_size=len(ids))
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """See `Index.delete`."""
+        check_known(ids, self._named.docid_to_id)
+        self._named.delete(list(ids))
 
     def save(self, folder: Path) -> None:
         """See `Index.save`."""
@@ -54,27 +169,51 @@ class ScannIndex:
             temporary.mkdir()
             # ScaNN writes the paths of its parts down; relative ones survive a move.
             self._searcher.serialize(str(temporary.absolute()), relative_path=True)
-            about = {"kind": self.kind, "embedder": self.embedder, "ids": self.ids}
-            write_json(temporary / "index.json", about | {"dim": self._dim})
+            about = {"kind": self.kind, "embedder": self.embedder, "dim": self._dim}
+            about |= {"settings": asdict(self.settings), "ids": self._ids}
+            write_json(temporary / "index.json", about)
 
     @classmethod
     def load(cls, folder: Path, about: dict[str, Any]) -> ScannIndex:
         """Read what `save` wrote."""
+        if "settings" not in about:
+            raise RunError(f"{folder} was written by an older version; embed the catalogue again")
         index = cls.__new__(cls)
-        index.ids, index.embedder, index._dim = about["ids"], about["embedder"], about["dim"]
-        index._searcher = _scann().scann_ops_pybind.load_searcher(str(folder.absolute()))
+        searcher = _scann().load_searcher(str(folder.absolute())).searcher
+        settings = ScannSettings(**about["settings"])
+        index._hold(about["ids"], searcher, about["embedder"], settings, about["dim"])
         return index
 
 
-def _build(vectors: np.ndarray) -> Any:
-    """A searcher with settings by size, after ScaNN's own guidelines."""
-    builder = _scann().scann_ops_pybind.builder(vectors, min(10, len(vectors)), "dot_product")
-    if len(vectors) < TREE_FROM:
+def recall_of(found: np.ndarray, exact: np.ndarray) -> float:
+    """Mean share of the true nearest, int [q k], among those that were found, int [q k]."""
+    shared = [len(set(a) & set(b)) for a, b in zip(found.tolist(), exact.tolist(), strict=True)]
+    return float(np.mean(shared)) / exact.shape[1]
+
+
+def _candidates(now: ScannSettings, k: int) -> list[ScannSettings]:
+    """Settings of a built searcher that differ in what a query looks at."""
+    if not now.hashed:
+        return [now]
+    leaves = [n for n in TUNED_LEAVES if n <= now.leaves] or [0]
+    return [
+        replace(now, searched=searched, reorder=times * k)
+        for searched in leaves
+        for times in TUNED_REORDER
+    ]
+
+
+def _build(vectors: np.ndarray, settings: ScannSettings) -> Any:
+    count = len(vectors)
+    builder = _scann().builder(vectors, min(10, count), "dot_product")
+    if settings.leaves:
+        builder = builder.tree(
+            num_leaves=settings.leaves,
+            num_leaves_to_search=settings.searched,
+            training_sample_size=min(count, TRAINED_ON),
+        )
+    if not settings.hashed:
         return builder.score_brute_force().build()
-    leaves = int(np.sqrt(len(vectors)))
-    builder = builder.tree(
-        num_leaves=leaves,
-        num_leaves_to_search=max(leaves // 5, 1),
-        training_sample_size=min(len(vectors), 250_000),
-    )
-    return builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(200).build()
+    # Pairs of dimensions a code, and the threshold, are those of ScaNN's benchmark.
+    hashed = builder.score_ah(2, anisotropic_quantization_threshold=0.2)
+    return hashed.reorder(settings.reorder).build()

@@ -2,18 +2,23 @@
 
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from afmrl_jax.errors import RunError
+from afmrl_jax.parallel.mesh import make_mesh
+from afmrl_jax.retrieval import exact as exact_index
+from afmrl_jax.retrieval import top_k as kernels
 from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.retrieval.index import load_index
-from afmrl_jax.retrieval.scann_index import ScannIndex
+from afmrl_jax.retrieval.scann_index import ScannIndex, ScannSettings, recall_of
 
 
-def clustered(count, rng):
-    centres = rng.normal(size=(count // 10, 16))
-    vectors = centres[rng.integers(0, len(centres), count)] + 0.3 * rng.normal(size=(count, 16))
+def clustered(count, rng, dim=16):
+    centres = rng.normal(size=(count // 10, dim))
+    vectors = centres[rng.integers(0, len(centres), count)] + 0.3 * rng.normal(size=(count, dim))
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -28,23 +33,86 @@ def ids(vectors):
 
 
 KINDS = [ExactIndex, ScannIndex]
+TREE = ScannSettings(leaves=40, searched=20, hashed=True, reorder=100)
+HASHED = ScannSettings(hashed=True, reorder=100)
 
 
-def test_exact_search_is_a_sort(vectors, ids, monkeypatch):
-    monkeypatch.setattr("afmrl_jax.retrieval.exact.BLOCK", 70)  # Several blocks and a rest.
-    found = ExactIndex(ids, vectors).search(vectors[:9], 7)
-    scores = vectors[:9] @ vectors.T
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :7]
-    np.testing.assert_array_equal(found.positions, order)
-    np.testing.assert_allclose(found.scores, np.take_along_axis(scores, order, axis=1), atol=1e-6)
+def by_sorting(vectors, queries, k):
+    """Places of the k best, the earlier of equals first."""
+    scores = queries @ vectors.T
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return order, np.take_along_axis(scores, order, axis=1)
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Parts, chunks and bins so small that a few hundred vectors need several of each."""
+    monkeypatch.setattr(exact_index, "PART_BYTES", 16 * 4 * 130)
+    monkeypatch.setattr(kernels, "CHUNK", 32)
+    monkeypatch.setattr(kernels, "BIN", 2)
+    monkeypatch.setattr(kernels, "SLACK", 1)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("held", [None, 0], ids=["held", "streamed"])
+def test_exact_search_is_a_sort(vectors, ids, devices, held, small_parts):
+    mesh = make_mesh(devices // 2, 2) if devices > 1 else None
+    index = ExactIndex(ids, vectors, mesh=mesh, held_bytes=held)
+    assert len(index._parts) > 2
+    order, scores = by_sorting(vectors, vectors[:9], 7)
+    for _ in range(2):  # from the host, then from where the first left them
+        found = index.search(vectors[:9], 7)
+        np.testing.assert_array_equal(found.positions, order)
+        np.testing.assert_allclose(found.scores, scores, atol=1e-6)
+        assert bool(index._held) is (held is None)
     assert found.ids[3][0] == "listing 3"
 
 
-def test_equal_scores_come_in_the_order_of_the_index(monkeypatch):
-    monkeypatch.setattr("afmrl_jax.retrieval.exact.BLOCK", 4)
-    vectors = np.ones((10, 2), np.float32)
-    found = ExactIndex([str(n) for n in range(10)], vectors).search(vectors[:1], 6)
-    assert found.positions[0].tolist() == [0, 1, 2, 3, 4, 5]
+@pytest.mark.parametrize("devices", [1, 8])
+def test_equal_scores_come_in_the_order_of_the_index(devices, small_parts):
+    mesh = make_mesh(devices) if devices > 1 else None
+    vectors = np.ones((300, 16), np.float32) / 4
+    index = ExactIndex([str(n) for n in range(300)], vectors, mesh=mesh)
+    assert index.search(vectors[:1], 40).positions[0].tolist() == list(range(40))
+
+
+@pytest.mark.parametrize("rows", [64, 4000, 40_000])
+@pytest.mark.parametrize("k", [1, 50])
+def test_two_stages_find_what_sorting_all_scores_finds(rows, k, rng):
+    half = rng.normal(size=(rows // 2, 24)).astype(np.float32)
+    count = kernels.padded_rows(rows)
+    gallery = np.zeros((count, 24), np.float32)
+    gallery[:rows] = np.concatenate([half, half])  # every score twice
+    alive = (np.arange(count) < rows) & (np.arange(count) % 7 != 3)
+    queries = half[:5] + 0.1 * rng.normal(size=(5, 24)).astype(np.float32)
+    asked = (jnp.asarray(queries), jnp.asarray(gallery), jnp.asarray(alive), min(k, rows // 2))
+    one, two = kernels.top_k(*asked), kernels.top_k_dense(*asked)
+    np.testing.assert_array_equal(one[1], two[1])
+    np.testing.assert_allclose(one[0], two[0], rtol=1e-5, atol=1e-5)
+
+
+def test_no_array_holds_all_scores(rng):
+    rows, queries = kernels.padded_rows(100_000), 64
+    shapes = [((queries, 24), jnp.float32), ((rows, 24), jnp.float32), ((rows,), jnp.bool_)]
+    asked = [jax.ShapeDtypeStruct(*x) for x in shapes]
+    text = jax.jit(kernels.top_k, static_argnums=3).lower(*asked, 10).compile().as_text()
+    assert f"[{rows},{queries}]" not in text
+    assert f"[{queries},{rows}]" not in text
+
+
+def test_bfloat16_vectors_are_found_with_scores_of_float32(vectors, ids, tmp_path):
+    index = ExactIndex(ids, vectors, dtype="bfloat16")
+    rounded = np.asarray(jnp.asarray(vectors, jnp.bfloat16).astype(jnp.float32))
+    order, scores = by_sorting(rounded, rounded[:9], 5)
+    found = index.search(vectors[:9], 5)
+    np.testing.assert_array_equal(found.positions, order)
+    np.testing.assert_allclose(found.scores, scores, atol=1e-6)
+    index.save(tmp_path / "index")
+    again = load_index(tmp_path / "index").search(vectors[:9], 5)
+    np.testing.assert_array_equal(again.scores, found.scores)
 
 
 def test_small_scann_index_is_exact(vectors, ids):
@@ -53,13 +121,32 @@ def test_small_scann_index_is_exact(vectors, ids):
     np.testing.assert_allclose(found.scores, exact.scores, atol=1e-5)
 
 
-def test_large_scann_index_finds_most(rng):
+def test_scann_settings_follow_the_size():
+    assert not ScannSettings.of(5000).hashed
+    assert ScannSettings.of(50_000) == ScannSettings(hashed=True, reorder=200)
+    assert ScannSettings.of(1_000_000).leaves == 1000
+
+
+@pytest.mark.parametrize("settings", [HASHED, TREE], ids=["hashed", "tree"])
+def test_large_scann_index_finds_most(rng, settings):
     vectors = clustered(4000, rng)
     ids = [str(n) for n in range(4000)]
     exact = ExactIndex(ids, vectors).search(vectors[:300], 10).positions
-    found = ScannIndex(ids, vectors).search(vectors[:300], 10).positions
-    shared = [len(set(a) & set(b)) / 10 for a, b in zip(exact, found, strict=True)]
-    assert np.mean(shared) > 0.9
+    found = ScannIndex(ids, vectors, settings=settings).search(vectors[:300], 10).positions
+    assert recall_of(found, exact) > 0.9
+
+
+def test_scann_is_tuned_to_a_recall(rng):
+    vectors = clustered(4000, rng)
+    index = ScannIndex([str(n) for n in range(4000)], vectors, settings=TREE)
+    queries, others = vectors[:200] + 0.05, vectors[200:400] + 0.05
+    exact = by_sorting(vectors, queries, 10)[0]
+    reached = index.tune(queries, exact, 0.95)
+    assert reached >= 0.95
+    assert index.settings.searched <= 40
+    assert recall_of(index.search(others, 10).positions, by_sorting(vectors, others, 10)[0]) > 0.9
+    with pytest.raises(RunError, match="no setting of ScaNN finds"):
+        index.tune(queries, exact, 1.01)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -67,6 +154,7 @@ def test_a_saved_index_works_from_another_place(kind, vectors, ids, tmp_path):
     index = kind(ids, vectors, "embedder 1")
     index.save(tmp_path / "index")
     shutil.move(tmp_path / "index", tmp_path / "moved")
+    assert not list((tmp_path / "moved").glob("*.pkl")), "a pickle would run a stranger's code"
     again = load_index(tmp_path / "moved", embedder="embedder 1")
     assert again.kind == kind.kind
     one, two = index.search(vectors[:5], 4), again.search(vectors[:5], 4)
@@ -74,10 +162,56 @@ def test_a_saved_index_works_from_another_place(kind, vectors, ids, tmp_path):
     np.testing.assert_allclose(one.scores, two.scores, atol=1e-6)
 
 
+SETTINGS = [(ExactIndex, {}), (ScannIndex, {}), (ScannIndex, {"settings": TREE})]
+
+
+@pytest.mark.parametrize(("kind", "how"), SETTINGS, ids=["exact", "scann", "tree"])
+def test_adding_and_deleting_are_as_building_anew(kind, how, rng, tmp_path):
+    vectors = clustered(3000, rng)
+    index = kind([f"a{n}" for n in range(2000)], vectors[:2000], **how)
+    index.add([f"a{n}" for n in range(2000, 3000)], vectors[2000:])
+    gone = [f"a{n}" for n in range(0, 3000, 3)]
+    index.delete(gone)
+    index.add(["a0"], vectors[:1])  # an id that was deleted is free again
+    assert len(index) == 2001
+
+    def check(index):
+        found = index.search(vectors[:600], 5)
+        names = {x for row in found.ids for x in row}
+        assert not names & set(gone[1:])
+        kept = [n for n in range(3000) if n % 3 or not n]
+        order = np.array(kept)[by_sorting(vectors[kept], vectors[:600], 5)[0]]
+        wanted = [[f"a{n}" for n in row] for row in order]
+        shared = [len(set(a) & set(b)) for a, b in zip(found.ids, wanted, strict=True)]
+        assert np.mean(shared) / 5 > (0.9 if how else 0.9999)
+
+    check(index)
+    index.save(tmp_path / "index")
+    again = load_index(tmp_path / "index")
+    check(again)
+    again.delete(["a0"])
+    assert again.search(vectors[:1], 1).ids != [["a0"]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wrong_change_is_refused_whole(kind, vectors, ids):
+    index = kind(ids, vectors)
+    with pytest.raises(RunError, match="'listing 4' already; delete it first"):
+        index.add(["new", "listing 4"], vectors[:2])
+    with pytest.raises(RunError, match="dimension 16, these have 3"):
+        index.add(["new"], vectors[:1, :3])
+    with pytest.raises(RunError, match="'nobody' is not in the index; nothing was deleted"):
+        index.delete(["listing 0", "nobody"])
+    with pytest.raises(RunError, match="is repeated"):
+        index.delete(["listing 0", "listing 0"])
+    assert len(index) == len(ids)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_fewer_vectors_than_asked_for(kind, vectors, ids):
     found = kind(ids[:3], vectors[:3]).search(vectors[:2], 10)
     assert found.positions.shape == (2, 3)
+    assert kind(ids, vectors).search(vectors[:0], 10).positions.shape == (0, 10)
 
 
 def test_vectors_of_another_embedder_are_refused(vectors, ids, tmp_path):
@@ -92,7 +226,7 @@ def test_vectors_of_another_embedder_are_refused(vectors, ids, tmp_path):
 def test_bad_vectors_are_refused(kind, vectors, ids):
     with pytest.raises(RunError, match="one vector an id"):
         kind(ids[:-1], vectors)
-    with pytest.raises(RunError, match="unique"):
+    with pytest.raises(RunError, match="'same' is repeated"):
         kind(["same", *ids[:-2], "same"], vectors)
     broken = vectors.copy()
     broken[4, 2] = np.nan

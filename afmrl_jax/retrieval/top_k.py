@@ -1,0 +1,142 @@
+"""The k best of a gallery for each query: exact, in blocks, on one device or a mesh."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from afmrl_jax.axes import Float, Int
+from afmrl_jax.layout import AXES
+
+CHUNK = 16_384
+"""Rows whose scores are in memory at a time."""
+BIN = 32
+"""Rows that stand or fall together in the first stage."""
+SLACK = 8
+"""Bins kept beyond k, should a score round otherwise in the second stage."""
+
+Best = tuple[jax.Array, jax.Array]
+"""Scores float32 [q k] and places int32 [q k], best first."""
+
+
+def padded_rows(rows: int, devices: int = 1) -> int:
+    """Rows that a gallery is filled up to, so that devices, chunks and bins divide it."""
+    local = -(-rows // devices)
+    chunks = -(-local // CHUNK)
+    chunk = -(-local // chunks)
+    return devices * chunks * (-(-chunk // BIN) * BIN)
+
+
+def _scores(gallery: jax.Array, queries: jax.Array) -> jax.Array:
+    """Products [m q] in float32, whatever the type of the vectors."""
+    exact = None if gallery.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
+    return jax.lax.dot_general(
+        gallery,
+        queries.astype(gallery.dtype),
+        (((1,), (1,)), ((), ())),
+        precision=exact,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def top_k_dense(
+    queries: Float[jax.Array, "q d"], gallery: Float[jax.Array, "m d"], alive: jax.Array, k: int
+) -> Best:
+    """All scores, then `jax.lax.top_k`, which takes the earlier of equals: the twin of `top_k`."""
+    scores = jnp.where(alive[:, None], _scores(gallery, queries), -jnp.inf)
+    return jax.lax.top_k(scores.T, k)
+
+
+def top_k(
+    queries: Float[jax.Array, "q d"], gallery: Float[jax.Array, "m d"], alive: jax.Array, k: int
+) -> Best:
+    """The k best of a gallery, without all scores in memory and without sorting them.
+
+    First the best score of every bin of 32 neighbours is found, and the bins with the k best such
+    scores (and a few more). They hold the k best rows, also where scores are equal: a bin that is
+    left out stands behind k others, each with a row that is better than all of its rows, or as
+    good and earlier. Then the rows of those bins are scored again.
+
+    Args:
+        queries: [q d].
+        gallery: [m d]; m as `padded_rows` gives it.
+        alive: bool [m]; other rows are never found.
+        k: at most m.
+
+    Returns:
+        Scores [q k], minus infinity where fewer rows are alive, and places in the gallery.
+    """
+    rows = gallery.shape[0]
+    bins = min(k + SLACK, rows // BIN)
+    if rows <= 4 * bins * BIN:
+        return top_k_dense(queries, gallery, alive, k)
+    chunks = -(-rows // CHUNK)
+
+    def best_of_bins(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+        scores = jnp.where(part[1][:, None], _scores(part[0], queries), -jnp.inf)
+        return scores.reshape(-1, BIN, queries.shape[0]).max(1)
+
+    parts = (gallery.reshape(chunks, -1, gallery.shape[1]), alive.reshape(chunks, -1))
+    best = jax.lax.map(best_of_bins, parts).reshape(-1, queries.shape[0])
+    # In the order of the gallery, so that equals keep it.
+    chosen = jnp.sort(jax.lax.top_k(best.T, bins)[1], axis=1)
+
+    def among(query: jax.Array, chosen: jax.Array) -> Best:
+        places = (chosen[:, None] * BIN + jnp.arange(BIN, dtype=jnp.int32)[None]).reshape(-1)
+        scores = _scores(jnp.take(gallery, places, axis=0), query[None])[:, 0]
+        found, at = jax.lax.top_k(jnp.where(jnp.take(alive, places), scores, -jnp.inf), k)
+        return found, jnp.take(places, at)
+
+    return jax.lax.map(lambda x: among(*x), (queries, chosen), batch_size=8)
+
+
+def merge(one: Best, other: Best, k: int) -> Best:
+    """The k best of two; those of the first come before their equals of the second."""
+    scores, at = jax.lax.top_k(jnp.concatenate([one[0], other[0]], axis=1), k)
+    places = jnp.concatenate([one[1], other[1]], axis=1)
+    return scores, jnp.take_along_axis(places, at, axis=1)
+
+
+@partial(jax.jit, static_argnums=(4, 5))
+def search_part(
+    queries: Float[jax.Array, "q d"],
+    gallery: Float[jax.Array, "m d"],
+    alive: jax.Array,
+    best: Best,
+    k: int,
+    mesh: Mesh | None,
+    offset: Int[jax.Array, ""] | Any,
+) -> Best:
+    """What is best of what was best so far and a part of a gallery that follows it.
+
+    Args:
+        queries: [q d], on every device.
+        gallery: [m d]; with a mesh its rows are split over all devices, which each find their own
+            k, and k of every device are exchanged.
+        alive: bool [m], split likewise.
+        best: so far.
+        k: static.
+        mesh: static; None for one device.
+        offset: place of the part's first row.
+    """
+    if mesh is None:
+        scores, places = top_k(queries, gallery, alive, min(k, gallery.shape[0]))
+        return merge(best, (scores, places + offset), k)
+    local = gallery.shape[0] // mesh.size
+
+    def own(queries: jax.Array, gallery: jax.Array, alive: jax.Array) -> Best:
+        scores, places = top_k(queries, gallery, alive, min(k, local))
+        number = jax.lax.axis_index(AXES).astype(jnp.int32)
+        return scores[None], (places + number * local)[None]
+
+    rows = P(AXES)
+    found = jax.shard_map(
+        own, mesh=mesh, in_specs=(P(), rows, rows), out_specs=(rows, rows), check_vma=False
+    )(queries, gallery, alive)
+    scores, places = (jnp.moveaxis(x, 0, 1).reshape(queries.shape[0], -1) for x in found)
+    return merge(best, (scores, places + offset), k)
