@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import sys
 
 import pyarrow as pa
@@ -13,6 +14,8 @@ from afmrl_jax.data.published import layout_of, shards
 from afmrl_jax.data.published.examples import SPLIT, stored_rows
 from afmrl_jax.errors import CatalogueError
 
+# TFDS 4.9.10 under protobuf 6, which Apache Beam needs.
+pytestmark = pytest.mark.filterwarnings(r"ignore:label\(\) is deprecated:DeprecationWarning")
 RAW = ["m5product", "abo", "product1m", "online-products", "mbe"]
 
 
@@ -82,6 +85,16 @@ def test_a_broken_record_stops_or_is_left_out(raw_folder, tmp_path):
     builder = prepare(Product1m, folder, tmp_path / "data", config=lenient)
     assert sorted(stored(builder)) == ["1", "2", "4-1", "4-2"]
     assert [x.record.split(" (")[0] for x in builder.problems] == ["listing '3'", "listing '5'"]
+
+
+def test_a_repeated_id_is_named(raw_folder, tmp_path):
+    from afmrl_jax.data.published.builders import Product1m, prepare
+
+    folder = raw_folder("product1m")
+    path = folder / "product1m_gallery_ossurl_v2.txt"
+    path.write_text(path.read_text() + path.read_text().splitlines()[0])
+    with pytest.raises(CatalogueError, match=r"product1m: listing '2' occurs twice; give every"):
+        prepare(Product1m, folder, tmp_path / "data")
 
 
 def test_builders_are_registered(raw_folder, tmp_path):
@@ -186,7 +199,7 @@ def shard_folder(badges, tmp_path):
     folder = tmp_path / "shards"
     folder.mkdir()
     lines = (badges / "listings.jsonl").read_text().splitlines()[:30]
-    (folder / "images").symlink_to(badges / "images")
+    shutil.copytree(badges / "images", folder / "images")
     (folder / "part-0.jsonl").write_text("\n".join(lines[:10]))
     (folder / "part-1.jsonl.gz").write_bytes(gzip.compress("\n".join(lines[10:20]).encode()))
     rows = [json.loads(x) for x in lines[20:]]
@@ -227,14 +240,21 @@ def test_without_beam_the_remedy_is_named(shard_folder, tmp_path, monkeypatch):
         prepare(ListingShards, shard_folder, tmp_path / "data")
 
 
+def pipeline_options(*flags):
+    options = pytest.importorskip("apache_beam.options.pipeline_options")
+    return options.PipelineOptions(["--runner=DirectRunner", *flags])
+
+
 @pytest.fixture
 def beam_options():
     """Two worker processes of Beam's local runner."""
-    options = pytest.importorskip("apache_beam.options.pipeline_options")
-    return options.PipelineOptions(
-        ["--runner=FnApiRunner", "--direct_running_mode=multi_processing",
-         "--direct_num_workers=2"]
-    )  # fmt: skip
+    return pipeline_options("--direct_running_mode=multi_processing", "--direct_num_workers=2")
+
+
+@pytest.fixture
+def beam_inside():
+    """The same runner in this process, which starts faster."""
+    return pipeline_options("--direct_running_mode=in_memory")
 
 
 def test_beam_equals_one_process(shard_folder, tmp_path, beam_options):
@@ -257,13 +277,23 @@ def test_beam_reads_a_published_layout(raw_folder, tmp_path, beam_options):
     assert stored(builder) == want
 
 
-def test_beam_names_or_leaves_out_broken_records(shard_folder, tmp_path, beam_options):
+def test_beam_names_or_leaves_out_broken_records(shard_folder, tmp_path, beam_inside):
     from afmrl_jax.data.published.builders import ListingsConfig, ListingShards, prepare
 
     path = shard_folder / "part-0.jsonl"
     path.write_text(path.read_text() + '\n{"listing_id": "x"}\n{')
     with pytest.raises(Exception, match=r"listing 'x' \(part-0.jsonl, line 11\).*add it"):
-        prepare(ListingShards, shard_folder, tmp_path / "data", beam_options=beam_options)
+        prepare(ListingShards, shard_folder, tmp_path / "data", beam_options=beam_inside)
     config = ListingsConfig(name="lenient", beam=True, skip_bad=True)
-    options = {"config": config, "beam_options": beam_options}
+    options = {"config": config, "beam_options": beam_inside}
     assert len(stored(prepare(ListingShards, shard_folder, tmp_path / "data", **options))) == 30
+
+
+def test_beam_refuses_a_repeated_id(shard_folder, tmp_path, beam_inside):
+    from afmrl_jax.data.published.builders import ListingShards, prepare
+
+    shutil.copy(shard_folder / "part-0.jsonl", shard_folder / "part-3.jsonl")
+    with pytest.raises(
+        CatalogueError, match=r"some listing id \(without Beam it is named\) occurs"
+    ):
+        prepare(ListingShards, shard_folder, tmp_path / "data", beam_options=beam_inside)

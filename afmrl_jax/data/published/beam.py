@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from afmrl_jax.data.published import LAYOUTS, shards
 from afmrl_jax.data.published.examples import examples
 from afmrl_jax.data.published.reading import Layout
@@ -72,4 +74,4 @@ def _read_file(
         logging.warning("%s", problem)
 
     found = {**LAYOUTS, shards.LAYOUT.name: shards.LAYOUT}[layout]
-    yield from examples(found, Path(folder), report, files=[Path(file)], **options)
+    yield from examples(found, epath.Path(folder), report, files=[epath.Path(file)], **options)

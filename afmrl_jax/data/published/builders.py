@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
+from tensorflow_datasets.core.shuffle import DuplicatedKeysError
 
 from afmrl_jax.data.published import (
     abo,
@@ -52,7 +53,7 @@ class ListingsConfig(tfds.core.BuilderConfig):
     """Read the input files in an Apache Beam pipeline."""
 
 
-class ListingsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class ListingsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Base of the builders: a layout's rows as examples."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -77,7 +78,7 @@ class ListingsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        folder = Path(dl_manager.manual_dir)
+        folder = dl_manager.manual_dir
         if not self._config.files and not self.LAYOUT.found(folder):
             raise CatalogueError(
                 f"{folder} is not a raw folder of {self.LAYOUT.name}; {self.LAYOUT.download}"
@@ -90,7 +91,7 @@ class ListingsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return config if isinstance(config, ListingsConfig) else ListingsConfig(name="")
 
     def _generate_examples(self, folder: Path) -> Any:
-        files = [Path(x) for x in self._config.files or self.LAYOUT.inputs(folder)]
+        files = [epath.Path(x) for x in self._config.files or self.LAYOUT.inputs(folder)]
         if self._config.beam:
             from afmrl_jax.data.published.beam import read_files
 
@@ -199,13 +200,38 @@ def prepare(
         The builder; `as_data_source(split=SPLIT)` reads the dataset.
 
     Raises:
-        CatalogueError: the folder is not in the layout, or a record is broken.
+        CatalogueError: the folder is not in the layout, a record is broken, or an id repeated.
     """
     builder = builder_class(data_dir=data_dir, config=config)
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(
-            manual_dir=folder, beam_options=beam_options, try_download_gcs=False
-        ),
-        file_format="array_record",
-    )
+    try:
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(
+                manual_dir=folder, beam_options=beam_options, try_download_gcs=False
+            ),
+            file_format="array_record",
+        )
+    except CatalogueError:
+        raise
+    except Exception as error:
+        repeated = _repeated(error, builder)
+        if repeated is None:
+            raise
+        raise CatalogueError(
+            f"{folder}: {repeated} occurs twice; give every listing an id of its own"
+        ) from error
     return builder
+
+
+def _repeated(error: BaseException | None, builder: ListingsBuilder) -> str | None:
+    """What TFDS found twice, if that is why it failed.
+
+    TFDS wants to say it with TensorFlow, and without fails to import that instead.
+    """
+    beam = "_raise_error_for_duplicated_keys" in str(error)
+    while error is not None:
+        if isinstance(error, DuplicatedKeysError):
+            example = builder.info.features.deserialize_example_np(error.item1)
+            return f"listing {example['listing_id'].decode()!r}"
+        error = error.__cause__ or error.__context__
+    # An error of a worker comes as text.
+    return "some listing id (without Beam it is named)" if beam else None

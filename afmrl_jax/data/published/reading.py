@@ -55,7 +55,7 @@ def training_split(group: str) -> str:
 
     Example:
         >>> [training_split(f"product {n}") for n in range(4)]
-        ['distill', 'train', 'reward', 'distill']
+        ['distill', 'distill', 'train', 'distill']
     """
     shares = SPLIT_SHARES[:3]
     digest = hashlib.sha256(group.encode()).digest()
