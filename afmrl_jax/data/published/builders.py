@@ -16,6 +16,7 @@ Importing this module registers the builders under their names (`abo`, `m5_produ
 from __future__ import annotations
 
 import dataclasses
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -222,16 +223,17 @@ def prepare(
     return builder
 
 
-def _repeated(error: BaseException | None, builder: ListingsBuilder) -> str | None:
+def _repeated(failure: BaseException, builder: ListingsBuilder) -> str | None:
     """What TFDS found twice, if that is why it failed.
 
     TFDS wants to say it with TensorFlow, and without fails to import that instead.
     """
-    beam = "_raise_error_for_duplicated_keys" in str(error)
+    # Beam gives the error of a worker as a text with its traceback, or raises it anew.
+    beam = "_raise_error_for_duplicated_keys" in "".join(traceback.format_exception(failure))
+    error: BaseException | None = failure
     while error is not None:
         if isinstance(error, DuplicatedKeysError):
             example = builder.info.features.deserialize_example_np(error.item1)
             return f"listing {example['listing_id'].decode()!r}"
         error = error.__cause__ or error.__context__
-    # An error of a worker comes as text.
     return "some listing id (without Beam it is named)" if beam else None
