@@ -460,6 +460,8 @@ def test_mbe(raw_folder):
     del dress["category"]
     query = row("00bb-query", "00bb", "夏季裙", "images/00bb-query.jpg", split="test", role="query")
     assert [known(x) for _, x in found] == [dress, query]
+    with pytest.raises(CatalogueError, match="column 'cate' is no category of MBE; use one of"):
+        read(folder, category="cate")
 
 
 @pytest.mark.parametrize(

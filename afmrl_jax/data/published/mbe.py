@@ -35,6 +35,7 @@ from afmrl_jax.data.published.reading import (
     training_split,
 )
 from afmrl_jax.data.records import Problem
+from afmrl_jax.errors import CatalogueError
 
 CATEGORIES = ("doc_industry_name", *(f"doc_cate{n}_name" for n in range(1, 5)))
 """From coarse to fine."""
@@ -73,7 +74,14 @@ def rows(
         category: the column of the category, one of `CATEGORIES`; by default the finest filled.
         query_title: column of the query's text; the product's title where it is empty or None.
         query_image: column of the query's picture; without it no queries are read.
+
+    Raises:
+        CatalogueError: `category` is not one of `CATEGORIES`.
     """
+    if category is not None and category not in CATEGORIES:
+        raise CatalogueError(
+            f"column {category!r} is no category of MBE; use one of {', '.join(CATEGORIES)}"
+        )
     for file in inputs(folder) if files is None else files:
         training = "train" in file.name
         warned = query_image is not None
