@@ -38,17 +38,31 @@ def load_catalogue(name_or_path: str | Path, *, skip_bad: bool = False) -> Catal
     if source.store is not None:
         return Catalogue(source.name, source.store.listings())
     skipped: list[Problem] = []
-
-    def report(problem: Problem) -> None:
-        if not skip_bad:
-            raise CatalogueError(f"{problem} (--skip-bad leaves such records out)")
-        skipped.append(problem)
-
+    report = stopping(skipped.append, skip_bad=skip_bad)
     look: Look = "none" if source.trusted else "decode" if skip_bad else "open"
     with Census() as census:
         listings = [x.listing for x in read_listings(source, census, report, look=look)]
         census.refuse(source.file)
     return Catalogue(source.name, tuple(_with_splits(listings)), tuple(skipped))
+
+
+def stopping(left_out: Report, *, skip_bad: bool) -> Report:
+    """A report that says warnings, and stops at the first error unless `skip_bad`.
+
+    Args:
+        left_out: is told of each record that is left out.
+        skip_bad: leave unusable records out.
+    """
+
+    def report(problem: Problem) -> None:
+        if problem.severity == "warning":
+            say(f"warning: {problem}")
+        elif skip_bad:
+            left_out(problem)
+        else:
+            raise CatalogueError(f"{problem} (--skip-bad leaves such records out)")
+
+    return report
 
 
 def say_skipped(catalogue: Catalogue) -> None:

@@ -14,11 +14,12 @@ import pyarrow as pa
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from afmrl_jax.data import stored
-from afmrl_jax.data.catalogue import Look, Read, read_listings
+from afmrl_jax.data.catalogue import Look, Read, read_listings, stopping
 from afmrl_jax.data.census import Census
+from afmrl_jax.data.examples import COLUMNS, PART, features
 from afmrl_jax.data.records import Problem
 from afmrl_jax.data.rows import RowSource
-from afmrl_jax.errors import CatalogueError, ConfigError
+from afmrl_jax.errors import ConfigError
 from afmrl_jax.files import disk_full, file_hash, is_disk_full, is_local, place, write_json
 from afmrl_jax.progress import Progress, say
 
@@ -87,15 +88,14 @@ def _convert(source: RowSource, work: Path, how: Conversion) -> dict[str, Any]:
         if shards:
             say(f"goes on behind {len(shards)} shard(s), {consumed} records")
 
-        def report(problem: Problem) -> None:
+        def count(problem: Problem) -> None:
             nonlocal left_out
-            if not how.skip_bad:
-                raise CatalogueError(f"{problem} (--skip-bad leaves such records out)")
             left_out += 1
             say(f"left out: {problem}")
 
         finished = census.note("finished") is not None
         if not finished:
+            report = stopping(count, skip_bad=how.skip_bad)
             listings = read_listings(source, census, report, look=how.look, begin=consumed)
             with Progress("catalogue-convert", source.count, consumed) as progress:
                 for shard in _shards(listings, work, len(shards), how.shard_bytes):
@@ -146,7 +146,7 @@ class _Shard:
     def close(self, consumed: int) -> tuple[int, int, int, int, str]:
         """Finish the files; number, listings, records consumed, bytes and hash."""
         self._writer.close()
-        table = pa.table({x: [texts[x] for texts in self.columns] for x in stored.COLUMNS})
+        table = pa.table({x: [texts[x] for texts in self.columns] for x in COLUMNS})
         path = self.folder / f"columns-{self.number:05d}"
         with pa.OSFile(str(path), "wb") as raw, pa.ipc.new_file(raw, table.schema) as file:
             file.write_table(table)
@@ -212,15 +212,15 @@ def _describe_for_tfds(folder: Path, lengths: list[int], size: int) -> None:
     template = tfds.core.ShardedFileTemplate(
         data_dir=folder,
         dataset_name=stored.NAME,
-        split=stored.PART,
+        split=PART,
         filetype_suffix="array_record",
     )
     split = tfds.core.SplitInfo(
-        name=stored.PART, shard_lengths=lengths, num_bytes=size, filename_template=template
+        name=PART, shard_lengths=lengths, num_bytes=size, filename_template=template
     )
     tfds.folder_dataset.write_metadata(
         data_dir=folder,
-        features=stored.features(),
+        features=features(),
         split_infos=[split],
         # The check reads a record with TensorFlow, which is not installed.
         check_data=False,

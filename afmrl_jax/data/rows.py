@@ -1,25 +1,22 @@
-"""Raw records of a catalogue, one after the other: JSON lines, Parquet, or a store."""
+"""Raw records of a catalogue one by one: JSON lines, Parquet, a store, a published layout."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from afmrl_jax.data.fields import REQUIRED
-from afmrl_jax.data.records import Problem, Report, Row
+from afmrl_jax.data.examples import PART, from_example
+from afmrl_jax.data.published import LAYOUTS, layout_of, shards
+from afmrl_jax.data.records import Report, Row
 from afmrl_jax.data.stored import MANIFEST, Store
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.files import is_local, place
 
-FILES = ("listings.parquet", "listings.jsonl")
+FILES = ("listings.parquet", "listings.jsonl", "listings.jsonl.gz")
 
 
 @dataclass(frozen=True)
@@ -51,27 +48,33 @@ class RowSource:
         return f"{self.file} {about.length} {about.mtime}"
 
 
-def open_rows(name_or_path: str | Path) -> RowSource:
+def open_rows(name_or_path: str | Path, options: Mapping[str, Any] | None = None) -> RowSource:
     """The records of a catalogue.
 
     Args:
-        name_or_path: `furniture`; a folder with listings.parquet, listings.jsonl or a store; or
-            the file itself. Folders and files may lie in object storage, stores may not.
+        name_or_path: `furniture`; a folder with listings.parquet, listings.jsonl or a store, one
+            that a TFDS builder of ours has written, or one in a published layout; or the listings'
+            file itself. Folders and files may lie in object storage, stores may not.
+        options: of a published layout's `rows`.
 
     Raises:
         CatalogueError: there is none.
     """
     if str(name_or_path) == "furniture":
         path = Path(str(files("afmrl_jax.data.furniture") / "listings.parquet"))
-        return _table_source(path, "furniture", trusted=True)
+        return _own(path, "furniture", trusted=True)
     path = place(name_or_path)
     if (path / MANIFEST).is_file():
         store = Store.open(path)
         return RowSource(path.name, str(path), path, store.rows, len(store), store)
+    if (path / "dataset_info.json").is_file():
+        return _prepared(path)
+    layout = layout_of(path) if not any((path / x).is_file() for x in FILES) else None
+    if layout is not None:
+        chosen = partial(layout.rows, path, **options or {})
+        return RowSource(path.name, str(path), path, chosen)
     path = find_listings(path)
-    if path.suffix == ".parquet":
-        return _table_source(path, path.parent.name)
-    return RowSource(path.parent.name, str(path), path.parent, _json_reader(path))
+    return _own(path, path.parent.name)
 
 
 def find_listings(path: Path) -> Path:
@@ -81,55 +84,34 @@ def find_listings(path: Path) -> Path:
     for name in FILES:
         if (path / name).is_file():
             return path / name
-    what = "holds neither of " + " and ".join(FILES) if path.is_dir() else "does not exist"
+    what = "does not exist"
+    if path.is_dir():
+        what = f"holds neither {', '.join(FILES)} nor a store, nor has it a published layout "
+        what += f"({', '.join(LAYOUTS)})"
     raise CatalogueError(f"catalogue {path} {what}; give `furniture` or a catalogue folder")
 
 
-def _json_reader(path: Path) -> Callable[[Report], Iterator[Row]]:
-    def read(report: Report) -> Iterator[Row]:
-        with path.open("rb") as file:
-            for number, data in enumerate(file, 1):
-                line = data.decode(errors="replace")
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    what = f"not valid JSON ({error.msg} at column {error.colno})"
-                    report(Problem(f"line {number}", str(path), what, "mend the line"))
-                    continue
-                if not isinstance(row, dict):
-                    what = "not a JSON object"
-                    report(Problem(f"line {number}", str(path), what, "write one object a line"))
-                    continue
-                yield f"line {number}", row
-
-    return read
+def _own(path: Path, name: str, *, trusted: bool = False) -> RowSource:
+    """A listings file of our own columns."""
+    read = partial(shards.rows, path.parent, files=[path])
+    return RowSource(name, str(path), path.parent, read, shards.count(path), trusted=trusted)
 
 
-def _table_source(path: Path, name: str, *, trusted: bool = False) -> RowSource:
-    @contextmanager
-    def opened() -> Iterator[pq.ParquetFile]:
-        with path.open("rb") as raw:
-            try:
-                file = pq.ParquetFile(raw)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise CatalogueError(
-                    f"{path} is not a Parquet file ({error}); write it again"
-                ) from error
-            yield file
+def _prepared(path: Path) -> RowSource:
+    """What a TFDS builder has written; only ours have our columns."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(path)
+    missing = {"listing_id", "image"} - set(builder.info.features or ())
+    if missing or PART not in builder.info.splits:
+        raise CatalogueError(
+            f"{path} is a TFDS dataset of other columns; write it with a builder of "
+            "afmrl_jax.data.published.builders"
+        )
+    source = builder.as_data_source(split=PART)
 
     def read(report: Report) -> Iterator[Row]:
-        number = 0
-        with opened() as file:
-            for batch in file.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", row
+        for number in range(len(source)):
+            yield f"example {number}", from_example(source[number])
 
-    with opened() as file:
-        missing = [x for x in REQUIRED if x not in file.schema_arrow.names]
-        if missing:
-            raise CatalogueError(f"{path} lacks the column {', '.join(missing)}; add it")
-        count = file.metadata.num_rows
-    return RowSource(name, str(path), path.parent, read, count, trusted=trusted)
+    return RowSource(path.name, str(path), path, read, len(source))

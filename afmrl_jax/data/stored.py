@@ -20,17 +20,16 @@ import numpy as np
 import pyarrow as pa
 
 from afmrl_jax.data.census import draw_splits
-from afmrl_jax.data.fields import OPTIONAL_TEXT, REQUIRED
+from afmrl_jax.data.examples import COLUMNS, PART, TEXTS, features, from_example, to_example
+from afmrl_jax.data.fields import REQUIRED
 from afmrl_jax.data.records import SPLITS, Listing, Problem, Report, Row, StoredListings
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.files import file_hash, is_local, read_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-NAME, PART = "catalogue", "listings"
-"""Dataset and split, as TFDS has them in file names."""
-TEXTS = (*REQUIRED[:3], *OPTIONAL_TEXT)
-COLUMNS = (*TEXTS, "attributes")
+NAME = "catalogue"
+"""Of the dataset in file names, as TFDS has them."""
 READ_AHEAD = 64
 
 
@@ -42,16 +41,6 @@ def shard_name(number: int, count: int) -> str:
 def columns_name(number: int, count: int) -> str:
     """File of a shard's columns."""
     return f"columns-{number:05d}-of-{count:05d}.arrow"
-
-
-@lru_cache(maxsize=1)
-def features() -> Any:
-    """The fields of a record as TFDS has them: texts, "" for none, and the encoded picture."""
-    # Imported here: it takes a second, and only stores need it.
-    import tensorflow_datasets as tfds
-
-    texts = {name: tfds.features.Text() for name in COLUMNS}
-    return tfds.features.FeaturesDict({**texts, "image": tfds.features.Image()})
 
 
 @dataclass(frozen=True)
@@ -155,23 +144,15 @@ def _records(folder: str) -> Any:
 
 
 def parse(data: bytes) -> dict[str, Any]:
-    """A record as a row: texts, attributes as JSON, the encoded picture."""
-    import tensorflow_datasets as tfds
-
-    decoders = {"image": tfds.decode.SkipDecoding()}
-    found = features().deserialize_example_np(data, decoders=decoders)
-    row: dict[str, Any] = {name: found[name].decode() or None for name in COLUMNS}
-    return row | {"image": found["image"]}
+    """A stored record as a raw one."""
+    return from_example(features().deserialize_example_np(data))
 
 
 def serialise(x: Listing, picture: bytes) -> tuple[bytes, dict[str, str]]:
     """A listing as a record, and as its columns."""
-    import io
-
-    texts = {name: getattr(x, name) or "" for name in TEXTS}
-    texts["attributes"] = json.dumps(dict(x.attributes), ensure_ascii=False) if x.attributes else ""
-    example = features().encode_example({**texts, "image": io.BytesIO(picture)})
-    return features().serialize_example(example), texts
+    example = to_example(x, picture)
+    data = features().serialize_example(features().encode_example(example))
+    return data, {name: example[name] for name in COLUMNS}
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def test_tfds_reads_a_store(folder, store):
     first = load_catalogue(folder).listings[0]
     assert len(source) == 60
     assert source[0]["listing_id"].decode() == first.listing_id
-    assert source[0]["image"].shape == (48, 48, 3)
+    assert source[0]["image"] == first.read_image_bytes()
 
 
 def test_a_worker_process_gets_the_place_and_not_the_listings(store):
@@ -102,6 +102,21 @@ def test_a_store_can_be_converted_checked_and_moved(store, tmp_path):
     problems = []
     check_catalogue(other, problems.append)
     assert [x.severity for x in problems] == []
+
+
+def test_a_published_folder_and_what_tfds_made_of_it_are_catalogues(raw_folder, tmp_path):
+    from afmrl_jax.data.published.builders import M5Product, prepare
+
+    folder = raw_folder("m5product")
+    plain = load_catalogue(folder)
+    prepared = load_catalogue(prepare(M5Product, folder, tmp_path / "data").data_dir)
+    convert(open_rows(folder), tmp_path / "store", SMALL)
+    pictures = {x.listing_id: x.read_image_bytes() for x in plain.listings}
+    for other in (prepared, load_catalogue(tmp_path / "store")):
+        assert {x.listing_id: x.read_image_bytes() for x in other.listings} == pictures
+    coarse = open_rows(folder, {"task": "coarse"})
+    found = [row["listing_id"] for _, row in coarse.read(lambda _: None)]
+    assert found != [x.listing_id for x in plain.listings]
 
 
 class Killed(BaseException):
