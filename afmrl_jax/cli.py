@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,43 +12,49 @@ import tyro
 
 from afmrl_jax import auditing, planning, serving
 from afmrl_jax.cli_catalogue import Annotate, CatalogueCheck, CatalogueConvert, OnCatalogue, Oracle
+from afmrl_jax.embedding import IndexSettings, embed_catalogue
+from afmrl_jax.errors import ConfigError
 from afmrl_jax.export import export
 from afmrl_jax.reporting.report import build_report
 from afmrl_jax.reporting.tables import text_table
 from afmrl_jax.runtime import reported, set_up
+from afmrl_jax.searching import Query, Searcher
 from afmrl_jax.systems import FinishedRun
 
 
 @dataclass(frozen=True)
 class Embed(OnCatalogue):
-    """Embed a catalogue and build a searchable index of it."""
+    """Embed a catalogue and build a searchable index of it.
+
+    A call that was killed goes on behind the last listings that it embedded.
+    """
 
     system: str | None = None
     """Row of the results table, such as `infonce` or `agcl+distilled`; the last one without."""
     attributes: Path | None = None
     """Attributes from `afmrl annotate`; without, the system's G writes them now."""
-    index: Literal["exact", "scann"] = "exact"
-    """Exact search, or ScaNN's approximate one."""
+    index: IndexSettings = field(default_factory=IndexSettings)
+    """How it is searched."""
     split: Literal["all", "distill", "train", "reward", "test"] = "all"
     """Listings to embed."""
 
     def execute(self) -> None:
         """Run the command."""
         catalogue = serving.read(self.catalogue, self.split, skip_bad=self.skip_bad)
-        serving.embed_catalogue(
+        embed_catalogue(
             FinishedRun(self.run),
             self.system,
             catalogue,
             self.out,
             attributes=self.attributes,
-            kind=self.index,
+            settings=self.index,
         )
         print(f"{len(catalogue.listings)} listings: {self.out}")
 
 
 @dataclass(frozen=True)
 class Search:
-    """Find listings by a text, a picture, or both together."""
+    """Find listings by a text, a picture, or both together; or by a file of such queries."""
 
     run: Path
     """Run directory of the embedder."""
@@ -58,6 +64,8 @@ class Search:
     """Words, as in a title."""
     image: Path | None = None
     """A picture file."""
+    queries: Path | None = None
+    """JSON lines with `text`, `image` or both, and `id`: prints a JSON object for each."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
     """How many listings."""
     as_json: bool = False
@@ -65,7 +73,16 @@ class Search:
 
     def execute(self) -> None:
         """Run the command."""
-        found = serving.search(FinishedRun(self.run), self.index, self.text, self.image, self.k)
+        if self.queries is not None:
+            if self.text is not None or self.image is not None:
+                raise ConfigError("give --queries, or --text and --image, not both")
+            for answer in Searcher(FinishedRun(self.run), self.index).search_file(
+                self.queries, self.k
+            ):
+                print(json.dumps(vars(answer), ensure_ascii=False))
+            return
+        query = Query.of("query", self.text, self.image)
+        (found,) = Searcher(FinishedRun(self.run), self.index).search([query], self.k)
         if self.as_json:
             for x in found.results:
                 print(json.dumps(x, ensure_ascii=False))

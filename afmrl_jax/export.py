@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from afmrl_jax.data.attributes import format_attributes
 from afmrl_jax.data.catalogue import load_catalogue
+from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.prompts import SYSTEM
 from afmrl_jax.data.records import Catalogue, Listing
 from afmrl_jax.errors import RunError
@@ -202,6 +203,9 @@ def _ours(
         for i, x in enumerate(inputs)
     ]
     builder = run.rows(Catalogue("check", tuple(listings)))
+    # The exported folder is given pictures, not JPEGs, so they are decoded in full there.
+    whole = dataclasses.replace(builder.image, scaled_decoding=False)
+    builder = RowBuilder.of(builder.listings, builder.tokenizer, whole, builder.text)
     rows = [
         builder.embedder(i, x.get("attributes"), title="text" in x, picture="image" in x)
         for i, x in enumerate(inputs)

@@ -46,6 +46,13 @@ class ImageConfig:
     Small pictures share bins; their number is rounded up to one of these, for every number of bins
     is a program to compile."""
 
+    scaled_decoding: bool = False
+    """Let libjpeg decode large JPEGs at a half, a quarter or an eighth of their size, as far as the
+    patches need no more: faster, and pixels that differ a little from the reference's."""
+    bad_pictures: Literal["fatal", "skip"] = "fatal"
+    """What a picture that cannot be decoded does to training: stop it, or be left out of its row,
+    counted as `bad_pictures` in the log and named once."""
+
     def __post_init__(self) -> None:
         factor = self.patch_size * self.merge_size
         require(self.max_pictures > 0, "max_pictures must be positive")

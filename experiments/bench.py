@@ -5,6 +5,8 @@
     python experiments/bench.py bm25 --out experiments/results/bench_bm25.json
     python experiments/bench.py grpo --out experiments/results/bench_grpo.json
     python experiments/bench.py decode --out experiments/results/bench_decode.json
+    python experiments/bench.py input --out experiments/results/bench_input.json
+    python experiments/bench.py search --out experiments/results/bench_search.json
 
 `models`: embedding, a training step of R on adapters and greedy decoding, against transformers on
 the same weights and cores; compilation, looped, unrolled and from a warm cache; and on a GPU or TPU
@@ -13,8 +15,9 @@ against the literal formula, leaner dense forms and row chunks, and a training s
 against one at once; about ten minutes on two cores.
 `bm25`: scores of all pairs of a batch, against rank_bm25, bm25s and SciPy. `grpo`: RAR's update
 with a shared prompt against one row a sample, and the reward's counting against sorting. `decode`:
-sampled tokens a second. Let nothing else run beside it. Figures are medians of ratios of
-measurements that were taken in turn; the JSON has every spread.
+sampled tokens a second. `input`: pictures to patches, against Pillow and Hugging Face's processor.
+`search`: exact and approximate search among a million vectors. Let nothing else run beside it.
+Figures are medians of ratios of measurements that were taken in turn; the JSON has every spread.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from types import ModuleType
 from typing import Annotated, Any, ClassVar
 
 import tyro
-from benchmarks import agcl, bm25, decode, grpo, models
+from benchmarks import agcl, bm25, decode, grpo, models, pictures, search
 
 from afmrl_jax.runtime import reported
 
@@ -106,11 +109,44 @@ class Decode(Bench):
     module: ClassVar[ModuleType] = decode
 
 
+@dataclass(frozen=True)
+class Input(Bench):
+    """Pictures to patches, per core against a loop of Pillow and Hugging Face's processor.
+
+    Patches must be the processor's bit for bit, at equal decoding; what scaled decoding changes is
+    said in units of a byte. Time is the processor time of one process. Batches of 0, 2 and 4 loader
+    processes must be the same.
+    """
+
+    settings: Annotated[pictures.Settings, FLAT] = field(default_factory=pictures.Settings)
+    module: ClassVar[ModuleType] = pictures
+
+
+@dataclass(frozen=True)
+class Search(Bench):
+    """Exact search against the bare product of the same vectors, and ScaNN against exact search.
+
+    ScaNN is tuned to the recall on queries of its own. Both are saved, loaded from another place,
+    and changed. A million vectors take about a quarter of an hour on two cores, and 6 GB.
+    """
+
+    settings: Annotated[search.Settings, FLAT] = field(default_factory=search.Settings)
+    module: ClassVar[ModuleType] = search
+
+
 def main() -> None:
     """Entry point."""
     with reported():
         tyro.extras.subcommand_cli_from_dict(
-            {"models": Models, "agcl": Agcl, "bm25": Bm25, "grpo": Grpo, "decode": Decode},
+            {
+                "models": Models,
+                "agcl": Agcl,
+                "bm25": Bm25,
+                "grpo": Grpo,
+                "decode": Decode,
+                "input": Input,
+                "search": Search,
+            },
             description=__doc__,
         ).execute()
 

@@ -28,6 +28,8 @@ ORDER = (
     ("reporting",),
     ("systems",),
     ("serving", "asking", "auditing", "export", "pipeline", "planning", "runtime", "testing"),
+    ("embedding",),
+    ("searching",),
     ("cli_catalogue",),
     ("cli",),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +17,7 @@ from afmrl_jax.data.records import Listing
 from afmrl_jax.data.text import Tokenizer
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.model_config import ImageConfig
+from afmrl_jax.progress import say
 
 
 class VLBatch(NamedTuple):
@@ -71,6 +72,11 @@ class PatchStore:
         self._bytes = 0
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
+        self._bad: set[int] = set()
+
+    def bad(self, indices: Iterable[int]) -> int:
+        """How many of some listings' pictures were found to be undecodable."""
+        return sum(int(i) in self._bad for i in indices)
 
     def __getstate__(self) -> dict[str, Any]:
         """Worker processes get an empty store: pictures are cheaper to decode than to send."""
@@ -82,9 +88,17 @@ class PatchStore:
         self.__dict__.update(state)
         self._lock = threading.Lock()
 
-    def __getitem__(self, index: int) -> Patches:
-        """Patches of listing number `index`, most recently used ones kept."""
+    def __getitem__(self, index: int) -> Patches | None:
+        """Patches of listing number `index`, most recently used ones kept.
+
+        None for a picture that cannot be decoded, where such are left out.
+
+        Raises:
+            CatalogueError: it cannot be decoded, where that is fatal.
+        """
         with self._lock:
+            if index in self._bad:
+                return None
             found = self._kept.get(index)
             if found is not None:
                 self._kept.move_to_end(index)
@@ -93,7 +107,15 @@ class PatchStore:
         try:
             patches = patchify(listing.read_image_bytes(), self.config)
         except CatalogueError as error:
-            raise CatalogueError(f"listing {listing.listing_id!r}: {error}") from error
+            if self.config.bad_pictures == "fatal":
+                raise CatalogueError(
+                    f"listing {listing.listing_id!r}: {error} (--image.bad-pictures skip goes on "
+                    "without such pictures)"
+                ) from error
+            with self._lock:
+                self._bad.add(index)
+            say(f"left out: the picture of listing {listing.listing_id!r}: {error}")
+            return None
         with self._lock:
             if index not in self._kept:
                 self._kept[index] = patches

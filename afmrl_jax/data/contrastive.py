@@ -131,7 +131,9 @@ class ContrastiveSource:
         if text and no_list >= drop.whole_list:
             attributes = drop_attributes(text, rng, drop.attributes)
         title = drop_words(listing.title, rng, drop.words)
-        picture = erase_patches(builder.pictures[index], rng, drop.patches, builder.image)
+        pictures = tuple(
+            erase_patches(x, rng, drop.patches, builder.image) for x in builder.picture(index)
+        )
         blind = drop.title <= hidden < drop.title + drop.picture
         return prompts.embedder_row(
             builder.tokenizer,
@@ -139,7 +141,7 @@ class ContrastiveSource:
             builder.image,
             title=title if hidden >= drop.title else None,
             attributes=attributes,
-            pictures=() if blind else (picture,),
+            pictures=() if blind else pictures,
         )
 
     def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -171,6 +173,7 @@ class ContrastiveSource:
             "products": self.identity[queries],
             "query_terms": self._terms[queries],
             "candidate_terms": self._terms[candidates],
+            **self._builder.bad_pictures(np.concatenate([queries, candidates])),
         }
         if self._mined is not None:
             batch["candidate_products"] = self.identity[candidates]

@@ -7,7 +7,7 @@ number of workers. No JAX here: Grain's worker processes import this module.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import grain
@@ -17,6 +17,7 @@ from absl import flags
 from afmrl_jax.config import TextBudget
 from afmrl_jax.data import batches, prompts
 from afmrl_jax.data.batches import PatchStore, Row
+from afmrl_jax.data.images import Patches
 from afmrl_jax.data.records import Listing
 from afmrl_jax.data.sampler import epoch_indices
 from afmrl_jax.data.text import Tokenizer, open_keys, swap_words, word_pool
@@ -41,6 +42,17 @@ class RowBuilder:
         """A builder with an empty picture store."""
         return cls(listings, tokenizer, image, text, PatchStore(listings, image))
 
+    def picture(self, index: int) -> tuple[Patches, ...]:
+        """The picture of listing `index`; none where it is bad and such are left out."""
+        found = self.pictures[index]
+        return () if found is None else (found,)
+
+    def bad_pictures(self, indices: Iterable[int]) -> dict[str, int]:
+        """How many pictures of a batch's listings were left out, where that may happen."""
+        if self.image.bad_pictures == "fatal":
+            return {}
+        return {"bad_pictures": self.pictures.bad(indices)}
+
     def embedder(
         self, index: int, attributes: str | None, *, title: bool = True, picture: bool = True
     ) -> Row:
@@ -51,7 +63,7 @@ class RowBuilder:
             self.image,
             title=self.listings[index].title if title else None,
             attributes=attributes,
-            pictures=(self.pictures[index],) if picture else (),
+            pictures=self.picture(index) if picture else (),
         )
 
     def prompt(self, index: int, title: str | None = None) -> Row:
@@ -61,7 +73,7 @@ class RowBuilder:
             self.text,
             self.image,
             title=self.listings[index].title if title is None else title,
-            pictures=(self.pictures[index],),
+            pictures=self.picture(index),
         )
 
     def batch(
@@ -152,6 +164,7 @@ class DistillSource:
             "weights": weight,
             "prompt_last": np.array(starts, np.int32) - 1,
             "products": self._products[first],
+            **builder.bad_pictures(places),
         }
 
 
@@ -185,7 +198,11 @@ class PromptSource:
         chosen = epoch_indices(len(self._queries), self._batch_size, step, self._seed)
         index = self._queries[chosen]
         rows = [self._builder.prompt(int(i)) for i in index]
-        return {"rows": self._builder.batch(rows, self._length), "index": index.astype(np.int32)}
+        return {
+            "rows": self._builder.batch(rows, self._length),
+            "index": index.astype(np.int32),
+            **self._builder.bad_pictures(index),
+        }
 
 
 def iterate(source: Any, *, workers: int = 0, end: int | None = None) -> Any:

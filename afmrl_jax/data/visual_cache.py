@@ -11,7 +11,7 @@ import hashlib
 import os
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,8 +142,8 @@ class CachedPictures:
     listings: Sequence[Listing]
     config: ImageConfig
     cache: TokenCache
-    places: Sequence[Entry]
-    """Of each listing's picture."""
+    places: Sequence[Entry | None]
+    """Of each listing's picture; None of a bad one."""
     _maps: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
@@ -157,19 +157,25 @@ class CachedPictures:
         """Pictures of some listings, all of which must be in the cache."""
         entries = cache.entries()
         for listing, key in zip(listings, hashes, strict=True):
-            if key not in entries:
+            if key not in entries and config.bad_pictures == "fatal":
                 raise CatalogueError(
                     f"listing {listing.listing_id!r}: its picture is not in {cache.folder}; "
                     "start the same command again to compute what is missing"
                 )
-        return cls(listings, config, cache, [entries[key] for key in hashes])
+        return cls(listings, config, cache, [entries.get(key) for key in hashes])
+
+    def bad(self, indices: Iterable[int]) -> int:
+        """How many of some listings have no picture that can be decoded."""
+        return sum(self.places[int(i)] is None for i in indices)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}
 
-    def __getitem__(self, index: int) -> Patches:
-        """Tokens and grid of listing number `index`."""
+    def __getitem__(self, index: int) -> Patches | None:
+        """Tokens and grid of listing number `index`; None where its picture is bad."""
         place = self.places[index]
+        if place is None:
+            return None
         if place.shard not in self._maps:
             dtype = DTYPES[self.cache.dtype]
             flat = np.memmap(self.cache.folder / place.shard, dtype, mode="r")

@@ -104,7 +104,7 @@ def run_loop(
     start = int(state["step"])
     log = MetricsLog(config.folder, resume_step=start)
     base = jax.random.key(config.seed)
-    shapes, padding = ShapeCounter(), _Padding()
+    shapes, padding, bad_pictures = ShapeCounter(), _Padding(), 0
     if start == 0 and evaluate is not None:
         log.write(0, evaluate(state, 0) or {})
     # What a stage that was killed behind its last step would find again.
@@ -120,6 +120,7 @@ def run_loop(
                         iterator = _batches(config, source, refresh, step)
                         iterator.set_state(done_so_far)
                     found = next(iterator)
+                    bad_pictures += int(found.pop("bad_pictures", 0))
                     shapes.add(found["rows"])
                     padding.add(found["rows"])
                     batch = place_batch(found, config.mesh)
@@ -131,6 +132,8 @@ def run_loop(
                     values = {k: float(np.asarray(v)) for k, v in metrics.items()}
                     speed = watch.lap(done) | {"compiled_shapes": len(shapes)}
                     speed |= resident_memory()
+                    if bad_pictures:
+                        speed["bad_pictures"], bad_pictures = bad_pictures, 0
                     log.write(done, values | (extra or {}) | padding.lap() | speed)
                     progress.update(done, values | (extra or {}))
                 else:

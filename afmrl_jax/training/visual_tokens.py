@@ -92,8 +92,9 @@ def _fill(
     size = 0
     with jax.set_mesh(mesh), Progress("visual tokens", len(names)) as progress:
         for begin in range(0, len(names), PICTURES):
-            own = names[begin : begin + PICTURES]
-            pictures = [builder.pictures[missing[key]] for key in own]
+            found_here = [(key, builder.pictures[missing[key]]) for key in names[begin:][:PICTURES]]
+            own = [key for key, picture in found_here if picture is not None]
+            pictures = [picture for _, picture in found_here if picture is not None]
             none: tuple = ()
             rows = [(x,) for x in pictures] + [none] * (PICTURES - len(own))
             *bins, start = pack(rows, config)
@@ -103,7 +104,7 @@ def _fill(
                 grid = (picture.grid[0] // merge, picture.grid[1] // merge)
                 ready[key] = (tokens[first : first + grid[0] * grid[1]], grid)
                 size += ready[key][0].nbytes
-            if size > SHARD_BYTES or begin + PICTURES >= len(names):
+            if ready and (size > SHARD_BYTES or begin + PICTURES >= len(names)):
                 cache.add(ready)
                 ready, size = {}, 0
-            progress.update(begin + len(own))
+            progress.update(begin + len(found_here))

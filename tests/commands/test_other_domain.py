@@ -1,13 +1,17 @@
 """A shop in another domain: check, demo, embed, search, annotate, evaluate, report."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from afmrl_jax import cli
+from afmrl_jax import cli, embedding
+from afmrl_jax.retrieval.vectors import VectorFile
+from afmrl_jax.systems import FinishedRun
 from afmrl_jax.testing import write_badge_catalogue
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +69,7 @@ def test_demo_writes_every_row_and_a_report(run):
 @pytest.mark.parametrize("index", ["exact", "scann"])
 def test_embed_then_search(run, shop, tmp_path, capsys, index):
     out = tmp_path / "badges"
-    cli.main([*on(run, shop, "embed", out), "--index", index])
+    cli.main([*on(run, shop, "embed", out), "--index.kind", index])
     base = ["search", "--run", str(run), "--index", str(out), "--as-json", "-k", "3"]
     capsys.readouterr()
     picture = shop / "images" / "circle-a-red-0.png"
@@ -94,6 +98,59 @@ def test_a_listing_finds_itself(run, shop, tmp_path, capsys):
     )
     best = json.loads(capsys.readouterr().out.splitlines()[0])
     assert best["score"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_killed_embedding_goes_on_where_it_stopped(run, shop, tmp_path, monkeypatch):
+    whole, out = tmp_path / "whole", tmp_path / "badges"
+    cli.main([*on(run, shop, "embed", whole), "--system", "infonce"])
+    monkeypatch.setattr(embedding, "CHUNK_BATCHES", 1)
+    monkeypatch.setattr(FinishedRun, "encoder", small_batches(FinishedRun.encoder))
+    append, rows = VectorFile.append, []
+
+    def noted(self, vectors):
+        rows.append(len(vectors))
+        append(self, vectors)
+
+    def dies(self, vectors):
+        if self.done >= 64:
+            raise KeyboardInterrupt
+        noted(self, vectors)
+
+    monkeypatch.setattr(VectorFile, "append", dies)
+    with pytest.raises(KeyboardInterrupt):
+        cli.main([*on(run, shop, "embed", out), "--system", "infonce"])
+    assert not out.exists()
+    monkeypatch.setattr(VectorFile, "append", noted)
+    cli.main([*on(run, shop, "embed", out), "--system", "infonce"])
+    assert rows == [32, 32, 32, 24], "what was embedded is not embedded again"
+    one, two = (np.load(x / "index" / "vectors.npy") for x in (whole, out))
+    np.testing.assert_allclose(one, two, atol=1e-5)
+    assert {x.name for x in tmp_path.iterdir()} == {"whole", "badges"}
+
+
+def small_batches(encoder):
+    """`FinishedRun.encoder` with batches of 32."""
+    return lambda self, system: dataclasses.replace(encoder(self, system), batch_size=32)
+
+
+def test_queries_of_a_file(run, shop, tmp_path, capsys):
+    out, queries = tmp_path / "badges", shop / "queries.jsonl"
+    cli.main(on(run, shop, "embed", out))
+    picture = "images/circle-a-red-0.png"
+    rows = [{"id": "q", "text": "red badge"}, {"image": picture}, {"text": "x", "image": picture}]
+    queries.write_text("\n".join(json.dumps(x) for x in rows))
+    ask = ["search", "--run", str(run), "--index", str(out), "--queries", str(queries), "-k", "2"]
+    capsys.readouterr()
+    cli.main(ask)
+    found = [json.loads(x) for x in capsys.readouterr().out.splitlines()]
+    assert [x["query"] for x in found] == ["q", "2", "3"]
+    assert [len(x["results"]) for x in found] == [2, 2, 2]
+    queries.write_text('{"text": "fine"}\n{"image": "nowhere.png"}')
+    with pytest.raises(SystemExit):
+        cli.main(ask)
+    error = capsys.readouterr().err
+    assert "line 2" in error
+    assert "no picture" in error
 
 
 def test_annotate_then_embed_with_the_same_attributes(run, shop, tmp_path):

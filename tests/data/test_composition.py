@@ -153,7 +153,7 @@ def flat(batch):
     return [*rows, *(batch[name] for name in sorted(batch) if name != "rows")]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 2, 4])
 def test_batches_do_not_depend_on_the_number_of_workers(builder, workers):
     expected = source(builder)
     read = list(iterate(source(builder), workers=workers))
@@ -176,6 +176,26 @@ def test_hosts_together_hold_the_batch_of_one(builder, hosts):
             else:
                 np.testing.assert_array_equal(np.concatenate(own), array)
                 assert all(len(rows) == len(array) // hosts for rows in own)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_pictures_are_left_out_and_counted(builder, workers, capfd):
+    """Header and size are in order, but the picture is cut off."""
+    cut = [
+        replace(x, image=x.read_image_bytes()[:150]) if n % 5 == 0 else x
+        for n, x in enumerate(builder.listings)
+    ]
+    with pytest.raises(CatalogueError, match=r"listing .*cut off.*bad-pictures skip"):
+        RowBuilder.of(cut, builder.tokenizer, builder.image, builder.text).picture(0)
+    image = replace(builder.image, bad_pictures="skip")
+    skipping = RowBuilder.of(cut, builder.tokenizer, image, builder.text)
+    counts = []
+    for step, batch in enumerate(iterate(source(skipping), workers=workers)):
+        drawn = np.concatenate(source(skipping).draw(step))
+        assert batch["bad_pictures"] == sum(n % 5 == 0 for n in drawn)
+        counts.append(batch["bad_pictures"])
+    assert sum(counts) > 0
+    assert "left out: the picture of listing" in capfd.readouterr().err
 
 
 def test_a_host_reads_the_same_with_workers(builder):

@@ -1,5 +1,6 @@
 """Pictures to patches against Hugging Face's image processor."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -147,3 +148,36 @@ def test_transparency_is_laid_on_white():
 def test_other_modes_become_rgb(mode):
     kind = "TIFF" if mode == "CMYK" else "PNG"
     assert decode(encode(Image.new(mode, (5, 6)), kind)).mode == "RGB"
+
+
+def photograph(rng, side=320):
+    """A JPEG with coarse and fine detail."""
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+    return encode(coarse.resize((side, side), Image.Resampling.BICUBIC), "JPEG")
+
+
+def test_every_byte_becomes_what_the_reference_makes_of_it():
+    values = np.arange(256, dtype=np.uint8)
+    reference = (values.astype(np.float64) * (1 / 255)).astype(np.float32)
+    np.testing.assert_array_equal(np.divide(values, np.float32(255), dtype=np.float32), reference)
+
+
+def test_scaled_decoding_is_the_reference_after_the_same_draft(rng):
+    data = photograph(rng)
+    config = ImageConfig.qwen(max_pixels=4 * 4 * 28 * 28)
+    scaled = dataclasses.replace(config, scaled_decoding=True)
+    found, whole = patchify(data, scaled), patchify(data, config)
+    assert found.grid == whole.grid
+    picture = Image.open(io.BytesIO(data))
+    picture.draft("RGB", tuple(n * config.patch_size for n in found.grid[::-1]))
+    assert picture.size == (160, 160), "libjpeg has left half of each side out"
+    np.testing.assert_array_equal(
+        found.pixels, patchify(encode(picture.convert("RGB")), config).pixels
+    )
+    assert 0 < np.abs(found.pixels - whole.pixels).mean() < 0.05
+    # There is nothing to scale in a PNG, or in a JPEG that is small already.
+    small = photograph(rng, 120)
+    for other in (encode(Image.open(io.BytesIO(data))), small):
+        np.testing.assert_array_equal(
+            patchify(other, scaled).pixels, patchify(other, config).pixels
+        )

@@ -1,0 +1,190 @@
+"""A catalogue to a searchable folder, chunk by chunk; a killed call goes on behind its last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from afmrl_jax.data.attributes import read_attributes
+from afmrl_jax.data.batches import Row
+from afmrl_jax.data.pipeline import RowBuilder
+from afmrl_jax.data.records import Catalogue, Listing
+from afmrl_jax.errors import CatalogueError, ConfigError
+from afmrl_jax.files import atomic_path, disk_full, file_hash, is_disk_full, write_json
+from afmrl_jax.progress import Progress, say
+from afmrl_jax.retrieval.encode import Encoder
+from afmrl_jax.retrieval.exact import Dtype, ExactIndex
+from afmrl_jax.retrieval.index import Index
+from afmrl_jax.retrieval.scann_index import ScannIndex, ScannSettings
+from afmrl_jax.retrieval.vectors import VectorFile
+from afmrl_jax.serving import annotate_catalogue
+from afmrl_jax.systems import FinishedRun
+
+ABOUT = "embedded.json"
+LISTINGS = "listings.jsonl"
+CHUNK_BATCHES = 4
+"""Batches whose pictures are in memory at a time, twice over: embedded, and decoded ahead."""
+TUNED_ON = 1000
+"""Vectors that serve as queries to tune ScaNN."""
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """Which index, and how it is made."""
+
+    kind: Literal["exact", "scann"] = "exact"
+    dtype: Dtype = "float32"
+    """Type of the vectors of an exact index; bfloat16 halves it."""
+    recall: float | None = None
+    """Recall of the 50 nearest that ScaNN is tuned to, on vectors of the catalogue with noise."""
+
+    def __post_init__(self) -> None:
+        if self.recall is not None and (self.kind != "scann" or not 0 < self.recall <= 1):
+            raise ConfigError(
+                f"recall {self.recall} with the {self.kind} index: give a share up to 1, for scann"
+            )
+
+
+def embed_catalogue(
+    run: FinishedRun,
+    system_name: str | None,
+    catalogue: Catalogue,
+    out: Path,
+    *,
+    attributes: Path | None = None,
+    settings: IndexSettings | None = None,
+) -> None:
+    """Write a folder with an index of a catalogue and what a result list shows of it.
+
+    Vectors go to a mapped file beside `out`, and only a few batches of pictures are in memory, so
+    the size of the catalogue does not matter before the index is made of them.
+
+    Args:
+        run: gives R, and G where R reads attributes.
+        system_name: row of the results table; the last one without.
+        catalogue: its listings.
+        out: the folder; one that is there is replaced.
+        attributes: what G wrote; without, it writes it now.
+        settings: of the index.
+
+    Raises:
+        CatalogueError: a picture cannot be used, or listings have no attributes in the file.
+    """
+    system = run.system(system_name)
+    encoder = run.encoder(system)
+    texts: Mapping[str, str] | None = None
+    if system.generator is not None:
+        if attributes is None:
+            # Beside the folder, so that a second call need not write them again.
+            attributes = out.with_name(f"{out.name}.attributes.jsonl")
+            annotate_catalogue(run, system.generator, catalogue, attributes)
+        texts = _known(read_attributes(attributes), catalogue, attributes)
+    key = [encoder.identity, catalogue.fingerprint, file_hash(attributes) if attributes else ""]
+    work = out.with_name(f".{out.name}.vectors")
+    vectors = _embed(run, encoder, catalogue, texts, work, "-".join(key))
+    ids = catalogue.column("listing_id")
+    try:
+        with atomic_path(out) as temporary:
+            temporary.mkdir()
+            index = make_index(ids, vectors.values, encoder.identity, settings or IndexSettings())
+            index.save(temporary / "index")
+            with (temporary / LISTINGS).open("w", encoding="utf-8") as file:
+                for x in catalogue.listings:
+                    file.write(json.dumps(_shown(x, texts), ensure_ascii=False) + "\n")
+            write_json(temporary / ABOUT, {"system": system.name, "catalogue": catalogue.name})
+    except OSError as error:
+        raise (disk_full(out) if is_disk_full(error) else error) from error
+    shutil.rmtree(work)
+
+
+def _known(texts: Mapping[str, str], catalogue: Catalogue, path: Path) -> Mapping[str, str]:
+    missing = [x for x in catalogue.column("listing_id") if x not in texts]
+    if missing:
+        raise CatalogueError(
+            f"{path} has no attributes of listing {missing[0]!r} and {len(missing) - 1} more; "
+            "annotate the same listings, or leave --attributes out"
+        )
+    return texts
+
+
+def _shown(x: Listing, texts: Mapping[str, str] | None) -> dict[str, Any]:
+    shown = {"listing_id": x.listing_id, "product_id": x.product_id, "title": x.title}
+    return shown if texts is None else shown | {"attributes": texts.get(x.listing_id, "")}
+
+
+def _embed(
+    run: FinishedRun,
+    encoder: Encoder,
+    catalogue: Catalogue,
+    texts: Mapping[str, str] | None,
+    work: Path,
+    key: str,
+) -> VectorFile:
+    """All vectors, in the order of the listings; those that are there already are kept."""
+    count, dim = len(catalogue), encoder.architecture.config.text.hidden_dim
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    vectors = VectorFile(work, (count, dim), digest)
+    if vectors.done:
+        say(f"embed: goes on behind {vectors.done} listings")
+    size = CHUNK_BATCHES * encoder.batch_size
+    with Progress("embed", count, vectors.done) as progress:
+        for builder, rows in _chunks(run, catalogue, texts, vectors.done, size):
+            vectors.append(encoder.embed_rows(builder, rows))
+            progress.update(vectors.done)
+    return vectors
+
+
+def _chunks(
+    run: FinishedRun,
+    catalogue: Catalogue,
+    texts: Mapping[str, str] | None,
+    begin: int,
+    size: int,
+) -> Iterator[tuple[RowBuilder, list[Row]]]:
+    """Rows of the listings from `begin` on; the next are decoded while these are used."""
+
+    def build(begin: int) -> tuple[RowBuilder, list[Row]]:
+        builder = run.rows(Catalogue(catalogue.name, catalogue.listings[begin : begin + size]))
+        found = texts or {}
+        # Pillow decodes outside Python's lock.
+        rows = decoders.map(
+            lambda n: builder.embedder(n, found.get(builder.listings[n].listing_id)),
+            range(len(builder.listings)),
+        )
+        return builder, list(rows)
+
+    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor() as decoders:
+        waiting = ahead.submit(build, begin) if begin < len(catalogue) else None
+        while waiting is not None:
+            ready = waiting.result()
+            begin += size
+            waiting = ahead.submit(build, begin) if begin < len(catalogue) else None
+            yield ready
+
+
+def make_index(
+    ids: list[str], vectors: np.ndarray, embedder: str, settings: IndexSettings, seed: int = 0
+) -> Index:
+    """An index of vectors [n d], by the settings."""
+    if settings.kind == "exact":
+        return ExactIndex(ids, vectors, embedder, dtype=settings.dtype)
+    index = ScannIndex(ids, vectors, embedder, ScannSettings.of(len(ids)))
+    if settings.recall is not None and index.settings.hashed:
+        rng = np.random.default_rng(seed)
+        chosen = np.sort(rng.permutation(len(ids))[:TUNED_ON])
+        # A vector itself would be too easy a query: half its length of noise is added.
+        noise = rng.normal(size=(len(chosen), vectors.shape[1])) * 0.5 / vectors.shape[1] ** 0.5
+        queries = (vectors[chosen] + noise).astype(np.float32)
+        queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+        exact = ExactIndex(ids, vectors).search(queries, 50).positions
+        reached = index.tune(queries, exact, settings.recall)
+        say(f"scann: {index.settings.searched} of {index.settings.leaves} leaves, recall {reached}")
+    return index

@@ -1,0 +1,174 @@
+"""Searching what `embedding` wrote: by words, a picture, or both; one query or a file of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from afmrl_jax.data.attributes import salvage_attributes
+from afmrl_jax.data.images import decode
+from afmrl_jax.data.records import Catalogue, Listing
+from afmrl_jax.embedding import ABOUT, LISTINGS
+from afmrl_jax.errors import AfmrlError, CatalogueError, RunError
+from afmrl_jax.files import read_json
+from afmrl_jax.retrieval.index import load_index
+from afmrl_jax.systems import FinishedRun
+from afmrl_jax.training.annotate import write_attributes
+
+BATCH = 256
+"""Queries of a file that are searched at a time."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """Words, a picture, or both."""
+
+    name: str
+    text: str | None = None
+    image: Path | None = None
+
+    @classmethod
+    def of(cls, name: str, text: str | None, image: Path | str | None) -> Query:
+        """A query that can be searched.
+
+        Raises:
+            AfmrlError: there is nothing to search for, or no such picture.
+        """
+        text = (text or "").strip() or None
+        if text is None and image is None:
+            raise AfmrlError("a search needs --text, --image, or both")
+        path = None if image is None else Path(image)
+        if path is not None:
+            if not path.is_file():
+                raise AfmrlError(f"there is no picture {path}")
+            try:
+                decode(path.read_bytes())
+            except CatalogueError as error:
+                raise AfmrlError(f"{path}: {error}") from error
+        return cls(name, text, path)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The results of a query."""
+
+    query: str
+    results: list[dict[str, Any]]
+    """Best first, each with its score."""
+    attributes: str
+    """What G read off a query of picture and words; empty for a query of one of them."""
+
+
+def read_queries(path: Path) -> Iterator[Query]:
+    """The queries of a file: one JSON object a line, with `text`, `image` or both.
+
+    An `id` names a query, or else its line does. Names of pictures are relative to the file.
+
+    Raises:
+        AfmrlError: names the line.
+    """
+    if not path.is_file():
+        raise AfmrlError(f"there is no file {path}; write one JSON object a line")
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                image = row.get("image")
+                name = str(row.get("id") or number)
+                yield Query.of(name, row.get("text"), path.parent / image if image else None)
+            except (ValueError, AttributeError, TypeError) as error:
+                raise AfmrlError(
+                    f"{path}, line {number}: no query ({error}); write an object with `text`, "
+                    "`image` or both"
+                ) from error
+            except AfmrlError as error:
+                raise AfmrlError(f"{path}, line {number}: {error}") from error
+
+
+class Searcher:
+    """A run's R, and an index that it has embedded.
+
+    Args:
+        run: whose R embedded the catalogue.
+        folder: what `embed_catalogue` wrote.
+
+    Raises:
+        RunError: the folder holds none, or another R has embedded it.
+    """
+
+    def __init__(self, run: FinishedRun, folder: Path):
+        if not (folder / ABOUT).is_file():
+            raise RunError(f"{folder} holds no embedded catalogue; write one with `afmrl embed`")
+        self._run, self._folder = run, folder
+        self._system = run.system(read_json(folder / ABOUT)["system"])
+        self._encoder = run.encoder(self._system)
+        self._index = load_index(folder / "index", embedder=self._encoder.identity, mesh=run.mesh)
+
+    def search(self, queries: Sequence[Query], k: int) -> list[Found]:
+        """The k best listings of each query."""
+        if k < 1:
+            raise AfmrlError(f"-k {k}: ask for one result or more")
+        listings = tuple(
+            Listing(x.name, x.name, x.text or "", b"" if x.image is None else str(x.image))
+            for x in queries
+        )
+        builder = self._run.rows(Catalogue("queries", listings))
+        texts = self._read_off(builder, queries)
+        rows = [
+            builder.embedder(
+                n, texts.get(n) or None, title=x.text is not None, picture=x.image is not None
+            )
+            for n, x in enumerate(queries)
+        ]
+        result = self._index.search(self._encoder.embed_rows(builder, rows), k)
+        lines = self._lines({int(p) for row in result.positions for p in row})
+        return [
+            Found(
+                x.name,
+                [
+                    {"score": round(float(score), 4), **json.loads(lines[int(place)])}
+                    for place, score in zip(places, scores, strict=True)
+                ],
+                texts.get(n, ""),
+            )
+            for n, (x, places, scores) in enumerate(
+                zip(queries, result.positions, result.scores, strict=True)
+            )
+        ]
+
+    def search_file(self, path: Path, k: int) -> Iterator[Found]:
+        """The results of every query of a file, some hundred at a time."""
+        queries = read_queries(path)
+        while some := list(islice(queries, BATCH)):
+            yield from self.search(some, k)
+
+    def _read_off(self, builder: Any, queries: Sequence[Query]) -> dict[int, str]:
+        """Attributes that G reads off queries of words and a picture, by their number."""
+        generator = self._system.generator
+        both = [n for n, x in enumerate(queries) if x.text is not None and x.image is not None]
+        if generator is None or not both:
+            return {}
+        batches = write_attributes(
+            *self._run.model(generator),
+            builder,
+            both,
+            mesh=self._run.mesh,
+            batch_size=min(len(both), 64),
+        )
+        return {
+            n: salvage_attributes(text) if malformed else text
+            for batch in batches
+            for n, text, malformed in batch
+        }
+
+    def _lines(self, places: set[int]) -> dict[int, str]:
+        """Lines of the listings' file, counted from 0."""
+        last = max(places, default=-1)
+        with (self._folder / LISTINGS).open(encoding="utf-8", newline="\n") as file:
+            return {n: line for n, line in enumerate(islice(file, last + 1)) if n in places}

@@ -1,0 +1,40 @@
+"""Vectors in a file: what was written stays, and nothing else is taken for it."""
+
+import errno
+
+import numpy as np
+import pytest
+
+from afmrl_jax.errors import RunError
+from afmrl_jax.retrieval import vectors as module
+from afmrl_jax.retrieval.vectors import VectorFile
+
+
+def test_a_file_goes_on_behind_its_last_rows(tmp_path, rng):
+    rows = rng.normal(size=(10, 3)).astype(np.float32)
+    first = VectorFile(tmp_path / "v", (10, 3), "key")
+    first.append(rows[:4])
+    first.values[4] = 7  # a row that was half written when the process died
+    again = VectorFile(tmp_path / "v", (10, 3), "key")
+    assert again.done == 4
+    again.append(rows[4:])
+    np.testing.assert_array_equal(np.load(tmp_path / "v" / "vectors.npy"), rows)
+    with pytest.raises(RunError, match="more vectors than the 10"):
+        again.append(rows[:1])
+
+
+@pytest.mark.parametrize(("shape", "key"), [((10, 3), "other"), ((11, 3), "key")])
+def test_another_embedder_or_catalogue_begins_anew(tmp_path, shape, key):
+    VectorFile(tmp_path / "v", (10, 3), "key").append(np.ones((4, 3), np.float32))
+    found = VectorFile(tmp_path / "v", shape, key)
+    assert found.done == 0
+    assert found.values.shape == shape
+
+
+def test_a_full_disk_is_said_before_anything_is_embedded(tmp_path, monkeypatch):
+    def full(file, size):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "_allocate", full)
+    with pytest.raises(RunError, match="no space left"):
+        VectorFile(tmp_path / "v", (10, 3), "key")
