@@ -5,9 +5,9 @@
 
 Writes one Parquet file with a million listings and their pictures. `afmrl catalogue-check` reads
 it; `afmrl catalogue-convert` and `afmrl embed` are killed with SIGKILL at random moments and
-started again until they are done. Then no listing may be missing or repeated, and vectors of some of them
-must be those of a fresh embedding. The largest resident size of each command is recorded; it counts
-the pages of mapped files that are in memory.
+started again until they are done. Then no listing may be missing or repeated, and vectors of some
+of them must be those of a fresh embedding. The largest resident size of each command is recorded;
+it counts the pages of mapped files that are in memory.
 """
 
 from __future__ import annotations

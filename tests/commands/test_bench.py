@@ -53,7 +53,7 @@ def test_bm25(benchmarks, tmp_path):
 def test_an_unwritable_place_is_said_before_anything_is_measured(benchmarks, tmp_path):
     from afmrl_jax.errors import ConfigError
 
-    for name in ("agcl", "bm25", "grpo", "decode"):
+    for name in ("agcl", "bm25", "grpo", "decode", "pictures", "search"):
         bench = benchmarks(f"benchmarks.{name}")
         with pytest.raises(ConfigError, match="no folder"):
             bench.run(bench.Settings(), tmp_path / "missing" / "x.json")
@@ -93,3 +93,33 @@ def test_decode(benchmarks, tmp_path):
     assert found["decode_tokens_per_second"] > 0
     assert found["host_syncs_per_token"] == 0
     assert record["details"][0]["loops_in_the_program"] >= 1
+
+
+def test_input(benchmarks, tmp_path):
+    bench = benchmarks("benchmarks.pictures")
+    settings = bench.Settings(
+        pictures=3, side=160, visual_tokens=(4, 16), repeats=2, workers=(0, 2), batches=3
+    )
+    found = bench.run(settings, tmp_path / "input.json")
+    assert found == figures_of(tmp_path / "input.json", "input")
+    assert found.keys() == {
+        "images_per_core_speedup",
+        "images_per_core_speedup_equal_decoding",
+    }
+    details = json.loads((tmp_path / "input.json").read_text())["details"]
+    assert details[0]["scaled_difference"]["mean"] > 0
+    assert details[-1]["images_per_second"].keys() == {"0", "2"}
+
+
+def test_search(benchmarks, tmp_path):
+    bench = benchmarks("benchmarks.search")
+    settings = bench.Settings(
+        gallery=21_000, dim=16, clusters=500, queries=64, recall=0.8, changed=200, repeats=2
+    )
+    found = bench.run(settings, tmp_path / "search.json")
+    assert found == figures_of(tmp_path / "search.json", "search")
+    assert found.keys() == {"exact_time_ratio_matmul", "scann_qps_ratio", "scann_recall_at_50"}
+    assert found["scann_recall_at_50"] > 0.75
+    details = json.loads((tmp_path / "search.json").read_text())["details"]
+    kinds = {(x["part"], x.get("kind")) for x in details}
+    assert {("changed", "scann"), ("changed", "exact"), ("saved", "scann")} <= kinds

@@ -153,6 +153,28 @@ def test_queries_of_a_file(run, shop, tmp_path, capsys):
     assert "no picture" in error
 
 
+def test_a_large_catalogue_survives_kills(run, tmp_path):
+    spec = importlib.util.spec_from_file_location(
+        "large_catalogue", ROOT / "experiments" / "large_catalogue.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "experiments"))
+        patch.setitem(sys.modules, "large_catalogue", module)
+        spec.loader.exec_module(module)
+        settings = module.Settings(
+            run=run, listings=300, pictures=20, kills=1, out=tmp_path / "large",
+            result=tmp_path / "large.json",
+        )  # fmt: skip
+        module.main(settings)
+    record = json.loads((tmp_path / "large.json").read_text())
+    assert record["figures"]["listings"] == 300
+    assert record["figures"]["largest_difference"] < 1e-4
+    commands = [x["command"] for x in record["details"]]
+    assert commands[0] == "catalogue-check"
+    assert {"catalogue-convert", "embed"} <= set(commands)
+
+
 def test_annotate_then_embed_with_the_same_attributes(run, shop, tmp_path):
     texts = tmp_path / "texts.jsonl"
     cli.main(on(run, shop, "annotate", texts))
