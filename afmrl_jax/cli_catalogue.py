@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -30,6 +31,8 @@ class CatalogueCheck:
     """Folder with listings.jsonl or listings.parquet, a store, or `furniture`."""
     as_json: bool = False
     """Print JSON lines: every problem, then the summary."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Of the reader of a published layout, as `--options language de`."""
 
     def execute(self) -> None:
         """Run the command."""
@@ -42,7 +45,7 @@ class CatalogueCheck:
             else:
                 print(f"{problem.severity}: {problem}")
 
-        summary = check_catalogue(self.catalogue, show)
+        summary = check_catalogue(self.catalogue, show, options=parsed(self.options))
         if self.as_json:
             print(json.dumps({"summary": summary}))
         else:
@@ -64,13 +67,32 @@ class CatalogueConvert(Conversion):
     """Folder with listings.jsonl or listings.parquet, also in object storage, or `furniture`."""
     out: Path = tyro.MISSING
     """Folder to write, which must not exist."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Of the reader of a published layout, as `--options language de`."""
 
     def execute(self) -> None:
         """Run the command."""
-        manifest = convert(open_rows(self.catalogue), self.out, self)
+        manifest = convert(open_rows(self.catalogue, parsed(self.options)), self.out, self)
         print(_summary(manifest))
         left = f", {manifest['left_out']} record(s) left out" if manifest["left_out"] else ""
         print(f"{self.out}: {len(manifest['shards'])} shard(s){left}")
+
+
+def parsed(options: Mapping[str, str]) -> dict[str, Any]:
+    """Options from the command line: JSON where a value is, text where it is not.
+
+    Example:
+        >>> parsed({"language": "de", "other_images": "2", "queries": '["dev"]'})
+        {'language': 'de', 'other_images': 2, 'queries': ['dev']}
+    """
+
+    def value(text: str) -> Any:
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            return text
+
+    return {name: value(text) for name, text in options.items()}
 
 
 def _summary(summary: dict) -> str:

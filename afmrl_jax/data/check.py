@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,18 +15,25 @@ from afmrl_jax.errors import CatalogueError
 from afmrl_jax.progress import Progress
 
 
-def check_catalogue(path: str | Path, report: Report, *, look: Look = "decode") -> dict[str, Any]:
+def check_catalogue(
+    path: str | Path,
+    report: Report,
+    *,
+    look: Look = "decode",
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Read a whole catalogue and go on behind each problem.
 
     Args:
         path: as for `load_catalogue`.
         report: called with each problem as it is found.
         look: at pictures.
+        options: of a published layout's reader.
 
     Returns:
         Counts of what is usable, and how many listings have each field.
     """
-    source = open_rows(path)
+    source = open_rows(path, options)
     with (
         TemporaryDirectory(prefix="afmrl-check-") as folder,
         Census(Path(folder) / "census.sqlite") as census,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from afmrl_jax.data.examples import PART, from_example
-from afmrl_jax.data.published import LAYOUTS, layout_of, shards
+from afmrl_jax.data.published import LAYOUTS, Layout, layout_of, shards
 from afmrl_jax.data.records import Report, Row
 from afmrl_jax.data.stored import MANIFEST, Store
-from afmrl_jax.errors import CatalogueError
+from afmrl_jax.errors import CatalogueError, ConfigError
 from afmrl_jax.files import is_local, place
 
 FILES = ("listings.parquet", "listings.jsonl", "listings.jsonl.gz")
@@ -36,16 +38,21 @@ class RowSource:
     trusted: bool = False
     """Whether pictures need no look."""
 
+    inputs: tuple[Path, ...] = ()
+    """Files that the records come from."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """How a published layout is read."""
+
     @property
     def stamp(self) -> str:
-        """Changes where the listings' file does."""
-        path = place(self.file)
-        if not path.is_file():
-            return self.file
-        about: Any = path.stat()
-        if is_local(path):
-            return f"{self.file} {about.st_size} {about.st_mtime_ns}"
-        return f"{self.file} {about.length} {about.mtime}"
+        """Changes where the files or the way of reading them do."""
+        about: list[Any] = []
+        for path in self.inputs:
+            found: Any = path.stat()
+            local = is_local(path)
+            size = found.st_size if local else found.length
+            about.append([str(path), size, found.st_mtime_ns if local else found.mtime])
+        return json.dumps([self.file, dict(self.options), about], sort_keys=True)
 
 
 def open_rows(name_or_path: str | Path, options: Mapping[str, Any] | None = None) -> RowSource:
@@ -59,20 +66,29 @@ def open_rows(name_or_path: str | Path, options: Mapping[str, Any] | None = None
 
     Raises:
         CatalogueError: there is none.
+        ConfigError: an option that it does not have.
     """
+    options = options or {}
+    source = _open(name_or_path, options)
+    if options and source.options != options:
+        raise ConfigError(f"{source.file} is read without options; leave --options out")
+    return source
+
+
+def _open(name_or_path: str | Path, options: Mapping[str, Any]) -> RowSource:
     if str(name_or_path) == "furniture":
         path = Path(str(files("afmrl_jax.data.furniture") / "listings.parquet"))
         return _own(path, "furniture", trusted=True)
     path = place(name_or_path)
     if (path / MANIFEST).is_file():
         store = Store.open(path)
-        return RowSource(path.name, str(path), path, store.rows, len(store), store)
+        inputs = (path / MANIFEST,)
+        return RowSource(path.name, str(path), path, store.rows, len(store), store, inputs=inputs)
     if (path / "dataset_info.json").is_file():
         return _prepared(path)
     layout = layout_of(path) if not any((path / x).is_file() for x in FILES) else None
     if layout is not None:
-        chosen = partial(layout.rows, path, **options or {})
-        return RowSource(path.name, str(path), path, chosen)
+        return _published(path, layout, options)
     path = find_listings(path)
     return _own(path, path.parent.name)
 
@@ -94,7 +110,21 @@ def find_listings(path: Path) -> Path:
 def _own(path: Path, name: str, *, trusted: bool = False) -> RowSource:
     """A listings file of our own columns."""
     read = partial(shards.rows, path.parent, files=[path])
-    return RowSource(name, str(path), path.parent, read, shards.count(path), trusted=trusted)
+    count = shards.count(path)
+    return RowSource(name, str(path), path.parent, read, count, trusted=trusted, inputs=(path,))
+
+
+def _published(path: Path, layout: Layout, options: Mapping[str, Any]) -> RowSource:
+    known = [x for x in signature(layout.rows).parameters if x not in ("folder", "report", "files")]
+    unknown = [x for x in options if x not in known]
+    if unknown:
+        raise ConfigError(
+            f"{path} is in the layout of {layout.name}, whose reader has no option {unknown[0]!r}; "
+            f"it has {', '.join(known) or 'none'}"
+        )
+    inputs = tuple(layout.inputs(path))
+    read = partial(layout.rows, path, **options)
+    return RowSource(path.name, str(path), path, read, inputs=inputs, options=dict(options))
 
 
 def _prepared(path: Path) -> RowSource:
@@ -114,4 +144,5 @@ def _prepared(path: Path) -> RowSource:
         for number in range(len(source)):
             yield f"example {number}", from_example(source[number])
 
-    return RowSource(path.name, str(path), path, read, len(source))
+    inputs = (path / "dataset_info.json",)
+    return RowSource(path.name, str(path), path, read, len(source), inputs=inputs)

@@ -117,6 +117,11 @@ def test_a_published_folder_and_what_tfds_made_of_it_are_catalogues(raw_folder, 
     coarse = open_rows(folder, {"task": "coarse"})
     found = [row["listing_id"] for _, row in coarse.read(lambda _: None)]
     assert found != [x.listing_id for x in plain.listings]
+    assert coarse.stamp != open_rows(folder).stamp
+    with pytest.raises(ConfigError, match="no option 'tsk'; it has task"):
+        open_rows(folder, {"tsk": "coarse"})
+    with pytest.raises(ConfigError, match="leave --options out"):
+        open_rows("furniture", {"task": "coarse"})
 
 
 class Killed(BaseException):
