@@ -54,6 +54,8 @@ class Listing:
     """True product, where `product_id` is a second id of it: for measuring, unknown to training."""
     duplicate_group: str | None = None
     """What the shop itself knows to be one product under several ids: training may use it."""
+    role: str | None = None
+    """`query` or `gallery`: which side of an evaluation it stands on; None: both."""
 
     def read_image_bytes(self) -> bytes:
         """The encoded picture."""

@@ -195,7 +195,7 @@ def differences(evaluation: Evaluation | None) -> list[Difference]:
     return out
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     """Lines of cells with the first column left and the others right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
@@ -221,7 +221,7 @@ def _block(evaluation: Evaluation, tasks: Iterable[Task]) -> list[str]:
     named = dict.fromkeys(
         f"{task.title} ({task.short})" if task.short else task.title for task, _ in columns
     )
-    return [", ".join(named), *("  " + line for line in _aligned(lines)), ""]
+    return [", ".join(named), *("  " + line for line in aligned(lines)), ""]
 
 
 def _difference_lines(evaluation: Evaluation) -> list[str]:
@@ -238,7 +238,7 @@ def _difference_lines(evaluation: Evaluation) -> list[str]:
         for x in found
     ]
     title = "Paired difference of fine-grained R@1, in points, with its 95 % interval"
-    return [title, *("  " + line for line in _aligned(lines)), ""]
+    return [title, *("  " + line for line in aligned(lines)), ""]
 
 
 def text_table(evaluation: Evaluation) -> str:
