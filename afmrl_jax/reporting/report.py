@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import read_json, write_text
-from afmrl_jax.reporting import paper, plots, stages, tables
+from afmrl_jax.reporting import detail, paper, plots, stages, tables
 from afmrl_jax.reporting.gallery import read_gallery
 from afmrl_jax.reporting.page import render
 from afmrl_jax.training.rar_health import raised
@@ -170,6 +170,8 @@ def _context(run: Path) -> dict[str, Any]:
         "cell": tables.cell,
         "baselines": tables.baselines_of(evaluation),
         "scann": (evaluation or {}).get("scann"),
+        "details": detail.detail_tables(evaluation),
+        "shorter": [(plot, Markup(plot.svg)) for plot in detail.truncation_plots(evaluation)],
         "steps": steps_of(evaluation),
         "fine": tables.FINE,
         "second_table": [t for t in tables.TASKS if t.key in ("classification", "clustering")],
