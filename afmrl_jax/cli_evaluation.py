@@ -50,6 +50,8 @@ class Baselines:
     """Folder with listings.jsonl or listings.parquet, or `furniture`."""
     out: Path | None = None
     """JSON file to write, as `evaluation.json`; nothing is written without."""
+    per_query: bool = True
+    """Keep the values of single queries beside it, for `afmrl compare`."""
     embedder: tuple[Path, ...] = ()
     """Folders of embedders; needs sentence-transformers."""
     attributes: Path | None = None
@@ -79,7 +81,7 @@ class Baselines:
         )
         print(text_table(found.evaluation))
         if self.out is not None:
-            write_evaluation(self.out, self.out.parent, found, {})
+            write_evaluation(self.out, self.out.parent if self.per_query else None, found)
             print(self.out)
 
 

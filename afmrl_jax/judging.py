@@ -56,7 +56,7 @@ def evaluate(
     )
     data = EvaluationData(run.rows(test), run.rows(train), split)
     found = evaluate_subjects(subjects, data, run.config, test.name)
-    write_evaluation(out, run.folder, found, {})
+    write_evaluation(out, run.folder, found)
     return found.evaluation
 
 

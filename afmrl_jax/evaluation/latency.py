@@ -17,7 +17,7 @@ from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.retrieval.scann_index import ScannIndex
 
 REPEATS = 30
-SECONDS = 2.0
+SECONDS = 1.0
 """After which a slow part is repeated no more, once it has been done three times."""
 K = 10
 

@@ -198,18 +198,22 @@ def evaluate_subjects(
     return Evaluated(evaluation, per_query, inputs.both)
 
 
-def write_evaluation(out: Path, folder: Path, found: Evaluated, more: dict[str, Any]) -> None:
+def write_evaluation(
+    out: Path, folder: Path | None, found: Evaluated, more: dict[str, Any] | None = None
+) -> None:
     """Write `evaluation.json`, and the per-query values, to which it gives the way.
 
     Args:
         out: the JSON file.
-        folder: of the run, in whose `evaluations` folder the values go.
+        folder: in whose `evaluations` folder the values go, of a run; None keeps none.
         found: what to write.
         more: further entries of the JSON.
     """
-    kept = write_query_values(folder / FOLDER, found.per_query)
-    way = os.path.relpath(kept.absolute(), out.absolute().parent)
-    write_json(out, found.evaluation | {"per_query": Path(way).as_posix()} | more)
+    way: dict[str, str] = {}
+    if folder is not None:
+        kept = write_query_values(folder / FOLDER, found.per_query)
+        way["per_query"] = Path(os.path.relpath(kept.absolute(), out.absolute().parent)).as_posix()
+    write_json(out, found.evaluation | way | (more or {}))
 
 
 def peak_memory() -> float:

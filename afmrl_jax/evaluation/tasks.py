@@ -175,7 +175,6 @@ def by_category(values: PerQuery, categories: np.ndarray, queries: np.ndarray) -
     shown = names[np.lexsort((names, -counts))][:CATEGORIES_SHOWN]
     groups = {str(name): categories == name for name in shown}
     if len(shown) < len(names):
-        # A name that no category can have: the reader does not strip it to this.
         groups[f"other ({len(names) - len(shown)} categories)"] = ~np.isin(categories, shown)
     asked = np.zeros(len(categories), bool)
     asked[queries] = True

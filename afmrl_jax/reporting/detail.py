@@ -11,6 +11,8 @@ from afmrl_jax.reporting.tables import MISSING, TASKS, Evaluation, number, rows_
 
 FIRST_PLOT = 100
 """Number of the first plot here, beyond those of the stages."""
+APART = ("image_to_image",)
+"""Tasks that have a table of their own here: the main one has no room for all."""
 DEFINITIONS = (
     ("fine", "map_m5@10", "Fine map_m5@10"),
     ("fine", "prec_m5@10", "Fine prec_m5@10"),
@@ -62,6 +64,16 @@ def _by_row(
         texts = [_text((values.get(task) or {}).get(metric)) for task, metric, _ in columns]
         out.append((str(row["name"]), *texts))
     return out if any(set(line[1:]) != {MISSING} for line in out) else []
+
+
+def apart_table(evaluation: Evaluation | None) -> Table | None:
+    """Tasks that the main table leaves out."""
+    tasks = [task for task in TASKS if task.key in APART]
+    columns = [(t.key, m, f"{t.title} {m}") for t in tasks for m in t.metrics]
+    found = _by_row(rows_of(evaluation), columns)
+    note = "; ".join(f"{task.title}: {task.about}" for task in tasks) + ". In percent."
+    title = ", ".join(task.title for task in tasks)
+    return Table(title, note, ("System", *(x for _, _, x in columns)), found) if found else None
 
 
 def definitions_table(evaluation: Evaluation | None) -> Table | None:
@@ -155,7 +167,14 @@ def latency_table(evaluation: Evaluation | None) -> Table | None:
 
 def detail_tables(evaluation: Evaluation | None) -> list[Table]:
     """All that the evaluation has values for."""
-    makers = (definitions_table, macro_table, scann_table, latency_table, category_table)
+    makers = (
+        apart_table,
+        definitions_table,
+        macro_table,
+        scann_table,
+        latency_table,
+        category_table,
+    )
     return [table for make in makers if (table := make(evaluation)) is not None]
 
 

@@ -155,7 +155,7 @@ def _context(run: Path) -> dict[str, Any]:
     recorded = plots.read_stages(run)
     trained = ("distill", "backbone", "infonce", "agcl", "agcl-distilled", "rar", "cit")
     expected = [x for x in stages.expected_stages(config) if x.split("-")[0] in trained]
-    rows = tables.rows_of(evaluation)
+    rows, measured = tables.rows_of(evaluation), tables.measured_tasks(evaluation)
     catalogue = (evaluation or {}).get("catalogue") or config.get("catalogue") or "unknown"
     return {
         "name": run.resolve().name,
@@ -165,8 +165,8 @@ def _context(run: Path) -> dict[str, Any]:
         "generator_size": _millions(stages.parameter_count(run, "distill")),
         "tiles": headline(run, evaluation, chain),
         "rows": rows,
-        "tasks": tables.measured_tasks(evaluation),
-        "unmeasured": [t for t in tables.TASKS if t not in tables.measured_tasks(evaluation)],
+        "tasks": [x for x in measured if x.key not in detail.APART],
+        "unmeasured": [x for x in tables.TASKS if x not in measured],
         "cell": tables.cell,
         "baselines": tables.baselines_of(evaluation),
         "scann": (evaluation or {}).get("scann"),

@@ -78,6 +78,8 @@ def test_details_stand_below_the_results(page):
     for word in ("M5Product's definitions", "Macro means", "By category: afmrl+cit"):
         assert word in text
     assert f"{FINE[-1] - 1.7:.2f}" in text  # macro
+    assert text.count("Image to image R@1 ") == 1
+    assert f"{FINE[0] - 20:.2f}" in text
     assert "-0.72" in text  # what ScaNN costs
     assert "A processor, 2 cores" in text
     assert "12.35" in text or "12.34" in text
