@@ -44,7 +44,7 @@ class Table:
     title: str
     note: str
     head: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
 
 
 def _text(value: Any) -> str:

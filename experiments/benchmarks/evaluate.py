@@ -83,7 +83,7 @@ def evaluate(corpus: Corpus, queries: int, label: str | None = None) -> dict[str
     k = max(depth(task.metrics) for task in (FINE, COARSE))
     with Progress(label, queries) as progress:
         found = rank_gallery(scorer, sets, k, chosen, progress=progress.update)
-    out = {}
+    out: dict[str, np.ndarray] = {}
     for task, ranked in zip((FINE, COARSE), found, strict=True):
         values = metric_values(ranked, task.metrics)
         out |= {f"{task.name}.{name}": each for name, each in values.items()}

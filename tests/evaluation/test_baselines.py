@@ -160,6 +160,24 @@ def test_without_attributes_there_is_no_baseline_of_them(badges, monkeypatch):
     assert names == ["raw pixels", "colour histogram", "BM25 over titles"]
 
 
+def test_roles_of_listings_make_queries_and_gallery(badges, monkeypatch):
+    whole = load_catalogue(badges)
+    # The shop's newest listing of a product is asked for, the others are searched.
+    role = {"3": "query", "0": None}
+    listings = tuple(
+        dataclasses.replace(x, role=role.get(x.listing_id[-1], "gallery")) for x in whole.listings
+    )
+    monkeypatch.setattr(
+        judging, "read", lambda *_, **__: dataclasses.replace(whole, listings=listings)
+    )
+    found = judging.evaluate_baselines("x", "all", resamples=20)
+    assert {row["n_gallery"] for row in found.evaluation["rows"]} == {90}
+    assert {row["n_queries"] for row in found.evaluation["rows"]} == {60}
+    hits = found.per_query.systems["raw pixels"]["fine.R@10"]
+    asked = [x.role != "gallery" for x in listings]
+    np.testing.assert_array_equal(np.isfinite(hits), asked)
+
+
 def test_times_are_percentiles_after_a_warm_up(monkeypatch):
     now, calls = [0.0], []
 
