@@ -12,11 +12,11 @@ import tyro
 
 from afmrl_jax import auditing, planning, serving
 from afmrl_jax.cli_catalogue import Annotate, CatalogueCheck, CatalogueConvert, OnCatalogue, Oracle
+from afmrl_jax.cli_evaluation import Baselines, Compare, Evaluate
 from afmrl_jax.embedding import IndexSettings, embed_catalogue
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.export import export
 from afmrl_jax.reporting.report import build_report
-from afmrl_jax.reporting.tables import text_table
 from afmrl_jax.runtime import reported, set_up
 from afmrl_jax.searching import Query, Searcher
 from afmrl_jax.systems import FinishedRun
@@ -94,22 +94,6 @@ class Search:
                 f"{number:3d}  {x['score']:.4f}  {x['listing_id']}  "
                 f"[{x['product_id']}]  {x['title']}"
             )
-
-
-@dataclass(frozen=True)
-class Evaluate(OnCatalogue):
-    """Evaluate every system of a run on a catalogue, which may be one it never saw."""
-
-    split: Literal["all", "distill", "train", "reward", "test"] = "test"
-    """Listings that are queries and gallery."""
-
-    def execute(self) -> None:
-        """Run the command."""
-        evaluation = serving.evaluate(
-            FinishedRun(self.run), self.catalogue, self.split, self.out, skip_bad=self.skip_bad
-        )
-        print(text_table(evaluation))
-        print(self.out)
 
 
 @dataclass(frozen=True)
@@ -248,6 +232,8 @@ Command = (
     | Annotated[Embed, tyro.conf.subcommand("embed")]
     | Annotated[Search, tyro.conf.subcommand("search")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Baselines, tyro.conf.subcommand("baselines")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[AuditNegatives, tyro.conf.subcommand("audit-negatives")]

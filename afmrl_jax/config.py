@@ -140,7 +140,7 @@ class RunConfig:
                 held_out_share=0.1,
             ),
             cit=replace(demo.cit, steps=4),
-            evaluation=replace(demo.evaluation, bootstrap=200),
+            evaluation=replace(demo.evaluation, bootstrap=200, latency=False),
             save_every=20,
         )
 

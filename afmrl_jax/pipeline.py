@@ -23,7 +23,7 @@ from afmrl_jax.data.oracle import oracle_inputs, taught_texts
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.records import Catalogue
 from afmrl_jax.data.text import BpeTokenizer
-from afmrl_jax.evaluation.run import EvaluationData, peak_memory
+from afmrl_jax.evaluation.run import EvaluationData, peak_memory, write_evaluation
 from afmrl_jax.files import read_json, write_json
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.objectives.rewards import find_reward
@@ -337,7 +337,7 @@ class Pipeline:
         return report
 
     def _evaluate_systems(self, _: Path) -> None:
-        evaluation, cards = evaluate_systems(
+        found, cards = evaluate_systems(
             self.config,
             EvaluationData(self._split_builder("test"), self._split_builder("train")),
             self._encoder,
@@ -347,4 +347,4 @@ class Pipeline:
         )
         cost = {"seconds": self.run.seconds(), "peak_memory_gb": peak_memory()}
         write_json(self.run.folder / "gallery.json", cards)
-        write_json(self.run.folder / "evaluation.json", evaluation | cost)
+        write_evaluation(self.run.folder / "evaluation.json", self.run.folder, found, cost)

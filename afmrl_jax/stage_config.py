@@ -251,5 +251,7 @@ class EvaluationConfig:
     batch_size: int = 128
     bootstrap: int = 2000
     """Resamples behind every 95 % interval."""
+    latency: bool = True
+    """Measure how long encoding and searching take."""
     gallery_queries: int = 12
     """Queries shown in the report's gallery."""

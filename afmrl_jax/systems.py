@@ -17,6 +17,7 @@ from afmrl_jax.data.records import Catalogue
 from afmrl_jax.data.text import BpeTokenizer
 from afmrl_jax.errors import RunError
 from afmrl_jax.evaluation.run import (
+    Evaluated,
     EvaluationData,
     Subject,
     Texts,
@@ -73,7 +74,7 @@ def evaluate_systems(
     before: Texts,
     after: Texts,
     catalogue: str,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[Evaluated, list[dict[str, Any]]]:
     """Evaluate every row of a run.
 
     Args:
@@ -85,7 +86,7 @@ def evaluate_systems(
         catalogue: its name.
 
     Returns:
-        The contents of `evaluation.json`, and the cards of the last row for `gallery.json`.
+        What was found, and the cards of the last row for `gallery.json`.
     """
     # The reinforced G may have written for a share of the train listings only.
     test_texts = {None: None, "distill": before, "rar": after}
@@ -94,8 +95,8 @@ def evaluate_systems(
         Subject(s.name, encoder(s.embedder), test_texts[s.generator], train_texts[s.generator])
         for s in systems_of(config)
     )
-    evaluation, vectors = evaluate_subjects(subjects, data, config, catalogue)
-    return evaluation, gallery(data, vectors, config, before, after)
+    found = evaluate_subjects(subjects, data, config, catalogue)
+    return found, gallery(data, found.vectors, config, before, after)
 
 
 class FinishedRun:

@@ -7,6 +7,7 @@
     python experiments/bench.py decode --out experiments/results/bench_decode.json
     python experiments/bench.py input --out experiments/results/bench_input.json
     python experiments/bench.py search --out experiments/results/bench_search.json
+    python experiments/bench.py evaluate --out experiments/results/bench_evaluate.json
 
 `models`: embedding, a training step of R on adapters and greedy decoding, against transformers on
 the same weights and cores; compilation, looped, unrolled and from a warm cache; and on a GPU or TPU
@@ -16,6 +17,7 @@ against one at once; about ten minutes on two cores.
 `bm25`: scores of all pairs of a batch, against rank_bm25, bm25s and SciPy. `grpo`: RAR's update
 with a shared prompt against one row a sample, and the reward's counting against sorting. `decode`:
 sampled tokens a second. `input`: pictures to patches, against Pillow and Hugging Face's processor.
+`evaluate`: all retrieval metrics of 100,000 queries against 100,000 listings, in bounded memory.
 `search`: exact and approximate search among a million vectors. Let nothing else run beside it.
 Figures are medians of ratios of measurements that were taken in turn; the JSON has every spread.
 """
@@ -29,7 +31,7 @@ from types import ModuleType
 from typing import Annotated, Any, ClassVar
 
 import tyro
-from benchmarks import agcl, bm25, decode, grpo, models, pictures, search
+from benchmarks import agcl, bm25, decode, evaluate, grpo, models, pictures, search
 
 from afmrl_jax.runtime import reported
 
@@ -134,6 +136,19 @@ class Search(Bench):
     module: ClassVar[ModuleType] = search
 
 
+@dataclass(frozen=True)
+class Evaluate(Bench):
+    """Queries a second for all retrieval metrics, by product and by category at once.
+
+    Memory is the largest resident size of a child process of its own, less what it had with the
+    inputs made and everything compiled. A part of the queries is ranked by plain NumPy as well, and
+    must agree.
+    """
+
+    settings: Annotated[evaluate.Settings, FLAT] = field(default_factory=evaluate.Settings)
+    module: ClassVar[ModuleType] = evaluate
+
+
 def main() -> None:
     """Entry point."""
     with reported():
@@ -146,6 +161,7 @@ def main() -> None:
                 "decode": Decode,
                 "input": Input,
                 "search": Search,
+                "evaluate": Evaluate,
             },
             description=__doc__,
         ).execute()

@@ -27,13 +27,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
-from benchmarks.record import machine, versions
+from benchmarks.record import versions
 from PIL import Image, ImageDraw
 
 from afmrl_jax.data.catalogue import load_catalogue
 from afmrl_jax.data.records import Catalogue
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import read_json, write_json
+from afmrl_jax.machine import machine
 from afmrl_jax.progress import Progress, say
 from afmrl_jax.runtime import reported
 from afmrl_jax.systems import FinishedRun

@@ -18,6 +18,7 @@ import numpy as np
 import tyro
 
 from afmrl_jax.evaluation.spread import spread, verdict
+from afmrl_jax.evaluation.tasks import TASKS
 from afmrl_jax.files import read_json, write_json
 from afmrl_jax.metrics_log import read_metrics
 from afmrl_jax.runtime import reported
@@ -45,10 +46,9 @@ def summarise(runs: list[Path]) -> dict[str, Any]:
     for place, name in enumerate(names):
         found = [e["rows"][place] for e in evaluations]
         rows[name] = {
-            f"{task}.{metric}": spread([row[task][metric] for row in found])
-            for task, values in found[0].items()
-            if isinstance(values, dict) and task != "intervals"
-            for metric in values
+            f"{task.name}.{metric}": spread([row[task.name][metric] for row in found])
+            for task in TASKS
+            for metric in found[0].get(task.name) or {}
         }
     steps = {}
     for place, pair in enumerate(evaluations[0]["comparisons"]):

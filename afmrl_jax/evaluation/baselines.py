@@ -1,24 +1,27 @@
-"""What needs no learning: raw pixels, a colour histogram, and BM25 over titles."""
+"""What needs no training here: raw pixels, a colour histogram, and BM25 over texts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
+from scipy import sparse
 
 from afmrl_jax.data.images import decode
 from afmrl_jax.data.records import Listing
-from afmrl_jax.data.terms import Bm25Vocabulary
-from afmrl_jax.evaluation.metrics import positive_ranks, recall_at_k
-from afmrl_jax.objectives.bm25 import bm25_scores, fit_bm25
+from afmrl_jax.data.terms import Bm25Vocabulary, attribute_terms, split_terms
+from afmrl_jax.evaluation.tasks import RECALL, Task, TaskInputs, per_query_values
+from afmrl_jax.objectives.bm25 import fit_bm25
 
 PIXEL_SIDE = 32
 HISTOGRAM_BINS = 6
-TITLE_TERMS = 40
+FINE = Task("fine", "both", "both", "product", RECALL)
+Sides = tuple[np.ndarray | None, np.ndarray | None]
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows [n d] at length 1; rows of zeros stay."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
 
@@ -29,7 +32,7 @@ def pixel_vectors(listings: Sequence[Listing]) -> np.ndarray:
         np.asarray(decode(x.read_image_bytes()).resize(size), float).reshape(-1) for x in listings
     ]
     pixels = np.stack(rows)
-    return _unit(pixels - pixels.mean(1, keepdims=True))
+    return unit(pixels - pixels.mean(1, keepdims=True))
 
 
 def histogram_vectors(listings: Sequence[Listing]) -> np.ndarray:
@@ -44,36 +47,117 @@ def histogram_vectors(listings: Sequence[Listing]) -> np.ndarray:
     return np.stack(out)
 
 
-def title_ranks(listings: Sequence[Listing], products: np.ndarray) -> np.ndarray:
-    """Rank of the best positive by BM25 over titles, int64 [n]."""
-    titles = [x.title for x in listings]
-    vocabulary = Bm25Vocabulary.fit(titles, attributes=False)
-    terms = vocabulary.encode(titles, TITLE_TERMS, attributes=False)
-    on_device = jnp.asarray(terms)
-    scores = np.array(bm25_scores(fit_bm25(terms, vocabulary.size), on_device, on_device))
-    np.fill_diagonal(scores, -np.inf)
-    same = products[:, None] == products[None, :]
-    np.fill_diagonal(same, False)
-    best = np.where(same, scores, -np.inf).max(1, keepdims=True)
-    above = ((scores >= best) & ~same & np.isfinite(scores)).sum(1)
-    return np.where(same.any(1), 1 + above, 0)
+class Bm25Scorer:
+    """BM25 of the texts of queries against those of the gallery, as a sparse product a tile.
+
+    It is `objectives.bm25`, whose statistics are of the gallery's texts, with the whole vocabulary
+    of a catalogue, for which a dense table of texts and terms would be too large.
+    """
+
+    def __init__(self, queries: Sequence[str], gallery: Sequence[str]):
+        self.shape = len(queries), len(gallery)
+        vocabulary = Bm25Vocabulary.fit(gallery, attributes=False)
+        longest = max(1, *(len(split_terms(x)) for x in (*queries, *gallery)))
+        terms = vocabulary.encode(gallery, longest, attributes=False)
+        statistics = fit_bm25(terms, vocabulary.size)
+        k1, b = statistics.k1, statistics.b
+        counts = _counts(terms, vocabulary.size).tocoo()
+        lengths = (terms >= 0).sum(1)
+        norm = k1 * (1 - b + b * lengths / float(statistics.average_length))
+        idf = np.asarray(statistics.idf)
+        data = idf[counts.col] * counts.data / (counts.data + norm[counts.row])
+        cells = (data.astype(np.float32), (counts.row, counts.col))
+        self._gallery = sparse.csr_matrix(cells, counts.shape)
+        asked = vocabulary.encode(queries, longest, attributes=False)
+        self._queries = _counts(asked, vocabulary.size)
+
+    def block(self, rows: np.ndarray, size: int) -> Any:
+        """See `Scorer.block`."""
+        return self._queries[rows]
+
+    def tile(self, block: Any, columns: np.ndarray, size: int) -> np.ndarray:
+        """See `Scorer.tile`; there is no padding, which nothing asks for here."""
+        return np.asarray((block @ self._gallery[columns].T).toarray(), np.float32)
 
 
-def run_baselines(listings: Sequence[Listing]) -> dict[str, dict[str, float]]:
-    """R@1, R@5 and R@10 in percent of the three on some listings.
+def _counts(terms: np.ndarray, vocab: int) -> sparse.csr_matrix:
+    """How often each text has each known term, float32 [n v]."""
+    known = (terms >= 0) & (terms < vocab)
+    rows = np.nonzero(known)[0]
+    ones = np.ones(len(rows), np.float32)
+    # Repeats of a term add up.
+    return sparse.csr_matrix((ones, (rows, terms[known])), (len(terms), vocab))
+
+
+def bm25_texts(listings: Sequence[Listing], attributes: Mapping[str, str] | None) -> list[str]:
+    """Titles, followed by the values of attributes where they are given by listing id."""
+    if attributes is None:
+        return [x.title for x in listings]
+    return [
+        " ".join([x.title, *attribute_terms(attributes.get(x.listing_id, ""))]) for x in listings
+    ]
+
+
+def known_inputs(
+    listings: Sequence[Listing], sides: Sides, known: Mapping[str, Any] | None = None
+) -> TaskInputs:
+    """What is known of some listings, without vectors.
+
+    Args:
+        listings: n of them.
+        sides: places of queries and gallery, None for all.
+        known: further fields of `TaskInputs`.
+    """
+    categories = [x.category for x in listings]
+    return TaskInputs(
+        **{"both": None, "text": None, "image": None} | dict(known or {}),
+        products=np.array([x.true_product for x in listings]),
+        families=np.array([x.group for x in listings]),
+        categories=np.array(categories) if all(categories) else None,
+        queries=sides[0],
+        gallery=sides[1],
+    )
+
+
+def bm25_inputs(
+    listings: Sequence[Listing], sides: Sides, attributes: Mapping[str, str] | None = None
+) -> TaskInputs:
+    """BM25 over titles, or over titles and attributes, as a system to evaluate."""
+    texts = bm25_texts(listings, attributes)
+    everything = np.arange(len(texts))
+    queries, gallery = (
+        [texts[n] for n in (everything if side is None else side)] for side in sides
+    )
+    return known_inputs(listings, sides, {"scorer": Bm25Scorer(queries, gallery)})
+
+
+def baseline_inputs(
+    listings: Sequence[Listing], sides: Sides = (None, None)
+) -> Iterator[tuple[str, TaskInputs]]:
+    """The baselines by name, as systems to evaluate: pictures, then titles.
+
+    Args:
+        listings: n of them.
+        sides: places of queries and gallery, None for all.
+    """
+    for name, make in (("raw pixels", pixel_vectors), ("colour histogram", histogram_vectors)):
+        vectors = np.float32(make(listings))
+        yield name, known_inputs(listings, sides, {"both": vectors, "image": vectors})
+    yield "BM25 over titles", bm25_inputs(listings, sides)
+
+
+def run_baselines(
+    listings: Sequence[Listing], sides: Sides = (None, None)
+) -> dict[str, dict[str, float | None]]:
+    """R@1, R@5 and R@10 in percent of the three on some listings, None where nothing was asked.
 
     A query's own listing is excluded and ties count against it.
     """
-    products = np.array([x.true_product for x in listings])
-    own = np.arange(len(products))
-    ranks = {}
-    for name, vectors in (
-        ("raw pixels", pixel_vectors(listings)),
-        ("colour histogram", histogram_vectors(listings)),
-    ):
-        ranks[name] = positive_ranks(vectors, vectors, products, products, own)
-    ranks["BM25 over titles"] = title_ranks(listings, products)
-    return {
-        name: {f"R@{k}": round(100 * float(recall_at_k(found, k).mean()), 2) for k in (1, 5, 10)}
-        for name, found in ranks.items()
-    }
+    out: dict[str, dict[str, float | None]] = {}
+    for name, inputs in baseline_inputs(listings, sides):
+        values = per_query_values(inputs, (FINE,))
+        out[name] = {}
+        for metric, key in zip(FINE.metrics, FINE.named(), strict=True):
+            kept = values[key][np.isfinite(values[key])]
+            out[name][metric] = round(100 * float(kept.mean()), 2) if len(kept) else None
+    return out

@@ -1,24 +1,20 @@
-"""Retrieval metrics per query: Recall@k and mean average precision in two definitions."""
+"""Retrieval metrics per query, from where the positives stand; values are shares of 1.
+
+A metric is named by what it is and where it stops, as in `R@10`; those that need no stop have none.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-BLOCK = 512
+from afmrl_jax.evaluation.ranking import Ranked, VectorScorer, rank_gallery
 
 
-def _blocks(
-    query: np.ndarray, gallery: np.ndarray, own: np.ndarray | None
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """Scores block by block, a query's own listing at minus infinity."""
-    for begin in range(0, len(query), BLOCK):
-        part = slice(begin, begin + BLOCK)
-        scores = query[part] @ gallery.T
-        if own is not None:
-            scores[np.arange(len(scores)), own[part]] = -np.inf
-        yield part, scores
+def recall_at_k(ranks: np.ndarray, k: int) -> np.ndarray:
+    """Whether a positive is among the first k, float64 [q]; queries without positives left out."""
+    return (ranks[ranks > 0] <= k).astype(float)
 
 
 def positive_ranks(
@@ -39,68 +35,152 @@ def positive_ranks(
         gallery_labels: [m].
         own: [q], place of the query's own listing in the gallery, which takes no part.
     """
-    ranks = np.zeros(len(query), np.int64)
-    for part, scores in _blocks(query, gallery, own):
-        same = query_labels[part][:, None] == gallery_labels[None, :]
-        usable = same & np.isfinite(scores)
-        best = np.where(usable, scores, -np.inf).max(1, keepdims=True)
-        above = ((scores >= best) & ~same).sum(1)
-        ranks[part] = np.where(usable.any(1), 1 + above, 0)
-    return ranks
+    labels = (query_labels, gallery_labels)
+    (found,) = rank_gallery(VectorScorer(query, gallery), [labels], 1, own)
+    return found.rank
 
 
-def recall_at_k(ranks: np.ndarray, k: int) -> np.ndarray:
-    """Whether a positive is among the first k, float64 [q]; queries without positives left out."""
-    return (ranks[ranks > 0] <= k).astype(float)
+def _hit(ranked: Ranked, k: int) -> np.ndarray:
+    return ranked.hits[:, :k].any(1).astype(float)
 
 
-def _worst_case_order(scores: np.ndarray, same: np.ndarray) -> np.ndarray:
-    """Places by falling score; among equal scores negatives come first."""
-    return np.lexsort((same, -scores), axis=-1)
+def _precision(ranked: Ranked, k: int) -> np.ndarray:
+    return ranked.hits[:, :k].sum(1) / k
 
 
-def average_precision(
+def _summed_precision(ranked: Ranked, cut: np.ndarray) -> np.ndarray:
+    """Precision summed at the hits of the first `cut` [q] places."""
+    width = ranked.hits.shape[1]
+    hits = ranked.hits & (np.arange(width) < cut[:, None])
+    return (np.cumsum(hits, axis=1) / np.arange(1, width + 1) * hits).sum(1)
+
+
+def _average_precision(ranked: Ranked, k: int) -> np.ndarray:
+    summed = _summed_precision(ranked, np.full(len(ranked.rank), k))
+    return summed / np.maximum(np.minimum(k, ranked.positives), 1)
+
+
+def _m5_cut(ranked: Ranked, k: int) -> np.ndarray:
+    return np.minimum(np.minimum(k, ranked.judged), ranked.length)
+
+
+def _m5_hits(ranked: Ranked, cut: np.ndarray) -> np.ndarray:
+    return (ranked.hits & (np.arange(ranked.hits.shape[1]) < cut[:, None])).sum(1)
+
+
+def _m5_average_precision(ranked: Ranked, k: int) -> np.ndarray:
+    cut = _m5_cut(ranked, k)
+    return _summed_precision(ranked, cut) / np.maximum(_m5_hits(ranked, cut), 1)
+
+
+def _m5_precision(ranked: Ranked, k: int) -> np.ndarray:
+    cut = _m5_cut(ranked, k)
+    return _m5_hits(ranked, cut) / np.maximum(cut, 1)
+
+
+def _ndcg(ranked: Ranked, k: int) -> np.ndarray:
+    discounts = 1.0 / np.log2(np.arange(2, ranked.hits.shape[1] + 2))
+    gained = (ranked.hits[:, :k] * discounts[:k]).sum(1)
+    ideal = np.concatenate([[1.0], np.cumsum(discounts)])
+    return gained / ideal[np.minimum(np.minimum(k, ranked.positives), len(discounts))]
+
+
+AT_K: dict[str, Callable[[Ranked, int], np.ndarray]] = {
+    "R": _hit,
+    "Prec": _precision,
+    "mAP": _average_precision,
+    "map_m5": _m5_average_precision,
+    "prec_m5": _m5_precision,
+    "nDCG": _ndcg,
+}
+
+
+def depth(names: Sequence[str]) -> int:
+    """How many first places the metrics look at, at least one.
+
+    Raises:
+        ValueError: a metric of that name is not known.
+    """
+    return max([1, *(k for _, k in map(_parsed, names))])
+
+
+def _parsed(name: str) -> tuple[str, int]:
+    if name == "MRR":
+        return name, 0
+    kind, _, k = name.partition("@")
+    if kind not in AT_K or not k.isdigit() or int(k) < 1:
+        known = ", ".join(f"{x}@k" for x in AT_K)
+        raise ValueError(f"unknown metric {name!r}; there are {known} and MRR")
+    return kind, int(k)
+
+
+def metric_values(ranked: Ranked, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Metrics of each query by name, float64 [q] each.
+
+    * `R@k`: 1 where a positive is among the first k.
+    * `Prec@k`: share of positives among the first k.
+    * `mAP@k`: precision summed at the hits in the first k, over min(k, positives).
+    * `nDCG@k`: gains of 1, discounted by log2(1 + place), over the best possible.
+    * `MRR`: one over the rank of the best positive, however far down.
+    * `map_m5@k`: average precision of M5Product's own evaluation: of the first
+      min(k, listings of the label, list length), where the listings of the label are all that were
+      judged, the query itself among them; the sum is divided by the number of hits, 0 without.
+    * `prec_m5@k`: hits in that many places over that number.
+
+    A query without positives has no value (NaN), except that M5's two count it as 0, as there.
+
+    Reference: Dong et al., M5Product, CVPR 2022, and the evaluation code of its authors.
+
+    Raises:
+        ValueError: an unknown name, or a k beyond the places that were ranked.
+    """
+    if depth(names) > ranked.hits.shape[1]:
+        raise ValueError(f"{depth(names)} places asked for, {ranked.hits.shape[1]} were ranked")
+    out = {}
+    for name in names:
+        kind, k = _parsed(name)
+        mrr = kind == "MRR"
+        values = 1.0 / np.maximum(ranked.rank, 1) if mrr else AT_K[kind](ranked, k)
+        answerable = (ranked.positives > 0) | kind.endswith("_m5")
+        out[name] = np.where(answerable, values, np.nan)
+    return out
+
+
+def retrieval_values(
     query: np.ndarray,
     gallery: np.ndarray,
     query_labels: np.ndarray,
     gallery_labels: np.ndarray,
-    ks: Sequence[int],
+    names: Sequence[str],
     own: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """AP@k of each query in two definitions, float64 [q] each (NaN without positives).
-
-    * `mAP@k`: precision summed at the hits in the first k, over min(k, positives).
-    * `map_m5@k`: as in M5Product's evaluation: positives include the query itself, k is cut to
-      min(k, positives, list length), and the sum is divided by the number of hits.
+    """Metrics of each query by name, see `metric_values`, from vectors.
 
     Args:
         query: [q d].
         gallery: [m d].
-        query_labels: [q].
+        query_labels: [q]; equal labels are positives.
         gallery_labels: [m].
-        ks: cut-offs.
-        own: [q], place of the query's own listing, removed from its list.
+        names: as in `mAP@10`.
+        own: [q], place of the query's own listing in the gallery, which takes no part; -1 where it
+            is not there.
     """
-    out = {f"{name}@{k}": np.full(len(query), np.nan) for name in ("mAP", "map_m5") for k in ks}
-    for part, scores in _blocks(query, gallery, own):
-        same = query_labels[part][:, None] == gallery_labels[None, :]
-        same &= np.isfinite(scores)
-        top = min(max(ks), scores.shape[1])
-        order = _worst_case_order(scores, same)[:, :top]
-        hits = np.take_along_axis(same, order, axis=1).astype(float)
-        precision = np.cumsum(hits, axis=1) / np.arange(1, top + 1)
-        positives = same.sum(1)
-        length = np.isfinite(scores).sum(1)
-        for k in ks:
-            summed = (precision * hits)[:, :k].sum(1)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                standard = summed / np.minimum(k, positives)
-            out[f"mAP@{k}"][part] = np.where(positives > 0, standard, np.nan)
-            m5 = np.full(len(scores), np.nan)
-            for row in np.flatnonzero(positives):
-                cut = min(k, positives[row] + (own is not None), length[row])
-                found = hits[row, :cut].sum()
-                total = (precision * hits)[row, :cut].sum()
-                m5[row] = total / found if found else 0.0
-            out[f"map_m5@{k}"][part] = m5
-    return out
+    labels = (query_labels, gallery_labels)
+    (found,) = rank_gallery(VectorScorer(query, gallery), [labels], depth(names), own)
+    return metric_values(found, names)
+
+
+def macro(values: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over labels of the mean of each label's queries; NaN is left out.
+
+    The plain mean over queries is the micro average, in which frequent labels weigh more.
+
+    Example:
+        >>> macro(np.array([1.0, 1.0, 0.0]), np.array(["chair", "chair", "lamp"]))
+        0.5
+    """
+    kept = np.isfinite(values)
+    if not kept.any():
+        return float("nan")
+    _, inverse = np.unique(labels[kept], return_inverse=True)
+    return float((np.bincount(inverse, values[kept]) / np.bincount(inverse)).mean())

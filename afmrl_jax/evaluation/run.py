@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import base64
+import os
 import resource
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from afmrl_jax.config import RunConfig
 from afmrl_jax.data.attributes import format_attributes
 from afmrl_jax.data.pipeline import RowBuilder
-from afmrl_jax.errors import AfmrlError
+from afmrl_jax.errors import CatalogueError
+from afmrl_jax.evaluation.approximate import scann_effect
 from afmrl_jax.evaluation.baselines import run_baselines
+from afmrl_jax.evaluation.latency import latency
+from afmrl_jax.evaluation.per_query import FOLDER, QueryValues, write_query_values
 from afmrl_jax.evaluation.tasks import PerQuery, TaskInputs, compare_rows, evaluate_row
+from afmrl_jax.evaluation.truncation import truncation_curve
+from afmrl_jax.files import write_json
 from afmrl_jax.progress import say
 from afmrl_jax.retrieval.encode import Encoder
 from afmrl_jax.retrieval.exact import ExactIndex
-from afmrl_jax.retrieval.scann_index import ScannIndex
 
 Texts = Mapping[str, str]
+SIDES = ("gallery", "query")
+"""The role that is no query, and the role that is not in the gallery."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +45,24 @@ class Subject:
     """The same of the train listings, on which the classifier is fitted."""
 
 
+class Evaluated(NamedTuple):
+    """What an evaluation found."""
+
+    evaluation: dict[str, Any]
+    """The contents of `evaluation.json`."""
+    per_query: QueryValues
+    vectors: np.ndarray | None
+    """[n d], of the last system; None where it has none."""
+
+
 @dataclass(frozen=True)
 class EvaluationData:
     """The test split, and the train split for classification."""
 
     test: RowBuilder
     train: RowBuilder
+    split: str = "test"
+    """Name of what is judged."""
 
     def labels(self, builder: RowBuilder) -> np.ndarray | None:
         """Categories, or None where any listing lacks one."""
@@ -57,6 +78,33 @@ class EvaluationData:
     def families(self) -> np.ndarray:
         """Family of each test listing."""
         return np.array([x.group for x in self.test.listings])
+
+    @cached_property
+    def sides(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Places of queries and of the gallery; see `query_and_gallery`."""
+        return query_and_gallery([x.role for x in self.test.listings])
+
+
+def query_and_gallery(
+    roles: Sequence[str | None],
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Places of queries and of the gallery, rising; None twice where every listing is both.
+
+    Args:
+        roles: of each listing, `query`, `gallery`, or None for both.
+
+    Raises:
+        CatalogueError: one side is empty.
+    """
+    if not any(roles):
+        return None, None
+    found = [np.array([n for n, x in enumerate(roles) if x != other]) for other in SIDES]
+    if not all(map(len, found)):
+        raise CatalogueError(
+            "the judged listings are all of one role; give some `role` gallery and some query, or "
+            "leave `role` out to search all with all"
+        )
+    return found[0], found[1]
 
 
 @dataclass(frozen=True)
@@ -103,12 +151,14 @@ def embed_views(
         categories=categories,
         train=train,
         train_categories=train_categories,
+        queries=data.sides[0],
+        gallery=data.sides[1],
     )
 
 
 def evaluate_subjects(
     subjects: Iterable[Subject], data: EvaluationData, config: RunConfig, catalogue: str
-) -> tuple[dict[str, Any], np.ndarray]:
+) -> Evaluated:
     """Evaluate systems on the same listings.
 
     Args:
@@ -116,33 +166,54 @@ def evaluate_subjects(
         data: the listings.
         config: for the seed and the evaluation's settings.
         catalogue: its name.
-
-    Returns:
-        The contents of `evaluation.json`, and the vectors [n d] of the last system.
     """
-    seed, resamples = config.seed, config.evaluation.bootstrap
-    rows, values, last, single = [], [], None, None
+    settings, seed = config.evaluation, config.seed
+    rows: list[dict[str, Any]] = []
+    values: dict[str, PerQuery] = {}
+    last, single = None, None
     for x in subjects:
         say(f"evaluating {x.name}")
         single = SingleViews.of(data, x.encoder, single)
         inputs = embed_views(data, x.encoder, x.test_texts, x.train_texts, single)
-        row, per_query = evaluate_row(x.name, inputs, seed=seed, resamples=resamples)
-        rows.append(row)
-        values.append(per_query)
-        last = inputs.both
+        row, values[x.name] = evaluate_row(x.name, inputs, seed=seed, resamples=settings.bootstrap)
+        rows.append(row | {"truncation": truncation_curve(inputs)})
+        last = x, inputs
     if last is None:
         raise ValueError("nothing to evaluate")
-    names = [row["name"] for row in rows]
-    return (
-        {
-            "catalogue": catalogue,
-            "rows": rows,
-            "comparisons": _comparisons(names, values, data.families, seed, resamples),
-            "baselines": run_baselines(data.test.listings),
-            "scann": scann_agreement(last),
-        },
-        last,
-    )
+    (subject, inputs), listings = last, data.test.listings
+    assert inputs.both is not None
+    evaluation = {
+        "catalogue": catalogue,
+        "rows": rows,
+        "comparisons": _comparisons(values, data.families, seed, settings.bootstrap),
+        "baselines": run_baselines(listings, data.sides),
+        "scann": scann_effect(inputs, seed=seed),
+    }
+    if settings.latency:
+        say("measuring latency")
+        evaluation["latency"] = {"system": subject.name} | latency(
+            subject.encoder, data.test, subject.test_texts, inputs.both
+        )
+    per_query = QueryValues.of(catalogue, data.split, listings, values)
+    return Evaluated(evaluation, per_query, inputs.both)
+
+
+def write_evaluation(
+    out: Path, folder: Path | None, found: Evaluated, more: dict[str, Any] | None = None
+) -> None:
+    """Write `evaluation.json`, and the per-query values, to which it gives the way.
+
+    Args:
+        out: the JSON file.
+        folder: in whose `evaluations` folder the values go, of a run; None keeps none.
+        found: what to write.
+        more: further entries of the JSON.
+    """
+    way: dict[str, str] = {}
+    if folder is not None:
+        kept = write_query_values(folder / FOLDER, found.per_query)
+        way["per_query"] = Path(os.path.relpath(kept.absolute(), out.absolute().parent)).as_posix()
+    write_json(out, found.evaluation | way | (more or {}))
 
 
 def peak_memory() -> float:
@@ -151,45 +222,31 @@ def peak_memory() -> float:
 
 
 def _comparisons(
-    names: list[str],
-    values: list[PerQuery],
-    families: np.ndarray,
-    seed: int,
-    resamples: int,
+    values: Mapping[str, PerQuery], families: np.ndarray, seed: int, resamples: int
 ) -> list[dict[str, Any]]:
+    names = list(values)
     pairs = [(i, i + 1) for i in range(len(names) - 1)]
     if "agcl+distilled" in names and names.index("agcl+distilled") > 1:
         pairs.append((0, names.index("agcl+distilled")))
-    return [
-        {
-            "from": names[i],
-            "to": names[j],
-            "metrics": compare_rows(values[i], values[j], families, seed=seed, resamples=resamples),
-        }
-        for i, j in pairs
-    ]
-
-
-def scann_agreement(vectors: np.ndarray, k: int = 10) -> dict[str, Any]:
-    """Share of the exact first k that ScaNN finds, every vector a query."""
-    ids = [str(i) for i in range(len(vectors))]
-    exact = ExactIndex(ids, vectors).search(vectors, k).positions
-    try:
-        found = ScannIndex(ids, vectors).search(vectors, k).positions
-    except AfmrlError as error:
-        return {"recall": None, "reason": str(error)}
-    shared = [len(set(a) & set(b)) for a, b in zip(exact, found, strict=True)]
-    return {"k": k, "recall": round(100 * float(np.mean(shared)) / exact.shape[1], 2)}
+    out = []
+    for i, j in pairs:
+        before, after = values[names[i]], values[names[j]]
+        metrics = compare_rows(before, after, families, seed=seed, resamples=resamples)
+        out.append({"from": names[i], "to": names[j], "metrics": metrics})
+    return out
 
 
 def gallery(
-    data: EvaluationData, vectors: np.ndarray, config: RunConfig, before: Texts, after: Texts
+    data: EvaluationData, vectors: np.ndarray | None, config: RunConfig, before: Texts, after: Texts
 ) -> list[dict[str, Any]]:
     """Queries with their attributes before and after RAR, and their first five, for the report."""
+    if vectors is None:
+        return []
     listings, products = data.test.listings, data.products
-    index = ExactIndex([x.listing_id for x in listings], vectors)
-    count = min(config.evaluation.gallery_queries, len(listings))
-    chosen = np.random.default_rng(config.seed).permutation(len(listings))[:count]
+    queries, searched = (np.arange(len(listings)) if side is None else side for side in data.sides)
+    index = ExactIndex([listings[int(n)].listing_id for n in searched], vectors[searched])
+    count = min(config.evaluation.gallery_queries, len(queries))
+    chosen = queries[np.random.default_rng(config.seed).permutation(len(queries))[:count]]
     found = index.search(vectors[chosen], 6)
 
     def card(place: int) -> dict[str, Any]:
@@ -204,14 +261,14 @@ def gallery(
 
     out = []
     for number, place in enumerate(chosen):
-        query = listings[place]
+        query = listings[int(place)]
         results = [
             card(int(p))
             | {
                 "score": round(float(s), 4),
                 "correct": bool(products[p] == products[place]),
             }
-            for p, s in zip(found.positions[number], found.scores[number], strict=True)
+            for p, s in zip(searched[found.positions[number]], found.scores[number], strict=True)
             if p != place
         ]
         truth = format_attributes((query.attributes or {}).items())

@@ -1,32 +1,78 @@
-"""The task list: one row of the results table from the embeddings of one system."""
+"""The task list as data, and one row of the results table from the embeddings of one system."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
+from typing import Any, Literal
 
 import numpy as np
 
-from afmrl_jax.evaluation.bootstrap import interval, paired_difference
+from afmrl_jax.evaluation.bootstrap import intervals
 from afmrl_jax.evaluation.classification import classify
 from afmrl_jax.evaluation.clustering import cluster, clustering_intervals, clustering_scores
-from afmrl_jax.evaluation.metrics import average_precision, positive_ranks, recall_at_k
+from afmrl_jax.evaluation.metrics import depth, macro, metric_values
+from afmrl_jax.evaluation.ranking import Scorer, VectorScorer, rank_gallery
 
-KS = (1, 5, 10)
+View = Literal["both", "text", "image"]
 PerQuery = dict[str, np.ndarray]
+
+RECALL = ("R@1", "R@5", "R@10")
+PRECISION = ("Prec@1", "Prec@5", "Prec@10")
+M5 = ("map_m5@1", "map_m5@5", "map_m5@10", "prec_m5@1", "prec_m5@5", "prec_m5@10")
+CATEGORIES_SHOWN = 20
+BY_CATEGORY = ("fine.R@1", "fine.R@10", "coarse.mAP@10", "classification.accuracy")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked with which vectors, and what counts as right."""
+
+    name: str
+    query: View
+    gallery: View
+    label: Literal["product", "category"]
+    """What a query shares with its positives."""
+    metrics: tuple[str, ...]
+    kind: Literal["retrieval", "classification", "clustering"] = "retrieval"
+
+    def named(self) -> list[str]:
+        """Its metrics as `task.metric`."""
+        return [f"{self.name}.{metric}" for metric in self.metrics]
+
+
+TASKS = (
+    Task(
+        "fine", "both", "both", "product",
+        (*RECALL, *PRECISION, "mAP@10", "nDCG@10", "MRR", *M5),
+    ),
+    Task(
+        "coarse", "both", "both", "category",
+        ("mAP@1", "mAP@5", "mAP@10", *PRECISION, "nDCG@10", "MRR", *M5),
+    ),
+    Task("text_to_image", "text", "image", "product", (*RECALL, *PRECISION, "MRR", *M5)),
+    Task("image_to_multimodal", "image", "both", "product", (*RECALL, *PRECISION, "MRR", *M5)),
+    Task("image_to_image", "image", "image", "product", (*RECALL, *PRECISION, "MRR", *M5)),
+    Task("classification", "both", "both", "category", ("accuracy",), "classification"),
+    Task("clustering", "both", "both", "category", ("NMI", "ARI", "Purity"), "clustering"),
+)  # fmt: skip
+"""Neighbours with the same views share one pass over the gallery."""
+RETRIEVAL = tuple(task for task in TASKS if task.kind == "retrieval")
 
 
 @dataclass(frozen=True)
 class TaskInputs:
-    """Unit vectors of the test listings in three views, and what is known of them.
+    """Unit vectors of the judged listings in three views, and what is known of them.
 
-    `both` holds picture, title and, where the system uses them, attributes; `text` the title (and
-    attributes); `image` the picture alone. All [n d].
+    `both` holds picture, title and, where the system uses them, attributes; `text` the title alone;
+    `image` the picture alone. All [n d]; None where a system has no such view, and then its tasks
+    are left out.
     """
 
-    both: np.ndarray
-    text: np.ndarray
-    image: np.ndarray
+    both: np.ndarray | None
+    text: np.ndarray | None
+    image: np.ndarray | None
     products: np.ndarray
     families: np.ndarray
     categories: np.ndarray | None = None
@@ -34,82 +80,184 @@ class TaskInputs:
     train: np.ndarray | None = None
     """[m d], the `both` view of the train listings, for classification."""
     train_categories: np.ndarray | None = None
+    queries: np.ndarray | None = None
+    """Places of the listings that are queries, rising; None: all."""
+    gallery: np.ndarray | None = None
+    """Places of those that are searched, rising; None: all."""
+    scorer: Scorer | None = None
+    """Scores of queries against the gallery instead of vectors in `both`."""
+
+    def __len__(self) -> int:
+        return len(self.products)
+
+    @property
+    def query_places(self) -> np.ndarray:
+        """Places of the queries, int64 [q]."""
+        return np.arange(len(self)) if self.queries is None else self.queries
+
+    @property
+    def gallery_places(self) -> np.ndarray:
+        """Places of the gallery's listings, int64 [m]."""
+        return np.arange(len(self)) if self.gallery is None else self.gallery
+
+    @property
+    def own(self) -> np.ndarray:
+        """Place of each query in the gallery, -1 where it is not in it, int64 [q]."""
+        place = np.full(len(self), -1)
+        place[self.gallery_places] = np.arange(len(self.gallery_places))
+        return place[self.query_places]
+
+    def scores(self, query: View, gallery: View) -> Scorer | None:
+        """Scores of the queries in one view against the gallery in another; None without it."""
+        if query == gallery == "both" and self.scorer is not None:
+            return self.scorer
+        one, other = getattr(self, query), getattr(self, gallery)
+        if one is None or other is None:
+            return None
+        return VectorScorer(
+            one if self.queries is None else one[self.queries],
+            other if self.gallery is None else other[self.gallery],
+        )
+
+    def labels(self, task: Task) -> np.ndarray | None:
+        """What the task goes by, [n]."""
+        return self.products if task.label == "product" else self.categories
 
 
-def _recalls(query: np.ndarray, gallery: np.ndarray, products: np.ndarray, task: str) -> PerQuery:
-    """Hits of each listing as a query against all others; NaN for one without positives."""
-    ranks = positive_ranks(query, gallery, products, products, np.arange(len(query)))
-    out = {}
-    for k in KS:
-        hits = np.full(len(ranks), np.nan)
-        hits[ranks > 0] = recall_at_k(ranks, k)
-        out[f"{task}.R@{k}"] = hits
+def _shared(tasks: Sequence[Task], inputs: TaskInputs) -> Iterator[tuple[Scorer, list[Task]]]:
+    """Retrieval tasks that can be done, by the scores they share."""
+    able = [x for x in tasks if x.kind == "retrieval" and inputs.labels(x) is not None]
+    for (query, gallery), group in groupby(able, key=lambda x: (x.query, x.gallery)):
+        scorer = inputs.scores(query, gallery)
+        if scorer is not None:
+            yield scorer, list(group)
+
+
+def per_query_values(inputs: TaskInputs, tasks: Sequence[Task] = TASKS) -> PerQuery:
+    """Every per-query value of a row, by `task.metric`, [n] each; NaN for what was not asked."""
+    out: PerQuery = {}
+    queries, gallery = inputs.query_places, inputs.gallery_places
+    for scorer, group in _shared(tasks, inputs):
+        labels = [np.asarray(inputs.labels(task)) for task in group]
+        sets = [(x[queries], x[gallery]) for x in labels]
+        k = max(depth(task.metrics) for task in group)
+        found = rank_gallery(scorer, sets, k, inputs.own)
+        for task, ranked in zip(group, found, strict=True):
+            for key, values in zip(
+                task.named(), metric_values(ranked, task.metrics).values(), strict=True
+            ):
+                out[key] = np.full(len(inputs), np.nan)
+                out[key][queries] = values
+    if any(task.kind == "classification" for task in tasks):
+        out |= _classified(inputs)
     return out
 
 
-def per_query_values(inputs: TaskInputs) -> PerQuery:
-    """Every per-query value of a row, by `task.metric`, all [n]."""
-    products = inputs.products
-    out = _recalls(inputs.both, inputs.both, products, "fine")
-    out |= _recalls(inputs.text, inputs.image, products, "text_to_image")
-    out |= _recalls(inputs.image, inputs.both, products, "image_to_multimodal")
-    if inputs.categories is not None:
-        own = np.arange(len(products))
-        labels = inputs.categories
-        values = average_precision(inputs.both, inputs.both, labels, labels, KS, own)
-        out |= {f"coarse.{name}": value for name, value in values.items()}
-        if inputs.train is not None and inputs.train_categories is not None:
-            right = classify(inputs.train, inputs.train_categories, inputs.both, labels)
-            out["classification.accuracy"] = right
+def _classified(inputs: TaskInputs) -> PerQuery:
+    missing = (inputs.both, inputs.train, inputs.categories, inputs.train_categories)
+    if any(x is None for x in missing):
+        return {}
+    both, train, categories, train_categories = (np.asarray(x) for x in missing)
+    return {"classification.accuracy": classify(train, train_categories, both, categories)}
+
+
+def _percent(value: float) -> float:
+    return round(100 * value, 2)
+
+
+def by_category(values: PerQuery, categories: np.ndarray, queries: np.ndarray) -> dict[str, Any]:
+    """A few metrics by the query's category: the 20 with most queries, then all others.
+
+    Returns:
+        By category, in percent, with the number of queries; means of single queries.
+    """
+    names, counts = np.unique(categories[queries], return_counts=True)
+    shown = names[np.lexsort((names, -counts))][:CATEGORIES_SHOWN]
+    groups = {str(name): categories == name for name in shown}
+    if len(shown) < len(names):
+        groups[f"other ({len(names) - len(shown)} categories)"] = ~np.isin(categories, shown)
+    asked = np.zeros(len(categories), bool)
+    asked[queries] = True
+    out: dict[str, Any] = {}
+    for name, mask in groups.items():
+        out[name] = {"queries": int((mask & asked).sum())}
+        for key in (x for x in BY_CATEGORY if x in values):
+            found = values[key][mask & np.isfinite(values[key])]
+            out[name][key] = _percent(float(found.mean())) if len(found) else None
     return out
 
 
 def evaluate_row(
-    name: str, inputs: TaskInputs, *, seed: int, resamples: int = 2000
+    name: str,
+    inputs: TaskInputs,
+    *,
+    seed: int,
+    resamples: int = 2000,
+    tasks: Sequence[Task] = TASKS,
 ) -> tuple[dict[str, Any], PerQuery]:
     """One row of `evaluation.json`, in percent, and its per-query values.
 
-    Intervals resample families, because the queries of a family are easy or hard together.
+    The values under a task's name are means over queries (micro); those under `macro` are means
+    over what the task goes by, products or categories, of each one's mean. Intervals are of the
+    means over queries, and resample families, because the queries of a family are easy or hard
+    together.
     """
-    values = per_query_values(inputs)
-    row: dict[str, Any] = {"name": name}
+    values = per_query_values(inputs, tasks)
+    row: dict[str, Any] = {"name": name} | {task.name: None for task in tasks}
+    found = intervals(values, inputs.families, resamples=resamples, seed=seed)
     bounds: dict[str, Any] = {}
-    for key, query_values in values.items():
-        task, metric = key.split(".", 1)
-        mean, low, high = interval(query_values, inputs.families, resamples=resamples, seed=seed)
-        row.setdefault(task, {})[metric] = round(100 * mean, 2)
-        bounds.setdefault(task, {})[metric] = [round(100 * low, 2), round(100 * high, 2)]
-    if inputs.categories is None:
-        row |= {"coarse": None, "classification": None, "clustering": None}
-    else:
-        labels = inputs.categories
-        found = cluster(inputs.both, len(np.unique(labels)), seed)
-        scores = clustering_scores(labels, found)
-        row["clustering"] = {k: round(v, 2) for k, v in scores.items()}
-        spread = clustering_intervals(labels, found, resamples=min(resamples, 200), seed=seed)
-        bounds["clustering"] = {k: [round(v, 2) for v in pair] for k, pair in spread.items()}
-        row.setdefault("classification", None)
-    queries = int(np.isfinite(values["fine.R@1"]).sum())
+    macros: dict[str, Any] = {}
+    for task in tasks:
+        keys = [key for key in task.named() if key in values]
+        metrics = [key.split(".", 1)[1] for key in keys]
+        if not keys:
+            continue
+        row[task.name] = {m: _percent(found[key][0]) for m, key in zip(metrics, keys, strict=True)}
+        bounds[task.name] = {
+            m: [_percent(x) for x in found[key][1:]] for m, key in zip(metrics, keys, strict=True)
+        }
+        labels = np.asarray(inputs.labels(task))
+        macros[task.name] = {
+            m: _percent(macro(values[key], labels)) for m, key in zip(metrics, keys, strict=True)
+        }
+    if any(task.kind == "clustering" for task in tasks):
+        scores, spread = _clustered(inputs, seed, resamples)
+        row["clustering"] = scores
+        bounds |= {"clustering": spread} if spread else {}
+    row |= {"macro": macros, "intervals": bounds}
+    if inputs.categories is not None:
+        row["per_category"] = by_category(values, inputs.categories, inputs.query_places)
+    answered = values.get("fine.R@1", next(iter(values.values()), np.empty(0)))
     return row | {
-        "intervals": bounds,
-        "n_queries": queries,
-        "n_gallery": len(inputs.products),
+        "n_queries": int(np.isfinite(answered).sum()),
+        "n_gallery": len(inputs.gallery_places),
         "seed": seed,
     }, values
+
+
+def _clustered(
+    inputs: TaskInputs, seed: int, resamples: int
+) -> tuple[dict[str, float] | None, dict[str, list[float]] | None]:
+    """Scores of k-means with as many clusters as categories, and their intervals, in percent."""
+    if inputs.categories is None or inputs.both is None:
+        return None, None
+    labels = inputs.categories
+    found = cluster(inputs.both, len(np.unique(labels)), seed)
+    spread = clustering_intervals(labels, found, resamples=min(resamples, 200), seed=seed)
+    scores = clustering_scores(labels, found)
+    return (
+        {k: round(v, 2) for k, v in scores.items()},
+        {k: [round(v, 2) for v in pair] for k, pair in spread.items()},
+    )
 
 
 def compare_rows(
     before: PerQuery, after: PerQuery, families: np.ndarray, *, seed: int, resamples: int = 2000
 ) -> dict[str, dict[str, float]]:
     """Paired differences (after - before, in points) with 95 % intervals, by `task.metric`."""
-    out = {}
-    for key in before:
-        if key in after:
-            found = paired_difference(
-                before[key], after[key], families, resamples=resamples, seed=seed
-            )
-            out[key] = {
-                name: round(100 * value, 2)
-                for name, value in zip(("difference", "low", "high"), found, strict=True)
-            }
-    return out
+    both = {key: after[key] - before[key] for key in before if key in after}
+    found = intervals(both, families, resamples=resamples, seed=seed)
+    return {
+        key: dict(zip(("difference", "low", "high"), map(_percent, each), strict=True))
+        for key, each in found.items()
+    }

@@ -13,7 +13,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.metrics_log import read_metrics
@@ -65,7 +65,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Plot:
-    """Curves over steps that share an axis."""
+    """Curves that share their axes."""
 
     title: str
     unit: str
@@ -74,6 +74,10 @@ class Plot:
     zero_line: bool = False
     whole_range: tuple[float, float] | None = None
     """Limits of the y axis, for shares."""
+    axis: str = "step"
+    """What the curves' steps count."""
+    doubling: bool = False
+    """Equal distances on the x axis are doublings."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,14 @@ def _new_axes(plot: Plot) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(4.8, 2.75), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
-    axes.set_xlabel("step", color=SOFT)
+    axes.set_xlabel(plot.axis, color=SOFT)
     axes.set_ylabel(plot.unit, color=SOFT)
     axes.tick_params(colors=SOFT, length=3)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    if plot.doubling:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -149,13 +157,13 @@ def _svg(figure: Figure, name: str) -> str:
     )
 
 
-def _summary(curves: list[Curve]) -> str:
+def _summary(curves: list[Curve], axis: str) -> str:
     parts = []
     for curve in curves:
         (first, start, _), (last, end, _) = curve.values[0], curve.values[-1]
         parts.append(
-            f"{curve.label}: {start:.3g} at step {first:.0f}"
-            + (f", {end:.3g} at step {last:.0f}" if last > first else "")
+            f"{curve.label}: {start:.3g} at {axis} {first:.0f}"
+            + (f", {end:.3g} at {axis} {last:.0f}" if last > first else "")
         )
     return "; ".join(parts)
 
@@ -181,7 +189,9 @@ def draw(plot: Plot, number: int = 0) -> Drawn | None:
             axes.set_ylim(*plot.whole_range)
         if len(curves) > 1:
             axes.legend(frameon=False, fontsize=8, labelcolor=INK, handlelength=2.6)
-        return Drawn(plot.title, plot.note, _svg(figure, f"plot{number}"), _summary(curves))
+        return Drawn(
+            plot.title, plot.note, _svg(figure, f"plot{number}"), _summary(curves, plot.axis)
+        )
 
 
 def read_stages(run: Path) -> dict[str, Lines]:

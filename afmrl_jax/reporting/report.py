@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import read_json, write_text
-from afmrl_jax.reporting import paper, plots, stages, tables
+from afmrl_jax.reporting import detail, paper, plots, stages, tables
 from afmrl_jax.reporting.gallery import read_gallery
 from afmrl_jax.reporting.page import render
 from afmrl_jax.training.rar_health import raised
@@ -155,7 +155,7 @@ def _context(run: Path) -> dict[str, Any]:
     recorded = plots.read_stages(run)
     trained = ("distill", "backbone", "infonce", "agcl", "agcl-distilled", "rar", "cit")
     expected = [x for x in stages.expected_stages(config) if x.split("-")[0] in trained]
-    rows = tables.rows_of(evaluation)
+    rows, measured = tables.rows_of(evaluation), tables.measured_tasks(evaluation)
     catalogue = (evaluation or {}).get("catalogue") or config.get("catalogue") or "unknown"
     return {
         "name": run.resolve().name,
@@ -165,11 +165,13 @@ def _context(run: Path) -> dict[str, Any]:
         "generator_size": _millions(stages.parameter_count(run, "distill")),
         "tiles": headline(run, evaluation, chain),
         "rows": rows,
-        "tasks": tables.measured_tasks(evaluation),
-        "unmeasured": [t for t in tables.TASKS if t not in tables.measured_tasks(evaluation)],
+        "tasks": [x for x in measured if x.key not in detail.APART],
+        "unmeasured": [x for x in tables.TASKS if x not in measured],
         "cell": tables.cell,
         "baselines": tables.baselines_of(evaluation),
         "scann": (evaluation or {}).get("scann"),
+        "details": detail.detail_tables(evaluation),
+        "shorter": [(plot, Markup(plot.svg)) for plot in detail.truncation_plots(evaluation)],
         "steps": steps_of(evaluation),
         "fine": tables.FINE,
         "second_table": [t for t in tables.TASKS if t.key in ("classification", "clustering")],

@@ -7,7 +7,7 @@ classification, and a run that was evaluated alone has no baselines.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,13 @@ TASKS = (
         "I>M",
     ),
     Task(
+        "image_to_image",
+        "Image to image",
+        "a picture finds pictures of its product",
+        RECALLS,
+        "I>I",
+    ),
+    Task(
         "classification",
         "Classification",
         "logistic regression on the frozen embeddings",
@@ -67,7 +74,12 @@ TASKS = (
     ),
 )
 FINE = TASKS[0]
-TERMINAL_BLOCKS = (("fine", "coarse"), ("text_to_image", "image_to_multimodal"))
+TERMINAL_BLOCKS = (
+    ("fine", "coarse"),
+    ("text_to_image", "image_to_multimodal"),
+    ("image_to_image",),
+)
+TERMINAL_WIDTH = 80
 TERMINAL_LAST = ("classification", "clustering")
 MARKDOWN_COLUMNS = (
     ("fine", "R@1"),
@@ -129,7 +141,7 @@ class Difference:
         return "higher" if self.difference > 0 else "lower"
 
 
-def _number(value: Any) -> float | None:
+def number(value: Any) -> float | None:
     """A finite number, or None: an empty task is written as null or NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -149,9 +161,9 @@ def cell(row: Row, task: str, metric: str) -> Cell:
         task: its key, as in `fine`.
         metric: its name, as in `R@1`.
     """
-    value = _number((row.get(task) or {}).get(metric))
+    value = number((row.get(task) or {}).get(metric))
     bounds = ((row.get("intervals") or {}).get(task) or {}).get(metric) or (None, None)
-    low, high = (_number(bound) for bound in bounds)
+    low, high = (number(bound) for bound in bounds)
     return Cell(value, low, high) if value is not None else Cell(None)
 
 
@@ -169,7 +181,7 @@ def baselines_of(evaluation: Evaluation | None) -> list[tuple[str, list[Cell]]]:
     """What needs no learning: name and R@1, R@5, R@10 in percent."""
     found = (evaluation or {}).get("baselines") or {}
     return [
-        (name, [Cell(_number((values or {}).get(metric))) for metric in FINE.metrics])
+        (name, [Cell(number((values or {}).get(metric))) for metric in FINE.metrics])
         for name, values in found.items()
     ]
 
@@ -188,14 +200,14 @@ def differences(evaluation: Evaluation | None) -> list[Difference]:
         for task in TASKS:
             for metric in task.metrics:
                 found = (pair.get("metrics") or {}).get(f"{task.key}.{metric}") or {}
-                values = [_number(found.get(name)) for name in ("difference", "low", "high")]
+                values = [number(found.get(name)) for name in ("difference", "low", "high")]
                 known = [value for value in values if value is not None]
                 if len(known) == 3:
                     out.append(Difference(pair["from"], pair["to"], task, metric, *known))
     return out
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     """Lines of cells with the first column left and the others right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
@@ -207,7 +219,7 @@ def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _block(evaluation: Evaluation, tasks: Iterable[Task]) -> list[str]:
+def _block(evaluation: Evaluation, tasks: Sequence[Task]) -> list[str]:
     columns = [(task, metric) for task in tasks for metric in task.metrics]
     if not columns:
         return []
@@ -218,10 +230,13 @@ def _block(evaluation: Evaluation, tasks: Iterable[Task]) -> list[str]:
         lines.append([name, *(x.text for x in cells), *spare])
     for row in rows_of(evaluation):
         lines.append([row["name"], *(cell(row, t.key, m).text for t, m in columns)])
+    shown = ["  " + line for line in aligned(lines)]
+    if len(tasks) > 1 and max(map(len, shown)) > TERMINAL_WIDTH:
+        return [line for task in tasks for line in _block(evaluation, [task])]
     named = dict.fromkeys(
         f"{task.title} ({task.short})" if task.short else task.title for task, _ in columns
     )
-    return [", ".join(named), *("  " + line for line in _aligned(lines)), ""]
+    return [", ".join(named), *shown, ""]
 
 
 def _difference_lines(evaluation: Evaluation) -> list[str]:
@@ -238,7 +253,7 @@ def _difference_lines(evaluation: Evaluation) -> list[str]:
         for x in found
     ]
     title = "Paired difference of fine-grained R@1, in points, with its 95 % interval"
-    return [title, *("  " + line for line in _aligned(lines)), ""]
+    return [title, *("  " + line for line in aligned(lines)), ""]
 
 
 def text_table(evaluation: Evaluation) -> str:

@@ -12,13 +12,14 @@ import jax
 import numpy as np
 
 from afmrl_jax.errors import ConfigError
+from afmrl_jax.machine import cores
 from afmrl_jax.model_config import Execution
 from afmrl_jax.models.folder import save_model
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.progress import Progress, say
 from benchmarks.accelerator import measure_accelerator
 from benchmarks.compile_time import measure_compile
-from benchmarks.record import check_writable, cores, ratios, spread, write_record
+from benchmarks.record import check_writable, ratios, spread, write_record
 from benchmarks.workers import Worker, restrict
 from benchmarks.workload import Size
 

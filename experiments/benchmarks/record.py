@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.files import write_json
+from afmrl_jax.machine import machine
 
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "peft", "numpy")
 
@@ -37,26 +36,6 @@ def ratios(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
         3.0
     """
     return spread([a / b for a, b in zip(theirs, ours, strict=True)])
-
-
-def machine() -> dict[str, Any]:
-    """The machine that measures; `cores` are those that this process may use."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "system": platform.platform(),
-        "processor": models[0] if models else platform.processor(),
-        "cores": len(cores()),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-    }
-
-
-def cores() -> list[int]:
-    """Numbers of the processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def versions() -> dict[str, str]:
@@ -94,12 +73,11 @@ def write_record(
         figures: the numbers that are quoted, by name.
         details: shapes and spread of every part.
     """
-    device = jax.devices()[0]
     write_json(
         path,
         {
             "bench": bench,
-            "machine": machine() | {"device": f"{device.platform}: {device.device_kind}"},
+            "machine": machine(),
             "versions": versions(),
             "figures": dict(figures),
             "details": list(details),

@@ -53,7 +53,7 @@ def test_bm25(benchmarks, tmp_path):
 def test_an_unwritable_place_is_said_before_anything_is_measured(benchmarks, tmp_path):
     from afmrl_jax.errors import ConfigError
 
-    for name in ("agcl", "bm25", "grpo", "decode", "pictures", "search"):
+    for name in ("agcl", "bm25", "grpo", "decode", "pictures", "search", "evaluate"):
         bench = benchmarks(f"benchmarks.{name}")
         with pytest.raises(ConfigError, match="no folder"):
             bench.run(bench.Settings(), tmp_path / "missing" / "x.json")
@@ -123,3 +123,17 @@ def test_search(benchmarks, tmp_path):
     details = json.loads((tmp_path / "search.json").read_text())["details"]
     kinds = {(x["part"], x.get("kind")) for x in details}
     assert {("changed", "scann"), ("changed", "exact"), ("saved", "scann")} <= kinds
+
+
+def test_evaluate(benchmarks, tmp_path):
+    bench = benchmarks("benchmarks.evaluate")
+    settings = bench.Settings(
+        queries=300, gallery=500, dim=16, categories=9, repeats=2, checked=100, noise=2.0
+    )
+    found = bench.run(settings, tmp_path / "evaluate.json")
+    assert found == figures_of(tmp_path / "evaluate.json", "evaluate")
+    assert found.keys() == {"rows_per_second"}
+    (detail,) = json.loads((tmp_path / "evaluate.json").read_text())["details"]
+    assert detail["disagreements"] == 0
+    assert detail["bytes_beyond_inputs"] >= 0
+    assert 0 < detail["means"]["fine.R@1"] < detail["means"]["fine.R@10"] < 1

@@ -62,6 +62,7 @@ def test_check_fails_on_a_broken_record(tmp_path, capsys):
 def test_demo_writes_every_row_and_a_report(run):
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert len(evaluation["rows"]) == 5
+    assert "latency" not in evaluation  # Left out by --fast.
     report = (run / "report.html").read_text()
     assert "afmrl+cit" in report
 
@@ -203,6 +204,12 @@ def test_evaluate_on_a_catalogue_that_the_run_never_saw(run, tmp_path, capsys):
     assert [row["n_queries"] for row in evaluation["rows"]] == [120] * 5
     assert evaluation["rows"][0]["classification"] is None  # Nothing else to fit it on.
     assert "afmrl+cit" in capsys.readouterr().out
+    # Another catalogue than the run's own cannot be compared with it, but with itself it can.
+    with pytest.raises(SystemExit):
+        cli.main(["compare", str(run), str(out)])
+    assert "were judged on different listings" in capsys.readouterr().err
+    cli.main(["compare", str(out), str(out), "--system-a", "infonce", "--task", "fine"])
+    assert "R@10" in capsys.readouterr().out
 
 
 def test_report_to_another_file(run, tmp_path):
@@ -244,6 +251,8 @@ def test_help_describes_every_command(capsys):
         "embed",
         "search",
         "evaluate",
+        "compare",
+        "baselines",
         "export",
         "report",
         "audit-negatives",

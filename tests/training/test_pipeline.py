@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from afmrl_jax.errors import ConfigError, RunError
+from afmrl_jax.evaluation.per_query import read_query_values
 from afmrl_jax.pipeline import Pipeline
 from afmrl_jax.training import loop
 from afmrl_jax.training.lineage import Run
@@ -65,10 +66,23 @@ def test_evaluation_has_every_row_and_task(finished):
             assert 0 <= row[task][metric] <= 100
             low, high = row["intervals"][task][metric]
             assert low <= high
+            macro = row["macro"].get(task, {}).get(metric)
+            assert macro is None if task == "clustering" else 0 <= macro <= 100
+        assert 0 <= row["coarse"]["map_m5@10"] <= 100
         assert row["n_queries"] == row["n_gallery"] == 20
+        assert row["truncation"]["R@1"][0] == row["fine"]["R@1"]
+        assert sum(x["queries"] for x in row["per_category"].values()) == 20
     pairs = [(x["from"], x["to"]) for x in evaluation["comparisons"]]
     assert pairs[:4] == list(itertools.pairwise(names))
     assert evaluation["scann"]["recall"] > 90
+    timed = evaluation["latency"]
+    assert timed["machine"]["cores"] >= 1
+    for part in ("encode_one", "encode_batch", "search_exact_one", "search_exact_batch"):
+        assert 0 < timed[part]["p50_ms"] <= timed[part]["p95_ms"], part
+    kept = read_query_values(finished / evaluation["per_query"])
+    assert list(kept.systems) == names
+    hits = kept.systems["afmrl"]["fine.R@1"]
+    assert 100 * np.nanmean(hits) == pytest.approx(evaluation["rows"][3]["fine"]["R@1"], abs=0.01)
 
 
 def test_rar_logs_what_the_report_draws(finished):

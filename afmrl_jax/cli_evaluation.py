@@ -1,0 +1,136 @@
+"""Commands of `afmrl` that evaluate, and that compare evaluations."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from afmrl_jax.cli_catalogue import OnCatalogue
+from afmrl_jax.errors import ConfigError
+from afmrl_jax.evaluation.compare import compare, find_values
+from afmrl_jax.evaluation.run import write_evaluation
+from afmrl_jax.files import write_json
+from afmrl_jax.judging import evaluate, evaluate_baselines
+from afmrl_jax.reporting.comparison import comparison_table
+from afmrl_jax.reporting.tables import text_table
+from afmrl_jax.systems import FinishedRun
+
+Split = Literal["all", "distill", "train", "reward", "test"]
+
+
+@dataclass(frozen=True)
+class Evaluate(OnCatalogue):
+    """Evaluate every system of a run on a catalogue, which may be one it never saw."""
+
+    split: Split = "test"
+    """Listings that are queries and gallery."""
+
+    def execute(self) -> None:
+        """Run the command."""
+        evaluation = evaluate(
+            FinishedRun(self.run), self.catalogue, self.split, self.out, skip_bad=self.skip_bad
+        )
+        print(text_table(evaluation))
+        print(self.out)
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Evaluate what needs no training here by the tasks and definitions of every evaluation.
+
+    Raw pixels, a colour histogram, BM25 over titles and over titles and attributes, and any
+    embedder that lies on disk as a sentence-transformers or transformers folder.
+    """
+
+    catalogue: str
+    """Folder with listings.jsonl or listings.parquet, or `furniture`."""
+    out: Path | None = None
+    """JSON file to write, as `evaluation.json`; nothing is written without."""
+    per_query: bool = True
+    """Keep the values of single queries beside it, for `afmrl compare`."""
+    embedder: tuple[Path, ...] = ()
+    """Folders of embedders; needs sentence-transformers."""
+    attributes: Path | None = None
+    """Attributes for BM25, from `afmrl annotate`; the catalogue's own without."""
+    split: Split = "test"
+    """Listings that are queries and gallery."""
+    trust_code: bool = False
+    """Run Python code that lies in an embedder's folder."""
+    skip_bad: bool = False
+    """Leave unusable records out, counted and listed, instead of stopping."""
+    resamples: int = 2000
+    """Of the bootstrap."""
+    seed: int = 0
+    """Of resampling and clustering."""
+
+    def execute(self) -> None:
+        """Run the command."""
+        found = evaluate_baselines(
+            self.catalogue,
+            self.split,
+            embedders=self.embedder,
+            attributes=self.attributes,
+            trust_code=self.trust_code,
+            skip_bad=self.skip_bad,
+            resamples=self.resamples,
+            seed=self.seed,
+        )
+        print(text_table(found.evaluation))
+        if self.out is not None:
+            write_evaluation(self.out, self.out.parent if self.per_query else None, found)
+            print(self.out)
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare two runs, or two systems of one, query by query.
+
+    Differences with 95 % intervals (paired bootstrap) and p-values (paired permutation test), both
+    over families. Runs must have been judged on the same listings.
+    """
+
+    run_a: tyro.conf.Positional[Path]
+    """Before: a run directory, an evaluation.json, or a file of per-query values."""
+    run_b: tyro.conf.Positional[Path]
+    """After: likewise."""
+    system_a: str | None = None
+    """Row of A's results table; the last one without."""
+    system_b: str | None = None
+    """Row of B's results table; the last one without."""
+    catalogue: str | None = None
+    """Which of the runs' evaluations, by the name of its catalogue; that of evaluation.json
+    without."""
+    task: tuple[str, ...] = field(default_factory=tuple)
+    """Tasks to show, such as `fine coarse`; all without. The JSON has all."""
+    out: Path | None = None
+    """JSON file to write."""
+    as_json: bool = False
+    """Print JSON instead of a table."""
+    resamples: int = 2000
+    """Of the bootstrap."""
+    permutations: int = 10_000
+    """Of the test, where there are too many families to count all."""
+    seed: int = 0
+    """Of both."""
+
+    def execute(self) -> None:
+        """Run the command."""
+        for name in ("resamples", "permutations"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} {getattr(self, name)}: give one or more")
+        found = compare(
+            find_values(self.run_a, self.catalogue),
+            find_values(self.run_b, self.catalogue),
+            self.system_a,
+            self.system_b,
+            resamples=self.resamples,
+            permutations=self.permutations,
+            seed=self.seed,
+        )
+        print(json.dumps(found, indent=1) if self.as_json else comparison_table(found, self.task))
+        if self.out is not None:
+            write_json(self.out, found)

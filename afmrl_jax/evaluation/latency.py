@@ -1,0 +1,104 @@
+"""How long a query takes: encoding and searching, measured where the evaluation runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from afmrl_jax.data.pipeline import RowBuilder
+from afmrl_jax.errors import AfmrlError
+from afmrl_jax.machine import machine
+from afmrl_jax.retrieval.encode import Encoder
+from afmrl_jax.retrieval.exact import ExactIndex
+from afmrl_jax.retrieval.scann_index import ScannIndex
+
+REPEATS = 30
+SECONDS = 1.0
+"""After which a slow part is repeated no more, once it has been done three times."""
+K = 10
+
+
+def timed(work: Callable[[int], Any]) -> dict[str, float]:
+    """Median and 95th percentile of some repetitions in milliseconds, after one that warms up.
+
+    Args:
+        work: is given the number of the repetition.
+    """
+    work(0)
+    found: list[float] = []
+    while len(found) < 3 or (len(found) < REPEATS and sum(found) < SECONDS):
+        begin = time.perf_counter()
+        work(len(found))
+        found.append(time.perf_counter() - begin)
+    middle, high = np.percentile(found, [50, 95])
+    return {
+        "p50_ms": round(1e3 * float(middle), 3),
+        "p95_ms": round(1e3 * float(high), 3),
+        "repeats": len(found),
+    }
+
+
+def latency(
+    encoder: Encoder,
+    builder: RowBuilder,
+    attributes: Mapping[str, str] | None,
+    vectors: np.ndarray,
+) -> dict[str, Any]:
+    """Times of encoding one listing and a batch, and of searching with one vector and a batch.
+
+    Encoding includes decoding and resizing the picture and making tokens; attributes are given, so
+    that G's writing is not in it.
+
+    Args:
+        encoder: R of a system.
+        builder: rows of some listings.
+        attributes: attribute text by listing id, or None.
+        vectors: float32 [n d], the gallery, and queries.
+
+    Returns:
+        By part, milliseconds of a call as `timed` gives them; `batch` is its number of listings,
+        `gallery` the vectors searched, `machine` where.
+    """
+    listings, batch = builder.listings, encoder.batch_size
+    # A mesh divides a batch over its devices, so that one query takes one row of each.
+    least = 1 if encoder.mesh is None else int(encoder.mesh.shape.get("data", 1))
+    single = dataclasses.replace(encoder, batch_size=least)
+
+    def encode(which: Encoder, size: int) -> Callable[[int], Any]:
+        # The same listings each time, so that nothing is compiled meanwhile; a new builder, which
+        # has decoded none of their pictures.
+        chosen = [listings[n % len(listings)] for n in range(size)]
+        places = np.arange(size)
+
+        def once(_: int) -> Any:
+            fresh = RowBuilder.of(chosen, builder.tokenizer, builder.image, builder.text)
+            return which.embed(fresh, places, attributes)
+
+        return once
+
+    out: dict[str, Any] = {
+        "machine": machine(),
+        "batch": batch,
+        "gallery": len(vectors),
+        "encode_one": timed(encode(single, 1)),
+        "encode_batch": timed(encode(encoder, batch)),
+    }
+    ids = [str(n) for n in range(len(vectors))]
+    kinds: dict[str, Any] = {"exact": ExactIndex, "scann": ScannIndex}
+    for name, kind in kinds.items():
+        try:
+            index = kind(ids, vectors)
+        except AfmrlError:  # ScaNN is not installed everywhere.
+            continue
+        for size, label in ((1, "one"), (batch, "batch")):
+            places = np.arange(size)
+
+            def search(n: int, index: Any = index, places: np.ndarray = places) -> Any:
+                return index.search(vectors[(places + n) % len(vectors)], K)
+
+            out[f"search_{name}_{label}"] = timed(search)
+    return out

@@ -1,0 +1,103 @@
+"""Embedders from elsewhere, as folders that sentence-transformers loads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from afmrl_jax.data.images import decode
+from afmrl_jax.data.records import Listing
+from afmrl_jax.errors import RunError
+from afmrl_jax.evaluation.baselines import unit
+from afmrl_jax.progress import Progress
+
+AT_ONCE = 256
+"""Listings whose pictures are in memory at a time."""
+
+
+class OutsideEmbedder:
+    """A sentence-transformers folder, or a transformers one.
+
+    A transformers text model without pooling gets mean pooling over its tokens, and a model of
+    texts and pictures (as CLIP) its own projections; both are sentence-transformers' ways.
+    """
+
+    def __init__(self, folder: Path, *, trust_code: bool = False, batch_size: int = 32):
+        if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
+            raise RunError(
+                f"{folder} is no embedder (neither modules.json nor config.json is there); give a "
+                "folder as sentence-transformers or transformers save them"
+            )
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise RunError(
+                f"--embedder {folder} needs sentence-transformers: pip install "
+                "'afmrl-jax[embedders]'"
+            ) from error
+        try:
+            self._model: Any = SentenceTransformer(
+                str(folder), trust_remote_code=trust_code, local_files_only=True
+            )
+        except Exception as error:
+            hint = "" if trust_code else "; a folder with code of its own needs --trust-code"
+            raise RunError(f"{folder} cannot be loaded as an embedder: {error}{hint}") from error
+        self.name = folder.resolve().name
+        self._batch_size = batch_size
+
+    @property
+    def sees(self) -> bool:
+        """Whether it embeds pictures."""
+        return bool(self._model.supports("image"))
+
+    @property
+    def fuses(self) -> bool:
+        """Whether it embeds a picture and a text as one."""
+        return bool(self._model.supports(("image", "text")))
+
+    def views(self, listings: Sequence[Listing]) -> dict[str, np.ndarray | None]:
+        """Unit vectors `both`, `text` and `image` of some listings, float32 [n d].
+
+        Where the model cannot fuse, `both` is the normalised sum of the vectors of picture and
+        title, and without pictures that of the title.
+        """
+        text = self._encode(listings, lambda x: x.title, "titles")
+        image = both = None
+        if self.sees:
+            image = self._encode(listings, lambda x: decode(x.read_image_bytes()), "pictures")
+        if self.fuses:
+            both = self._encode(
+                listings,
+                lambda x: {"text": x.title, "image": decode(x.read_image_bytes())},
+                "both",
+            )
+        elif image is not None:
+            both = unit(text + image)
+        return {"both": text if both is None else both, "text": text, "image": image}
+
+    def both(self, listings: Sequence[Listing]) -> np.ndarray:
+        """The `both` view alone."""
+        found = self.views(listings)["both"]
+        assert found is not None
+        return found
+
+    def _encode(
+        self, listings: Sequence[Listing], made: Callable[[Listing], Any], what: str
+    ) -> np.ndarray:
+        parts = []
+        with Progress(f"{self.name}: {what}", len(listings)) as progress:
+            for begin in range(0, len(listings), AT_ONCE):
+                inputs = [made(x) for x in listings[begin : begin + AT_ONCE]]
+                parts.append(
+                    self._model.encode(
+                        inputs,
+                        batch_size=self._batch_size,
+                        convert_to_numpy=True,
+                        show_progress_bar=False,
+                    )
+                )
+                progress.update(begin + len(inputs))
+        return unit(np.concatenate(parts).astype(np.float32))

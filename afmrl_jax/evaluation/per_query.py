@@ -1,0 +1,136 @@
+"""The values of single queries, kept beside an evaluation so that two runs can be compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from afmrl_jax.data.records import Catalogue
+from afmrl_jax.errors import RunError
+from afmrl_jax.evaluation.tasks import PerQuery
+from afmrl_jax.files import atomic_path
+
+FORM = 1
+FOLDER = "evaluations"
+"""Beside `evaluation.json`."""
+
+
+@dataclass(frozen=True)
+class QueryValues:
+    """The values of every judged listing under every system of a run."""
+
+    catalogue: str
+    split: str
+    fingerprint: str
+    """Of the judged listings, pictures included."""
+    listing_ids: tuple[str, ...]
+    families: tuple[str, ...]
+    systems: Mapping[str, PerQuery]
+    """By system and `task.metric`, float64 [n], shares of 1; NaN where nothing was asked."""
+
+    @classmethod
+    def of(
+        cls, catalogue: str, split: str, listings: Any, systems: Mapping[str, PerQuery]
+    ) -> QueryValues:
+        """The values of some listings.
+
+        Args:
+            catalogue: its name.
+            split: what of it was judged.
+            listings: the judged listings, n of them.
+            systems: by system and metric, [n] each.
+        """
+        return cls(
+            catalogue=catalogue,
+            split=split,
+            fingerprint=Catalogue(catalogue, listings).fingerprint,
+            listing_ids=tuple(x.listing_id for x in listings),
+            families=tuple(x.group for x in listings),
+            systems=systems,
+        )
+
+    @property
+    def name(self) -> str:
+        """Name of the file that holds them."""
+        return f"per_query-{self.fingerprint}.parquet"
+
+    def system(self, name: str | None, where: str) -> tuple[str, PerQuery]:
+        """The values of a system; the last one without a name.
+
+        Raises:
+            RunError: there is no such system.
+        """
+        if name is not None and name not in self.systems:
+            raise RunError(f"{where} has no system {name!r}; choose from {', '.join(self.systems)}")
+        chosen = name or list(self.systems)[-1]
+        return chosen, self.systems[chosen]
+
+
+def write_query_values(folder: Path, values: QueryValues) -> Path:
+    """Write a Parquet file: a row for each system and listing, a column for each metric.
+
+    Args:
+        folder: where; the name of the file comes from the judged listings.
+        values: what to write.
+    """
+    names = list(dict.fromkeys(key for each in values.systems.values() for key in each))
+    count = len(values.listing_ids)
+    columns: dict[str, Sequence[object] | np.ndarray] = {
+        "system": [name for name in values.systems for _ in range(count)],
+        "listing_id": list(values.listing_ids) * len(values.systems),
+        "family": list(values.families) * len(values.systems),
+    }
+    missing = np.full(count, np.nan)
+    for key in names:
+        columns[key] = np.concatenate([each.get(key, missing) for each in values.systems.values()])
+    about = {
+        "form": FORM,
+        "catalogue": values.catalogue,
+        "split": values.split,
+        "fingerprint": values.fingerprint,
+        "systems": {name: list(each) for name, each in values.systems.items()},
+    }
+    table = pa.table(columns).replace_schema_metadata({"afmrl": json.dumps(about)})
+    with atomic_path(folder / values.name) as temporary:
+        pq.write_table(table, temporary)
+    return folder / values.name
+
+
+def read_query_values(path: Path) -> QueryValues:
+    """What `write_query_values` wrote.
+
+    Raises:
+        RunError: the file is missing, or something else.
+    """
+    if not path.is_file():
+        raise RunError(f"there are no per-query values {path}; evaluate the run again")
+    try:
+        table = pq.read_table(path)
+        about = json.loads(table.schema.metadata[b"afmrl"])
+    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{path} holds no per-query values ({error}); delete it and evaluate the run again"
+        ) from error
+    if about["form"] != FORM:
+        raise RunError(f"{path} has another form than this version's; evaluate the run again")
+    count = table.num_rows // max(len(about["systems"]), 1)
+    systems: dict[str, PerQuery] = {}
+    for place, (name, keys) in enumerate(about["systems"].items()):
+        rows = table.slice(place * count, count)
+        systems[name] = {key: rows[key].to_numpy() for key in keys}
+    first = table.slice(0, count)
+    return QueryValues(
+        catalogue=about["catalogue"],
+        split=about["split"],
+        fingerprint=about["fingerprint"],
+        listing_ids=tuple(first["listing_id"].to_pylist()),
+        families=tuple(first["family"].to_pylist()),
+        systems=systems,
+    )

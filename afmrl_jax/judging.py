@@ -1,0 +1,135 @@
+"""Evaluating on a catalogue: every system of a finished run, or what needs no run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from afmrl_jax.data.attributes import format_attributes, read_attributes
+from afmrl_jax.data.records import Catalogue, Listing
+from afmrl_jax.evaluation.baselines import baseline_inputs, bm25_inputs, known_inputs
+from afmrl_jax.evaluation.outside import OutsideEmbedder
+from afmrl_jax.evaluation.per_query import QueryValues
+from afmrl_jax.evaluation.run import (
+    Evaluated,
+    EvaluationData,
+    Subject,
+    evaluate_subjects,
+    query_and_gallery,
+    write_evaluation,
+)
+from afmrl_jax.evaluation.tasks import RETRIEVAL, TASKS, PerQuery, Task, TaskInputs, evaluate_row
+from afmrl_jax.progress import say
+from afmrl_jax.serving import annotate_catalogue, read, select
+from afmrl_jax.systems import FinishedRun, systems_of
+
+
+def _divided(name: str, split: str, *, skip_bad: bool) -> tuple[Catalogue, Catalogue]:
+    """The judged listings, and those on which a classifier is fitted."""
+    whole = read(name, "all", skip_bad=skip_bad)
+    test = select(whole, split)
+    # A classifier must not be judged on what it was fitted on.
+    overlap = split in ("train", "all")
+    return test, Catalogue(whole.name, ()) if overlap else whole.subset("train")
+
+
+def evaluate(
+    run: FinishedRun, name: str, split: str, out: Path, *, skip_bad: bool = False
+) -> dict[str, Any]:
+    """Evaluate every system of a run on a split of a catalogue, and write `out`.
+
+    What the generators write is kept in the run, by the listings they wrote for, and so are the
+    values of single queries.
+    """
+    test, train = _divided(name, split, skip_bad=skip_bad)
+    everything = Catalogue(test.name, (*train.listings, *test.listings))
+    texts: dict[str | None, Mapping[str, str] | None] = {None: None}
+    systems = systems_of(run.config)
+    for generator in sorted({s.generator for s in systems if s.generator}):
+        texts[generator] = _cached_annotations(run, generator, everything)
+    subjects = (
+        Subject(s.name, run.encoder(s), texts[s.generator], texts[s.generator]) for s in systems
+    )
+    data = EvaluationData(run.rows(test), run.rows(train), split)
+    found = evaluate_subjects(subjects, data, run.config, test.name)
+    write_evaluation(out, run.folder, found)
+    return found.evaluation
+
+
+def _cached_annotations(
+    run: FinishedRun, generator: str, catalogue: Catalogue
+) -> Mapping[str, str]:
+    key = hashlib.sha256(catalogue.fingerprint.encode()).hexdigest()[:12]
+    path = run.folder / "evaluations" / f"{key}-{generator}.jsonl"
+    if path.is_file():
+        return read_attributes(path)
+    say(f"{generator} writes attributes for {len(catalogue.listings)} listings")
+    return annotate_catalogue(run, generator, catalogue, path)
+
+
+def _own_attributes(listings: Sequence[Listing]) -> dict[str, str] | None:
+    """The catalogue's own attributes by listing id; None where it has none."""
+    known = {
+        x.listing_id: format_attributes(x.attributes.items()) for x in listings if x.attributes
+    }
+    return known or None
+
+
+def evaluate_baselines(
+    name: str,
+    split: str,
+    *,
+    embedders: Sequence[Path] = (),
+    attributes: Path | None = None,
+    trust_code: bool = False,
+    skip_bad: bool = False,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Evaluated:
+    """Evaluate what needs no run on a split of a catalogue, by the tasks of every evaluation.
+
+    Args:
+        name: of the catalogue.
+        split: listings that are queries and gallery.
+        embedders: folders of other models; see `OutsideEmbedder`.
+        attributes: attribute texts for BM25, as `afmrl annotate` writes them; the catalogue's own
+            without.
+        trust_code: run code that lies in an embedder's folder.
+        skip_bad: leave unusable records out.
+        resamples: of the bootstrap.
+        seed: of resampling and clustering.
+    """
+    # A folder that cannot be loaded should say so before the others have been measured.
+    loaded = [OutsideEmbedder(x, trust_code=trust_code) for x in embedders]
+    test, train = _divided(name, split, skip_bad=skip_bad)
+    listings = test.listings
+    sides = query_and_gallery([x.role for x in listings])
+    rows: list[dict[str, Any]] = []
+    values: dict[str, PerQuery] = {}
+
+    def judge(label: str, inputs: TaskInputs, tasks: Sequence[Task]) -> None:
+        say(f"evaluating {label}")
+        row, values[label] = evaluate_row(
+            label, inputs, seed=seed, resamples=resamples, tasks=tasks
+        )
+        rows.append({task.name: None for task in TASKS} | row)
+
+    for label, inputs in baseline_inputs(listings, sides):
+        judge(label, inputs, RETRIEVAL)
+    texts = _own_attributes(listings) if attributes is None else read_attributes(attributes)
+    if texts is not None:
+        inputs = bm25_inputs(listings, sides, texts)
+        judge("BM25 over titles and attributes", inputs, RETRIEVAL)
+    for embedder in loaded:
+        known: dict[str, Any] = dict(embedder.views(listings))
+        categories = [x.category for x in train.listings]
+        if categories and all(categories):
+            fitted = embedder.both(train.listings)
+            known |= {"train": fitted, "train_categories": np.array(categories)}
+        judge(embedder.name, known_inputs(listings, sides, known), TASKS)
+    per_query = QueryValues.of(test.name, split, listings, values)
+    return Evaluated({"catalogue": test.name, "rows": rows}, per_query, None)
