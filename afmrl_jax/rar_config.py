@@ -99,9 +99,9 @@ class CitConfig:
     share: float = 0.3
     """Share of the training listings that take the reinforced G's attributes in a cycle, a further
     one in each."""
-    choice: Literal["random", "difference"] = "random"
-    """Which listings: drawn at random as in the paper, or those whose attributes changed most, for
-    which all are annotated."""
+    choice: Literal["random", "difference"] = "difference"
+    """Which listings: those whose attributes changed most, for which all are annotated, or drawn at
+    random as in the paper."""
     steps: int = 20
     learning_rate: float = 3e-4
 

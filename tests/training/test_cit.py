@@ -50,7 +50,7 @@ def test_those_that_changed_most_come_first():
 
 
 def test_every_cycle_takes_a_further_share():
-    settings = config(cycles=3, share=0.3)
+    settings = config(cycles=3, share=0.3, choice="random")
     shares = [taken(settings, cycle) for cycle in (1, 2, 3)]
     assert [len(x) for x in shares] == [3, 6, 9]
     assert shares[0] < shares[1] < shares[2]
