@@ -186,5 +186,6 @@ def make_index(
         queries /= np.linalg.norm(queries, axis=1, keepdims=True)
         exact = ExactIndex(ids, vectors).search(queries, 50).positions
         reached = index.tune(queries, exact, settings.recall)
-        say(f"scann: {index.settings.searched} of {index.settings.leaves} leaves, recall {reached}")
+        about = index.settings
+        say(f"scann: {about.searched} of {about.leaves} leaves, recall {reached:.3f}")
     return index

@@ -138,6 +138,8 @@ class ScannIndex:
         k = exact.shape[1]
         best: tuple[float, float, ScannSettings] | None = None
         for settings in _candidates(self.settings, k):
+            if best is not None and settings.searched > 2 * best[2].searched:
+                break  # Only slower ones follow.
             began = time.perf_counter()
             found = self._search(queries, k, settings).positions
             seconds = time.perf_counter() - began
@@ -192,7 +194,7 @@ def recall_of(found: np.ndarray, exact: np.ndarray) -> float:
 
 
 def _candidates(now: ScannSettings, k: int) -> list[ScannSettings]:
-    """Settings of a built searcher that differ in what a query looks at."""
+    """Settings of a built searcher that differ in what a query looks at, ever more of it."""
     if not now.hashed:
         return [now]
     leaves = [n for n in TUNED_LEAVES if n <= now.leaves] or [0]
