@@ -121,7 +121,7 @@ class ScannIndex:
         """Choose the fastest settings whose recall on some queries reaches a target.
 
         The tree and the hashes stay; what is chosen is how many leaves a query looks at, and how
-        many candidates are scored exactly. Settings that recall enough are timed in turn.
+        many candidates are scored exactly. Each setting is timed once.
 
         Args:
             queries: [q d], none of them from the queries that are measured later.
@@ -197,7 +197,7 @@ def _candidates(now: ScannSettings, k: int) -> list[ScannSettings]:
     """Settings of a built searcher that differ in what a query looks at, ever more of it."""
     if not now.hashed:
         return [now]
-    leaves = [n for n in TUNED_LEAVES if n <= now.leaves] or [0]
+    leaves = [*(n for n in TUNED_LEAVES if n < now.leaves), now.leaves]
     return [
         replace(now, searched=searched, reorder=times * k)
         for searched in leaves
