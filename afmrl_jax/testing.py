@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -10,11 +11,18 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-from afmrl_jax.model_config import LoraConfig, QwenVLConfig, TextConfig, VisionConfig
+from afmrl_jax.data.images import Patches, _cut
+from afmrl_jax.model_config import ImageConfig, LoraConfig, QwenVLConfig, TextConfig, VisionConfig
 
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {"red": "#d11", "blue": "#14c", "green": "#182", "black": "#222", "amber": "#e90"}
 LETTERS = ("a", "k")
+
+
+def patches_of(numbers: np.ndarray, config: ImageConfig) -> Patches:
+    """Patches of any numbers [y x 3] as they are, not only of what a byte can become."""
+    plain = dataclasses.replace(config, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return _cut(numbers.astype(np.float32) * np.float32(255), plain)
 
 
 def draw_badge(shape: str, colour: str, letter: str, rng: np.random.Generator) -> bytes:

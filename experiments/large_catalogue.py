@@ -118,9 +118,11 @@ def measured(command: list[str], kill_after: float | None = None) -> dict[str, A
     if timer is not None:
         timer.start()
     _, status, usage = os.wait4(process.pid, 0)
+    # Popen has not waited itself.
+    process.returncode = os.waitstatus_to_exitcode(status)
     if timer is not None:
         timer.cancel()
-    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    killed = process.returncode == -signal.SIGKILL
     if status and not (killed and kill_after is not None):
         raise RunError(f"afmrl {command[0]} ended with status {status}; its message stands above")
     return {

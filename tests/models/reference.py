@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from afmrl_jax.data.batches import Row, collate
-from afmrl_jax.data.images import _cut
 from afmrl_jax.model_config import ImageConfig, QwenVLConfig, TextConfig, VisionConfig
+from afmrl_jax.testing import patches_of
 
 torch = pytest.importorskip("torch", reason="the reference needs `pip install torch`")
 
@@ -105,7 +105,7 @@ def rows_with_pictures(patch_size=14, temporal_patch_size=2):
     )
     grid = (4, 6)
     shape = (grid[0] * patch_size, grid[1] * patch_size, 3)
-    picture = _cut(np.random.default_rng(0).normal(size=shape).astype(np.float32), config)
+    picture = patches_of(np.random.default_rng(0).normal(size=shape).astype(np.float32), config)
     pads = [IMAGE_PAD] * (grid[0] * grid[1] // 4)
     rows = [Row([5, 92, *pads, 93, 17, 18, 1], (picture,)), Row([5, 40, 41, 1])]
     ids = SimpleNamespace(pad_id=2, image_pad_id=IMAGE_PAD)

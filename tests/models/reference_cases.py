@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from afmrl_jax.data.batches import Row, collate
-from afmrl_jax.data.images import _cut
 from afmrl_jax.model_config import ImageConfig
+from afmrl_jax.testing import patches_of
 
 PAD, IMAGE_PAD, IMAGE_START, IMAGE_END, TEXT_END = 2, 90, 92, 93, 80
 VOCABULARY = 96
@@ -122,7 +122,7 @@ def make_batch(case):
         pictures = []
         for height, width in grids:
             pixels = rng.normal(size=(height * 14, width * 14, 3)).astype(np.float32)
-            pictures.append(_cut(pixels, IMAGE))
+            pictures.append(patches_of(pixels, IMAGE))
             tokens += [IMAGE_START, *[IMAGE_PAD] * (height * width // 4), IMAGE_END]
             tokens += rng.integers(3, TEXT_END, int(rng.integers(0, 3))).tolist()
         tokens += rng.integers(3, TEXT_END, int(rng.integers(2, 9))).tolist()
