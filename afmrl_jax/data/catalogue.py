@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from afmrl_jax.data.census import Census, draw_splits
-from afmrl_jax.data.fields import to_listing
+from afmrl_jax.data.fields import problem_of, to_listing
 from afmrl_jax.data.images import decode, open_picture
 from afmrl_jax.data.records import SPLITS, Catalogue, Listing, Problem, Report
 from afmrl_jax.data.rows import RowSource, open_rows
@@ -112,10 +112,7 @@ def read_listings(
                 decode(picture) if look == "decode" else open_picture(picture)
             census.take(listing)
         except CatalogueError as error:
-            what, _, remedy = str(error).rpartition("; ")
-            label = row.get("listing_id")
-            record = f"listing {label!r} ({where})" if label else where
-            report(Problem(record, source.file, what, remedy))
+            report(problem_of(error, row, where, source.file))
             continue
         yield Read(number, listing, picture)
 

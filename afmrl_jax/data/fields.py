@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from afmrl_jax.data.records import ROLES, SPLITS, Listing
+from afmrl_jax.data.records import ROLES, SPLITS, Listing, Problem
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.files import is_local
 
@@ -27,6 +27,21 @@ def _text(row: Mapping[str, Any], name: str) -> str:
     if not value:
         raise CatalogueError(f"{name!r} is empty; write one")
     return value
+
+
+def problem_of(error: CatalogueError, row: Mapping[str, Any], where: str, file: str) -> Problem:
+    """What is wrong with a record, from an error that says "what is wrong; the remedy".
+
+    Args:
+        error: of `to_listing`, or of the listing's picture.
+        row: the record, which may have a listing id.
+        where: it stands.
+        file: that holds it.
+    """
+    what, _, remedy = str(error).rpartition("; ")
+    label = row.get("listing_id")
+    record = f"listing {label!r} ({where})" if label else where
+    return Problem(record, file, what, remedy)
 
 
 def to_listing(row: Mapping[str, Any], folder: Path) -> Listing:

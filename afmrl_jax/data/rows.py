@@ -11,8 +11,9 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from afmrl_jax.data.examples import PART, from_example
+from afmrl_jax.data.examples import PART
 from afmrl_jax.data.published import LAYOUTS, Layout, layout_of, shards
+from afmrl_jax.data.published.examples import stored_rows
 from afmrl_jax.data.records import Report, Row
 from afmrl_jax.data.stored import MANIFEST, Store
 from afmrl_jax.errors import CatalogueError, ConfigError
@@ -140,9 +141,7 @@ def _prepared(path: Path) -> RowSource:
         )
     source = builder.as_data_source(split=PART)
 
-    def read(report: Report) -> Iterator[Row]:
-        for number in range(len(source)):
-            yield f"example {number}", from_example(source[number])
-
     inputs = (path / "dataset_info.json",)
-    return RowSource(path.name, str(path), path, read, len(source), inputs=inputs)
+    return RowSource(
+        path.name, str(path), path, lambda _: stored_rows(source), len(source), inputs=inputs
+    )

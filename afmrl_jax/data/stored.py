@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -101,23 +101,9 @@ class Store:
             for number, data in zip(chosen, records.__getitems__(list(chosen)), strict=True):
                 yield f"record {number}", parse(data)
 
-    def table(self) -> pa.Table:
-        """The columns of all listings, memory-mapped."""
-        count = len(self.manifest["shards"])
-        tables = []
-        for number in range(count):
-            path = self.folder / columns_name(number, count)
-            try:
-                tables.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
-            except (OSError, pa.ArrowInvalid) as error:
-                raise CatalogueError(
-                    f"{path} cannot be read ({error}); copy the store again, or convert again"
-                ) from error
-        return pa.concat_tables(tables)
-
     def listings(self) -> StoreListings:
         """The listings with a split each: their own, or drawn by family where they have none."""
-        table = self.table()
+        table = _columns(str(self.folder))
         names = table.column("split").to_pylist()
         if not names[0]:
             families, products, duplicates = (
@@ -141,6 +127,22 @@ def _records(folder: str) -> Any:
 
     shards = read_json(Path(folder) / MANIFEST)["shards"]
     return ArrayRecordDataSource([str(Path(folder) / x["file"]) for x in shards])
+
+
+@lru_cache(maxsize=4)
+def _columns(folder: str) -> pa.Table:
+    """The columns of a store's listings, memory-mapped; once a process for all parts of it."""
+    count = len(read_json(Path(folder) / MANIFEST)["shards"])
+    tables = []
+    for number in range(count):
+        path = Path(folder) / columns_name(number, count)
+        try:
+            tables.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+        except (OSError, pa.ArrowInvalid) as error:
+            raise CatalogueError(
+                f"{path} cannot be read ({error}); copy the store again, or convert again"
+            ) from error
+    return pa.concat_tables(tables)
 
 
 def parse(data: bytes) -> dict[str, Any]:
@@ -178,12 +180,9 @@ class StoreListings(StoredListings):
         self._numbers = numbers
         self._splits = splits
 
-    @cached_property
+    @property
     def _table(self) -> pa.Table:
-        return self._store.table()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_table"}
+        return _columns(str(self._store.folder))
 
     def __len__(self) -> int:
         return len(self._numbers)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from afmrl_jax.data.examples import from_example, to_example
-from afmrl_jax.data.fields import to_listing
+from afmrl_jax.data.fields import problem_of, to_listing
 from afmrl_jax.data.images import open_picture
-from afmrl_jax.data.published.reading import Layout, text
-from afmrl_jax.data.records import Problem, Report, Row
+from afmrl_jax.data.published.reading import Layout
+from afmrl_jax.data.records import Report, Row
 from afmrl_jax.errors import CatalogueError
 
 
@@ -41,9 +41,6 @@ def examples(
             picture = listing.read_image_bytes()
             open_picture(picture)
         except CatalogueError as error:
-            what, _, remedy = str(error).rpartition("; ")
-            label = text(row.get("listing_id"))
-            record = f"listing {label!r} ({where})" if label else where
-            report(Problem(record, str(folder), what, remedy))
+            report(problem_of(error, row, where, str(folder)))
             continue
         yield listing.listing_id, to_example(listing, picture)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from afmrl_jax.data.fields import REQUIRED
 from afmrl_jax.data.published.reading import Layout, read_json_lines
 from afmrl_jax.data.records import Problem, Report, Row
 
 ENDS = (".jsonl", ".jsonl.gz", ".parquet")
-NEEDED = ("listing_id", "product_id", "title", "image")
 BATCH = 256
 """Rows of a Parquet file in memory at a time: they may hold pictures."""
 
@@ -57,7 +57,7 @@ def _parquet_rows(path: Path, report: Report) -> Iterator[Row]:
             what = f"not a Parquet file ({error})"
             report(Problem("file", str(path), what, "write it again"))
             return
-        missing = [name for name in NEEDED if name not in table.schema_arrow.names]
+        missing = [name for name in REQUIRED if name not in table.schema_arrow.names]
         if missing:
             what = f"the column {', '.join(missing)} is missing"
             report(Problem("file", str(path), what, "add it"))
