@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -40,7 +41,7 @@ def load_catalogue(name_or_path: str | Path, *, skip_bad: bool = False) -> Catal
     skipped: list[Problem] = []
     report = stopping(skipped.append, skip_bad=skip_bad)
     look: Look = "none" if source.trusted else "decode" if skip_bad else "open"
-    with Census() as census:
+    with closing(Census()) as census:
         listings = [x.listing for x in read_listings(source, census, report, look=look)]
         census.refuse(source.file)
     return Catalogue(source.name, tuple(_with_splits(listings)), tuple(skipped))

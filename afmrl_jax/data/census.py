@@ -6,7 +6,6 @@ import json
 import sqlite3
 from collections import Counter
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from afmrl_jax.data.records import SPLITS, Listing, Problem, hash_splits, linked
@@ -43,15 +42,8 @@ class Census:
         self.db.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {SCHEMA}")
         self._covered: Counter[str] = Counter(json.loads(self.note("covered") or "{}"))
 
-    def __enter__(self) -> Census:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Drop what was not committed."""
         self.db.close()
 
     def note(self, name: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,7 +37,7 @@ def check_catalogue(
     source = open_rows(path, options)
     with (
         TemporaryDirectory(prefix="afmrl-check-") as folder,
-        Census(Path(folder) / "census.sqlite") as census,
+        closing(Census(Path(folder) / "census.sqlite")) as census,
         Progress("catalogue-check", source.count) as progress,
     ):
         if source.store is not None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def convert(source: RowSource, out: Path, how: Conversion) -> dict[str, Any]:
 
 def _convert(source: RowSource, work: Path, how: Conversion) -> dict[str, Any]:
     stamp = json.dumps([source.stamp, how.skip_bad, how.look, how.shard_bytes, stored.FORMAT])
-    with _census(work, stamp) as census:
+    with closing(_census(work, stamp)) as census:
         shards = census.db.execute("SELECT * FROM shard ORDER BY number").fetchall()
         consumed = shards[-1][2] if shards else 0
         left_out = int(census.note("left_out") or 0)
@@ -114,7 +115,7 @@ def _census(work: Path, stamp: str) -> Census:
         census = Census(path)
         if census.note("stamp") == stamp:
             return census
-        census.db.close()
+        census.close()
         say(f"{work}: the catalogue or a setting has changed, so the conversion begins anew")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -200,7 +201,7 @@ def _finish(source: RowSource, work: Path, census: Census, left_out: int) -> dic
         "shards": about,
     }
     write_json(work / stored.MANIFEST, manifest)
-    census.db.close()
+    census.close()
     for path in work.glob("census.sqlite*"):
         path.unlink()
     return manifest

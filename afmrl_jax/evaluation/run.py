@@ -16,6 +16,7 @@ import numpy as np
 from afmrl_jax.config import RunConfig
 from afmrl_jax.data.attributes import format_attributes
 from afmrl_jax.data.pipeline import RowBuilder
+from afmrl_jax.data.records import ROLES
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.evaluation.approximate import scann_effect
 from afmrl_jax.evaluation.baselines import run_baselines
@@ -29,8 +30,6 @@ from afmrl_jax.retrieval.encode import Encoder
 from afmrl_jax.retrieval.exact import ExactIndex
 
 Texts = Mapping[str, str]
-SIDES = ("gallery", "query")
-"""The role that is no query, and the role that is not in the gallery."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,8 @@ def query_and_gallery(
     """
     if not any(roles):
         return None, None
-    found = [np.array([n for n, x in enumerate(roles) if x != other]) for other in SIDES]
+    # Who only asks is not searched, and the other way round.
+    found = [np.array([n for n, x in enumerate(roles) if x != other]) for other in reversed(ROLES)]
     if not all(map(len, found)):
         raise CatalogueError(
             "the judged listings are all of one role; give some `role` gallery and some query, or "
