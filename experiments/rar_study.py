@@ -47,8 +47,8 @@ class Study:
     long_steps: int = 500
     """Steps of the long run; the shipped RAR has 30."""
     collapse_steps: int = 60
-    out: Path = Path("runs/rar_study")
-    """Folder of the run directories."""
+    out: Path = Path("runs/seeds")
+    """Folder of the run directories: that of seeds.py, whose finished stages are not repeated."""
     result: Path = RESULTS / "rar_study.json"
     plot: Path = DOCS / "rar_study.png"
     fast: bool = False
@@ -115,7 +115,7 @@ def main(study: Study) -> None:
     for seed in study.seeds:
         folder = study.out / f"seed-{seed}"
         config = study.base(seed)
-        pipeline = Pipeline(folder, config, annotated=("train", "reward"))
+        pipeline = Pipeline(folder, config)
         with closing(pipeline.run):
             stages = pipeline.stages()
             for name in NEEDED:
