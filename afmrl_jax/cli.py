@@ -16,6 +16,7 @@ from afmrl_jax.cli_evaluation import Baselines, Compare, Evaluate
 from afmrl_jax.embedding import IndexSettings, embed_catalogue
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.export import export
+from afmrl_jax.processes import launched_together
 from afmrl_jax.reporting.report import build_report
 from afmrl_jax.runtime import reported, set_up
 from afmrl_jax.searching import Query, Searcher
@@ -245,6 +246,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console command."""
     with reported():
         command = tyro.cli(Command, prog="afmrl", description=__doc__, args=arguments)
+        if not isinstance(command, Annotate) and launched_together():
+            raise ConfigError(
+                "this command works in one process, and a launcher has started several: start it "
+                "with one task (of the commands, `afmrl annotate` runs on many)"
+            )
         set_up()
         command.execute()
 

@@ -36,7 +36,9 @@ __all__ = [
     "CitConfig",
     "DistillConfig",
     "EvaluationConfig",
+    "GuardConfig",
     "InputDropout",
+    "KeptCheckpoints",
     "MeshConfig",
     "MiningConfig",
     "OptimiserConfig",
@@ -55,6 +57,42 @@ class MeshConfig:
     """Devices that share the batch and the stored parameters; -1 takes all there are."""
     model: int = 1
     """Devices that share each matrix (tensor parallelism)."""
+
+
+@dataclass(frozen=True)
+class KeptCheckpoints:
+    """Which checkpoints of a stage stay on disk."""
+
+    newest: int = 2
+    """So many of the newest; a damaged one is replaced by the one before it."""
+    every: int | None = None
+    """Beside them, those whose number of steps is a multiple of it; None: none."""
+
+    def __post_init__(self) -> None:
+        require(self.newest >= 1, "checkpoints.newest must be 1 or more")
+        require(self.every is None or self.every > 0, "checkpoints.every must be positive")
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """When training stops by itself."""
+
+    explosion: float | None = 20.0
+    """A loss so many times its median over the last hundred steps, three steps running, stops the
+    stage; None: only one that is no finite number does. RAR, whose loss has no scale, has alarms
+    of its own."""
+    stall_after: int = 1800
+    """Seconds without a finished step after which a process of several ends with an error that
+    says where it stands; 0: never."""
+
+    def __post_init__(self) -> None:
+        require(self.explosion is None or self.explosion > 1, "guard.explosion must exceed 1")
+        require(self.stall_after >= 0, "guard.stall_after must not be negative")
+
+
+PLACEMENT = ("save_every", "workers", "mesh", "checkpoints", "guard")
+"""Settings that say where and how carefully a run is computed, and not what: a run may go on under
+others."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +116,8 @@ class RunConfig:
     bfloat16). Needs a frozen tower (embedder.trained lora or decoder) and agcl.dropout.patches 0.
     None: pictures are decoded and run through the tower in every step."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    checkpoints: KeptCheckpoints = field(default_factory=KeptCheckpoints)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     embedder: ModelSettings = field(default_factory=ModelSettings)
     generator: ModelSettings = field(default_factory=ModelSettings)
     image: ImageConfig = field(default_factory=ImageConfig)

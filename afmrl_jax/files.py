@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,20 @@ from afmrl_jax.errors import ConfigError, RunError
 
 REMOTE = ("gs://", "s3://", "az://")
 """Prefixes of paths that lie in object storage."""
+
+
+_WRITES = True
+
+
+def only_first_writes(is_first: bool) -> None:
+    """Say whether this process is the one of its job that writes files."""
+    global _WRITES
+    _WRITES = is_first
+
+
+def writes() -> bool:
+    """Whether files of this process take their final names."""
+    return _WRITES
 
 
 def place(path: Path | str) -> Path:
@@ -50,12 +65,17 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     """A path to write to; it takes the name `path` only if the block ends without an error.
 
     Works for a file and for a folder. What was left behind by a killed process under the
-    temporary name is overwritten by the next.
+    temporary name is overwritten by the next. Where another process of the job writes, the path
+    is one that is thrown away.
 
     Raises:
         RunError: the disk is full; the message names the file.
     """
     path = Path(path)
+    if not _WRITES:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch) / path.name
+        return
     temporary = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,19 +10,23 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from afmrl_jax.files import disk_full, is_disk_full, read_lines, write_text
+from afmrl_jax.files import disk_full, is_disk_full, read_lines, write_text, writes
 
 
 class MetricsLog:
     """Appends to `metrics.jsonl` and to `tensorboard/` below a folder.
 
     A resumed stage repeats the steps behind its checkpoint, so lines of those steps are dropped
-    first: every step stands in the file once.
+    first: every step stands in the file once. Where another process of the job writes, nothing
+    is written.
     """
 
     def __init__(self, folder: Path, resume_step: int = 0):
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
+        self._writes = writes()
+        if not self._writes:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():
             # A stage that starts over writes its step 0 again, one that resumes does not.
             kept = [x for x in read_metrics(self.path) if resume_step and x["step"] <= resume_step]
@@ -32,7 +36,7 @@ class MetricsLog:
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Add the metrics of a step; nothing where there are none."""
-        if not metrics:
+        if not metrics or not self._writes:
             return
         try:
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
@@ -44,8 +48,9 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flush and close both."""
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            self._file.close()
+            self._board.close()
 
 
 def resident_memory() -> dict[str, float]:

@@ -27,7 +27,7 @@ from afmrl_jax.evaluation.run import EvaluationData, peak_memory, write_evaluati
 from afmrl_jax.files import read_json, write_json
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.objectives.rewards import find_reward
-from afmrl_jax.parallel.mesh import make_mesh
+from afmrl_jax.parallel.mesh import host_share, make_mesh
 from afmrl_jax.progress import say
 from afmrl_jax.reporting.report import build_report
 from afmrl_jax.retrieval.encode import Encoder
@@ -129,8 +129,8 @@ class Pipeline:
         return self._rows(self.catalogue)
 
     def _rows(self, catalogue: Catalogue) -> RowBuilder:
-        config = self.config
-        return RowBuilder.of(catalogue.listings, self.tokenizer, config.image, config.text)
+        config, share = self.config, host_share(self.mesh)
+        return RowBuilder.of(catalogue.listings, self.tokenizer, config.image, config.text, share)
 
     def _split_builder(self, *splits: str) -> RowBuilder:
         return self._rows(self.catalogue.subset(*splits))

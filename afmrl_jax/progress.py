@@ -14,9 +14,25 @@ SHOWN = ("loss", "reward", "recall", "accuracy", "token_accuracy", "malformed_sh
 LINE_SECONDS = 30.0
 
 
+_SPEAKS = True
+
+
+def only_first_speaks(is_first: bool) -> None:
+    """Say whether this process is the one of its job that reports progress."""
+    global _SPEAKS
+    _SPEAKS = is_first
+
+
 def say(message: str) -> None:
     """A line for the person who waits."""
-    print(message, file=sys.stderr, flush=True)
+    if _SPEAKS:
+        print(message, file=sys.stderr, flush=True)
+
+
+def tell(message: str) -> None:
+    """A result, on standard output."""
+    if _SPEAKS:
+        print(message, flush=True)
 
 
 class ShapeCounter:
@@ -62,7 +78,7 @@ class Progress:
     """
 
     def __init__(self, name: str | None, total: int | None, start: int = 0):
-        self._name = name
+        self._name = name = name if _SPEAKS else None
         self._total = total
         self._start = start
         self._done = start

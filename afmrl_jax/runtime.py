@@ -5,26 +5,46 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 
+from afmrl_jax.compiling import compiling
 from afmrl_jax.errors import AfmrlError
 from afmrl_jax.files import is_disk_full
+from afmrl_jax.preemption import STATUS, Preempted, watch
+from afmrl_jax.processes import ClusterConfig, connect, several
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+LOST = ("Gloo", "gloo", "Connection", "UNAVAILABLE", "heartbeat", "NCCL")
+"""Words of errors that come of a process that is gone."""
+CACHE = ".jax_cache"
+"""Folder of compiled programs beside the run directories."""
 
 
-def set_up() -> None:
-    """Prepare the process of a command.
+def set_up(run: Path | None = None, cluster: ClusterConfig | None = None) -> None:
+    """Prepare the process of a command: the others of its job, SIGTERM, compiled programs.
 
-    Compiled programs are kept below the user's cache folder, so that a resumed or repeated run
-    does not compile again; JAX_COMPILATION_CACHE_DIR chooses another place, an empty value none.
+    Compiled programs are kept beside the run directory, or below the user's cache folder where
+    there is no run, so that a resumed or repeated run does not compile again.
+    JAX_COMPILATION_CACHE_DIR chooses another place, an empty value none. A cache holds machine
+    code that is executed as it is read, so it must not lie where strangers may write.
+
+    Args:
+        run: the run directory.
+        cluster: how the processes of the job find each other.
     """
     logging.getLogger("absl").setLevel(logging.WARNING)
+    connect(cluster)
+    watch()
+    compiling()  # Listens from now on.
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "afmrl_jax"
+    if run is not None:
+        default = run.absolute().parent / CACHE
     folder = os.environ.get(CACHE_VARIABLE, str(default))
     if not folder:
         return
@@ -36,22 +56,53 @@ def set_up() -> None:
 def reported() -> Iterator[None]:
     """Turn the user's errors into one line on stderr and exit status 1.
 
-    Errors of the program itself keep their trace.
+    Errors of the program itself keep their trace. Status 75 says that the work was asked to end
+    by SIGTERM and goes on with the same command, 130 that Ctrl-C ended it.
     """
     try:
         yield
     except AfmrlError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        _end(f"error: {error}", 1)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        _end("interrupted; the same command goes on from the last checkpoint", 130)
+    except Preempted:
+        # All processes end here together.
+        print("asked to end (SIGTERM); the same command goes on", file=sys.stderr)
+        sys.exit(STATUS)
     except Exception as error:
-        if not is_disk_full(error):
+        if is_disk_full(error):
+            _end(
+                f"error: no space left on the disk ({error}); free some space and start the same "
+                "command again: finished work is kept and continued",
+                1,
+            )
+        if not several():
             raise
-        print(
-            f"error: no space left on the disk ({error}); free some space and start the same "
-            "command again: finished work is kept and continued",
-            file=sys.stderr,
-        )
-        sys.exit(1)
+        traceback.print_exc()
+        _end(_told(error), 1)
+
+
+def _told(error: Exception) -> str:
+    """What to say of an error in one of several processes."""
+    if not any(word in str(error) for word in LOST):
+        return "error: see above"
+    # The coordinator knows which one is silent as soon as it has been so for long enough, and
+    # then ends this process with its name.
+    print(
+        f"error: process {jax.process_index()} of {jax.process_count()} lost another one; waiting "
+        "for the coordinator to say which; the same command goes on from the last checkpoint",
+        file=sys.stderr,
+        flush=True,
+    )
+    time.sleep(2 * ClusterConfig.lost_after)
+    return "error: the coordinator knows of no lost process; see above"
+
+
+def _end(message: str, status: int) -> None:
+    """Say why, and end; one of several processes ends at once, without waiting for the others."""
+    who = f"process {jax.process_index()}: " if several() else ""
+    print(who + message, file=sys.stderr, flush=True)
+    if several():
+        # An orderly exit would wait for processes that wait for this one.
+        os._exit(status)
+    sys.exit(status)

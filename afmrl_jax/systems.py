@@ -26,7 +26,7 @@ from afmrl_jax.evaluation.run import (
 )
 from afmrl_jax.files import read_json
 from afmrl_jax.models.functional import Architecture, Params
-from afmrl_jax.parallel.mesh import make_mesh
+from afmrl_jax.parallel.mesh import host_share, make_mesh
 from afmrl_jax.retrieval.encode import Encoder
 from afmrl_jax.training.store import ModelStore
 
@@ -146,5 +146,5 @@ class FinishedRun:
 
     def rows(self, catalogue: Catalogue) -> RowBuilder:
         """Model rows of a catalogue's listings."""
-        config = self.config
-        return RowBuilder.of(catalogue.listings, self.tokenizer, config.image, config.text)
+        config, share = self.config, host_share(self.mesh)
+        return RowBuilder.of(catalogue.listings, self.tokenizer, config.image, config.text, share)

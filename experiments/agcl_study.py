@@ -39,7 +39,7 @@ from afmrl_jax.evaluation.metrics import positive_ranks
 from afmrl_jax.files import write_json, write_text
 from afmrl_jax.metrics_log import read_metrics
 from afmrl_jax.pipeline import TEXTS, Pipeline
-from afmrl_jax.progress import say
+from afmrl_jax.progress import say, tell
 from afmrl_jax.runtime import reported, set_up
 from afmrl_jax.systems import FinishedRun, System
 from afmrl_jax.training.store import WEIGHTS
@@ -166,11 +166,12 @@ def main(study: Study) -> None:
         result["pair_figures"] = PAIR_FIGURES
         write_json(study.result, result)
         draw_study(result, study.plot)
-    print(table(result))
-    print(study.result)
+    tell(table(result))
+    tell(study.result)
 
 
 if __name__ == "__main__":
     with reported():
-        set_up()
-        main(tyro.cli(Study, description=__doc__))
+        study = tyro.cli(Study, description=__doc__)
+        set_up(study.out / "seed")
+        main(study)

@@ -18,6 +18,8 @@ import tyro
 
 from afmrl_jax.config import RunConfig
 from afmrl_jax.pipeline import Pipeline
+from afmrl_jax.processes import ClusterConfig
+from afmrl_jax.progress import tell
 from afmrl_jax.reporting.tables import text_table
 from afmrl_jax.runtime import reported, set_up
 
@@ -29,6 +31,7 @@ class Demo:
     config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig.demo)
     out: Path = Path("runs/demo")
     """Run directory. A finished stage in it is not repeated, a killed one goes on."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     fast: bool = False
     """Every stage with few steps on small pictures: shows that all works, not how well."""
 
@@ -39,11 +42,11 @@ def main(arguments: list[str]) -> None:
     config = RunConfig.fast() if fast else RunConfig.demo()
     default = Demo(config, Path("runs/fast" if fast else "runs/demo"))
     demo = tyro.cli(Demo, args=arguments, default=default, description=__doc__)
-    set_up()
+    set_up(demo.out, demo.cluster)
     pipeline = Pipeline(demo.out, demo.config)
     report = pipeline.execute()
-    print(text_table(pipeline.evaluation()))
-    print(f"report: {report}")
+    tell(text_table(pipeline.evaluation()))
+    tell(f"report: {report}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ import tyro
 from afmrl_jax.config import RunConfig
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.pipeline import Pipeline
+from afmrl_jax.processes import ClusterConfig
+from afmrl_jax.progress import tell
 from afmrl_jax.reporting.tables import text_table
 from afmrl_jax.runtime import reported, set_up
 
@@ -34,6 +36,7 @@ class Pretrained:
     )
     out: Path = Path("runs/pretrained")
     """Run directory. A finished stage in it is not repeated, a killed one goes on."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
 def main(arguments: list[str]) -> None:
@@ -45,11 +48,11 @@ def main(arguments: list[str]) -> None:
     ):
         if settings.weights is None:
             raise ConfigError(f"give --{name}.weights, the folder of a pretrained model")
-    set_up()
+    set_up(chosen.out, chosen.cluster)
     pipeline = Pipeline(chosen.out, chosen.config)
     report = pipeline.execute()
-    print(text_table(pipeline.evaluation()))
-    print(f"report: {report}")
+    tell(text_table(pipeline.evaluation()))
+    tell(f"report: {report}")
 
 
 if __name__ == "__main__":

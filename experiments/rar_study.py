@@ -28,7 +28,7 @@ from afmrl_jax.config import RarConfig, RunConfig
 from afmrl_jax.files import write_json
 from afmrl_jax.metrics_log import read_metrics
 from afmrl_jax.pipeline import Pipeline
-from afmrl_jax.progress import say
+from afmrl_jax.progress import say, tell
 from afmrl_jax.runtime import reported, set_up
 from afmrl_jax.training.rar_health import raised
 
@@ -130,14 +130,15 @@ def main(study: Study) -> None:
                 result[name] = summary(folder / f"rar-{name}")
                 keep()
     gains = [x["gain"] for x in result["seeds"].values()]
-    print(f"held-out gain over {len(gains)} seeds: {np.mean(gains):+.3f}, {np.round(gains, 3)}")
+    tell(f"held-out gain over {len(gains)} seeds: {np.mean(gains):+.3f}, {np.round(gains, 3)}")
     for name in ("long", "collapse"):
         alarms = ", ".join(f"{x['name']} at {x['step']}" for x in result[name]["alarms"]) or "none"
-        print(f"{name}: {result[name]['steps']} steps, alarms: {alarms}")
-    print(study.result)
+        tell(f"{name}: {result[name]['steps']} steps, alarms: {alarms}")
+    tell(study.result)
 
 
 if __name__ == "__main__":
     with reported():
-        set_up()
-        main(tyro.cli(Study, description=__doc__))
+        study = tyro.cli(Study, description=__doc__)
+        set_up(study.out / "seed")
+        main(study)

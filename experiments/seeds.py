@@ -21,6 +21,7 @@ from afmrl_jax.evaluation.spread import spread, verdict
 from afmrl_jax.evaluation.tasks import TASKS
 from afmrl_jax.files import read_json, write_json
 from afmrl_jax.metrics_log import read_metrics
+from afmrl_jax.processes import first_task
 from afmrl_jax.runtime import reported
 
 HERE = Path(__file__).parent
@@ -92,6 +93,8 @@ def main(settings: Seeds) -> None:
         command = [sys.executable, str(HERE / "demo.py"), "--out", str(run), "--seed", str(seed)]
         subprocess.run(command + ["--fast"] * settings.fast, check=True)
         runs.append(run)
+    if not first_task():
+        return
     result = {"seeds": list(settings.seeds), **summarise(runs)}
     write_json(settings.result, result)
     print(json.dumps({name: x["verdict"] for name, x in result["steps"].items()}, indent=1))

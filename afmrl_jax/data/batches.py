@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from afmrl_jax.config import TextBudget
-from afmrl_jax.data.images import Patches, patchify
+from afmrl_jax.data.hosts import HostShare
+from afmrl_jax.data.images import Patches, patchify, undecoded
 from afmrl_jax.data.packing import pack
 from afmrl_jax.data.records import Listing
 from afmrl_jax.data.text import Tokenizer
@@ -63,11 +64,28 @@ class Row:
 
 
 class PatchStore:
-    """Patches of each listing's picture, decoded once while they fit in memory."""
+    """Patches of each listing's picture, decoded once while they fit in memory.
 
-    def __init__(self, listings: Sequence[Listing], config: ImageConfig, max_bytes: int = 1 << 29):
+    Args:
+        listings: whose pictures.
+        config: patch geometry.
+        max_bytes: of what is kept.
+        deferred: pictures come `Undecoded`, for a process that needs only some of a batch's.
+            Whether a picture can be decoded is then not known to all processes, so bad ones are
+            fatal.
+    """
+
+    def __init__(
+        self,
+        listings: Sequence[Listing],
+        config: ImageConfig,
+        max_bytes: int = 1 << 29,
+        *,
+        deferred: bool = False,
+    ):
         self._listings = listings
         self.config = config
+        self._deferred = deferred and config.bad_pictures == "fatal"
         self._kept: OrderedDict[int, Patches] = OrderedDict()
         self._bytes = 0
         self._max_bytes = max_bytes
@@ -103,15 +121,30 @@ class PatchStore:
             if found is not None:
                 self._kept.move_to_end(index)
                 return found
+        if self._deferred:
+            return self._header(index)
+        return self._decoded(index)
+
+    def _header(self, index: int) -> Patches:
+        listing = self._listings[index]
+
+        def load() -> np.ndarray:
+            found = self._decoded(index)
+            assert found is not None
+            return found.pixels
+
+        try:
+            return undecoded(listing.read_image_bytes(), self.config, load)
+        except CatalogueError as error:
+            raise _unusable(listing, error) from error
+
+    def _decoded(self, index: int) -> Patches | None:
         listing = self._listings[index]
         try:
             patches = patchify(listing.read_image_bytes(), self.config)
         except CatalogueError as error:
             if self.config.bad_pictures == "fatal":
-                raise CatalogueError(
-                    f"listing {listing.listing_id!r}: {error} (--image.bad-pictures skip goes on "
-                    "without such pictures)"
-                ) from error
+                raise _unusable(listing, error) from error
             with self._lock:
                 self._bad.add(index)
             say(f"left out: the picture of listing {listing.listing_id!r}: {error}")
@@ -124,6 +157,13 @@ class PatchStore:
                 _, dropped = self._kept.popitem(last=False)
                 self._bytes -= dropped.pixels.nbytes
         return patches
+
+
+def _unusable(listing: Listing, error: CatalogueError) -> CatalogueError:
+    return CatalogueError(
+        f"listing {listing.listing_id!r}: {error} (--image.bad-pictures skip goes on without such "
+        "pictures)"
+    )
 
 
 def picture_patches(row: Row) -> int:
@@ -205,6 +245,7 @@ def collate(
     *,
     with_patches: bool = True,
     side: Literal["right", "left"] = "right",
+    host: HostShare | None = None,
 ) -> VLBatch:
     """Pad rows to `length` tokens, and pack their pictures in bins.
 
@@ -216,6 +257,7 @@ def collate(
         with_patches: False leaves the patch arrays empty (n = 0), for callers that hold visual
             tokens and set `visual_start` themselves.
         side: where the padding stands.
+        host: the process whose pictures are filled in; None: all pictures are.
 
     Raises:
         CatalogueError: a row is longer than `length`, or its pictures do not fit a bin.
@@ -241,7 +283,7 @@ def collate(
     if any(len(x) for x in known):
         with_patches = False
     if with_patches:
-        return VLBatch(tokens, mask, positions, *pack([row.pictures for row in rows], config))
+        return VLBatch(tokens, mask, positions, *pack([row.pictures for row in rows], config, host))
     blind = VLBatch(
         tokens,
         mask,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from afmrl_jax.data.chunk_shapes import (
     chunks_needed,
     divide,
 )
+from afmrl_jax.data.hosts import HostShare
 from afmrl_jax.data.packing import best_fit_decreasing
 from afmrl_jax.data.text import Tokenizer
 from afmrl_jax.errors import CatalogueError
@@ -101,6 +102,7 @@ class Chunker:
     shares: int
     tokenizer: Tokenizer
     image: ImageConfig
+    host: HostShare = field(default_factory=HostShare)
 
     @classmethod
     def of(
@@ -112,6 +114,7 @@ class Chunker:
         *,
         tokens: int,
         shares: int,
+        host: HostShare | None = None,
     ) -> Chunker:
         """Plans for batches like some samples.
 
@@ -126,6 +129,7 @@ class Chunker:
             text: whose last bucket is the longest row there may be.
             tokens: places of a chunk on each device, those of pictures and padding included.
             shares: devices that divide the rows of a batch.
+            host: the process whose pictures are filled in; None: all pictures are.
         """
         budget, longest = Budget(tokens, shares), text.buckets[-1]
         patches = Budget(tokens * image.merge_size**2)
@@ -150,7 +154,7 @@ class Chunker:
                 for share in range(shares)
             ]
             plan = Plan(shapes, divide(fills, patches, DEVIATIONS, image.bin_patches), 0)
-        return cls((plan, last), shares, tokenizer, image)
+        return cls((plan, last), shares, tokenizer, image, host or HostShare())
 
     def __call__(self, rows: Sequence[Row]) -> Chunks:
         """The chunks of a batch.
@@ -247,7 +251,8 @@ class Chunker:
         offset = 0
         for inside, picture in enumerate((p for row in rows for p in row.pictures), 1):
             own = slice(offset, offset + len(picture.pixels))
-            chunks.patches[where][own] = picture.pixels
+            if self.host.needs(self.shares)[where[1]]:
+                chunks.patches[where][own] = picture.pixels
             chunks.patch_segment[where][own] = inside
             chunks.patch_position[where][own] = picture.position
             offset = own.stop

@@ -12,14 +12,12 @@ from afmrl_jax.data import prompts
 from afmrl_jax.data.attributes import drop_attributes
 from afmrl_jax.data.batches import Row
 from afmrl_jax.data.chunks import Chunker
-from afmrl_jax.data.hosts import HostShare
 from afmrl_jax.data.images import erase_patches
 from afmrl_jax.data.negatives import MinedTables, fill_up
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.sampler import PairSampler
 from afmrl_jax.data.terms import Bm25Vocabulary
 from afmrl_jax.data.text import drop_words
-from afmrl_jax.errors import ConfigError
 
 MOST_SAMPLES, SAMPLE_ROWS = 8, 8192
 """Batches, and rows of them, from which the shapes of chunks are judged; never fewer than two
@@ -38,7 +36,7 @@ class ContrastiveSource:
     in shapes judged from the first batches; the content of a batch is the same.
 
     Batch `i` depends on (catalogue, seed, `i`, the mined table of its segment) alone: neither on
-    the number of loader workers nor on the number of hosts.
+    the number of loader workers nor on the number of processes.
     """
 
     def __init__(
@@ -60,7 +58,6 @@ class ContrastiveSource:
         duplicate_share: float = 0.0,
         mask_duplicate_groups: bool = True,
         mined: MinedTables | None = None,
-        host: HostShare | None = None,
     ):
         listings = builder.listings
         self._builder = builder
@@ -80,7 +77,6 @@ class ContrastiveSource:
             merge_duplicates=mask_duplicate_groups,
         )
         self._mined = mined
-        self._host = host or HostShare()
         self._attributes = attributes_in_input
         self._dropout = dropout
         texts = attributes_for_terms or {}
@@ -90,10 +86,6 @@ class ContrastiveSource:
             if vocabulary is None
             else vocabulary.encode([texts.get(x.listing_id, "") for x in listings], width)
         )
-        if chunk_tokens is not None and self._host.count > 1:
-            raise ConfigError(
-                "agcl.chunk_tokens works within one process so far; leave it out on several hosts"
-            )
         self._collate: Callable[[Sequence[Row]], Any] = builder.batch
         if chunk_tokens is not None:
             seen = max(2, min(MOST_SAMPLES, SAMPLE_ROWS // (2 * self.batch_size)))
@@ -105,6 +97,7 @@ class ContrastiveSource:
                 builder.text,
                 tokens=chunk_tokens,
                 shares=shares,
+                host=builder.host,
             )
 
     @property
@@ -179,4 +172,4 @@ class ContrastiveSource:
             batch["candidate_products"] = self.identity[candidates]
         if self._attributes is not None:
             batch["prompt_last"] = np.array([row.bare_last for row in rows], np.int32)
-        return self._host.of(batch)
+        return batch

@@ -1,10 +1,8 @@
-"""Which rows of a batch a host feeds to its devices (no JAX here: Grain's workers import it)."""
+"""Which parts of a batch a process feeds to its devices (no JAX: Grain's workers import it)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -13,51 +11,40 @@ from afmrl_jax.errors import ConfigError
 
 @dataclass(frozen=True)
 class HostShare:
-    """One of the hosts that train together.
+    """One of the processes that train together.
 
-    Every host draws and collates the whole batch, for its shape (text bucket, bins of patches) and
-    its random numbers depend on all rows, and then takes its own rows. The batch over all hosts is
-    therefore the one that a single host would see.
+    Every process draws the whole batch and makes its rows of text, for the shapes and the random
+    numbers depend on all of them, and that is cheap. It decodes only those pictures that go to its
+    own devices. The batch over all processes is therefore the one that a single process would see.
     """
 
-    index: int = 0
-    """Number of this host, `jax.process_index()`."""
-    count: int = 1
-    """Number of hosts, `jax.process_count()`."""
-    shards: int | None = None
-    """Size of the mesh axis `data`; None: as many as hosts."""
+    parts: int = 1
+    """Size of the mesh axis `data`: equal parts that the rows of an array are split in."""
+    own: tuple[int, ...] = (0,)
+    """Those of them that lie on this process's devices, whether or not on others' too."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.index < self.count:
-            raise ConfigError(f"host {self.index} of {self.count}: numbers start at 0")
-        if self.data % self.count:
+        if not self.own or not set(self.own) <= set(range(self.parts)):
             raise ConfigError(
-                f"a data axis of {self.data} does not divide among {self.count} hosts; choose a "
-                "multiple with --mesh.data"
+                f"a process with the parts {list(self.own)} of {self.parts}: each process needs "
+                "devices of the mesh, and parts are numbered from 0"
             )
 
     @property
-    def data(self) -> int:
-        """Parts that the rows of a batch are split in."""
-        return self.count if self.shards is None else self.shards
+    def whole(self) -> bool:
+        """Whether all parts are this process's own."""
+        return len(set(self.own)) == self.parts
 
-    def of(self, batch: Any) -> Any:
-        """This host's rows of each array of a batch, along the first axis.
+    def needs(self, rows: int) -> np.ndarray:
+        """Whether each row of an array is this process's own, bool [rows].
 
-        An array whose rows the data axis does not divide is on every device, and stays whole, as
-        `parallel.sharding.place_batch` has it.
+        An array whose rows do not divide lies on every device, as `parallel.sharding.place_batch`
+        has it.
+
+        Example:
+            >>> HostShare(4, (1, 2)).needs(8).astype(int)
+            array([0, 0, 1, 1, 1, 1, 0, 0])
         """
-        if self.count == 1 or batch is None:
-            return batch
-        if isinstance(batch, Mapping):
-            return {name: self.of(value) for name, value in batch.items()}
-        if isinstance(batch, tuple):
-            fields = [self.of(value) for value in batch]
-            return type(batch)(*fields) if hasattr(batch, "_fields") else tuple(fields)
-        return self._rows(np.asarray(batch))
-
-    def _rows(self, array: np.ndarray) -> np.ndarray:
-        if not array.ndim or array.shape[0] % self.data:
-            return array
-        size = array.shape[0] // self.count
-        return array[self.index * size : (self.index + 1) * size]
+        if rows % self.parts:
+            return np.ones(rows, bool)
+        return np.isin(np.arange(rows) // max(rows // self.parts, 1), self.own)

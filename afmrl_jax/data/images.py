@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -19,11 +21,32 @@ MAX_PIXELS = 100_000_000
 MAX_ASPECT = 200
 
 
+@dataclass(frozen=True)
+class Undecoded:
+    """Pixels of a picture that are decoded when they are asked for, float32 [p d]."""
+
+    count: int
+    """p"""
+    load: Callable[[], np.ndarray]
+    keep: np.ndarray | None = None
+    """bool [p]; False erases a patch."""
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        pixels = self.load()
+        if self.keep is not None:
+            pixels = pixels * self.keep[:, None].astype(np.float32)
+        return pixels if dtype is None else pixels.astype(dtype)
+
+
 class Patches(NamedTuple):
     """A picture as patches, merge-block by merge-block."""
 
-    pixels: np.ndarray
-    """float32 [p d]; d = channels * frames * side * side"""
+    pixels: Any
+    """float32 [p d]; d = channels * frames * side * side. `Undecoded` where that is left to the
+    process that needs them."""
     grid: tuple[int, int]
     """Rows and columns of patches."""
     position: np.ndarray
@@ -115,20 +138,46 @@ def patchify(data: bytes, config: ImageConfig) -> Patches:
         CatalogueError: the picture cannot be used.
     """
     opened = open_picture(data)
+    rows, columns = _size(opened, config)
+    if config.scaled_decoding:
+        # For a JPEG, libjpeg then leaves the high frequencies out, down to an eighth of the size.
+        opened.draft("RGB", (columns, rows))
+    resized = _decoded(opened).resize((columns, rows), Image.Resampling.BICUBIC)
+    return _cut(np.asarray(resized), config)
+
+
+def _size(picture: Image.Image, config: ImageConfig) -> tuple[int, int]:
+    """Rows and columns of pixels that a picture is resized to."""
     factor = config.patch_size * config.merge_size
     rows, columns = smart_resize(
-        opened.height, opened.width, factor, config.min_pixels, config.max_pixels
+        picture.height, picture.width, factor, config.min_pixels, config.max_pixels
     )
     limit = config.max_patches * config.patch_size**2
     if rows * columns > limit:
         # A very long picture keeps one merged row, and its length is cut to the patch budget.
         longest = limit // factor // factor * factor
         rows, columns = min(rows, longest), min(columns, longest)
-    if config.scaled_decoding:
-        # For a JPEG, libjpeg then leaves the high frequencies out, down to an eighth of the size.
-        opened.draft("RGB", (columns, rows))
-    resized = _decoded(opened).resize((columns, rows), Image.Resampling.BICUBIC)
-    return _cut(np.asarray(resized), config)
+    return rows, columns
+
+
+def undecoded(data: bytes, config: ImageConfig, load: Callable[[], np.ndarray]) -> Patches:
+    """A picture of which only the header was read.
+
+    Args:
+        data: of the picture's file.
+        config: as for `patchify`.
+        load: gives the pixels of `patchify`.
+    """
+    rows, columns = (x // config.patch_size for x in _size(open_picture(data), config))
+    pixels = Undecoded(rows * columns, load)
+    return Patches(pixels, (rows, columns), _positions(rows, columns, config.merge_size))
+
+
+def _positions(rows: int, columns: int, merge: int) -> np.ndarray:
+    """(row, column) of each patch, merge-block by merge-block, int32 [p 2]."""
+    place = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1)
+    place = place.reshape(rows // merge, merge, columns // merge, merge, 2)
+    return place.transpose(0, 2, 1, 3, 4).reshape(-1, 2).astype(np.int32)
 
 
 def _cut(pixels: np.ndarray, config: ImageConfig) -> Patches:
@@ -148,10 +197,7 @@ def _cut(pixels: np.ndarray, config: ImageConfig) -> Patches:
         values /= np.float32(std)
         patches[:, channel] = values[:, None]
     patches = patches.reshape(rows * columns, -1)
-    place = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1)
-    place = place.reshape(rows // merge, merge, columns // merge, merge, 2)
-    position = place.transpose(0, 2, 1, 3, 4).reshape(-1, 2).astype(np.int32)
-    return Patches(patches, (rows, columns), position)
+    return Patches(patches, (rows, columns), _positions(rows, columns, merge))
 
 
 def erase_patches(
@@ -164,4 +210,6 @@ def erase_patches(
     """
     merged = config.merge_size**2
     keep = np.repeat(rng.random(len(picture.pixels) // merged) >= rate, merged)
+    if isinstance(picture.pixels, Undecoded):
+        return picture._replace(pixels=replace(picture.pixels, keep=keep))
     return picture._replace(pixels=picture.pixels * keep[:, None].astype(np.float32))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from afmrl_jax.data.hosts import HostShare
 from afmrl_jax.data.images import Patches
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.model_config import ImageConfig
@@ -96,12 +97,15 @@ def bin_count(needed: int, rows: int, shares: Sequence[float]) -> int:
     return next(size for size in sizes if size >= needed)
 
 
-def pack(rows: Sequence[tuple[Patches, ...]], config: ImageConfig) -> Bins:
+def pack(
+    rows: Sequence[tuple[Patches, ...]], config: ImageConfig, host: HostShare | None = None
+) -> Bins:
     """Put the pictures of each row side by side into one bin.
 
     Args:
         rows: pictures of each row, b of them; a row may have none.
         config: patch geometry, size and allowed numbers of bins.
+        host: whose bins get their pixels; the others' stay empty. None fills all.
 
     Raises:
         CatalogueError: a row's pictures do not fit a bin.
@@ -120,13 +124,15 @@ def pack(rows: Sequence[tuple[Patches, ...]], config: ImageConfig) -> Bins:
     segment = np.zeros((count, capacity), np.int32)
     position = np.zeros((count, capacity, 2), np.int32)
     inside = [0] * count
+    needed_here = (host or HostShare()).needs(count)
     # By offset, so that the pictures of a bin are numbered from its start.
     for number in sorted(range(len(rows)), key=lambda n: places[n]):
         chosen, offset = places[number]
         for picture in rows[number]:
             inside[chosen] += 1
             own = slice(offset, offset + len(picture.pixels))
-            patches[chosen, own] = picture.pixels
+            if needed_here[chosen]:
+                patches[chosen, own] = picture.pixels
             segment[chosen, own] = inside[chosen]
             position[chosen, own] = picture.position
             offset = own.stop

@@ -1,7 +1,7 @@
 """Grain input pipelines: batch number `i` is a pure function of the catalogue, the seed and `i`.
 
-That makes the iterator's state a step count, resuming exact, and the batches the same for any
-number of workers. No JAX here: Grain's worker processes import this module.
+So a step count is all there is to resume from, and the batches are the same for any number of
+workers. No JAX here: Grain's worker processes import this module.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from absl import flags
 from afmrl_jax.config import TextBudget
 from afmrl_jax.data import batches, prompts
 from afmrl_jax.data.batches import PatchStore, Row
+from afmrl_jax.data.hosts import HostShare
 from afmrl_jax.data.images import Patches
 from afmrl_jax.data.records import Listing
 from afmrl_jax.data.sampler import epoch_indices
@@ -34,13 +35,22 @@ class RowBuilder:
     image: ImageConfig
     text: TextBudget
     pictures: PatchStore | CachedPictures
+    host: HostShare = dataclasses.field(default_factory=HostShare)
+    """Whose pictures are decoded."""
 
     @classmethod
     def of(
-        cls, listings: Sequence[Listing], tokenizer: Tokenizer, image: ImageConfig, text: TextBudget
+        cls,
+        listings: Sequence[Listing],
+        tokenizer: Tokenizer,
+        image: ImageConfig,
+        text: TextBudget,
+        host: HostShare | None = None,
     ) -> RowBuilder:
-        """A builder with an empty picture store."""
-        return cls(listings, tokenizer, image, text, PatchStore(listings, image))
+        """A builder with an empty picture store, for one process or for one of several."""
+        host = host or HostShare()
+        store = PatchStore(listings, image, deferred=not host.whole)
+        return cls(listings, tokenizer, image, text, store, host)
 
     def picture(self, index: int) -> tuple[Patches, ...]:
         """The picture of listing `index`; none where it is bad and such are left out."""
@@ -88,7 +98,13 @@ class RowBuilder:
         if length is None:
             length = batches.bucket_length(max(len(row.tokens) for row in rows), self.text)
         return batches.collate(
-            rows, self.tokenizer, self.image, length, with_patches=with_patches, side=side
+            rows,
+            self.tokenizer,
+            self.image,
+            length,
+            with_patches=with_patches,
+            side=side,
+            host=self.host,
         )
 
 
@@ -205,22 +221,20 @@ class PromptSource:
         }
 
 
-def iterate(source: Any, *, workers: int = 0, end: int | None = None) -> Any:
+def iterate(source: Any, *, workers: int = 0, begin: int = 0, end: int | None = None) -> Any:
     """A Grain iterator over `source`, in order, reading ahead in threads or worker processes.
-
-    Its state is saved and restored with the training state (`grain.checkpoint`).
 
     Args:
         source: random-access batches.
         workers: processes that read; 0 reads in a thread of this one.
-        end: no batch from this number on is read, not even ahead; the state of one iterator fits
-            another with a later `end`, unless it has been asked for one more than it had.
+        begin: number of the first batch; to resume is to begin there.
+        end: no batch from this number on is read, not even ahead.
     """
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags.
     drawn = grain.MapDataset.source(source)
-    if end is not None:
-        drawn = drawn.slice(slice(end))
+    if begin or end is not None:
+        drawn = drawn.slice(slice(begin, end))
     dataset = drawn.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
     if workers:
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))

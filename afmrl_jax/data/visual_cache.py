@@ -23,7 +23,7 @@ import numpy as np
 from afmrl_jax.data.images import Patches
 from afmrl_jax.data.records import Listing
 from afmrl_jax.errors import CatalogueError, RunError
-from afmrl_jax.files import atomic_path, read_json, write_json
+from afmrl_jax.files import atomic_path, read_json, write_json, writes
 from afmrl_jax.model_config import ImageConfig
 from afmrl_jax.progress import say
 
@@ -67,6 +67,10 @@ class TokenCache:
     def held(self) -> Iterator[None]:
         """Let one process at a time add to the cache; readers need not ask."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        if not writes():
+            # The first process of this job holds it.
+            yield
+            return
         with (self.folder / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,6 +12,7 @@ import numpy as np
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.errors import AfmrlError
 from afmrl_jax.machine import machine
+from afmrl_jax.processes import agree
 from afmrl_jax.retrieval.encode import Encoder
 from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.retrieval.scann_index import ScannIndex
@@ -30,7 +31,8 @@ def timed(work: Callable[[int], Any]) -> dict[str, float]:
     """
     work(0)
     found: list[float] = []
-    while len(found) < 3 or (len(found) < REPEATS and sum(found) < SECONDS):
+    # Processes differ in speed, and each repetition needs all of them.
+    while agree(len(found) < 3 or (len(found) < REPEATS and sum(found) < SECONDS)):
         begin = time.perf_counter()
         work(len(found))
         found.append(time.perf_counter() - begin)

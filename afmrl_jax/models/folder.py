@@ -23,6 +23,7 @@ from afmrl_jax.models.peft_folder import (
     read_peft_config,
     save_adapter,
 )
+from afmrl_jax.processes import put
 
 MANIFEST = "manifest.json"
 """Hashes of a folder's weights, which stand for the model where its identity is asked for."""
@@ -175,7 +176,7 @@ def load_model(
         adapter = load_adapter(folder, architecture)
         if shardings is not None:
             shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in adapter.items()}
-            adapter = jax.device_put(adapter, dict(shardings(shapes)))
+            adapter = put(adapter, dict(shardings(shapes)))
         return architecture, {**params, **adapter}
     architecture = read_architecture(folder, execution)
     stored = hub_files(folder)

@@ -13,13 +13,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from afmrl_jax.model_config import Execution, InitConfig, QwenVLConfig
 from afmrl_jax.models.induction import add_induction_head
 from afmrl_jax.models.layers import Keys
 from afmrl_jax.models.qwen_vl import QwenVL
+from afmrl_jax.processes import fetch
 
 Params = dict[str, jax.Array]
 
@@ -102,5 +102,5 @@ def identity(architecture: Architecture, params: Params) -> str:
     """A hash of a model: what two different ones wrote or embedded must not be mixed."""
     digest = hashlib.sha256(repr(architecture.config).encode())
     for name in sorted(params):
-        digest.update(np.asarray(params[name]).tobytes())
+        digest.update(fetch(params[name]).tobytes())
     return digest.hexdigest()[:16]

@@ -144,7 +144,7 @@ def load_params(
     if shardings is not None:
         wanted = shardings(shapes)
     else:
-        wanted = dict.fromkeys(shapes, SingleDeviceSharding(jax.devices()[0]))
+        wanted = dict.fromkeys(shapes, SingleDeviceSharding(jax.local_devices()[0]))
     return {name: _load(own, stored, shapes[name], wanted[name]) for name, own in parts.items()}
 
 

@@ -13,6 +13,7 @@ from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.models.hub_names import HubTensor, hub_tensors
 from afmrl_jax.models.hub_read import INDEX, SINGLE
 from afmrl_jax.models.safetensors_file import TensorToWrite, write_tensors
+from afmrl_jax.processes import fetch
 
 SHARD_BYTES = 5 * 10**9
 """Largest file, as transformers cuts them."""
@@ -62,5 +63,5 @@ def divide(tensors: Sequence[TensorToWrite], limit: int) -> list[list[TensorToWr
 def _fetch(params: Params, tensor: HubTensor) -> np.ndarray:
     """A tensor on the host, in the file's layout."""
     value = params[tensor.ours]
-    array = np.asarray(value if tensor.layer is None else value[tensor.layer])
+    array = fetch(value if tensor.layer is None else value[tensor.layer])
     return array if tensor.kind == "plain" else array.T.reshape(tensor.shape)

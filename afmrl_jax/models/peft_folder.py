@@ -23,6 +23,7 @@ from afmrl_jax.models.safetensors_file import (
     stored_tensors,
     write_tensors,
 )
+from afmrl_jax.processes import fetch
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _NAME = re.compile(r"^model\.layers\.(\d+)\.(self_attn|mlp)\.(\w+)\.lora_([AB])\.weight$")
@@ -158,7 +159,7 @@ def save_adapter(folder: Path, architecture: Architecture, params: Params, base:
 
 
 def _fetch(value: jax.Array, layer: int) -> np.ndarray:
-    return np.asarray(value[layer]).T.astype(np.float32)
+    return fetch(value[layer]).T.astype(np.float32)
 
 
 def _config(lora: LoraConfig, base: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from afmrl_jax.errors import RunError
+from afmrl_jax.files import writes
 
 DTYPES: dict[str, Any] = {
     "F64": np.float64,
@@ -123,6 +124,11 @@ def write_tensors(
             "data_offsets": [place, place + tensor.nbytes],
         }
         place += tensor.nbytes
+    if not writes():
+        # Tensors in parts on many processes are brought together by all of them.
+        for tensor in tensors:
+            tensor.make()
+        return
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # The data starts at a multiple of eight bytes.
     with path.open("wb") as file:

@@ -5,8 +5,18 @@ from __future__ import annotations
 import jax
 from jax.sharding import AxisType, Mesh
 
+from afmrl_jax.data.hosts import HostShare
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.layout import AXES
+from afmrl_jax.processes import several
+
+
+def host_share(mesh: Mesh) -> HostShare:
+    """The parts of a batch that lie on devices of this process."""
+    here = jax.process_index()
+    places = mesh.devices.reshape(mesh.shape[AXES[0]], -1)
+    own = [n for n, row in enumerate(places) if any(d.process_index == here for d in row)]
+    return HostShare(len(places), tuple(own))
 
 
 def make_mesh(data: int = -1, model: int = 1) -> Mesh:
@@ -17,7 +27,8 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
         model: size of the `model` axis.
 
     Raises:
-        ConfigError: there are not that many devices, or `model` does not divide their number.
+        ConfigError: there are not that many devices, `model` does not divide their number, or
+            those of some process would be left out.
     """
     devices = jax.devices()
     if model < 1 or (data < 1 and data != -1):
@@ -29,6 +40,11 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
     if data * model > len(devices):
         raise ConfigError(
             f"a mesh of {data} x {model} needs {data * model} devices, found {len(devices)}"
+        )
+    if several() and data * model != len(devices):
+        raise ConfigError(
+            f"a mesh of {data} x {model} leaves devices out, and each of the "
+            f"{jax.process_count()} processes needs its own in it: {len(devices)} in all"
         )
     # Auto: the compiler propagates shardings. Explicit axes, JAX's default, would make them part
     # of every type, and the modules know nothing of the mesh.

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from afmrl_jax.data.chunks import Chunks
 from afmrl_jax.layout import fit_spec
 from afmrl_jax.models.hub_names import is_stacked
+from afmrl_jax.processes import put
 
 # The lines speak of one layer; a stack has the layers along a further first axis, which stays
 # whole, for the loop over layers walks along it.
@@ -72,7 +73,7 @@ TABLE: tuple[tuple[str, P], ...] = (
     # Norms are a few kilobytes, and every device needs them whole.
     (r"(layernorm|norm|norm1|norm2|ln_q)/(scale|bias)$", P()),
     # Counters of the training state and of its optimiser.
-    (r"(^|/)(step|count)$", P()),
+    (r"(^|/)(step|count|halted)$", P()),
 )
 
 
@@ -139,7 +140,7 @@ def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 def place(tree: Any, mesh: Mesh) -> Any:
     """Parameters or a training state moved to where the table wants them."""
-    return jax.device_put(tree, shardings(tree, mesh))
+    return put(tree, shardings(tree, mesh))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -149,6 +150,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
     """A batch's arrays split by rows; one whose rows do not divide (or a scalar) is replicated.
+
+    Every process has the whole batch, and gives its own devices their rows.
 
     `Chunks` are split along the axis of their shares, so that every device has a part of each.
     """
@@ -166,4 +169,4 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
         return Chunks(texts, pictures, *split(P("data"), (node.visual_tokens, node.place)))
 
     layout = jax.tree.map(places, batch, is_leaf=lambda x: isinstance(x, Chunks))
-    return jax.device_put(batch, layout)
+    return put(batch, layout)

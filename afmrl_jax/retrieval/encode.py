@@ -16,6 +16,7 @@ from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.models.embedder import embed_batch
 from afmrl_jax.models.functional import Architecture, Params, identity
 from afmrl_jax.parallel.sharding import place, place_batch
+from afmrl_jax.processes import fetch
 from afmrl_jax.progress import Progress, ShapeCounter, say
 
 
@@ -96,7 +97,7 @@ class Encoder:
                 pictures = any(row.pictures for row in batch_rows)
                 batch = builder.batch(batch_rows + padding, length, with_patches=pictures)
                 shapes.add(batch)
-                out[chosen] = np.asarray(self.vectors(batch))[: len(chosen)]
+                out[chosen] = fetch(self.vectors(batch))[: len(chosen)]
                 progress.update(begin + len(chosen))
         if label is not None and shapes:
             say(f"{label}: {shapes}")

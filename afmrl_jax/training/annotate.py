@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,12 @@ from jax.sharding import Mesh
 from afmrl_jax.data.attributes import is_malformed, salvage_attributes
 from afmrl_jax.data.batches import bucket_length
 from afmrl_jax.data.pipeline import RowBuilder
-from afmrl_jax.files import disk_full, is_disk_full, read_lines
+from afmrl_jax.files import disk_full, is_disk_full, read_lines, writes
 from afmrl_jax.models.functional import Architecture, Params, identity
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.parallel.sharding import place, place_batch
+from afmrl_jax.preemption import Preempted, reached
+from afmrl_jax.processes import fetch, meet, several
 from afmrl_jax.progress import Progress, say
 
 
@@ -49,9 +52,10 @@ def completion_texts(generation: Generation, tokenizer: Any) -> tuple[list[str],
 
     A list that did not end within the budget is malformed whatever it says.
     """
-    tokens = np.asarray(generation.tokens).reshape(-1, generation.tokens.shape[-1])
-    lengths = np.asarray(generation.mask).sum(-1).reshape(-1)
-    finished = np.asarray(generation.finished).reshape(-1)
+    generation = fetch(generation)
+    tokens = generation.tokens.reshape(-1, generation.tokens.shape[-1])
+    lengths = generation.mask.sum(-1).reshape(-1)
+    finished = generation.finished.reshape(-1)
     texts = [
         tokenizer.decode(row[: n - 1 if done else n].tolist()).strip()
         for row, n, done in zip(tokens, lengths, finished, strict=True)
@@ -118,13 +122,17 @@ def annotate(
     partial_path = out.with_name(f".{out.name}.{identity(architecture, params)}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
     done = _read_partial(partial_path)
+    # All have read what a killed run left before the first one goes on with it.
+    meet(f"{label} starts")
     rest = [int(i) for i in indices if builder.listings[int(i)].listing_id not in done]
     batches = write_attributes(
         architecture, params, builder, rest, mesh=mesh, batch_size=batch_size
     )
     written = 0
     try:
-        with partial_path.open("a", encoding="utf-8") as file, Progress(label, len(rest)) as bar:
+        # Of several processes one writes; the others have no file.
+        kept = partial_path if writes() else Path(os.devnull)
+        with kept.open("a", encoding="utf-8") as file, Progress(label, len(rest)) as bar:
             for batch in batches:
                 for index, text, malformed in batch:
                     record = _record(builder.listings[index].listing_id, text, malformed)
@@ -133,9 +141,12 @@ def annotate(
                 file.flush()
                 written += len(batch)
                 bar.update(written)
+                if several() and reached():
+                    raise Preempted
     except OSError as error:
         raise (disk_full(out) if is_disk_full(error) else error) from error
-    partial_path.replace(out)
+    if writes():
+        partial_path.replace(out)
     bad = [x for x in done.values() if "raw" in x]
     if bad:
         repaired = sum(bool(x["attributes"]) for x in bad)
@@ -154,5 +165,5 @@ def _record(listing_id: str, text: str, malformed: bool) -> dict[str, Any]:
 
 def _read_partial(path: Path) -> dict[str, dict[str, Any]]:
     """Records of an unfinished file, by listing id."""
-    records = [json.loads(line) for line in read_lines(path, repair=True)]
+    records = [json.loads(line) for line in read_lines(path, repair=writes())]
     return {record["listing_id"]: record for record in records}

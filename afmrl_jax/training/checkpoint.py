@@ -1,60 +1,129 @@
-"""Checkpoints by Orbax: state, data iterator and step, saved together or not at all."""
+"""Checkpoints by Orbax: the whole state of a stage, saved or not at all.
+
+The state holds the number of finished steps, and batch number `i` is a function of the catalogue,
+the seed and `i`, so the step is all there is to know of the data: a run goes on with the same
+batches on another mesh, with another number of processes and of loader workers.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 
-from afmrl_jax.files import disk_full, is_disk_full
+from afmrl_jax.config import KeptCheckpoints
+from afmrl_jax.files import disk_full, is_disk_full, read_json, write_json
+from afmrl_jax.processes import agree, all_of, is_first, meet
+from afmrl_jax.progress import say
+
+DAMAGED = "damaged"
+"""First part of the names of folders that hold what could not be read, beside the checkpoints."""
 
 
 class Checkpointer:
-    """The two newest checkpoints of a stage.
+    """The checkpoints of a stage that are kept.
 
-    A checkpoint that a killed process left unfinished never counts: Orbax renames it into place
-    when it is whole.
+    One that a killed process left unfinished never counts: Orbax renames it into place when it is
+    whole. One that was cut off or changed since is moved aside with a warning, and the one before
+    it is taken.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, kept: KeptCheckpoints | None = None):
+        kept = kept or KeptCheckpoints()
         self.folder = folder.absolute()
+        self._sizes = self.folder.with_name("checkpoint_sizes.json")
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=2, cleanup_tmp_directories=True, enable_async_checkpointing=False
+                max_to_keep=kept.newest,
+                keep_period=kept.every,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=False,
             ),
         )
 
     @property
     def latest_step(self) -> int | None:
         """Finished steps of the newest checkpoint."""
-        return self._manager.latest_step()
+        found = agree(-1 if (step := self._manager.latest_step()) is None else step)
+        return None if found < 0 else int(found)
 
-    def save(self, step: int, state: Any, iterator: Any) -> None:
-        """Save after `step` finished steps."""
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(iterator)
-        )
+    def save(self, step: int, state: Any) -> None:
+        """Save after `step` finished steps; a step that is saved already stays as it is."""
+        if step == self.latest_step:
+            return
         try:
+            items = ocp.args.Composite(state=ocp.args.StandardSave(state))
             self._manager.save(step, args=items)
             self._manager.wait_until_finished()
         except Exception as error:
             if is_disk_full(error):
                 raise disk_full(self.folder) from error
             raise
+        if is_first():
+            known = self._known_sizes()
+            kept = {str(x) for x in self._manager.all_steps()}
+            known = {x: sizes for x, sizes in known.items() if x in kept}
+            write_json(self._sizes, known | {str(step): _sizes(self.folder / str(step))})
 
-    def restore(self, state: Any, iterator: Any) -> Any:
-        """The newest state, laid out as `state` is; moves `iterator` to where it was saved."""
+    def restore(self, state: Any) -> Any | None:
+        """The newest state that is whole, laid out as `state` is; None where there is none."""
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(target),
-            data=grain.checkpoint.CheckpointRestore(iterator),
+        while (step := self.latest_step) is not None:
+            problem = self._changed(step)
+            if agree(problem is None):
+                try:
+                    items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+                    found = self._manager.restore(step, args=items)["state"]
+                except Exception as error:
+                    problem = str(error).splitlines()[0]
+                    found = None
+                if all_of(found is not None):
+                    return found
+            self._put_aside(step, problem or "another process could not read it")
+        return None
+
+    def _known_sizes(self) -> dict[str, dict[str, int]]:
+        return read_json(self._sizes) if self._sizes.is_file() else {}
+
+    def _changed(self, step: int) -> str | None:
+        """What differs between a checkpoint's files and those that were written, if anything."""
+        wanted = self._known_sizes().get(str(step))
+        if wanted is None:
+            return None  # Killed between the two; Orbax had finished.
+        found = _sizes(self.folder / str(step))
+        for name, size in wanted.items():
+            if found.get(name) != size:
+                state = "is gone" if name not in found else f"has {found[name]} bytes"
+                return f"{name} {state} where {size} bytes were written"
+        return None
+
+    def _put_aside(self, step: int, problem: str) -> None:
+        """Move a checkpoint to where it is not taken for one."""
+        say(
+            f"warning: the checkpoint {self.folder / str(step)} is damaged ({problem}); it is "
+            f"moved to {DAMAGED}-{step} beside it, and the one before it is taken"
         )
-        return self._manager.restore(self.latest_step, args=items)["state"]
+        if is_first():
+            place = self.folder.with_name(f"{DAMAGED}-{step}")
+            number = 1
+            while place.exists():
+                number += 1
+                place = self.folder.with_name(f"{DAMAGED}-{step}-{number}")
+            (self.folder / str(step)).rename(place)
+        meet(f"checkpoint {step} is put aside")
+        self._manager.reload()
 
     def close(self) -> None:
         """Release Orbax's threads."""
         self._manager.close()
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {
+        x.relative_to(folder).as_posix(): x.stat().st_size
+        for x in sorted(folder.rglob("*"))
+        if x.is_file()
+    }

@@ -9,15 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from afmrl_jax.config import RunConfig
+from afmrl_jax.config import PLACEMENT, RunConfig
 from afmrl_jax.config_json import fingerprint, to_dict
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import file_hash, read_json, write_json
+from afmrl_jax.processes import agree, check_shared, first_does, is_first
 from afmrl_jax.progress import say
 
 
 class Run:
-    """One run directory, held by one process at a time.
+    """One run directory, held by one job at a time.
 
     `stage` runs a piece of work unless it is done, and refuses to continue work whose inputs have
     changed since.
@@ -28,15 +29,17 @@ class Run:
         self.config = config
         self.did_something = False
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder / ".lock").open("w")
+        self._lock = (folder / ".lock").open("w") if is_first() else None
         try:
-            self._hold()
-            self._check_config()
+            first_does(self._hold, f"taking {folder}")
+            check_shared(folder)
+            first_does(self._check_config, f"opening {folder}")
         except BaseException:
             self.close()
             raise
 
     def _hold(self) -> None:
+        assert self._lock is not None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -47,12 +50,14 @@ class Run:
     def _check_config(self) -> None:
         path = self.folder / "config.json"
         wanted = to_dict(self.config)
-        if not path.is_file():
-            write_json(path, wanted)
-            return
-        found = read_json(path)
-        if found != wanted:
-            differing = ", ".join(_differences(found, wanted)[:6])
+        found = read_json(path) if path.is_file() else wanted
+        # Where a run is computed may change; what is computed may not.
+        before, now = ({k: v for k, v in x.items() if k not in PLACEMENT} for x in (found, wanted))
+        if before == now:
+            if not path.is_file() or found != wanted:
+                write_json(path, wanted)
+        else:
+            differing = ", ".join(_differences(before, now)[:6])
             raise RunError(
                 f"{self.folder} belongs to another config ({differing}); choose another --out, "
                 "repeat its settings, or delete the folder"
@@ -60,7 +65,8 @@ class Run:
 
     def close(self) -> None:
         """Let go of the folder."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def stage(
         self,
@@ -75,7 +81,8 @@ class Run:
             name: also its folder below the run.
             inputs: hashes and settings that the result depends on.
             outputs: files below the stage's folder that `work` writes.
-            work: called with the stage's folder; resumes by itself what was begun.
+            work: called with the stage's folder; resumes by itself what was begun. Every process
+                calls it, and the first one's files count.
 
         Returns:
             The stage's folder.
@@ -91,15 +98,19 @@ class Run:
                     f"{folder} was begun with other inputs ({changed}); choose another --out or "
                     f"delete {folder} to do this stage and those behind it again"
                 )
-        if done.is_file():
+        if agree(done.is_file()):
             return folder
         self.did_something = True
         write_json(begun, current)
         started = time.monotonic()
         work(folder)
         seconds = round(time.monotonic() - started, 1)
-        hashes = {x: file_hash(folder / x) for x in outputs}
-        write_json(done, current | {"outputs": hashes, "seconds": seconds})
+
+        def finish() -> None:
+            hashes = {x: file_hash(folder / x) for x in outputs}
+            write_json(done, current | {"outputs": hashes, "seconds": seconds})
+
+        first_does(finish, name)
         say(f"{name}: done in {seconds:.0f} s")
         return folder
 

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,20 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from afmrl_jax.config import RunConfig
+from afmrl_jax.compiling import compiling
+from afmrl_jax.config import GuardConfig, KeptCheckpoints, RunConfig
 from afmrl_jax.data.padding import padding_counts
 from afmrl_jax.data.pipeline import iterate
 from afmrl_jax.metrics_log import MetricsLog, resident_memory
 from afmrl_jax.models.functional import Params
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place, place_batch
+from afmrl_jax.preemption import Preempted, deferred, reached
+from afmrl_jax.processes import meet
 from afmrl_jax.progress import Progress, ShapeCounter, say
 from afmrl_jax.training.checkpoint import Checkpointer
+from afmrl_jax.training.guard import LossGuard, Watchdog, stopped, write_batch
+from afmrl_jax.training.state import HALTED
 
 StepFunction = Callable[[dict[str, Any], Any, jax.Array], tuple[dict[str, Any], dict[str, Any]]]
 FrozenStepFunction = Callable[
@@ -43,6 +48,8 @@ class LoopConfig:
     mesh: Mesh
     workers: int = 0
     log_every: int = 10
+    kept: KeptCheckpoints = field(default_factory=KeptCheckpoints)
+    guard: GuardConfig = field(default_factory=GuardConfig)
 
     @classmethod
     def of(
@@ -50,8 +57,18 @@ class LoopConfig:
     ) -> LoopConfig:
         """The loop of a stage of a run."""
         mesh = make_mesh(config.mesh.data, config.mesh.model)
-        settings = (config.seed, config.save_every, mesh, config.workers, log_every)
-        return cls(name, folder, steps, *settings)
+        return cls(
+            name,
+            folder,
+            steps,
+            config.seed,
+            config.save_every,
+            mesh,
+            config.workers,
+            log_every,
+            config.checkpoints,
+            config.guard,
+        )
 
 
 @dataclass(frozen=True)
@@ -85,7 +102,8 @@ def run_loop(
         state: the state at step 0.
         source: random-access batches for Grain; each holds a `VLBatch` under `rows`.
         step_function: (state, batch, key) -> (state, metrics); the key is `fold_in(seed, step)`,
-            so a replayed step draws the same numbers.
+            so a replayed step draws the same numbers. Of a step whose gradient is no number
+            nothing is taken over, see `training.state`.
         evaluate: called with the state before the first step and after every step; returns
             metrics when it is due and None otherwise.
         refresh: what the batches of a segment of steps wait for; none is read ahead of it.
@@ -93,67 +111,159 @@ def run_loop(
 
     Returns:
         The state after the last step.
+
+    Raises:
+        RunError: the loss is no number or explodes; the last good state and the batch are kept.
+        Preempted: SIGTERM came; the state is saved.
     """
+    checkpointer = Checkpointer(config.folder / "checkpoints", config.kept)
     state = place(state, config.mesh)
-    checkpointer = Checkpointer(config.folder / "checkpoints")
-    # The last step done lies in a segment that may be read.
-    last = max((checkpointer.latest_step or 0) - 1, 0)
-    iterator = _batches(config, source, refresh, last)
-    if checkpointer.latest_step is not None:
-        state = checkpointer.restore(state, iterator)
-    start = int(state["step"])
-    log = MetricsLog(config.folder, resume_step=start)
-    base = jax.random.key(config.seed)
-    shapes, padding, bad_pictures = ShapeCounter(), _Padding(), 0
-    if start == 0 and evaluate is not None:
-        log.write(0, evaluate(state, 0) or {})
-    # What a stage that was killed behind its last step would find again.
-    ended = stop is not None and stop()
+    restored = checkpointer.restore(state)
+    state = state if restored is None else restored
+    loop = _Loop(config, source, step_function, evaluate, refresh, stop, checkpointer)
     try:
-        with jax.set_mesh(config.mesh), Progress(config.name, config.steps, start) as progress:
-            watch = _Stopwatch(start)
+        with jax.set_mesh(config.mesh), deferred():
+            return loop.run(state)
+    finally:
+        loop.close()
+
+
+class _Loop:
+    """One stage's steps; see `run_loop`."""
+
+    def __init__(
+        self,
+        config: LoopConfig,
+        source: Any,
+        step_function: StepFunction,
+        evaluate: Callable[[dict[str, Any], int], dict[str, float] | None] | None,
+        refresh: Refresh | None,
+        stop: Callable[[], bool] | None,
+        checkpointer: Checkpointer,
+    ):
+        self._config = config
+        self._source = source
+        self._step_function = step_function
+        self._evaluate = evaluate
+        self._refresh = refresh
+        self._stop = stop
+        self._checkpointer = checkpointer
+        self._log: MetricsLog | None = None
+        self._shapes, self._padding, self._bad_pictures = ShapeCounter(), _Padding(), 0
+        self._watchdog = Watchdog(config.name, config.guard.stall_after)
+        self._losses = LossGuard(config.guard.explosion)
+        self._previous: dict[str, Any] | None = None
+        """Metrics of the last step, not yet looked at: reading them waits for the device."""
+
+    def run(self, state: dict[str, Any]) -> dict[str, Any]:
+        """All steps that are left."""
+        config = self._config
+        start = int(state["step"])
+        # All have read what a killed run left before the first one changes it.
+        meet(f"{config.name} starts")
+        self._log = MetricsLog(config.folder, resume_step=start)
+        if start == 0 and self._evaluate is not None:
+            self._log.write(0, self._evaluate(state, 0) or {})
+        # What a stage that was killed behind its last step would find again.
+        ended = self._stop is not None and self._stop()
+        base = jax.random.key(config.seed)
+        with Progress(config.name, config.steps, start) as progress:
+            watch = _Stopwatch(start, config.name)
+            iterator = None
             for step in range(start, start if ended else config.steps):
                 with watch.waiting():
-                    if refresh is not None and step % refresh.every == 0:
-                        refresh.work(state, step)
-                        done_so_far = iterator.get_state()
-                        iterator = _batches(config, source, refresh, step)
-                        iterator.set_state(done_so_far)
-                    found = next(iterator)
-                    bad_pictures += int(found.pop("bad_pictures", 0))
-                    shapes.add(found["rows"])
-                    padding.add(found["rows"])
-                    batch = place_batch(found, config.mesh)
-                state, metrics = step_function(state, batch, jax.random.fold_in(base, step))
+                    self._watchdog.doing("reading a batch")
+                    if self._refresh is not None and (
+                        iterator is None or step % self._refresh.every == 0
+                    ):
+                        if step % self._refresh.every == 0:
+                            self._refresh.work(state, step)
+                        iterator = self._batches(step)
+                    iterator = iterator or self._batches(step)
+                    batch = self._next(iterator)
+                self._watchdog.doing("computing")
+                state, metrics = self._step_function(state, batch, jax.random.fold_in(base, step))
+                self._check(state, step)
+                self._previous = metrics
+                watch.stepped(metrics)
                 done = step + 1
-                extra = evaluate(state, done) if evaluate is not None else None
-                ended = done == config.steps or (stop is not None and stop())
-                if done % config.log_every == 0 or ended or extra:
-                    values = {k: float(np.asarray(v)) for k, v in metrics.items()}
-                    speed = watch.lap(done) | {"compiled_shapes": len(shapes)}
-                    speed |= resident_memory()
-                    if bad_pictures:
-                        speed["bad_pictures"], bad_pictures = bad_pictures, 0
-                    log.write(done, values | (extra or {}) | padding.lap() | speed)
-                    progress.update(done, values | (extra or {}))
+                extra = self._evaluate(state, done) if self._evaluate is not None else None
+                ended = done == config.steps or (self._stop is not None and self._stop())
+                leaving = not ended and reached()
+                if done % config.log_every == 0 or ended or extra or leaving:
+                    self._check(state, done)
+                    found = {k: float(np.asarray(v)) for k, v in metrics.items() if k != HALTED}
+                    found |= extra or {}
+                    self._write(done, found, watch)
+                    progress.update(done, found)
                 else:
                     progress.update(done)
-                if done % config.save_every == 0 or ended:
-                    checkpointer.save(done, state, iterator)
+                if done % config.save_every == 0 or ended or leaving:
+                    self._check(state, done)
+                    self._watchdog.doing("saving")
+                    self._checkpointer.save(done, state)
+                self._watchdog.step(done)
+                if leaving:
+                    say(f"{config.name}: asked to end; step {done} is saved")
+                    raise Preempted
                 if ended:
                     break
-        if shapes:
-            say(f"{config.name}: {shapes}; {padding}")
-    finally:
-        log.close()
-        checkpointer.close()
-    return state
+        if self._shapes:
+            say(f"{config.name}: {self._shapes}; {self._padding}")
+        return state
 
+    def _batches(self, step: int) -> Any:
+        """Batches from a step on, to the end of its segment where there are segments."""
+        end = None if self._refresh is None else self._refresh.end(step)
+        return iterate(self._source, workers=self._config.workers, begin=step, end=end)
 
-def _batches(config: LoopConfig, source: Any, refresh: Refresh | None, step: int) -> Any:
-    """Batches up to the end of the segment that holds `step`; all, without segments."""
-    end = None if refresh is None else refresh.end(step)
-    return iterate(source, workers=config.workers, end=end)
+    def _next(self, iterator: Any) -> Any:
+        found = next(iterator)
+        self._bad_pictures += int(found.pop("bad_pictures", 0))
+        self._shapes.add(found["rows"])
+        self._padding.add(found["rows"])
+        return place_batch(found, self._config.mesh)
+
+    def _write(self, done: int, found: dict[str, float], watch: _Stopwatch) -> None:
+        speed = watch.lap(done) | {"compiled_shapes": len(self._shapes)} | resident_memory()
+        if self._bad_pictures:
+            speed["bad_pictures"], self._bad_pictures = self._bad_pictures, 0
+        assert self._log is not None
+        self._log.write(done, found | self._padding.lap() | speed)
+
+    def _check(self, state: dict[str, Any], step: int) -> None:
+        """End the stage if the last step but what was dispatched since went wrong.
+
+        Args:
+            state: its newest.
+            step: number of the step that was dispatched last, or steps done.
+        """
+        metrics, self._previous = self._previous, None
+        if metrics is None:
+            return
+        config, bad = self._config, step - 1
+        loss, norm = (float(np.asarray(metrics[x])) for x in ("loss", "gradient_norm"))
+        if bool(np.asarray(metrics[HALTED])):
+            # Nothing was taken over since, so this is the state before the bad step.
+            state = state | {HALTED: np.zeros((), bool), "step": np.int32(bad)}
+            self._checkpointer.save(bad, place(state, config.mesh))
+            why = f"the loss is {loss} and its gradient's norm {norm}"
+            kept = f"The state after step {bad} is kept in {self._checkpointer.folder / str(bad)}"
+        elif self._losses.exploded(loss):
+            why = f"the loss exploded: it is {loss:.4g}, and was far lower a few steps ago,"
+            newest = self._checkpointer.latest_step
+            kept = f"The newest checkpoint is that of step {newest or 0}"
+        else:
+            return
+        kept_batch = write_batch(config.folder, bad, self._source[bad])
+        raise stopped(config.name, bad, why, kept, kept_batch)
+
+    def close(self) -> None:
+        """Release files and threads."""
+        self._watchdog.close()
+        if self._log is not None:
+            self._log.close()
+        self._checkpointer.close()
 
 
 class _Padding:
@@ -189,10 +299,14 @@ class _Stopwatch:
     """Seconds a step, and how many of them the data took, since the last line of the log.
 
     Steps are dispatched ahead of the device, so only a span that ends with reading metrics tells
-    how long they took.
+    how long they took. The first step is waited for, and told apart with what was compiled for it.
     """
 
-    def __init__(self, step: int):
+    def __init__(self, step: int, name: str):
+        self._name = name
+        self._compiled = compiling()
+        self._first: dict[str, float] = {}
+        self._fresh = True
         self._start(step)
 
     def _start(self, step: int) -> None:
@@ -206,8 +320,25 @@ class _Stopwatch:
         yield
         self._waited += time.perf_counter() - began
 
+    def stepped(self, metrics: Any) -> None:
+        """After every step; the first one is waited for."""
+        if not self._fresh:
+            return
+        self._fresh = False
+        jax.block_until_ready(metrics)
+        seconds = time.perf_counter() - self._began
+        found = compiling().since(self._compiled)
+        say(f"{self._name}: first step after {seconds:.1f} s ({found})")
+        self._first = {
+            "first_step_seconds": round(seconds, 3),
+            "compile_seconds": round(found.seconds, 3),
+            "compile_cache_hits": found.hits,
+            "compile_programs": found.programs,
+        }
+
     def lap(self, step: int) -> dict[str, float]:
         steps, seconds = step - self._step, time.perf_counter() - self._began
         found = {"seconds_per_step": seconds / steps, "data_wait_share": self._waited / seconds}
+        first, self._first = self._first, {}
         self._start(step)
-        return {name: round(value, 5) for name, value in found.items()}
+        return {name: round(value, 5) for name, value in found.items()} | first

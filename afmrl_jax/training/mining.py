@@ -12,6 +12,7 @@ from afmrl_jax.data.negatives import MinedTables, NegativeTable
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.functional import identity
+from afmrl_jax.processes import agree, meet
 from afmrl_jax.progress import say
 from afmrl_jax.retrieval.encode import Encoder
 from afmrl_jax.retrieval.exact import ExactIndex
@@ -143,12 +144,13 @@ def refresh_of(
         # What is frozen is the same all the stage, and the larger part.
         weights = identity(trainee.architecture, state["params"])
         path = tables.path(step)
-        if path.is_file() and NegativeTable.load(path).embedder == weights:
+        if agree(path.is_file() and NegativeTable.load(path).embedder == weights):
             return
         params = trainee.whole(state["params"])
         encoder = Encoder.on(mesh, trainee.architecture, params, BATCH)
         places = mine(encoder, builder, products, settings, attributes)
         NegativeTable(places, weights).save(path)
+        meet(f"negatives of step {step} are written")
         full = (places >= 0).all(1).mean()
         say(f"{name}: hard negatives mined at step {step}; {100 * full:.0f} % of listings have all")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from afmrl_jax.config import RarConfig, RunConfig
@@ -18,8 +18,10 @@ from afmrl_jax.data.pipeline import PromptSource
 from afmrl_jax.layout import AXES
 from afmrl_jax.metrics_log import read_metrics
 from afmrl_jax.models.functional import Params
+from afmrl_jax.models.safetensors_file import TensorToWrite, stored_tensors, write_tensors
 from afmrl_jax.objectives import rewards as objectives
-from afmrl_jax.parallel.sharding import place_batch
+from afmrl_jax.parallel.sharding import place_batch, shardings
+from afmrl_jax.processes import fetch, meet, put
 from afmrl_jax.training.loop import LoopConfig, run_loop
 from afmrl_jax.training.rar_environment import (
     RarEnvironment,
@@ -33,8 +35,11 @@ from afmrl_jax.training.rar_judge import HeldOutJudge
 from afmrl_jax.training.rar_samples import SampleLog
 from afmrl_jax.training.rar_update import Samples, parts_of, score, update
 from afmrl_jax.training.row_vectors import tower_learns
-from afmrl_jax.training.state import initial_state, make_optimiser
+from afmrl_jax.training.state import HALTED, initial_state, make_optimiser
 from afmrl_jax.training.trainee import Trainee
+
+BEST = "params.safetensors"
+"""What learns of the best G, in the stage's folder `best`."""
 
 
 class RarStep:
@@ -94,9 +99,9 @@ class RarStep:
             self._specials,
             self._environment.grammar,
         )
-        generation = jax.tree.map(np.asarray, generation)
+        generation = fetch(generation)
         marks.append(time.perf_counter())
-        index = np.asarray(batch["index"])
+        index = fetch(batch["index"])
         rollout = self._environment.judge(pictured, index, generation, settings, self._k)
         marks.append(time.perf_counter())
         # What lies behind the longest list need not be computed.
@@ -173,6 +178,8 @@ def train_rar(
         seed=config.seed,
     )
     loop = LoopConfig.of(config, "rar", folder, settings.steps, log_every=1)
+    # Its loss has no scale.
+    loop = dataclasses.replace(loop, guard=dataclasses.replace(loop.guard, explosion=None))
     # A copy of what learns, because the update donates the buffers of the state that starts from
     # it. What is frozen is shared.
     reference = trainee.whole(jax.tree.map(jnp.copy, trainee.trainable))
@@ -190,7 +197,8 @@ def train_rar(
         done = int(state["step"])
         # A resumed stage repeats the steps behind its checkpoint.
         lines[:] = [x for x in lines if x["step"] < done]
-        lines.append({"step": done} | {k: float(np.asarray(v)) for k, v in metrics.items()})
+        found = {k: float(np.asarray(v)) for k, v in metrics.items() if k != HALTED}
+        lines.append({"step": done} | found)
         return state, {**metrics, **health.watch(lines)}
 
     def evaluate(state: dict[str, Any], done: int) -> dict[str, float] | None:
@@ -205,17 +213,22 @@ def train_rar(
 
     state = initial_state(trainee.trainable, optimiser)
     state = run_loop(loop, state, source, step, evaluate, stop=lambda: health.should_stop(lines))
-    best = state["params"] if health.best_folder is None else _load(health.best_folder, state)
-    return trainee.whole(best)
+    if health.best_folder is None:
+        return trainee.whole(state["params"])
+    meet("the best parameters are written")
+    return trainee.whole(_load(health.best_folder, state["params"], loop.mesh))
 
 
 def _save(params: Params, folder: Path) -> None:
-    with ocp.StandardCheckpointer() as writer:
-        writer.save(folder.absolute() / "params", params)
+    """Write what learns as it is; the layout is that of the parameters, not of a hub's file."""
+    tensors = [
+        TensorToWrite(name, x.shape, np.dtype(x.dtype), partial(fetch, x))
+        for name, x in params.items()
+    ]
+    write_tensors(folder / BEST, tensors)
 
 
-def _load(folder: Path, state: dict[str, Any]) -> Params:
-    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state["params"])
-    with ocp.StandardCheckpointer() as reader:
-        found: Params = reader.restore(folder.absolute() / "params", target)
+def _load(folder: Path, like: Params, mesh: Mesh) -> Params:
+    stored = {name: x.open() for name, x in stored_tensors(folder / BEST).items()}
+    found: Params = put({name: stored[name] for name in like}, shardings(like, mesh))
     return found

@@ -29,6 +29,7 @@ from afmrl_jax.objectives.rewards import Outcome
 from afmrl_jax.objectives.standing import Standing, standing
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place_batch
+from afmrl_jax.processes import fetch, put
 from afmrl_jax.retrieval.encode import Encoder
 from afmrl_jax.training.annotate import completion_texts
 
@@ -194,7 +195,7 @@ class RarEnvironment:
         devices = math.prod(self.mesh.shape.values())
         padded = np.pad(vectors, ((0, -len(vectors) % devices), (0, 0)))
         spread = NamedSharding(self.mesh, PartitionSpec(AXES))
-        return jax.device_put(padded.astype(jnp.dtype(dtype)), spread)
+        return put(padded.astype(jnp.dtype(dtype)), spread)
 
     def _grammar(self, attributes: Mapping[str, str], vocab_size: int | None) -> Grammar:
         """Of the keys in the attributes that the distilled G wrote."""
@@ -203,7 +204,7 @@ class RarEnvironment:
             self.builder.tokenizer.token_bytes(), sorted(keys), vocab_size=vocab_size
         )
         grammar.check(self.builder.text.max_attribute_tokens)
-        return jax.device_put(grammar, NamedSharding(self.mesh, PartitionSpec()))
+        return put(grammar, NamedSharding(self.mesh, PartitionSpec()))
 
     def _divide(
         self, queries: np.ndarray, settings: RarConfig, seed: int
@@ -232,8 +233,9 @@ class RarEnvironment:
             settings: which reward.
             k: of Recall@k.
         """
+        generation = fetch(generation)
         texts, malformed = completion_texts(generation, self.builder.tokenizer)
-        shape = np.asarray(generation.finished).shape
+        shape = generation.finished.shape
         simple = settings.reward in objectives.BY_RANK
         found = self.stand(prompts, index, texts, 0 if simple else settings.margin_negatives)
         counts = [
@@ -244,7 +246,7 @@ class RarEnvironment:
             ranks=found.ranks,
             positives=np.array([len(self._same(int(i))) - 1 for i in index], np.int32),
             margin=found.margin,
-            tokens=np.asarray(generation.mask).sum(-1).astype(np.int32),
+            tokens=generation.mask.sum(-1).astype(np.int32),
             attributes=np.array(counts, np.int32).reshape(shape),
             budget=generation.tokens.shape[-1],
             k=k,
@@ -271,7 +273,7 @@ class RarEnvironment:
         rows = [builder.embedder(int(i), None) for i in index]
         batch = builder.batch(rows, self._row_length, with_patches=False)
         # R looks at the picture of the prompt, wherever it was packed.
-        batch = batch._replace(visual_start=np.asarray(prompts.visual_start))
+        batch = batch._replace(visual_start=fetch(prompts.visual_start))
         tails, mask = self._tails(texts, len(index))
         places = np.full((len(index), self._most), -1, np.int32)
         for row, listing in zip(places, index, strict=True):
@@ -292,7 +294,7 @@ class RarEnvironment:
                 len(builder.listings),
                 negatives,
             )
-        return jax.tree.map(np.asarray, found)
+        return fetch(found)
 
     def _tails(self, texts: Sequence[str], queries: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of attribute texts as R reads them, int32 and bool [q g n]."""

@@ -13,6 +13,9 @@ from afmrl_jax.config import OptimiserConfig
 from afmrl_jax.models.functional import Params
 from afmrl_jax.models.hub_names import is_matrix
 
+HALTED = "halted"
+"""Metric, and entry of the state: a gradient was no number, and nothing is taken over any more."""
+
 
 def learning_rate_schedule(config: OptimiserConfig, steps: int) -> optax.Schedule:
     """Linear warm-up, then a cosine to `final_share` of the peak."""
@@ -40,11 +43,14 @@ def make_optimiser(config: OptimiserConfig, steps: int) -> optax.GradientTransfo
 
 
 def initial_state(params: Params, optimiser: optax.GradientTransformation) -> dict[str, Any]:
-    """State of a stage: parameters, optimiser state and the number of finished steps."""
+    """State of a stage: parameters, optimiser state, the number of finished steps, and whether a
+    step was met whose gradient is no number.
+    """
     return {
         "params": params,
         "opt_state": optimiser.init(params),
         "step": jnp.zeros((), jnp.int32),
+        HALTED: jnp.zeros((), bool),
     }
 
 
@@ -67,10 +73,18 @@ def apply_gradients(
     metrics: dict[str, jax.Array],
     optimiser: optax.GradientTransformation,
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """The state one optimiser step later, and the metrics with the gradient's norm; pure."""
+    """The state one optimiser step later, and the metrics with the gradient's norm; pure.
+
+    From a gradient that is not finite on, the state stays as it was before it, so that the last
+    good one is still there when the host hears of it some steps later.
+    """
     # Optax raises floats to integer powers; the rest of the step holds under strict promotion.
     with jax.numpy_dtype_promotion("standard"):
         updates, opt_state = optimiser.update(gradients, state["opt_state"], state["params"])
     params = optax.apply_updates(state["params"], updates)
-    metrics = {**metrics, "gradient_norm": optax.tree.norm(gradients)}
-    return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics
+    norm = optax.tree.norm(gradients)
+    good = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"]) & ~state[HALTED]
+    new = {"params": params, "opt_state": opt_state, "step": state["step"] + 1}
+    old = {name: state[name] for name in new}
+    kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+    return {**kept, HALTED: ~good}, {**metrics, "gradient_norm": norm, HALTED: ~good}

@@ -18,6 +18,7 @@ from afmrl_jax.data.visual_cache import CachedPictures, TokenCache, picture_hash
 from afmrl_jax.model_config import ImageConfig
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.parallel.sharding import place_batch
+from afmrl_jax.processes import fetch, meet
 from afmrl_jax.progress import Progress
 from afmrl_jax.training.row_vectors import TOWER
 
@@ -41,7 +42,7 @@ def tower_key(architecture: Architecture, params: Params, image: ImageConfig) ->
     told = [config.family, repr(config.vision), execution.dtype, preprocessing(image)]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for name in sorted(x for x in params if x.startswith(TOWER)):
-        value = np.asarray(params[name])
+        value = fetch(params[name])
         digest.update(f"{name} {value.dtype} {value.shape}".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()[:32]
@@ -69,11 +70,13 @@ def with_cached_tokens(
     dtype, width = architecture.execution.dtype, architecture.config.text.hidden_dim
     cache = TokenCache(folder / tower_key(architecture, params, builder.image), width, dtype)
     with cache.held():
+        meet("visual cache is held")
         known = cache.entries()
         first = {key: index for index, key in reversed([*enumerate(hashes)])}
         missing = {key: index for key, index in sorted(first.items()) if key not in known}
         if missing:
             _fill(cache, missing, builder, architecture, params, mesh)
+            meet("visual cache is filled")
         pictures = CachedPictures.of(builder.listings, builder.image, cache, hashes)
     return dataclasses.replace(builder, pictures=pictures)
 
@@ -97,9 +100,9 @@ def _fill(
             pictures = [picture for _, picture in found_here if picture is not None]
             none: tuple = ()
             rows = [(x,) for x in pictures] + [none] * (PICTURES - len(own))
-            *bins, start = pack(rows, config)
+            *bins, start = pack(rows, config, builder.host)
             found = _tower(architecture, params, tuple(place_batch(bins, mesh)))
-            tokens = np.asarray(found).reshape(-1, cache.width)
+            tokens = fetch(found).reshape(-1, cache.width)
             for key, picture, first in zip(own, pictures, start, strict=False):
                 grid = (picture.grid[0] // merge, picture.grid[1] // merge)
                 ready[key] = (tokens[first : first + grid[0] * grid[1]], grid)

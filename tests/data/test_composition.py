@@ -1,14 +1,16 @@
-"""Batches by category and by duplicate group, and the same batch on any number of hosts."""
+"""Batches by category and by duplicate group, and the same batch on any number of processes."""
 
 import hashlib
 import itertools
 from collections import Counter
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
 from afmrl_jax.config import InputDropout, TextBudget
+from afmrl_jax.data import batches
 from afmrl_jax.data.contrastive import ContrastiveSource
 from afmrl_jax.data.hosts import HostShare
 from afmrl_jax.data.pipeline import RowBuilder, iterate
@@ -163,19 +165,47 @@ def test_batches_do_not_depend_on_the_number_of_workers(builder, workers):
             np.testing.assert_array_equal(one, two)
 
 
+def shares(hosts):
+    """Four parts among some processes."""
+    size = 4 // hosts
+    return [HostShare(4, tuple(range(n * size, (n + 1) * size))) for n in range(hosts)]
+
+
+@pytest.mark.parametrize("chunk_tokens", [None, 64])
 @pytest.mark.parametrize("hosts", [1, 2, 4])
-def test_hosts_together_hold_the_batch_of_one(builder, hosts):
-    parts = [source(builder, host=HostShare(n, hosts, shards=4)) for n in range(hosts)]
-    for step in range(4):
-        whole = flat(source(builder)[step])
-        for number, array in enumerate(whole):
-            own = [flat(part[step])[number] for part in parts]
-            if len(array) % 4:
-                for rows in own:
-                    np.testing.assert_array_equal(rows, array)
-            else:
-                np.testing.assert_array_equal(np.concatenate(own), array)
-                assert all(len(rows) == len(array) // hosts for rows in own)
+def test_processes_together_decode_the_batch_of_one(builder, hosts, chunk_tokens, monkeypatch):
+    """Each has all text, the pixels of its own devices, and decodes no other picture."""
+    whole = source(builder, chunk_tokens=chunk_tokens, shares=4)[0]
+    parts, counts = [], []
+    for share in shares(hosts):
+        decoded = []
+        plain = batches.patchify
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                batches, "patchify", lambda *x, p=plain, d=decoded: [d.append(1), p(*x)][1]
+            )
+            own = RowBuilder.of(
+                builder.listings, builder.tokenizer, builder.image, builder.text, share
+            )
+            parts.append(source(own, chunk_tokens=chunk_tokens, shares=4)[0])
+        counts.append(len(decoded))
+    if hosts > 1:
+        assert min(counts) > 0
+        assert sum(counts) <= len(whole["prompt_last"])
+    for n, share in enumerate(shares(hosts)):
+        for (way, one), (_, two) in zip(leaves(whole), leaves(parts[n]), strict=True):
+            if "patches" in way:
+                # The axis that the devices share: bins, or the second one of chunks.
+                axis = 0 if chunk_tokens is None else 1
+                own = share.needs(one.shape[axis])
+                one, two = (np.compress(own, x, axis) for x in (one, two))
+            np.testing.assert_array_equal(one, two, err_msg=way)
+
+
+def leaves(batch):
+    """Arrays of a batch by the name of their place."""
+    found = jax.tree_util.tree_flatten_with_path(batch)[0]
+    return [(jax.tree_util.keystr(way), x) for way, x in found]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -198,28 +228,35 @@ def test_bad_pictures_are_left_out_and_counted(builder, workers, capfd):
     assert "left out: the picture of listing" in capfd.readouterr().err
 
 
-def test_a_host_reads_the_same_with_workers(builder):
-    share = HostShare(1, 2)
-    plain = source(builder, host=share)
-    for step, batch in enumerate(iterate(source(builder, host=share), workers=2)):
+def test_a_process_reads_the_same_with_workers(builder):
+    share = HostShare(2, (1,))
+    own = RowBuilder.of(builder.listings, builder.tokenizer, builder.image, builder.text, share)
+    plain = source(own)
+    for step, batch in enumerate(iterate(source(own), workers=2)):
         for one, two in zip(flat(batch), flat(plain[step]), strict=True):
             np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.parametrize("share", [(2, 2, None), (-1, 1, None), (0, 4, 6)])
-def test_hosts_that_do_not_fit_are_refused(share):
-    with pytest.raises(ConfigError, match="host"):
+def test_a_picture_is_named_by_the_process_that_decodes_it(builder):
+    cut = [replace(x, image=x.read_image_bytes()[:150]) for x in builder.listings]
+    share = HostShare(2, (1,))
+    own = RowBuilder.of(cut, builder.tokenizer, builder.image, builder.text, share)
+    rows = [own.embedder(n, None) for n in range(4)]
+    with pytest.raises(CatalogueError, match=r"listing .*cut off"):
+        own.batch(rows)
+
+
+@pytest.mark.parametrize("share", [(2, (2,)), (2, ()), (4, (-1,))])
+def test_parts_that_do_not_fit_are_refused(share):
+    with pytest.raises(ConfigError, match="parts"):
         HostShare(*share)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_no_batch_is_read_from_the_end_on_and_another_iterator_goes_on(builder, workers):
     expected, found = source(builder), []
-    iterator = iterate(source(builder), workers=workers, end=1)
     for end in (1, 3, 4):
-        state = iterator.get_state()
-        iterator = iterate(source(builder), workers=workers, end=end)
-        iterator.set_state(state)
+        iterator = iterate(source(builder), workers=workers, begin=len(found), end=end)
         found += [next(iterator) for _ in range(end - len(found))]
     with pytest.raises(StopIteration):
         next(iterator)

@@ -1,0 +1,68 @@
+"""SIGTERM: work ends at a step on which all processes agree, and the next start goes on from it.
+
+Schedulers send it some time before they take a machine away. With one process the signal is
+caught here; with several, JAX catches it on whichever process it reaches and tells the others.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from jax.experimental import multihost_utils
+
+from afmrl_jax.processes import several
+
+STATUS = 75
+"""Exit status of a process that was preempted (EX_TEMPFAIL of sysexits.h: try again later)."""
+
+
+class Preempted(BaseException):
+    """The work was asked to end. No `Exception`, so that nothing takes it for a failure."""
+
+
+class _Notice:
+    """What this process knows of a request to end."""
+
+    def __init__(self) -> None:
+        self.came = False
+        self.deferred = 0
+        self.asked = 0
+
+    def received(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        again, self.came = self.came, True
+        # Who asks twice does not want to wait for the end of a step.
+        if again or not self.deferred:
+            raise Preempted
+
+
+_notice = _Notice()
+
+
+def watch() -> None:
+    """Catch SIGTERM from now on; after `processes.connect`."""
+    # With several processes JAX's own handler must stay: it tells the others.
+    if not several() and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _notice.received)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Work inside asks `reached` at moments that suit it, and is not interrupted elsewhere."""
+    _notice.deferred += 1
+    try:
+        yield
+    finally:
+        _notice.deferred -= 1
+
+
+def reached() -> bool:
+    """Whether to save and end here. All processes ask equally often, and hear the same."""
+    if not several():
+        return _notice.came
+    _notice.asked += 1
+    return multihost_utils.reached_preemption_sync_point(_notice.asked)

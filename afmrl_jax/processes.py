@@ -1,0 +1,241 @@
+"""The processes of one job: how they find each other, and how they agree.
+
+Every process runs the same program. Arrays may lie on the devices of all of them; what the host
+knows (settings, texts, ranks) is the same everywhere, and files are written by the first process
+alone (`files.only_first_writes`). With one process all of this does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from afmrl_jax import files, progress
+from afmrl_jax.errors import ConfigError, RunError
+
+COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+MODE = "AFMRL_CLUSTER"
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """How the processes of a job find each other."""
+
+    mode: Literal["auto", "on", "off"] | None = None
+    """auto: connect where SLURM, Open MPI, GKE or the settings below say that there are several
+    processes. on: connect in any case and let JAX find the others, as on a TPU pod. off: this
+    process is alone. Default: AFMRL_CLUSTER, or auto."""
+    coordinator: str | None = None
+    """host:port of process 0, on hosts without a scheduler. Default: JAX_COORDINATOR_ADDRESS."""
+    processes: int | None = None
+    """How many there are. Default: JAX_NUM_PROCESSES."""
+    process: int | None = None
+    """Number of this one, from 0. Default: JAX_PROCESS_ID."""
+    lost_after: int = 30
+    """Seconds of silence after which a process counts as lost, and the others end."""
+    connect_within: int = 300
+    """Seconds in which all must have started."""
+
+    def __post_init__(self) -> None:
+        if self.lost_after < 5 or self.connect_within < 1:
+            raise ConfigError("cluster.lost_after must be 5 seconds or more, connect_within 1")
+
+    def told(self) -> tuple[str | None, int | None, int | None]:
+        """Coordinator, number of processes and number of this one, as far as they are told."""
+        return (
+            self.coordinator or os.environ.get(COORDINATOR),
+            _number(self.processes, COUNT),
+            _number(self.process, INDEX),
+        )
+
+
+def _number(given: int | None, variable: str) -> int | None:
+    text = os.environ.get(variable)
+    if given is not None or not text:
+        return given
+    if not text.isdigit():
+        raise ConfigError(f"{variable} must be a whole number, found {text!r}")
+    return int(text)
+
+
+def first_task() -> bool:
+    """Whether a launcher calls this the first of its processes; for what must not connect itself,
+    because its child processes do.
+    """
+    variables = (INDEX, "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "TPU_WORKER_ID")
+    return all(os.environ.get(x, "0") == "0" for x in variables)
+
+
+def launched_together(cluster: ClusterConfig | None = None) -> bool:
+    """Whether this process is one of several of a job, connected or not."""
+    cluster = cluster or ClusterConfig()
+    mode = cluster.mode or os.environ.get(MODE, "auto")
+    return (
+        mode == "on"
+        or (mode == "auto" and (cluster.told()[1] or 1) > 1)
+        or (mode == "auto" and _found())
+    )
+
+
+def _found() -> bool:
+    """Whether a launcher that JAX knows has started more than one process."""
+    sizes = (os.environ.get(x, "") for x in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+    several = any(x.isdigit() and int(x) > 1 for x in sizes)
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    return several or "," in hosts or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+
+
+def connect(cluster: ClusterConfig | None = None) -> None:
+    """Join the other processes of the job, where there are any; before JAX is used.
+
+    Raises:
+        ConfigError: the settings are incomplete, or JAX cannot find the others.
+    """
+    cluster = cluster or ClusterConfig()
+    mode = cluster.mode or os.environ.get(MODE, "auto")
+    if mode not in ("auto", "on", "off"):
+        raise ConfigError(f"{MODE} must be auto, on or off, found {mode!r}")
+    told = cluster.told()
+    explicit = any(x is not None for x in told)
+    if (
+        mode == "off"
+        or jax.distributed.is_initialized()
+        or (mode == "auto" and not explicit and not _found())
+    ):
+        return
+    if explicit and None in told:
+        names = (COORDINATOR, COUNT, INDEX)
+        missing = ", ".join(n for n, x in zip(names, told, strict=True) if x is None)
+        if mode == "auto" and not _found():
+            raise ConfigError(
+                f"this job has several processes, but {missing} is not given; set it (or "
+                "--cluster.coordinator, --cluster.processes, --cluster.process) for each process"
+            )
+    try:
+        jax.distributed.initialize(
+            *told,
+            heartbeat_timeout_seconds=cluster.lost_after,
+            initialization_timeout=cluster.connect_within,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"the processes of this job did not find each other: {error}; all must run at the "
+            f"same time, reach the coordinator ({told[0] or 'found by JAX'}) and have different "
+            "numbers"
+        ) from error
+    only_first(jax.process_index() == 0)
+
+
+def only_first(is_first: bool) -> None:
+    """Let this process write and speak, or neither."""
+    files.only_first_writes(is_first)
+    progress.only_first_speaks(is_first)
+
+
+def several() -> bool:
+    """Whether there are other processes."""
+    return jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes files and speaks."""
+    return jax.process_index() == 0
+
+
+def meet(name: str) -> None:
+    """Wait for all processes; what the first one wrote before is then there for all."""
+    if several():
+        multihost_utils.sync_global_devices(name)
+
+
+def agree(value: Any) -> Any:
+    """A number, or an array of fixed shape, as the first process has it."""
+    if not several():
+        return value
+    return multihost_utils.broadcast_one_to_all(np.asarray(value)).item()
+
+
+def all_of(value: bool) -> bool:
+    """Whether a condition holds on every process."""
+    if not several():
+        return value
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(value))))
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays on the host, NumPy, whichever processes hold their parts; all must ask."""
+
+    def one(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return np.asarray(x)
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+    return jax.tree.map(one, tree)
+
+
+def put(tree: Any, shardings: Any) -> Any:
+    """Values that every process has, as arrays on all devices; each copies only its own parts.
+
+    Arrays that lie on the devices of several processes are moved there.
+    """
+    if not several():
+        return jax.device_put(tree, shardings)
+
+    def one(x: Any, sharding: Any) -> jax.Array:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
+
+    return jax.tree.map(one, tree, shardings)
+
+
+def first_does(work: Callable[[], None], name: str) -> None:
+    """Let the first process do what only writes files; the others wait until it is done.
+
+    Raises:
+        RunError: on the others, where the first one failed; its own error is the cause.
+    """
+    error: BaseException | None = None
+    if is_first():
+        try:
+            work()
+        except BaseException as raised:
+            error = raised
+    failed = agree(error is not None)
+    if error is not None:
+        raise error
+    if failed:
+        raise RunError(f"{name} failed on process 0; its log says why")
+
+
+def check_shared(folder: Path) -> None:
+    """See that all processes have the same run directory.
+
+    Raises:
+        RunError: it is another one on this process.
+    """
+    if not several():
+        return
+    mark = folder / ".shared"
+    number = int(agree(int.from_bytes(os.urandom(4))))
+    if is_first():
+        files.write_text(mark, str(number))
+    meet(f"shared {folder}")
+    seen = mark.is_file() and mark.read_text(encoding="ascii") == str(number)
+    everywhere = all_of(seen)
+    if is_first():
+        mark.unlink(missing_ok=True)
+    if not everywhere:
+        raise RunError(
+            f"{folder} is not the same folder on all {jax.process_count()} processes"
+            f"{'' if seen else f' (process {jax.process_index()} does not see what 0 wrote)'}; "
+            "choose an --out on storage that all of them share"
+        )

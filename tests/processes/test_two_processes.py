@@ -1,0 +1,124 @@
+"""Two processes against one: the same losses, the same batches; death, SIGTERM, other shapes.
+
+How many seconds the end of a process takes to end the others is measured by
+experiments/kill_test.py.
+"""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+
+from afmrl_jax.preemption import STATUS
+from afmrl_jax.testing import write_badge_catalogue
+
+from .jobs import Job, losses, metrics, weights
+
+STEPS = 50
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    write_badge_catalogue(folder / "badges", splits=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def told(place):
+    def of(name, **more):
+        base = {"catalogue": str(place / "badges"), "steps": STEPS, "record": True}
+        return base | {"folder": str(place / name)} | more
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def one(place, told):
+    """A run of one process with eight devices, up to RAR."""
+    assert Job(told("one", to="rar"), place / "logs-one").wait() == [0]
+    return place / "one"
+
+
+@pytest.fixture(scope="module")
+def two(place, told):
+    """The same of two processes with four devices each."""
+    job = Job(told("two", to="rar"), place / "logs-two", processes=2, devices=4)
+    assert job.wait() == [0, 0], job.text()
+    return place / "two"
+
+
+def batches(folder, process=0):
+    return [json.loads(x) for x in (folder / f"batches-{process}.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("stage", ["distill", "agcl", "rar"])
+def test_two_processes_have_the_losses_of_one(one, two, stage):
+    expected, found = losses(one, stage), losses(two, stage)
+    assert expected.keys() == found.keys()
+    assert max(expected) == STEPS
+    np.testing.assert_allclose(
+        [found[x] for x in expected], [*expected.values()], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_two_processes_see_the_batches_of_one(one, two):
+    expected = batches(one)
+    assert len(expected) >= 3 * STEPS
+    assert batches(two, 0) == batches(two, 1) == expected
+
+
+def test_one_process_of_several_speaks_and_writes(two):
+    lines = metrics(two, "distill")
+    assert [x["step"] for x in lines] == sorted({x["step"] for x in lines})
+    logs = two.parent / "logs-two"
+    assert "distill: done in" in (logs / "0.log").read_text()
+    assert "distill: done in" not in (logs / "1.log").read_text()
+    assert not list(two.rglob("*.partial"))
+
+
+def test_sigterm_to_one_saves_on_all_and_the_next_start_goes_on(place, told, two):
+    asked = told("preempted", to="distill")
+    job = Job(asked, place / "logs-preempted", processes=2, devices=4)
+    job.until(lambda: metrics(place / "preempted", "distill"), "the first line of metrics")
+    job.send(1, signal.SIGTERM)
+    assert job.wait() == [STATUS, STATUS], job.text()
+    saved = [int(x.name) for x in (place / "preempted" / "distill" / "checkpoints").glob("[0-9]*")]
+    assert 0 < max(saved) < STEPS
+    assert "asked to end" in job.text()
+    again = Job(asked, place / "logs-preempted", processes=2, devices=4)
+    assert again.wait() == [0, 0], again.text()
+    assert weights(place / "preempted", "distill") == weights(two, "distill")
+
+
+def test_a_run_goes_on_with_other_processes_devices_and_workers(place, told, one):
+    asked = told("moved", to="distill")
+    job = Job(asked, place / "logs-moved", processes=2, devices=4)
+    job.until(lambda: metrics(place / "moved", "distill"), "the first line of metrics")
+    job.send(0, signal.SIGTERM)
+    assert job.wait() == [STATUS, STATUS], job.text()
+    seen = len(batches(place / "moved"))
+    again = Job(asked | {"workers": 2}, place / "logs-moved", processes=1, devices=2)
+    assert again.wait() == [0], again.text()
+    assert batches(place / "moved")[seen:] == batches(one)[seen:STEPS]
+    expected, found = losses(one, "distill"), losses(place / "moved", "distill")
+    np.testing.assert_allclose(
+        [found[x] for x in expected], [*expected.values()], rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_others_with_its_name(place, told, two, victim):
+    name = f"killed-{victim}"
+    asked = told(name, to="distill", lost_after=10)
+    job = Job(asked, place / f"logs-{name}", processes=2, devices=4)
+    job.until(lambda: len(metrics(place / name, "distill")) > 1, "the second line of metrics")
+    job.send(victim)
+    statuses = job.wait()
+    assert statuses[victim] == -signal.SIGKILL
+    assert statuses[1 - victim] not in (0, STATUS)
+    assert f"task:{victim}" in job.logs[1 - victim].read_text()
+    again = Job(asked, place / f"logs-{name}", processes=2, devices=4)
+    assert again.wait() == [0, 0], again.text()
+    assert weights(place / name, "distill") == weights(two, "distill")

@@ -1,0 +1,202 @@
+"""The loop without a model: saving, damage, SIGTERM, and losses that are no numbers."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from afmrl_jax.config import GuardConfig, KeptCheckpoints
+from afmrl_jax.data.batches import VLBatch
+from afmrl_jax.errors import RunError
+from afmrl_jax.parallel.mesh import make_mesh
+from afmrl_jax.preemption import Preempted, watch
+from afmrl_jax.training.loop import LoopConfig, run_loop
+from afmrl_jax.training.state import gradient_step, initial_state
+
+SGD = optax.sgd(0.1)
+ROWS = VLBatch(
+    np.zeros((2, 4), np.int32),
+    np.ones((2, 4), bool),
+    np.zeros((2, 3, 4), np.int32),
+    np.zeros((1, 4, 3), np.float32),
+    np.ones((1, 4), np.int32),
+    np.zeros((1, 4, 2), np.int32),
+    np.zeros(2, np.int32),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """Batch `i` holds a number; the step walks towards it."""
+
+    values: tuple[float, ...]
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, step):
+        return {"rows": ROWS, "wanted": np.float32(self.values[step])}
+
+
+@jax.jit
+def step(state, batch, key):
+    del key
+
+    def loss(params):
+        value = jnp.sum((params["norm/scale"] - batch["wanted"]) ** 2)
+        return value, {"loss": value}
+
+    return gradient_step(state, loss, SGD)
+
+
+@pytest.fixture
+def run(tmp_path):
+    def of(values, *, inner=step, folder="stage", **changes):
+        config = LoopConfig(
+            "agcl", tmp_path / folder, len(values), 0, save_every=2, mesh=make_mesh(1), log_every=1
+        )
+        config = dataclasses.replace(config, **changes)
+        state = initial_state({"norm/scale": jnp.zeros(3)}, SGD)
+        return run_loop(config, state, Numbers(tuple(values)), inner)
+
+    return of
+
+
+def scale(state):
+    return np.asarray(state["params"]["norm/scale"])
+
+
+def saved(tmp_path, folder="stage"):
+    return sorted(int(x.name) for x in (tmp_path / folder / "checkpoints").glob("[0-9]*"))
+
+
+VALUES = [1.0, 2.0, -1.0, 3.0, 0.5, 2.5, 1.5]
+
+
+def cut(path):
+    """Take the end off the largest file of a checkpoint."""
+    largest = max((x for x in path.rglob("*") if x.is_file()), key=lambda x: x.stat().st_size)
+    with largest.open("r+b") as file:
+        file.truncate(largest.stat().st_size // 2)
+    return largest
+
+
+def test_checkpoints_are_kept_by_policy(run, tmp_path):
+    run(VALUES)
+    assert saved(tmp_path) == [6, 7]
+    run(VALUES, folder="more", kept=KeptCheckpoints(newest=1, every=4))
+    assert saved(tmp_path, "more") == [4, 7]
+
+
+def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_taken(run, tmp_path, capsys):
+    whole = run(VALUES)
+    folder = tmp_path / "stage"
+    damaged = cut(folder / "checkpoints" / "7")
+    again = run(VALUES)
+    np.testing.assert_array_equal(scale(again), scale(whole))
+    warning = capsys.readouterr().err
+    assert "checkpoints/7 is damaged" in warning
+    assert damaged.name in warning
+    assert (folder / "damaged-7").is_dir()
+    assert saved(tmp_path) == [6, 7]
+
+
+def test_a_checkpoint_whose_bytes_changed_is_not_taken(run, tmp_path):
+    whole = run(VALUES)
+    for path in (tmp_path / "stage" / "checkpoints" / "7").rglob("*"):
+        if path.is_file() and path.stat().st_size:
+            path.write_bytes(bytes(255 - x for x in path.read_bytes()))
+    again = run(VALUES)
+    np.testing.assert_array_equal(scale(again), scale(whole))
+    assert (tmp_path / "stage" / "damaged-7").is_dir()
+
+
+def test_without_any_whole_checkpoint_the_stage_begins_anew(run, tmp_path):
+    whole = run(VALUES)
+    for number in (6, 7):
+        cut(tmp_path / "stage" / "checkpoints" / str(number))
+    np.testing.assert_array_equal(scale(run(VALUES)), scale(whole))
+    steps = [
+        json.loads(x)["step"]
+        for x in (tmp_path / "stage" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert steps == [*range(1, 8)]
+
+
+def test_a_loss_that_is_no_number_keeps_the_state_before_it_and_its_batch(run, tmp_path):
+    bad = [1.0, 2.0, -1.0, float("nan"), 0.5, 2.5, 1.5]
+    with pytest.raises(RunError, match=r"loss is nan.*step 4.*after step 3.*bad_batch_000003"):
+        run(bad)
+    assert saved(tmp_path)[-1] == 3
+    with np.load(tmp_path / "stage" / "bad_batch_000003.npz") as kept:
+        assert np.isnan(kept["wanted"])
+        np.testing.assert_array_equal(kept["rows/tokens"], ROWS.tokens)
+    # What was kept is the state of the good steps alone.
+    good = run(bad[:3], folder="good")
+    more = run(bad[:3])
+    np.testing.assert_array_equal(scale(more), scale(good))
+    assert int(more["step"]) == 3
+
+
+def test_the_steps_behind_a_bad_one_change_nothing():
+    state = initial_state({"norm/scale": jnp.zeros(3)}, SGD)
+    key = jax.random.key(0)
+    good, _ = step(state, Numbers((1.0,))[0], key)
+    bad, metrics = step(good, Numbers((float("inf"),))[0], key)
+    after, later = step(bad, Numbers((1.0,))[0], key)
+    assert bool(metrics["halted"])
+    assert bool(later["halted"])
+    np.testing.assert_array_equal(scale(after), scale(good))
+    assert int(after["step"]) == 1
+
+
+def test_an_exploding_loss_stops_the_stage(run, tmp_path):
+    steady = [0.3 * (-1) ** n for n in range(30)]
+    with pytest.raises(RunError, match=r"exploded.*bad_batch"):
+        run([*steady, 50.0, -50.0, 50.0, -50.0, 50.0], guard=GuardConfig(explosion=20.0))
+    assert saved(tmp_path)[-1] <= 32
+    # One step alone is none: the next batch lies where it has led.
+    run([*steady, 50.0, 10.0, 10.0, 10.0], folder="two", guard=GuardConfig(explosion=20.0))
+
+
+def test_sigterm_saves_the_step_and_the_next_start_goes_on(run, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def ending(state, batch, key):
+        seen.append(int(state["step"]))
+        if len(seen) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(state, batch, key)
+
+    try:
+        watch()
+        with pytest.raises(Preempted):
+            run(VALUES, inner=ending, save_every=100)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        from afmrl_jax import preemption
+
+        preemption._notice.came = False
+    assert saved(tmp_path) == [4]
+    again = run(VALUES)
+    np.testing.assert_array_equal(scale(again), scale(run(VALUES, folder="whole")))
+
+
+def test_sigterm_outside_of_steps_ends_at_once():
+    from afmrl_jax import preemption
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        watch()
+        with pytest.raises(Preempted):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        preemption._notice.came = False
