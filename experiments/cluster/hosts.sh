@@ -44,8 +44,8 @@ fi
 IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES:-$(seq --separator=, 0 $((per_host - 1)))}"
 ((${#gpus[@]} >= per_host)) || fail "PER_HOST=$per_host, but CUDA_VISIBLE_DEVICES has ${#gpus[@]}"
 processes=()
-# One that is told tells all. Ctrl-C does not reach processes in the background.
-trap 'interrupted=1; kill -TERM "${processes[0]}" 2>/dev/null || true' TERM INT
+# Ctrl-C does not reach processes in the background.
+trap 'interrupted=1; kill -TERM "${processes[@]}" 2>/dev/null || true' TERM INT
 for ((i = 0; i < per_host; i++)); do
     CUDA_VISIBLE_DEVICES=${gpus[i]} JAX_PROCESS_ID=$((host * per_host + i)) "$python" "$@" &
     processes+=($!)

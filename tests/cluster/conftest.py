@@ -158,15 +158,24 @@ class Slurm:
         words = self.ask("scontrol", "--oneliner", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def ended(self, number: str, seconds: float, log: Path) -> dict[str, str]:
-        """The job, once it has ended or waits in the queue again."""
+    def ended(self, number: str, log: Path, restarts: int = 0) -> dict[str, str]:
+        """The job, once it has ended, or waits in the queue again after more than `restarts`."""
 
         def end():
             job = self.job(number)
-            rest = job["JobState"] not in ("RUNNING", "COMPLETING", "CONFIGURING")
-            return job if rest and self.quiet() else None
+            waits = job["JobState"] == "PENDING" and int(job["Restarts"]) <= restarts
+            runs = job["JobState"] in ("RUNNING", "COMPLETING", "CONFIGURING")
+            return None if waits or runs or not self.quiet() else job
 
-        return wait_for(end, seconds, complaint=lambda: log.read_text() + self.said())
+        return wait_for(end, 240, complaint=lambda: self.said(log))
+
+    def until(self, log: Path, text: str) -> None:
+        """Wait until the log of a job has this text."""
+
+        def told():
+            return log.exists() and text in log.read_text()
+
+        wait_for(told, 240, complaint=lambda: self.said(log))
 
     def quiet(self) -> bool:
         """Whether nothing runs on the node."""
@@ -176,10 +185,11 @@ class Slurm:
         """Spare a requeued job the two minutes that SLURM lets it wait."""
         self.ask("scontrol", "update", f"JobId={number}", "StartTime=now")
 
-    def said(self) -> str:
-        """The ends of what the daemons said."""
-        files = sorted(self.folder.glob("*.out"))
-        return "\n".join(f"== {x.name}\n{x.read_text(errors='replace')[-1500:]}" for x in files)
+    def said(self, *logs: Path) -> str:
+        """The ends of the logs, and of what the daemons said."""
+        files = (*logs, *sorted(self.folder.glob("*.out")))
+        ends = {x.name: x.read_text(errors="replace")[-2000:] for x in files if x.exists()}
+        return "\n".join(f"== {name}\n{text}" for name, text in ends.items())
 
 
 @pytest.fixture(scope="module")
