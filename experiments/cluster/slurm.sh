@@ -4,16 +4,16 @@
 #   sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=8 --time=8:00:00 \
 #       experiments/cluster/slurm.sh experiments/demo.py --out /shared/runs/demo
 #
-#   scancel --signal=TERM JOB     # save, end, and wait in the queue to go on
-#   scancel JOB                   # save and end for good
+#   scancel --signal=TERM JOB     # save, end, and go on when it is the job's turn again
+#   scancel JOB                   # save and end; the same sbatch goes on
 #
 # --out lies on storage that all nodes see. Take --gpus-per-node and not --gpus-per-task: a task must
 # see all GPUs of its node, because JAX takes the one with the number of the task.
 #
 # The tasks get SIGTERM two to three minutes before the time limit, and when the job is preempted
-# (if the partition has a GraceTime; preempted without one, SLURM's KillWait is all the time there
-# is). They save and end with status 75; the job then goes back into the queue, AFMRL_MAX_REQUEUES
-# times (50) at most. Any other status ends the job. PYTHON is the interpreter (.venv/bin/python).
+# (with the partition's GraceTime, or else the KillWait of SLURM, to save). They save and end with
+# status 75, and the job goes back into the queue, AFMRL_MAX_REQUEUES times (50) at most. Any other
+# status ends the job. PYTHON is the interpreter (.venv/bin/python).
 #
 #SBATCH --job-name=afmrl
 #SBATCH --output=%x-%j.log
@@ -50,15 +50,17 @@ while
 do :; done
 
 # SIGTERM kills a task that has not come to listen for it yet; nothing is lost then.
-if ((status == TRY_AGAIN || status == TERMINATED)); then
-    if ((requeued >= limit)); then
-        echo "error: requeued $requeued times, and AFMRL_MAX_REQUEUES is $limit; submit the same" \
-            "command again to go on" >&2
-    # Incomplete: a job that was cancelled stays so.
-    elif scontrol requeue Incomplete "$SLURM_JOB_ID"; then
-        echo "saved; in the queue again (restart $((requeued + 1)) of at most $limit)"
-    else
-        echo "not requeued; if it was not cancelled, submit the same command again to go on" >&2
-    fi
+((status == TRY_AGAIN || status == TERMINATED)) || exit "$status"
+
+# A job that was cancelled or preempted is no longer running, and SLURM has decided what comes of it.
+[[ $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) == RUNNING ]] || exit "$status"
+
+if ((requeued >= limit)); then
+    echo "error: requeued $requeued times, and AFMRL_MAX_REQUEUES is $limit; submit the same command" \
+        "again to go on" >&2
+elif scontrol requeue Incomplete "$SLURM_JOB_ID"; then
+    echo "saved; in the queue again (restart $((requeued + 1)) of at most $limit)"
+else
+    echo "error: SLURM did not requeue the job; submit the same command again to go on" >&2
 fi
 exit "$status"

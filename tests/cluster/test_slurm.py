@@ -93,6 +93,7 @@ time.sleep(120)
     job = slurm.ended(number, log)
     assert {x.read_text() for x in tmp_path.glob("saved-*")} == {"x"}, slurm.said(log)
     assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0")
+    assert "in the queue again" not in log.read_text()
 
 
 def test_sigterm_before_the_script_listens_is_a_preemption(slurm, submit, tmp_path):
