@@ -1,4 +1,4 @@
-"""`experiments/cluster/slurm.sh` on a SLURM of its own: preempted, requeued, and ended as if not."""
+"""`experiments/cluster/slurm.sh` on a SLURM of its own: preempted, requeued, ended as if not."""
 
 import sys
 from pathlib import Path
