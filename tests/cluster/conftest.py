@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -14,10 +15,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAUNCHERS = ROOT / "experiments" / "cluster"
+LIMIT = 900
+"""Seconds after which a job counts as hung."""
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
 
 CONFIGURATION = """
 ClusterName=loopback
+FirstJobId={first}
 SlurmctldHost=localhost
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
@@ -85,10 +89,10 @@ class Slurm:
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(1024))
         ports = free_ports(2)
-        user = getpass.getuser()
-        (self.folder / "slurm.conf").write_text(
-            CONFIGURATION.format(folder=self.folder, ports=ports, user=user)
-        )
+        # JAX takes its port from the job's number.
+        told = {"folder": self.folder, "ports": ports, "first": random.randrange(1, 60000)}
+        text = CONFIGURATION.format(user=getpass.getuser(), **told)
+        (self.folder / "slurm.conf").write_text(text)
         munge = {"key-file": key, "origin": "127.0.0.1"}
         munge |= {f"{x}-file": self.folder / f"munge.{x}" for x in ("pid", "log", "seed")}
         self.daemon(
@@ -167,15 +171,15 @@ class Slurm:
             runs = job["JobState"] in ("RUNNING", "COMPLETING", "CONFIGURING")
             return None if waits or runs or not self.quiet() else job
 
-        return wait_for(end, 240, complaint=lambda: self.said(log))
+        return wait_for(end, LIMIT, complaint=lambda: self.said(log))
 
-    def until(self, log: Path, text: str) -> None:
-        """Wait until the log of a job has this text."""
+    def until(self, file: Path, text: str, *logs: Path) -> None:
+        """Wait until a file, as the log of a job, has this text."""
 
         def told():
-            return log.exists() and text in log.read_text()
+            return file.exists() and text in file.read_text()
 
-        wait_for(told, 240, complaint=lambda: self.said(log))
+        wait_for(told, LIMIT, every=0.05, complaint=lambda: self.said(file, *logs))
 
     def quiet(self) -> bool:
         """Whether nothing runs on the node."""
