@@ -1,11 +1,16 @@
 """`experiments/cluster/slurm.sh` on a SLURM of its own: preempted, requeued, ended as if not."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
+from afmrl_jax.testing import write_badge_catalogue
+from tests.processes.jobs import SCRIPT, losses, weights
+
 COUNTING = str(Path(__file__).with_name("counting.py"))
+STEPS = 300
 
 
 @pytest.fixture
@@ -25,7 +30,7 @@ def script(path: Path, text: str) -> str:
     return str(path)
 
 
-def test_preempted_run_ends_as_an_uninterrupted_one(slurm, submit, tmp_path):
+def test_preempted_job_goes_on_behind_its_last_step(slurm, submit, tmp_path):
     number, log = submit(COUNTING, str(tmp_path / "whole"), "20")
     job = slurm.ended(number, log)
     assert (job["JobState"], job["ExitCode"]) == ("COMPLETED", "0:0"), slurm.said(log)
@@ -45,6 +50,33 @@ def test_preempted_run_ends_as_an_uninterrupted_one(slurm, submit, tmp_path):
     assert (job["JobState"], job["ExitCode"]) == ("COMPLETED", "0:0"), slurm.said(log)
     assert f"process 1 of 2 starts at step {done}" in log.read_text()
     assert (tmp_path / "cut" / "steps.txt").read_text() == whole
+
+
+def test_preempted_stage_ends_as_an_uninterrupted_one(slurm, submit, tmp_path):
+    """Two tasks of one device; without the preemption they would save nothing before the end."""
+    write_badge_catalogue(tmp_path / "badges", splits=True)
+    told = {"catalogue": str(tmp_path / "badges"), "steps": STEPS, "to": "distill"}
+    told["save_every"] = 10 * STEPS
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+
+    def distil(folder: Path) -> tuple[str, Path]:
+        return submit(str(SCRIPT), json.dumps(told | {"folder": str(folder)}))
+
+    number, log = distil(whole)
+    job = slurm.ended(number, log)
+    assert (job["JobState"], job["ExitCode"]) == ("COMPLETED", "0:0"), slurm.said(log)
+
+    number, log = distil(cut)
+    slurm.until(cut / "distill" / "metrics.jsonl", '"step"', log)
+    slurm.ask("scancel", "--signal=TERM", number)
+    job = slurm.ended(number, log)
+    assert (job["JobState"], job["Restarts"]) == ("PENDING", "1"), slurm.said(log)
+    assert not (cut / "distill" / "DONE.json").exists()
+    slurm.start_now(number)
+    job = slurm.ended(number, log, restarts=1)
+    assert (job["JobState"], job["ExitCode"]) == ("COMPLETED", "0:0"), slurm.said(log)
+    assert losses(cut, "distill") == losses(whole, "distill")
+    assert weights(cut, "distill") == weights(whole, "distill")
 
 
 def test_error_is_not_requeued(slurm, submit, tmp_path):
