@@ -1,9 +1,11 @@
 """SLURM on loopback, and where the launchers lie."""
 
+import contextlib
 import getpass
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -135,6 +137,20 @@ class Slurm:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+        for stray in self.strays():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(stray, signal.SIGKILL)
+
+    def strays(self) -> list[int]:
+        """Processes of this cluster; without its daemons those that look after steps stay on."""
+        mark = f"SLURM_CONF={self.folder}/slurm.conf".encode()
+        found = []
+        for environ in Path("/proc").glob("[0-9]*/environ"):
+            # Others' processes, and those that have just ended, cannot be read.
+            with contextlib.suppress(OSError):
+                if mark in environ.read_bytes().split(b"\0"):
+                    found.append(int(environ.parent.name))
+        return found
 
     @property
     def env(self) -> dict[str, str]:
