@@ -25,6 +25,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck experiments/cluster/*.sh
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
