@@ -13,9 +13,7 @@ import numpy as np
 
 from afmrl_jax.errors import RunError
 
-Kind = Literal[
-    "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"
-]
+Kind = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"]
 KINDS: tuple[str, ...] = get_args(Kind)
 UNREAD = ("ragged-all-to-all", "collective-broadcast")
 """Operations between devices that this package's steps never have, and that are not counted."""
@@ -38,7 +36,8 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _LISTED = re.compile(r"replica_groups=\{(\{[\d,{} ]*\})?\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _NAMED = re.compile(
-    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}"
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+    r" \{([^}]*)\}"
 )
 _PAIRS = re.compile(r"source_target_pairs=\{([\d,{} ]*)\}")
 _SOURCE = re.compile(r'op_name="([^"]*)"')
@@ -61,6 +60,9 @@ class Collective:
     """How often a step runs it: the trips of the loops around it, multiplied."""
     known: bool
     """Whether all those trips are known; where not, the caller's guess is in `times`."""
+    sliced: bool
+    """A sum of which every device takes a slice: the compilers for GPUs and TPUs make an all-reduce
+    like that a reduce-scatter, which sends half."""
     source: str
     """Where in the traced function it comes from."""
 
@@ -80,9 +82,7 @@ class _Line:
     rest: str
 
 
-def collectives(
-    text: str, sizes: Mapping[str, int], *, unknown_trips: int = 1
-) -> list[Collective]:
+def collectives(text: str, sizes: Mapping[str, int], *, unknown_trips: int = 1) -> list[Collective]:
     """All exchanges of a program, those inside loops with the number of their trips.
 
     A ring sends of n devices' payload p: (n - 1) / n p for an all-gather, a reduce-scatter and an
@@ -106,17 +106,21 @@ def collectives(
     def visit(name: str) -> list[Collective]:
         if name not in memo:
             memo[name] = []
-            for line in computations.get(name, ()):
-                memo[name] += inside(line)
+            lines = computations.get(name, [])
+            for line in lines:
+                memo[name] += inside(line, lines)
         return memo[name]
 
-    def inside(line: _Line) -> list[Collective]:
+    def inside(line: _Line, around: list[_Line]) -> list[Collective]:
         kind = line.opcode.removesuffix("-start")
         if kind in UNREAD:
             raise RunError(f"{line.name}: {kind} is not counted; add it to parallel/collectives.py")
         if kind in KINDS:
             found = _collective(line, kind, sizes, devices)
-            return [] if found is None else [found]
+            if found is None:
+                return []
+            sliced = kind == "all-reduce" and _is_sliced(line, around)
+            return [replace(found, sliced=sliced)]
         called = _CALLED.findall(line.rest)
         if line.opcode == "while":
             trips = _trips(line, computations)
@@ -207,6 +211,12 @@ def _trips(line: _Line, computations: dict[str, list[_Line]]) -> int | None:
     return int(value) if value.isdecimal() else None
 
 
+def _is_sliced(line: _Line, around: list[_Line]) -> bool:
+    operand = re.compile(rf"%?{re.escape(line.name)}(?![\w.\-])")
+    users = [x.opcode for x in around if operand.match(x.rest) or f"%{line.name}," in x.rest]
+    return bool(users) and set(users) == {"dynamic-slice"}
+
+
 def _collective(
     line: _Line, kind: str, sizes: Mapping[str, int], devices: int
 ) -> Collective | None:
@@ -224,7 +234,7 @@ def _collective(
             return None
         axes = _axes(pairs, sizes)
         sent = held * len(pairs) // devices
-        return Collective("collective-permute", axes, 2, held, sent, 1, True, where)
+        return Collective("collective-permute", axes, 2, held, sent, 1, True, False, where)
     groups = _groups(line, devices)
     n = len(groups[0])
     if n < 2:
@@ -232,7 +242,7 @@ def _collective(
     payload = held * n if kind == "reduce-scatter" else held
     sent = payload * (n - 1) // n * (2 if kind == "all-reduce" else 1)
     known: dict[str, Kind] = {x: x for x in get_args(Kind)}
-    return Collective(known[kind], _axes(groups, sizes), n, payload, sent, 1, True, where)
+    return Collective(known[kind], _axes(groups, sizes), n, payload, sent, 1, True, False, where)
 
 
 def _numbers(text: str) -> list[int]:

@@ -148,7 +148,7 @@ def utilisation(flops: float, seconds: float, peak: float) -> float:
     share = flops / seconds / peak
     if share > 1:
         raise RunError(
-            f"{flops / seconds / 1e12:.3g} TFLOP/s are more than the peak of {peak / 1e12:.3g}; the "
-            "peak is another machine's, or was measured while other work ran: measure again"
+            f"{flops / seconds / 1e12:.3g} TFLOP/s are more than the peak of {peak / 1e12:.3g}; "
+            "the peak is another machine's, or was measured while other work ran: measure again"
         )
     return share

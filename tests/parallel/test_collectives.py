@@ -10,9 +10,9 @@ from jax.sharding import PartitionSpec as P
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.model_config import Execution, LoraConfig
-from afmrl_jax.parallel.collectives import bytes_by_axis, collectives
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.models.presets import PRESETS
+from afmrl_jax.parallel.collectives import bytes_by_axis, collectives
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.planning import Request, lowered
 from afmrl_jax.testing import tiny_config
@@ -21,12 +21,10 @@ SIZES = {"data": 4, "model": 2}
 SHARD = 64  # Numbers of float32 that each device holds.
 
 
-def exchanges(work, mesh=(4, 2), out=P(), **options):
+def exchanges(work, **options):
     """What `work`, run on every device over its own [SHARD], exchanges."""
-    mesh = make_mesh(*mesh)
-    whole = jax.jit(
-        jax.shard_map(work, mesh=mesh, in_specs=P(), out_specs=out, check_vma=False)
-    )
+    mesh = make_mesh(4, 2)
+    whole = jax.jit(jax.shard_map(work, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False))
     text = whole.lower(jax.ShapeDtypeStruct((SHARD,), jnp.float32)).compile().as_text()
     return collectives(text, dict(mesh.shape), **options)
 
@@ -104,7 +102,7 @@ def test_of_two_branches_the_dearer_counts():
     assert found.axes == ("data", "model")
 
 
-@pytest.mark.parametrize("sizes", [(8, 1), (4, 2), (2, 4), (1, 8)])
+@pytest.mark.parametrize("sizes", [(8, 1), (1, 8)])
 def test_fsdp_of_a_stack_of_layers_gathers_every_layer(sizes):
     """What the partitioner makes of a scan: each layer's weights, gathered at every turn."""
     mesh, layers, width, rows = make_mesh(*sizes), 6, 64, 16

@@ -1,0 +1,5 @@
+"""The page experiments/SCALING.md."""
+
+
+def page(programs, given):
+    return "pending\n"
