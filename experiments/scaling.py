@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jax
 import tyro
 from benchmarks.record import versions
 from sweep.page import page
@@ -63,7 +62,6 @@ class Scaling:
         """Compile what is missing, predict, write the page."""
         kept = {} if self.again else _kept(self.result)
         simulate_devices(self.most)
-        jax.config.update("jax_enable_compilation_cache", False)
         for name, case, mesh in _wanted(self.most):
             if name not in kept:
                 say(f"compiling {name}")

@@ -40,7 +40,7 @@ import jax
 import tyro
 from benchmarks.record import versions
 from sweep.cell import Cell, Task, changes, largest_batch, plan_of
-from sweep.measure import Peak, capacity, measure
+from sweep.measure import Peak, capacity, compiling_anew, measure
 from sweep.tables import draw, markdown
 
 from afmrl_jax.errors import AfmrlError, ConfigError
@@ -139,8 +139,6 @@ class Sweep:
         """Measure what is not there yet, and write everything."""
         if self.devices:
             simulate_devices(self.devices)
-        # Compiling is one of the figures.
-        jax.config.update("jax_enable_compilation_cache", False)
         where = {"machine": machine(), "versions": versions(), "devices": len(jax.devices())}
         kept = self._kept()
         peak, rows = Peak(), []
@@ -152,7 +150,8 @@ class Sweep:
                 continue
             row = {"key": key, "label": cell.label, "cell": vars(cell), **where, "note": self.note}
             say(f"{len(rows) + 1}: {cell.label}")
-            row |= self._measured(cell, peak)
+            with compiling_anew():
+                row |= self._measured(cell, peak)
             self._keep(row)
             rows.append(row)
             self._write(rows, where)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from afmrl_jax.model_config import require
 from afmrl_jax.parallel.plan import Line, Plan, abstract_mesh, parse_mesh, shard_bytes
-from afmrl_jax.planning import Request, advise, divide, make_plan
+from afmrl_jax.planning import Request, advise, divide, estimated, exact_lines
 
 Task = Literal["agcl", "distill", "generate", "rar"]
 MOST_BATCH = 1 << 17
@@ -81,13 +81,14 @@ class Cell:
 def plan_of(cell: Cell, capacity: int) -> Plan:
     """The memory plan by formula, with a device of `capacity` bytes."""
     request = cell.request
-    plan = make_plan(request, compile_step=False)
-    lines = plan.lines
+    architecture = request.architecture()
+    formula = estimated(request, architecture.config)
+    lines = [x for x in exact_lines(request, architecture) if x.bytes] + [formula]
     if cell.task == "rar":
-        learning, _ = divide(request, request.architecture())
+        learning, _ = divide(request, architecture)
         kept = shard_bytes(learning, abstract_mesh(*request.axes))
-        lines = (*lines, Line("reference policy (float32)", kept, "exact"))
-    return dataclasses.replace(plan, lines=lines, capacity=capacity, advice=())
+        lines.append(Line("reference policy (float32)", kept, "exact"))
+    return Plan(tuple(lines), formula, capacity)
 
 
 def changes(cell: Cell) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -54,6 +56,17 @@ def product_peak(side: int = 1536, repeats: int = 9) -> float:
             jax.block_until_ready(product(x))
             best = max(best, 2 * side**3 / (time.perf_counter() - began))
     return best
+
+
+@contextmanager
+def compiling_anew() -> Iterator[None]:
+    """Nothing comes from the compile cache inside, for compiling is one of the figures."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
 
 
 class Peak:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from afmrl_jax.parallel.chips import Chip, ring_speed
-from afmrl_jax.planning import SETTINGS, Request
+from afmrl_jax.parallel.plan import Plan, device_bytes
+from afmrl_jax.planning import Request, estimated, exact_lines
 from afmrl_jax.reporting.throughput import Passes
 
 
@@ -94,13 +95,7 @@ def predict(
 
 def fits(request: Request, memory: str) -> str:
     """Verdict of the memory plan by formula, and how much of the device is filled."""
-    import dataclasses
-
-    from afmrl_jax.planning import make_plan
-
-    plan = make_plan(dataclasses.replace(request, device=memory), compile_step=False)
+    architecture = request.architecture()
+    formula = estimated(request, architecture.config)
+    plan = Plan((*exact_lines(request, architecture), formula), formula, device_bytes(memory))
     return f"{plan.verdict} ({plan.total / 1e9:.0f} of {plan.capacity / 1e9:.0f} GB)"
-
-
-LOGITS_AT_ONCE = SETTINGS.distill.logits_at_once
-"""Tokens of a row whose logits are formed at once in the distillation that is compiled."""
