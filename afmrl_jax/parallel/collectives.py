@@ -212,8 +212,8 @@ def _trips(line: _Line, computations: dict[str, list[_Line]]) -> int | None:
 
 
 def _is_sliced(line: _Line, around: list[_Line]) -> bool:
-    operand = re.compile(rf"%?{re.escape(line.name)}(?![\w.\-])")
-    users = [x.opcode for x in around if operand.match(x.rest) or f"%{line.name}," in x.rest]
+    named = re.compile(rf"%{re.escape(line.name)}(?![\w.\-])")
+    users = [x.opcode for x in around if named.search(x.rest)]
     return bool(users) and set(users) == {"dynamic-slice"}
 
 

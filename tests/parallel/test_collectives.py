@@ -178,6 +178,20 @@ def test_forms_that_other_backends_write(line, axes, sent):
     assert (found.axes, found.sent) == (axes, sent)
 
 
+@pytest.mark.parametrize(
+    ("user", "sliced"),
+    [
+        ("%d = f32[2]{0} dynamic-slice(%g, %i), dynamic_slice_sizes={2}", True),
+        ("%d = f32[8]{0} add(%p, %g)", False),
+        ("%d = f32[8]{0} add(%p, %g.1)", False),
+    ],
+)
+def test_a_sum_that_is_only_sliced_may_be_scattered(user, sliced):
+    line = f"%g = f32[8]{{0}} all-reduce(%p), replica_groups={{}}, to_apply=%s\n  {user}"
+    (found,) = collectives(LINE.format(line=line), SIZES)
+    assert found.sliced is sliced
+
+
 def test_groups_of_one_and_ends_of_asynchronous_pairs_send_nothing():
     done = "%d = f32[8]{0} all-gather-done(%g)"
     alone = "%g = f32[8]{0} all-gather(%p), replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}"
