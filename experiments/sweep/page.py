@@ -87,8 +87,8 @@ def _bytes(programs: list[Program]) -> str:
         "## What each device sends in a step\n\n"
         "Counted in the program behind XLA's partitioner, loops multiplied, by the ring algorithm "
         "(`afmrl_jax/parallel/collectives.py`). In the program finished for simulated CPU devices, "
-        "the last column, XLA has widened bfloat16 to float32, which no accelerator does.\n\n"
-        + _table(head, rows)
+        "the last column, XLA has widened bfloat16 to float32, which no accelerator does. Compiled "
+        "for as many devices as the mesh has.\n\n" + _table(head, rows)
     )
 
 
@@ -181,8 +181,9 @@ def _visual_point(programs: list[Program]) -> list[str]:
 
 
 def _is_head(config: QwenVLConfig, entry: dict[str, Any]) -> bool:
-    table = 2 * config.text.vocab_size * config.text.hidden_dim
-    return abs(entry["payload"] - table) < 0.01 * table
+    """Whether an exchange is of the whole token table, in bfloat16 or float32."""
+    table = config.text.vocab_size * config.text.hidden_dim
+    return any(abs(entry["payload"] - size * table) < 0.01 * table for size in (2, 4))
 
 
 def _head_point(programs: list[Program]) -> list[str]:
@@ -200,9 +201,9 @@ def _head_point(programs: list[Program]) -> list[str]:
         best = (
             amount,
             "**The token table is exchanged for every chunk of logits** "
-            "(`distill.logits_at_once`): gathered and its gradient summed "
-            f"{times} times a step, {amount / 1e9:.1f} of {whole / 1e9:.1f} GB ({case.name}, "
-            f"{data} x {model}). Gathering it once in front of the loop and summing the gradient "
+            "(`distill.logits_at_once`): gathered forward, anew and backward, and its gradient "
+            f"summed, {times} times a step: {amount / 1e9:.1f} of {whole / 1e9:.1f} GB "
+            f"({case.name}, {data} x {model}). Gathering it once in front of the loop and summing the gradient "
             f"once behind it leaves {amount / times / 1e9:.1f} GB, for one table more in memory; "
             "fewer, larger chunks do a part of that today.",
         )
@@ -254,9 +255,9 @@ def _weights_point(programs: list[Program], given: Assumptions) -> list[str]:
         "**Frozen weights need not be split.** With adapters, R's weights are split over `data` "
         "for storage alone, and each layer is gathered forward, anew and backward: "
         f"{gathered / 1e9:.1f} GB a step on {data} devices, for {frozen / 1e9:.1f} GB of weights. "
-        f"Whole on every device they would send nothing. There is room (now: {rooms}); a second "
-        "sharding table for frozen leaves is all that is missing. Where weights learn, `remat "
-        "dots` saves one gather of three, for memory."
+        f"Whole on every device they would send nothing. There is room (now: {rooms}); a "
+        "sharding table of their own is what is missing. Where weights learn, `remat dots` should "
+        "save one gather of three, for memory."
     ]
 
 
@@ -282,7 +283,7 @@ def _nodes_point(programs: list[Program], given: Assumptions) -> list[str]:
         f"on starts. Gathers that stay on NVLink would take {1000 * apart:.0f} ms and start "
         f"{given.fabric_seconds / given.node_seconds:.0f} times faster; across nodes gradients "
         "alone would go, once a step. That takes a third mesh axis. On a torus the whole slice is "
-        "one ring, and nothing is gained."
+        "one ring, and little is gained."
     ]
 
 
