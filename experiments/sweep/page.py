@@ -203,7 +203,8 @@ def _head_point(programs: list[Program]) -> list[str]:
             "**The token table is exchanged for every chunk of logits** "
             "(`distill.logits_at_once`): gathered forward, anew and backward, and its gradient "
             f"summed, {times} times a step: {amount / 1e9:.1f} of {whole / 1e9:.1f} GB "
-            f"({case.name}, {data} x {model}). Gathering it once in front of the loop and summing the gradient "
+            f"({case.name}, {data} x {model}). Gathering it once in front of the loop and "
+            "summing the gradient "
             f"once behind it leaves {amount / times / 1e9:.1f} GB, for one table more in memory; "
             "fewer, larger chunks do a part of that today.",
         )

@@ -152,7 +152,7 @@ class Work:
         if cell.trained != "all":
             total, seen = self._compiled(look, architecture, reference, rows)
             rows = rows._replace(visual_tokens=seen(reference, rows))
-        seconds, write = self._compiled(sample, architecture, reference, rows, key, *asked, None)
+        seconds, write = self._compiled(sample, architecture, reference, rows, key, *asked)
         samples = self._samples(rows, write(reference, rows, key), np.random.default_rng(0))
         again = (samples.tokens, samples.mask, settings.temperature)
         more, recall = self._compiled(score, architecture, reference, rows, *again, 1)
@@ -170,7 +170,7 @@ class Work:
                 rows = rows._replace(visual_tokens=seen(reference, rows))
             found = write({**frozen, **holder[0]["params"]}, rows, key)
             samples = self._samples(rows, found, rng)
-            scores = recall(reference, rows, samples.tokens, samples.mask, settings.temperature)
+            scores = recall(reference, rows, samples.tokens, samples.mask)
             holder[0], metrics = train(frozen, holder[0], samples._replace(reference=scores))
             return holder[0]["step"], metrics
 
