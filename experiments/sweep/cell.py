@@ -25,7 +25,8 @@ class Cell:
     model: str
     task: Task
     batch_size: int
-    """Of the whole mesh: pairs (agcl), rows (distill) or prompts (generate, rar)."""
+    """Of the whole mesh: pairs (agcl), rows (distill) or prompts (generate, rar). 0: the largest
+    that fits, see `largest_batch`."""
     visual_tokens: int
     text_tokens: int
     dtype: Literal["float32", "bfloat16"]
@@ -56,7 +57,8 @@ class Cell:
             preset=self.model,
             task="distill" if self.task == "rar" else self.task,
             mesh=self.mesh,
-            batch_size=self.batch_size,
+            # 0 is still to be decided, by a search that asks for others.
+            batch_size=self.batch_size or 2 * parse_mesh(self.mesh)[0],
             visual_tokens=self.visual_tokens,
             text_tokens=self.text_tokens + lists,
             trained=self.trained,
