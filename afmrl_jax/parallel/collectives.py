@@ -1,0 +1,296 @@
+"""Bytes that the devices of a mesh exchange, read from the text of a compiled program."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+
+from afmrl_jax.errors import RunError
+
+Kind = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"]
+KINDS: tuple[str, ...] = get_args(Kind)
+UNREAD = ("ragged-all-to-all", "collective-broadcast")
+"""Operations between devices that this package's steps never have, and that are not counted."""
+
+_BITS = {
+    **dict.fromkeys(("pred", "s8", "u8"), 8),
+    **dict.fromkeys(("s4", "u4"), 4),
+    **dict.fromkeys(("bf16", "f16", "s16", "u16"), 16),
+    **dict.fromkeys(("f32", "s32", "u32"), 32),
+    **dict.fromkeys(("f64", "s64", "u64", "c64"), 64),
+    "c128": 128,
+}
+_ARRAY = re.compile(r"\b(\w+)\[([\d,]*)\]")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_CALLED = re.compile(
+    r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
+)
+_BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_LISTED = re.compile(r"replica_groups=\{(\{[\d,{} ]*\})?\}")
+_IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_NAMED = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+    r" \{([^}]*)\}"
+)
+_PAIRS = re.compile(r"source_target_pairs=\{([\d,{} ]*)\}")
+_SOURCE = re.compile(r'op_name="([^"]*)"')
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One exchange between devices."""
+
+    kind: Kind
+    axes: tuple[str, ...]
+    """Mesh axes along which it goes, in the order of the mesh; a part of an axis counts as it."""
+    group: int
+    """Devices that exchange with one another."""
+    payload: int
+    """Bytes of the whole that a group puts together, sums or deals out."""
+    sent: int
+    """Bytes that each device sends, by the ring algorithm; of a permute, the mean over devices."""
+    times: int
+    """How often a step runs it: the trips of the loops around it, multiplied."""
+    known: bool
+    """Whether all those trips are known; where not, the caller's guess is in `times`."""
+    sliced: bool
+    """A sum of which every device takes a slice: the compilers for GPUs and TPUs make an all-reduce
+    like that a reduce-scatter, which sends half."""
+    source: str
+    """Where in the traced function it comes from."""
+
+    @property
+    def total(self) -> int:
+        """Bytes that each device sends in a step."""
+        return self.sent * self.times
+
+
+@dataclass(frozen=True)
+class _Line:
+    """An instruction."""
+
+    name: str
+    type: str
+    opcode: str
+    rest: str
+
+
+def collectives(text: str, sizes: Mapping[str, int], *, unknown_trips: int = 1) -> list[Collective]:
+    """All exchanges of a program, those inside loops with the number of their trips.
+
+    A ring sends of n devices' payload p: (n - 1) / n p for an all-gather, a reduce-scatter and an
+    all-to-all, twice that for an all-reduce. Of a condition's branches the one that sends most
+    counts.
+
+    Args:
+        text: `compiled.as_text()` of a program partitioned over a mesh, or the text of one of
+            XLA's passes behind the partitioner.
+        sizes: size of each mesh axis, in the order of the mesh, as `mesh.shape` has it.
+        unknown_trips: how often a loop runs whose trips the text does not tell, as one that ends
+            when all samples have ended.
+
+    Raises:
+        RunError: the text has no entry, or groups of devices in a form that is not known.
+    """
+    computations, entry = _computations(text)
+    devices = math.prod(sizes.values())
+    memo: dict[str, list[Collective]] = {}
+
+    def visit(name: str) -> list[Collective]:
+        if name not in memo:
+            memo[name] = []
+            lines = computations.get(name, [])
+            for line in lines:
+                memo[name] += inside(line, lines)
+        return memo[name]
+
+    def inside(line: _Line, around: list[_Line]) -> list[Collective]:
+        kind = line.opcode.removesuffix("-start")
+        if kind in UNREAD:
+            raise RunError(f"{line.name}: {kind} is not counted; add it to parallel/collectives.py")
+        if kind in KINDS:
+            found = _collective(line, kind, sizes, devices)
+            if found is None:
+                return []
+            sliced = kind == "all-reduce" and _is_sliced(line, around)
+            return [replace(found, sliced=sliced)]
+        called = _CALLED.findall(line.rest)
+        if line.opcode == "while":
+            trips = _trips(line, computations)
+            return [
+                replace(x, times=x.times * (trips or unknown_trips), known=x.known and bool(trips))
+                for how, name in called
+                if how == "body"
+                for x in visit(name)
+            ]
+        if line.opcode == "conditional":
+            named = [x for how, x in called if how.endswith("_computation")]
+            for listed in _BRANCHES.findall(line.rest):
+                named += [x.strip().lstrip("%") for x in listed.split(",")]
+            return max(map(visit, named), key=lambda x: sum(y.total for y in x), default=[])
+        return [x for _, name in called for x in visit(name)]
+
+    return visit(entry)
+
+
+def bytes_by_axis(found: list[Collective]) -> dict[str, dict[str, int]]:
+    """Bytes that each device sends in a step, by axes (`data`, `model`, `data+model`) and kind."""
+    totals: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for one in found:
+        totals["+".join(one.axes)][one.kind] += one.total
+    return {axis: dict(sorted(kinds.items())) for axis, kinds in sorted(totals.items())}
+
+
+def _computations(text: str) -> tuple[dict[str, list[_Line]], str]:
+    found: dict[str, list[_Line]] = {}
+    entry, current = "", None
+    for raw in text.splitlines():
+        header = _HEADER.match(raw)
+        if header:
+            current = found.setdefault(header[2], [])
+            entry = header[2] if header[1] else entry
+        elif raw.startswith("}"):
+            current = None
+        elif current is not None:
+            line = _instruction(raw)
+            if line is not None:
+                current.append(line)
+    if not entry:
+        raise RunError("this text has no ENTRY computation; pass `compiled.as_text()`")
+    return found, entry
+
+
+def _instruction(raw: str) -> _Line | None:
+    name, equals, rest = raw.strip().removeprefix("ROOT ").partition(" = ")
+    if not equals:
+        return None
+    end = 0
+    if rest.startswith("("):
+        depth = 0
+        for end, character in enumerate(rest):  # noqa: B007
+            depth += {"(": 1, ")": -1}.get(character, 0)
+            if not depth:
+                break
+    space = rest.find(" ", end)
+    opcode, bracket, behind = rest[space + 1 :].partition("(")
+    return _Line(name.lstrip("%"), rest[:space], opcode, behind) if bracket else None
+
+
+def _sizes(type_text: str) -> list[int]:
+    """Bytes of each array of a type, tuples flattened."""
+    found = []
+    for dtype, shape in _ARRAY.findall(type_text):
+        bits = _BITS.get(dtype, 8 if dtype.startswith("f8") else None)
+        if bits is not None:
+            found.append(math.prod(int(x) for x in shape.split(",") if x) * bits // 8)
+    return found
+
+
+def _trips(line: _Line, computations: dict[str, list[_Line]]) -> int | None:
+    """Trips of a loop, as XLA wrote them down or as `jax.lax.scan` counts: from 0 to a constant."""
+    stated = _TRIPS.search(line.rest)
+    if stated:
+        return int(stated[1])
+    (condition,) = (name for how, name in _CALLED.findall(line.rest) if how == "condition")
+    lines = {x.name: x for x in computations.get(condition, ())}
+    last = list(lines.values())[-1] if lines else None
+    if last is None or last.opcode != "compare" or "direction=LT" not in last.rest:
+        return None
+    limit = last.rest.partition(")")[0].split(",")[-1].strip().split(" ")[-1].lstrip("%")
+    bound = lines.get(limit)
+    if bound is None or bound.opcode != "constant":
+        return None
+    value = bound.rest.partition(")")[0]
+    return int(value) if value.isdecimal() else None
+
+
+def _is_sliced(line: _Line, around: list[_Line]) -> bool:
+    named = re.compile(rf"%{re.escape(line.name)}(?![\w.\-])")
+    users = [x.opcode for x in around if named.search(x.rest)]
+    return bool(users) and set(users) == {"dynamic-slice"}
+
+
+def _collective(
+    line: _Line, kind: str, sizes: Mapping[str, int], devices: int
+) -> Collective | None:
+    arrays = _sizes(line.type)
+    if line.opcode.endswith("-start") and kind == "collective-permute":
+        arrays = arrays[1:2]  # Operand, result and two counters.
+    elif line.opcode.endswith("-start") and kind == "all-gather":
+        arrays = arrays[len(arrays) // 2 :]  # Operands, then results.
+    held = sum(arrays)
+    source = _SOURCE.search(line.rest)
+    where = source[1] if source else line.name
+    if kind == "collective-permute":
+        pairs = [x for x in _pairs(line) if x[0] != x[1]]
+        if not pairs:
+            return None
+        axes = _axes(pairs, sizes)
+        sent = held * len(pairs) // devices
+        return Collective("collective-permute", axes, 2, held, sent, 1, True, False, where)
+    groups = _groups(line, devices)
+    n = len(groups[0])
+    if n < 2:
+        return None
+    payload = held * n if kind == "reduce-scatter" else held
+    sent = payload * (n - 1) // n * (2 if kind == "all-reduce" else 1)
+    known: dict[str, Kind] = {x: x for x in get_args(Kind)}
+    return Collective(known[kind], _axes(groups, sizes), n, payload, sent, 1, True, False, where)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(x) for x in re.findall(r"\d+", text)]
+
+
+def _pairs(line: _Line) -> list[list[int]]:
+    found = _PAIRS.search(line.rest)
+    return [_numbers(x) for x in re.findall(r"\{[^{}]*\}", found[1])] if found else []
+
+
+def _groups(line: _Line, devices: int) -> list[list[int]]:
+    """Which devices exchange with one another, in any of the three forms that XLA writes."""
+    listed = _LISTED.search(line.rest)
+    if listed:
+        inner = re.findall(r"\{([^{}]*)\}", listed[1] or "")
+        return [_numbers(x) for x in inner] or [list(range(devices))]
+    iota = _IOTA.search(line.rest)
+    if iota:
+        shape, dims, order = (_numbers(x or "") for x in iota.groups())
+        return _ids(dims, order).reshape(shape).tolist()
+    named = _NAMED.search(line.rest)
+    # A name with a colon is a part of an axis.
+    if named and ":" not in named[4]:
+        names = re.findall(r"'([^']+)'=", named[1])
+        shape = [int(x) for x in re.findall(r"=(\d+)", named[1])]
+        ids = _ids(_numbers(named[2] or "") or shape, _numbers(named[3] or "")).reshape(shape)
+        wanted = [names.index(x) for x in re.findall(r"'([^']+)'", named[4])]
+        order = [n for n in range(len(names)) if n not in wanted] + wanted
+        count = math.prod(shape[n] for n in wanted)
+        return ids.transpose(order).reshape(-1, count).tolist()
+    raise RunError(
+        f"{line.name}: groups of devices in a form that is not known "
+        f"({line.rest[line.rest.find('replica_groups') :][:120]}); add it to "
+        "parallel/collectives.py"
+    )
+
+
+def _ids(dims: list[int], order: list[int]) -> np.ndarray:
+    """Numbers from 0 on in the shape `dims`, its axes then put in another order."""
+    return np.arange(math.prod(dims)).reshape(dims).transpose(order or None)
+
+
+def _axes(groups: list[list[int]], sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """Mesh axes along which the members of some group differ."""
+    shape = tuple(sizes.values())
+    varies = np.zeros(len(shape), bool)
+    for group in groups:
+        places = np.stack(np.unravel_index(np.asarray(group), shape))
+        varies |= (places != places[:, :1]).any(axis=1)
+    return tuple(name for name, own in zip(sizes, varies, strict=True) if own)

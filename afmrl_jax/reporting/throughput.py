@@ -1,0 +1,154 @@
+"""Useful floating-point operations of a step, and what share of a machine's peak they are.
+
+Counted are the matrix products that the task needs, whatever the program does: neither padding nor
+what is computed anew to save memory. Vision blocks count per patch of their picture, the decoder
+per token of a row. Causal attention counts each token with those before it, a windowed block the
+patches of a window. Norms, activations, rotations and the loss are left out; they are below 1 % at
+the published sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from afmrl_jax.errors import RunError
+from afmrl_jax.model_config import QwenVLConfig
+
+Trained = Literal["all", "decoder", "lora", "nothing"]
+Counts = Sequence[int] | np.ndarray
+
+
+def vision_flops(config: QwenVLConfig, patches: Counts) -> float:
+    """One pass of the vision tower and its merger over pictures of so many patches."""
+    vision = config.vision
+    count = np.asarray(patches, np.float64)
+    wide, merged = vision.embed_dim, vision.merge_size**2
+    gated = config.family == "qwen2_5_vl"
+    kernels = 4 * wide**2 + (3 if gated else 2) * wide * vision.intermediate
+    seen = np.full_like(count, 0)
+    windowed = vision.depth - len(vision.full_attention_blocks) if gated else 0
+    window = (vision.window_size // vision.patch_size) ** 2
+    seen = windowed * np.minimum(count, window) + (vision.depth - windowed) * count
+    pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    joined = wide * merged
+    ends = 2 * pixels * wide + 2 * joined * (joined + vision.out_dim) / merged
+    return float(np.sum(count * (2 * vision.depth * kernels + ends) + 4 * wide * count * seen))
+
+
+def decoder_flops(config: QwenVLConfig, lengths: Counts, behind: Counts = (0,)) -> float:
+    """One pass of the decoder over rows of so many tokens, head and adapters left out.
+
+    Args:
+        config: of the model.
+        lengths: tokens of each row.
+        behind: tokens that stand before each row and are only looked at, as a shared prompt.
+    """
+    text = config.text
+    tokens, before = np.broadcast_arrays(
+        np.asarray(lengths, np.float64), np.asarray(behind, np.float64)
+    )
+    inner, narrow = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+    kernels = text.hidden_dim * (2 * inner + 2 * narrow + 3 * text.intermediate_dim)
+    pairs = tokens * before + tokens * (tokens + 1) / 2
+    return float(np.sum(text.num_layers * (2 * tokens * kernels + 4 * inner * pairs)))
+
+
+def head_flops(config: QwenVLConfig, tokens: int) -> float:
+    """Vocabulary logits of so many tokens."""
+    return 2.0 * tokens * config.text.hidden_dim * config.text.vocab_size
+
+
+def adapter_flops(config: QwenVLConfig, tokens: int) -> float:
+    """One pass through the adapters; 0 where the model has none."""
+    if config.lora is None:
+        return 0.0
+    text = config.text
+    inner, narrow = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+    ends = {
+        "q_proj": text.hidden_dim + inner,
+        "k_proj": text.hidden_dim + narrow,
+        "v_proj": text.hidden_dim + narrow,
+        "o_proj": inner + text.hidden_dim,
+        "gate_proj": text.hidden_dim + text.intermediate_dim,
+        "up_proj": text.hidden_dim + text.intermediate_dim,
+        "down_proj": text.intermediate_dim + text.hidden_dim,
+    }
+    width = sum(ends[x] for x in config.lora.targets)
+    return 2.0 * tokens * text.num_layers * config.lora.rank * width
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Operations of one pass forward, by the part of the model."""
+
+    vision: float = 0.0
+    decoder: float = 0.0
+    adapters: float = 0.0
+    head: float = 0.0
+
+    @classmethod
+    def over(
+        cls, config: QwenVLConfig, patches: Counts, lengths: Counts, scored: int = 0
+    ) -> Passes:
+        """Pictures of so many patches, rows of so many tokens, and tokens that get logits."""
+        return cls(
+            vision_flops(config, patches),
+            decoder_flops(config, lengths),
+            adapter_flops(config, int(np.sum(lengths))),
+            head_flops(config, scored),
+        )
+
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(*(a + b for a, b in zip(self.parts, other.parts, strict=True)))
+
+    @property
+    def parts(self) -> tuple[float, float, float, float]:
+        """Vision tower, decoder, adapters, head."""
+        return self.vision, self.decoder, self.adapters, self.head
+
+    @property
+    def forward(self) -> float:
+        """All of one pass."""
+        return sum(self.parts)
+
+    def step(self, trained: Trained) -> float:
+        """A training step: forward, and backward as far as gradients are needed.
+
+        A product whose weights learn costs three passes (outputs, gradient of inputs, gradient of
+        weights), one whose weights are frozen but whose inputs carry gradients two, any other one.
+        """
+        if trained == "nothing":
+            return self.forward
+        tower = 3 if trained == "all" else 1
+        rest = 2 if trained == "lora" else 3
+        return tower * self.vision + rest * (self.decoder + self.head) + 3 * self.adapters
+
+    def recomputed(self, trained: Trained, remat: Literal["none", "dots", "full"]) -> float:
+        """What `remat` computes a second time; `dots` keeps the products, so none of them."""
+        if trained == "nothing" or remat != "full":
+            return 0.0
+        return (self.vision if trained == "all" else 0.0) + self.decoder + self.adapters
+
+
+def utilisation(flops: float, seconds: float, peak: float) -> float:
+    """Model FLOPs utilisation: operations a second as a share of the peak (PaLM, 2204.02311).
+
+    Args:
+        flops: useful operations.
+        seconds: that they took.
+        peak: FLOP/s of all devices together.
+
+    Raises:
+        RunError: more than the peak, which says that one of the three is wrong.
+    """
+    share = flops / seconds / peak
+    if share > 1:
+        raise RunError(
+            f"{flops / seconds / 1e12:.3g} TFLOP/s are more than the peak of {peak / 1e12:.3g}; "
+            "the peak is another machine's, or was measured while other work ran: measure again"
+        )
+    return share

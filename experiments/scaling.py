@@ -1,0 +1,106 @@
+"""Predict step time and efficiency on 8, 64 and 256 chips; writes experiments/SCALING.md.
+
+    python experiments/scaling.py            # compiles what results/scaling.json lacks
+    python experiments/scaling.py --again    # compiles everything anew, minutes on two cores
+
+The training steps of the published sizes are lowered from shapes alone for meshes of simulated
+devices, partitioned by XLA, and what each device would send is counted (parallel/collectives.py).
+With useful operations (reporting/throughput.py) and the speeds that makers state
+(parallel/chips.py) that gives a step's time. Programs are kept in results/scaling.json, one after
+the other, so that an interrupted run goes on with the same command; the assumptions are flags, and
+changing them compiles nothing anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+from benchmarks.record import versions
+from sweep.page import page
+from sweep.predict import Assumptions
+from sweep.programs import Case, exchanged
+
+from afmrl_jax.files import read_json, write_json, write_text
+from afmrl_jax.machine import machine
+from afmrl_jax.planning import Request, simulate_devices
+from afmrl_jax.progress import say
+from afmrl_jax.runtime import reported
+
+HERE = Path(__file__).parent
+R = Request("qwen2vl_2b", "agcl", batch_size=16, trained="lora")
+G = Request("qwen2_5vl_3b", "distill", batch_size=8, trained="decoder")
+CASES = (
+    Case("R, at once", R),
+    Case("G, distilled", G),
+    Case("R, two chunks", R, chunks=2),
+)
+MESHES: dict[str, tuple[tuple[int, int], ...]] = {
+    "R, at once": ((8, 1), (64, 1), (256, 1), (2, 4), (16, 4), (64, 4)),
+    "G, distilled": ((8, 1), (64, 1), (256, 1), (2, 4), (16, 4)),
+    "R, two chunks": ((8, 1), (64, 1), (256, 1)),
+}
+"""Sizes of `data` and `model` that each case is compiled for."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What is assumed, and where everything goes."""
+
+    given: Assumptions = field(default_factory=Assumptions)
+    result: Path = HERE / "results" / "scaling.json"
+    page: Path = HERE / "SCALING.md"
+    most: int = 256
+    """Chips up to which programs are compiled."""
+    again: bool = False
+    """Compile everything anew."""
+
+    def execute(self) -> None:
+        """Compile what is missing, predict, write the page."""
+        kept = {} if self.again else _kept(self.result)
+        simulate_devices(self.most)
+        for name, case, mesh in _wanted(self.most):
+            if name not in kept:
+                say(f"compiling {name}")
+                kept[name] = exchanged(case, *mesh)
+                self._write(kept)
+        names = [name for name, _, _ in _wanted(self.most)]
+        self._write(kept)
+        programs = [(case, mesh, kept[name]) for name, case, mesh in _wanted(self.most)]
+        write_text(self.page, page(programs, self.given))
+        say(f"{len(names)} programs; wrote {self.page}")
+
+    def _write(self, kept: dict[str, Any]) -> None:
+        given = dataclasses.asdict(self.given)
+        record = {"machine": machine(), "versions": versions(), "assumptions": given}
+        write_json(self.result, record | {"programs": kept})
+
+
+def _wanted(most: int) -> list[tuple[str, Case, tuple[int, int]]]:
+    return [
+        (f"{case.name} on {data} x {model}", case, (data, model))
+        for case in CASES
+        for data, model in MESHES[case.name]
+        if data * model <= most
+    ]
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """Programs of an earlier run with the same versions."""
+    if not path.is_file():
+        return {}
+    found = read_json(path)
+    return found["programs"] if found["versions"] == versions() else {}
+
+
+def main() -> None:
+    """Entry point."""
+    with reported():
+        tyro.cli(Scaling, description=__doc__).execute()
+
+
+if __name__ == "__main__":
+    main()

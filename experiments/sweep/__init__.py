@@ -1,0 +1,1 @@
+"""What `experiments/throughput.py` and `experiments/scaling.py` are made of."""

@@ -1,0 +1,86 @@
+"""What a batch is worth: listings, tokens, pictures, lists, and the operations they need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from afmrl_jax.model_config import QwenVLConfig
+from afmrl_jax.reporting.throughput import Passes, decoder_flops, head_flops
+from sweep.cell import Cell
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of one batch, padding left out."""
+
+    samples: int
+    """Listings: both sides of a pair."""
+    tokens: int
+    """Tokens of rows, those of pictures among them, and written ones."""
+    images: int
+    rollouts: int
+    """Lists written."""
+    useful: float
+    """Operations that the task needs."""
+    recomputed: float
+    """Operations done a second time to save memory."""
+    padding: float
+    """Share of the rows' places that are padding."""
+
+
+def picture_patches(rows: Any) -> np.ndarray:
+    """Patches of each picture of a `VLBatch` on the host, int [pictures]."""
+    found = []
+    for segment in np.asarray(rows.patch_segment):
+        counts = np.bincount(segment.ravel())[1:]
+        found += counts[counts > 0].tolist()
+    return np.asarray(found, np.int64)
+
+
+def count(cell: Cell, config: QwenVLConfig, batch: dict[str, Any]) -> Counts:
+    """Counts of a batch on the host."""
+    rows = batch["rows"]
+    lengths, patches = np.asarray(rows.token_mask).sum(axis=1), picture_patches(rows)
+    scored = int((np.asarray(batch["weights"]) > 0).sum()) if cell.task == "distill" else 0
+    once = Passes.over(config, patches, lengths, scored)
+    lists = len(lengths) * cell.group_size if cell.task in ("generate", "rar") else 0
+    written = lists * cell.max_new_tokens
+    if cell.task in ("agcl", "distill"):
+        useful = once.step(cell.trained)
+        again = once.recomputed(cell.trained, cell.remat)
+    else:
+        useful, again = _writing(cell, config, once, lengths)
+    return Counts(
+        samples=len(lengths),
+        tokens=int(lengths.sum()) + written,
+        images=len(patches),
+        rollouts=lists,
+        useful=useful,
+        recomputed=again,
+        padding=1 - float(lengths.sum()) / rows.token_mask.size,
+    )
+
+
+def _writing(
+    cell: Cell, config: QwenVLConfig, prompts: Passes, lengths: np.ndarray
+) -> tuple[float, float]:
+    """Sampling; for RAR also the reference's probabilities and the update.
+
+    A group shares its prompt, and a frozen vision tower looks once for all three.
+    """
+    group, new = cell.group_size, cell.max_new_tokens
+    lists = Passes(
+        decoder=group * decoder_flops(config, np.full(len(lengths), new), lengths),
+        head=head_flops(config, len(lengths) * group * new),
+    )
+    whole = prompts + lists
+    if cell.task == "generate":
+        return whole.forward, 0.0
+    # Sampling and the reference's probabilities beside the update, which has the one look of a
+    # frozen tower.
+    looks = 2 * whole.vision if cell.trained == "all" else 0.0
+    beside = 2 * (whole.forward - whole.vision) + looks
+    return beside + whole.step(cell.trained), whole.recomputed(cell.trained, cell.remat)

@@ -1,0 +1,197 @@
+"""Measuring one row of the sweep."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from benchmarks.record import spread
+
+from afmrl_jax.data.pipeline import iterate
+from afmrl_jax.errors import RunError
+from afmrl_jax.machine import machine
+from afmrl_jax.parallel.chips import CHIPS, chip_of
+from afmrl_jax.parallel.collectives import bytes_by_axis, collectives
+from afmrl_jax.parallel.mesh import make_mesh
+from afmrl_jax.parallel.plan import DEVICES
+from afmrl_jax.reporting.throughput import utilisation
+from sweep.cell import Cell
+from sweep.counts import Counts, count
+from sweep.work import Work
+
+WARM_UP = 2
+"""Steps before the clock starts."""
+
+
+def capacity(cell: Cell) -> int:
+    """Bytes of one device of the cell's mesh: of the chip, or an equal part of this machine's."""
+    name = chip_of(jax.devices()[0].device_kind)
+    if name is not None:
+        return DEVICES[name] * 10**9
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    data, model = cell.request.axes
+    return int(machine()["memory_bytes"]) // (data * model)
+
+
+def product_peak(side: int = 1536, repeats: int = 9) -> float:
+    """FLOP/s of the fastest product of two [side side], in float32 and bfloat16.
+
+    The fastest and not the median, for other work can only slow it down.
+    """
+    best = 0.0
+    for dtype in (jnp.float32, jnp.bfloat16):
+        x = jnp.ones((side, side), dtype)
+        product = jax.jit(lambda x: x @ x)
+        jax.block_until_ready(product(x))
+        for _ in range(repeats):
+            began = time.perf_counter()
+            jax.block_until_ready(product(x))
+            best = max(best, 2 * side**3 / (time.perf_counter() - began))
+    return best
+
+
+@contextmanager
+def compiling_anew() -> Iterator[None]:
+    """Nothing comes from the compile cache inside, for compiling is one of the figures."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+
+
+class Peak:
+    """Peak of the devices of a mesh: the maker's figure, or this machine's own best product."""
+
+    def __init__(self) -> None:
+        self._name = chip_of(jax.devices()[0].device_kind)
+        self._measured = 0.0
+
+    def of(self, devices: int) -> tuple[float, str]:
+        """FLOP/s of so many devices together, and where the figure is from.
+
+        Simulated devices share one processor, so its peak is that of all of them. It is measured
+        anew for every row, and the best one counts.
+        """
+        if self._name is not None:
+            own = CHIPS[self._name]
+            return own.peak * devices, f"{self._name}, bfloat16: {own.source}"
+        self._measured = max(self._measured, product_peak())
+        return self._measured, "best product of two matrices measured in this run"
+
+
+def measure(cell: Cell, catalogue: str, peak: Peak) -> dict[str, Any]:
+    """Compile a cell, run it over fresh batches and say how fast it was.
+
+    Every step is waited for, so that what a step waits for its batch is time lost. Batches are read
+    ahead as in training.
+    """
+    data, model = cell.request.axes
+    mesh = make_mesh(data, model)
+    load = os.getloadavg()[0]
+    with jax.set_mesh(mesh):
+        work = Work(cell, mesh, catalogue)
+        batches = iterate(work.source, workers=cell.workers)
+        first = work.placed(next(batches))
+        compile_seconds, call = work.compile(first)
+        seconds, waits, counts = _timed(cell, work, call, batches)
+        sent = _sent(cell, work, dict(mesh.shape))
+    whole, origin = peak.of(data * model)
+    found = _rates(seconds, counts) | {
+        "compile_seconds": round(compile_seconds, 3),
+        "data_wait_share": round(sum(waits) / sum(seconds), 5),
+        "text_padding": round(float(np.mean([x.padding for x in counts])), 4),
+        **_utilised(seconds, counts, whole),
+        "peak_tflops": round(whole / 1e12, 4),
+        "peak_source": origin,
+        "peak_bytes": max(map(_planned_bytes, work.programs)),
+        "load_average_before": round(load, 2),
+        **sent,
+    }
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        found["process_peak_bytes"] = int(stats["peak_bytes_in_use"])
+    return found
+
+
+def _timed(
+    cell: Cell, work: Work, call: Any, batches: Any
+) -> tuple[list[float], list[float], list[Counts]]:
+    """Seconds of each step, of them those spent waiting for the batch, and what it was worth."""
+    seconds, waits, counts = [], [], []
+    key = jax.random.key(0)
+    for number in range(WARM_UP + cell.steps):
+        began = time.perf_counter()
+        host = next(batches)
+        batch = jax.block_until_ready(work.placed(host))
+        ready = time.perf_counter()
+        jax.block_until_ready(call(batch, jax.random.fold_in(key, number)))
+        if number >= WARM_UP:
+            seconds.append(time.perf_counter() - began)
+            waits.append(ready - began)
+            counts.append(count(cell, work.architecture.config, host))
+    return seconds, waits, counts
+
+
+def _rates(seconds: list[float], counts: list[Counts]) -> dict[str, Any]:
+    """Of each step's worth over its seconds: median and extremes."""
+    found: dict[str, Any] = {"seconds_per_step": spread(seconds)}
+    for name in ("samples", "tokens", "images", "rollouts"):
+        values = [getattr(x, name) / s for x, s in zip(counts, seconds, strict=True)]
+        if any(values):
+            found[f"{name}_per_second"] = spread(values)
+    return found
+
+
+def _utilised(seconds: list[float], counts: list[Counts], peak: float) -> dict[str, Any]:
+    middle = float(np.median(seconds))
+    useful, again = (
+        float(np.mean([getattr(x, n) for x in counts])) for n in ("useful", "recomputed")
+    )
+    found: dict[str, Any] = {
+        "useful_tflop_per_step": round(useful / 1e12, 6),
+        "recomputed_tflop_per_step": round(again / 1e12, 6),
+    }
+    try:
+        found["mfu"] = round(utilisation(useful, middle, peak), 5)
+    except RunError as error:
+        # The other figures stand; this one would mislead.
+        found |= {"mfu": None, "mfu_problem": str(error)}
+    return found
+
+
+def _planned_bytes(program: Any) -> int:
+    """What a compiled program holds at most on each device: inputs, outputs and temporaries."""
+    memory = program.memory_analysis()
+    if memory is None:
+        return 0
+    return int(
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+
+
+def _sent(cell: Cell, work: Work, sizes: dict[str, int]) -> dict[str, Any]:
+    """Bytes that each device sends in a step, by axes and kind; nothing on one device."""
+    if max(sizes.values()) == 1:
+        return {}
+    found = [
+        one
+        for program in work.programs
+        for one in collectives(program.as_text(), sizes, unknown_trips=cell.max_new_tokens)
+    ]
+    return {
+        "collective_bytes": sum(x.total for x in found),
+        "collective_bytes_by_axis": bytes_by_axis(found),
+    }

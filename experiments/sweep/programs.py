@@ -1,0 +1,153 @@
+"""What the devices of a large mesh exchange in a step, from programs compiled for simulated ones.
+
+Nothing is allocated: the real shapes are lowered abstractly. The exchanges are read from the text
+behind XLA's partitioner, which all backends share: XLA for CPUs later widens bfloat16 to float32,
+accelerators do not. Those of the finished CPU program are counted beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from afmrl_jax.data.chunks import Chunks, PatchChunks, TextChunks
+from afmrl_jax.errors import RunError
+from afmrl_jax.layout import fit_spec
+from afmrl_jax.models.functional import Architecture
+from afmrl_jax.parallel.collectives import Collective, bytes_by_axis, collectives
+from afmrl_jax.parallel.mesh import make_mesh
+from afmrl_jax.parallel.sharding import shardings
+from afmrl_jax.planning import SETTINGS, Request, batch_shapes, divide, lowered
+from afmrl_jax.training.agcl import make_agcl_step
+from afmrl_jax.training.state import initial_state, make_optimiser
+
+Struct = jax.ShapeDtypeStruct
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""The program is never run, so that its machine code may be poor."""
+BIG = 1 << 20
+"""Bytes of a payload from which an exchange counts as one of its own; smaller ones are combined by
+the compilers."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training step whose rows a chip stay as they are while chips are added."""
+
+    name: str
+    request: Request
+    """Its mesh and batch size are those of one chip."""
+    chunks: int = 0
+    """Chunks in which each device encodes its rows (GradCache); 0: all at once."""
+
+    def on(self, data: int, model: int) -> Request:
+        """The step on a mesh."""
+        size = self.request.batch_size * data * model
+        return dataclasses.replace(self.request, mesh=f"data={data},model={model}", batch_size=size)
+
+
+def chunked(request: Request, architecture: Architecture, mesh: Mesh, chunks: int) -> Any:
+    """`planning.lowered` of contrastive training, with the batch in chunks of every device.
+
+    Raises:
+        RunError: the rows of a device do not divide by the chunks.
+    """
+    shares = request.axes[0]
+    own, odd = divmod(request.rows, shares * chunks)
+    if odd:
+        raise RunError(f"{request.rows} rows are no {chunks} equal chunks on {shares} devices")
+    flat = batch_shapes(request, architecture.config)
+    rows, sizes = flat["rows"], dict(mesh.shape)
+
+    def cut(x: Struct) -> Struct:
+        shape = (chunks, shares, own, *x.shape[1:])
+        return _laid(Struct(shape, x.dtype), mesh, P(None, "data"), sizes)
+
+    used = Struct((), jnp.int32)
+    start = cut(rows.visual_start)
+    texts = TextChunks(
+        cut(rows.tokens), cut(rows.token_mask), cut(rows.positions), start, start, used
+    )
+    pictures = PatchChunks(
+        cut(rows.patches), cut(rows.patch_segment), cut(rows.patch_position), used
+    )
+    products = _laid(flat["products"], mesh, P("data"), sizes)
+    place = _laid(rows.visual_start, mesh, P("data"), sizes)
+    batch = {"rows": Chunks((texts,), (pictures,), None, place), "products": products}
+
+    def table(tree: Any) -> Any:
+        places = shardings(tree, mesh)
+        return jax.tree.map(lambda x, s: Struct(x.shape, x.dtype, sharding=s), tree, places)
+
+    learning, frozen = divide(request, architecture)
+    optimiser = make_optimiser(SETTINGS.agcl.optimiser, 1)
+    state = jax.eval_shape(lambda p: initial_state(p, optimiser), learning)
+    step: Any = make_agcl_step(architecture, SETTINGS.agcl, None, optimiser)
+    return step.lower(table(frozen), table(state), batch, jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def _laid(x: Struct, mesh: Mesh, spec: P, sizes: dict[str, int]) -> Struct:
+    return Struct(x.shape, x.dtype, sharding=NamedSharding(mesh, fit_spec(spec, x.shape, sizes)))
+
+
+def exchanged(case: Case, data: int, model: int) -> dict[str, Any]:
+    """What a step of the case sends on a mesh of simulated devices; see `summary`."""
+    request, mesh = case.on(data, model), make_mesh(data, model)
+    architecture = request.architecture()
+    began = time.perf_counter()
+    with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
+        if case.chunks:
+            program = chunked(request, architecture, mesh, case.chunks)
+        else:
+            program = lowered(request, architecture, mesh)
+        dumped = {"xla_dump_to": folder, "xla_dump_hlo_pass_re": "spmd-partitioning"}
+        finished = program.compile(compiler_options=dumped | QUICK)
+        parted = [x for x in Path(folder).iterdir() if "after_spmd-partitioning" in x.name]
+        if len(parted) != 1:
+            raise RunError(f"XLA left {len(parted)} texts behind its partitioner, not 1")
+        found = collectives(parted[0].read_text(encoding="utf-8"), dict(mesh.shape))
+    sizes = dict(mesh.shape)
+    return {
+        "case": case.name,
+        "mesh": sizes,
+        "rows": request.rows,
+        **summary(found),
+        "compiled_for_cpu": bytes_by_axis(collectives(finished.as_text(), sizes)),
+        "seconds_to_compile": round(time.perf_counter() - began, 1),
+    }
+
+
+def summary(found: list[Collective]) -> dict[str, Any]:
+    """Bytes and number of exchanges, by axes; and the largest ones."""
+    axes: dict[str, dict[str, float]] = {}
+    for one in found:
+        own = axes.setdefault("+".join(one.axes), {"sent": 0, "sliced": 0, "big": 0, "group": 0})
+        own["sent"] += one.total
+        own["sliced"] += one.total if one.sliced else 0
+        own["big"] += one.times if one.payload >= BIG else 0
+        own["group"] = max(own["group"], one.group)
+    largest = sorted(found, key=lambda x: -x.total)[:8]
+    return {
+        "axes": axes,
+        "by_kind": bytes_by_axis(found),
+        "largest": [
+            {
+                "kind": x.kind,
+                "axes": list(x.axes),
+                "payload": x.payload,
+                "times": x.times,
+                "sent": x.total,
+                "source": x.source[-90:],
+            }
+            for x in largest
+        ],
+        "all_loops_known": all(x.known for x in found),
+    }

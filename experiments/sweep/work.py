@@ -1,0 +1,255 @@
+"""What a row of the sweep computes: real batches of a catalogue, and the package's own steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from afmrl_jax.config import AgclConfig, DistillConfig, RarConfig
+from afmrl_jax.data.attributes import format_attributes
+from afmrl_jax.data.catalogue import load_catalogue
+from afmrl_jax.data.pipeline import DistillSource, PromptSource, RowBuilder
+from afmrl_jax.data.text import BpeTokenizer
+from afmrl_jax.errors import ConfigError
+from afmrl_jax.model_config import Execution, ImageConfig, LoraConfig, TextBudget
+from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.models.generation import generate
+from afmrl_jax.models.lora import with_lora
+from afmrl_jax.models.presets import preset
+from afmrl_jax.parallel.sharding import place, place_batch, shardings
+from afmrl_jax.stage_config import InputDropout
+from afmrl_jax.training.agcl import contrastive_source, make_agcl_step, term_statistics
+from afmrl_jax.training.distill import make_distill_step
+from afmrl_jax.training.rar_environment import look, sample
+from afmrl_jax.training.rar_update import Samples, score, update
+from afmrl_jax.training.state import initial_state, make_optimiser
+from afmrl_jax.training.trainee import learns
+from sweep.cell import Cell
+
+WORDS = 2048
+"""Entries of the tokenizer; the vocabulary of the model may be larger."""
+ALL_SHOWN = InputDropout(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+@cache
+def catalogue(name: str) -> tuple[list[Any], list[str], BpeTokenizer]:
+    """Listings with a picture and attributes, their lists, and a tokenizer of both."""
+    listings = [x for x in load_catalogue(name).listings if x.attributes]
+    texts = [format_attributes((x.attributes or {}).items()) for x in listings]
+    return listings, texts, BpeTokenizer.train([x.title for x in listings] + texts, WORDS)
+
+
+class Work:
+    """One cell: batches on the host, and a compiled step from batch to metrics."""
+
+    def __init__(self, cell: Cell, mesh: Mesh, name: str):
+        self._cell, self._mesh = cell, mesh
+        self._listings, self._texts, self._tokenizer = catalogue(name)
+        config = preset(cell.model)
+        if config.text.vocab_size < WORDS:
+            raise ConfigError(f"{cell.model} has fewer than {WORDS} words")
+        config = dataclasses.replace(config, image_token_id=self._tokenizer.image_pad_id)
+        self.architecture = Architecture.of(config, Execution(dtype=cell.dtype, remat=cell.remat))
+        if cell.trained == "lora" and cell.task != "generate":
+            self.architecture = with_lora(self.architecture, LoraConfig())
+        self._builder = self._rows()
+        self._agcl = dataclasses.replace(
+            AgclConfig(), steps=1000, batch_size=cell.batch_size, dropout=ALL_SHOWN
+        )
+        self._distill = DistillConfig(
+            steps=1000,
+            batch_size=cell.batch_size,
+            logits_at_once=64 if config.text.vocab_size > 1 << 14 else None,
+        )
+        self._optimiser = make_optimiser(self._agcl.optimiser, 1000)
+        self._source = self._make_source()
+        self.programs: list[Any] = []
+        """Compiled, in the order in which a step runs them."""
+
+    @property
+    def source(self) -> Any:
+        """Batches by number."""
+        return self._source
+
+    def placed(self, batch: dict[str, Any]) -> Any:
+        """A batch on the devices, without what only the loop reads."""
+        return place_batch({k: v for k, v in batch.items() if k != "bad_pictures"}, self._mesh)
+
+    def compile(self, batch: Any) -> tuple[float, Callable[[Any, jax.Array], Any]]:
+        """Seconds that compiling took, and the step: (placed batch, key) -> something to wait for.
+
+        The parameters are made before; they are random, which changes no time.
+        """
+        learning, frozen = self._parameters()
+        if self._cell.task == "generate":
+            return self._compile_generate(frozen, batch)
+        state = place(initial_state(learning, self._optimiser), self._mesh)
+        if self._cell.task == "rar":
+            return self._compile_rar(frozen, state, batch)
+        if self._cell.task == "agcl":
+            texts = {x.listing_id: t for x, t in zip(self._listings, self._texts, strict=True)}
+            _, statistics = term_statistics(self._builder, texts)
+            step = make_agcl_step(self.architecture, self._agcl, statistics, self._optimiser)
+        else:
+            step = make_distill_step(self.architecture, self._distill, self._optimiser)
+        key = jax.random.key(0)
+        seconds, program = self._compiled(step, frozen, state, batch, key)
+        holder = [state]
+
+        def call(batch: Any, key: jax.Array) -> Any:
+            holder[0], metrics = program(frozen, holder[0], batch, key)
+            return holder[0]["step"], metrics
+
+        return seconds, call
+
+    def _compiled(self, function: Any, *arguments: Any) -> tuple[float, Any]:
+        began = time.perf_counter()
+        self.programs.append(function.lower(*arguments).compile())
+        return time.perf_counter() - began, self.programs[-1]
+
+    def _compile_generate(self, params: Params, batch: Any) -> tuple[float, Callable]:
+        cell, architecture = self._cell, self.architecture
+
+        @jax.jit
+        def write(params: Params, rows: Any, key: jax.Array) -> jax.Array:
+            return generate(
+                architecture.bind(params),
+                rows,
+                group_size=cell.group_size,
+                max_new_tokens=cell.max_new_tokens,
+                temperature=1.0,
+                key=key,
+                # No word ends a list, so all have full length.
+                eos_id=architecture.config.text.vocab_size,
+                pad_id=0,
+            ).tokens
+
+        seconds, program = self._compiled(write, params, batch["rows"], jax.random.key(0))
+        return seconds, lambda batch, key: program(params, batch["rows"], key)
+
+    def _compile_rar(self, frozen: Params, state: Any, batch: Any) -> tuple[float, Callable]:
+        """Sampling, the reference's probabilities and the update.
+
+        Rewards are drawn: what R and the grammar say passes through the host and is not part of
+        this figure.
+        """
+        cell, architecture = self._cell, self.architecture
+        settings = RarConfig(group_size=cell.group_size, temperature=1.0)
+        reference = {**frozen, **jax.tree.map(jnp.copy, state["params"])}
+        specials = (architecture.config.text.vocab_size, 0)
+        key, rows = jax.random.key(0), batch["rows"]
+        asked = (settings, cell.group_size, cell.max_new_tokens, specials)
+        total = 0.0
+        seen = None
+        if cell.trained != "all":
+            total, seen = self._compiled(look, architecture, reference, rows)
+            rows = rows._replace(visual_tokens=seen(reference, rows))
+        seconds, write = self._compiled(sample, architecture, reference, rows, key, *asked)
+        samples = self._samples(rows, write(reference, rows, key), np.random.default_rng(0))
+        again = (samples.tokens, samples.mask, settings.temperature)
+        more, recall = self._compiled(score, architecture, reference, rows, *again, 1)
+        learn = jax.jit(
+            partial(update, architecture, settings, self._optimiser),
+            static_argnums=0,
+            donate_argnums=2,
+        )
+        last, train = self._compiled(learn, 1, frozen, state, samples)
+        holder, rng = [state], np.random.default_rng(1)
+
+        def call(batch: Any, key: jax.Array) -> Any:
+            rows = batch["rows"]
+            if seen is not None:
+                rows = rows._replace(visual_tokens=seen(reference, rows))
+            found = write({**frozen, **holder[0]["params"]}, rows, key)
+            samples = self._samples(rows, found, rng)
+            scores = recall(reference, rows, samples.tokens, samples.mask)
+            holder[0], metrics = train(frozen, holder[0], samples._replace(reference=scores))
+            return holder[0]["step"], metrics
+
+        return total + seconds + more + last, call
+
+    def _samples(self, rows: Any, found: Any, rng: np.random.Generator) -> Samples:
+        shape = found.tokens.shape[:2]
+        drawn = place_batch(
+            (rng.integers(0, 2, shape).astype(np.float32), np.zeros(shape, bool)), self._mesh
+        )
+        tokens, mask, old = place_batch((found.tokens, found.mask, found.logprobs), self._mesh)
+        return Samples(rows, tokens, mask, old, old, *drawn)
+
+    def _parameters(self) -> tuple[Params, Params]:
+        """Those that learn (float32) and the others (bfloat16), made where they lie."""
+        learning, frozen = {}, {}
+        places = shardings(self.architecture.shapes, self._mesh)
+        keys = jax.random.split(jax.random.key(0), len(places))
+        for key, (name, struct) in zip(keys, self.architecture.shapes.items(), strict=True):
+            own = self._cell.task != "generate" and learns(name, self._cell.trained)
+            dtype = jnp.float32 if own else jnp.bfloat16
+            make = jax.jit(
+                lambda key, shape=struct.shape, dtype=dtype: (
+                    0.02 * jax.random.normal(key, shape, jnp.float32)
+                ).astype(dtype),
+                out_shardings=places[name],
+            )
+            (learning if own else frozen)[name] = make(key)
+        return learning, frozen
+
+    def _rows(self) -> RowBuilder:
+        cell, vision = self._cell, preset(self._cell.model).vision
+        side = vision.patch_size * vision.merge_size
+        image = ImageConfig(
+            patch_size=vision.patch_size,
+            merge_size=vision.merge_size,
+            temporal_patch_size=vision.temporal_patch_size,
+            # Small pictures are enlarged; what they fill of the budget is counted, not assumed.
+            min_pixels=max(side**2, cell.visual_tokens * side**2 // 2),
+            max_pixels=cell.visual_tokens * side**2,
+            # One number of bins, so one program.
+            pack_shares=(1.0,),
+        )
+        title = (cell.text_tokens - 6) // 2
+        text = TextBudget(
+            buckets=(cell.visual_tokens + cell.text_tokens,),
+            max_title_tokens=title,
+            max_attribute_tokens=cell.text_tokens - 6 - title,
+        )
+        return RowBuilder.of(self._listings, self._tokenizer, image, text)
+
+    def _make_source(self) -> Any:
+        cell, builder = self._cell, self._builder
+        if cell.task == "agcl":
+            texts = {x.listing_id: t for x, t in zip(self._listings, self._texts, strict=True)}
+            vocabulary, _ = term_statistics(builder, texts)
+            source: Any = contrastive_source(
+                builder, self._agcl, 0, attributes=texts, read=texts, vocabulary=vocabulary
+            )
+            found = source.batch_size
+        elif cell.task == "distill":
+            source = DistillSource(
+                builder, self._texts, steps=1000, batch_size=cell.batch_size, seed=0
+            )
+            found = 2 * (min(cell.batch_size, len(self._texts)) // 2)
+        else:
+            everything = np.arange(len(self._listings), dtype=np.int32)
+            source = PromptSource(
+                builder,
+                everything,
+                length=builder.text.buckets[-1] - builder.text.max_attribute_tokens,
+                steps=1000,
+                batch_size=cell.batch_size,
+                seed=0,
+            )
+            found = min(cell.batch_size, len(everything))
+        if found < cell.batch_size:
+            raise ConfigError(
+                f"the catalogue fills a batch of {found}, not of {cell.batch_size}: pass a larger "
+                "one (--catalogue), or lower --batch"
+            )
+        return source
