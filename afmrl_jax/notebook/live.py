@@ -36,7 +36,7 @@ def train(config: RunConfig, run: Path) -> None:
     follow([sys.executable, "-m", "afmrl_jax.notebook.train", str(run)], run)
 
 
-def follow(command: Sequence[str], run: Path, *, every: float = 2.0) -> None:
+def follow(command: Sequence[str], run: Path, *, every: float = 4.0) -> None:
     """Run a command that fills a run directory, and redraw its stages and curves until it ends.
 
     An interruption of the cell ends the command too.
