@@ -32,6 +32,7 @@ ORDER = (
     ("serving", "asking", "auditing", "export", "pipeline", "planning", "runtime", "testing"),
     ("embedding", "judging"),
     ("searching",),
+    ("notebook",),
     ("cli_catalogue",),
     ("cli_evaluation",),
     ("cli",),

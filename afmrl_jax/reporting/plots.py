@@ -298,6 +298,20 @@ def _reinforcement_plots(rar: Lines) -> list[Plot]:
     ]
 
 
+def _distillation_plot(stages: dict[str, Lines]) -> Plot:
+    return Plot(
+        "Generator: distillation loss",
+        "nats a token",
+        [Curve("distill", stages.get("distill", []), "loss")],
+    )
+
+
+def _drawn(plots: list[Plot]) -> list[Drawn]:
+    """Those that have a point."""
+    drawn = [draw(plot, number) for number, plot in enumerate(plots)]
+    return [plot for plot in drawn if plot is not None]
+
+
 def stage_plots(run: Path) -> list[Drawn]:
     """All curves that the stages of a run have written so far.
 
@@ -305,11 +319,17 @@ def stage_plots(run: Path) -> list[Drawn]:
         run: the run directory.
     """
     stages = read_stages(run)
-    distill = Plot(
-        "Generator: distillation loss",
-        "nats a token",
-        [Curve("distill", stages.get("distill", []), "loss")],
-    )
-    plots = [distill, *_embedder_plots(stages), *_reinforcement_plots(stages.get("rar", []))]
-    drawn = [draw(plot, number) for number, plot in enumerate(plots)]
-    return [plot for plot in drawn if plot is not None]
+    reinforcement = _reinforcement_plots(stages.get("rar", []))
+    return _drawn([_distillation_plot(stages), *_embedder_plots(stages), *reinforcement])
+
+
+def main_plots(run: Path) -> list[Drawn]:
+    """The few curves to watch while a run trains: what its stages lower or raise.
+
+    Args:
+        run: the run directory.
+    """
+    stages = read_stages(run)
+    loss, best, *_ = _embedder_plots(stages)
+    reward, *_ = _reinforcement_plots(stages.get("rar", []))
+    return _drawn([_distillation_plot(stages), loss, best, reward])

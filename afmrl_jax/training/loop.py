@@ -53,9 +53,10 @@ class LoopConfig:
 
     @classmethod
     def of(
-        cls, config: RunConfig, name: str, folder: Path, steps: int, *, log_every: int = 10
+        cls, config: RunConfig, name: str, folder: Path, steps: int, *, log_every: int | None = None
     ) -> LoopConfig:
-        """The loop of a stage of a run."""
+        """The loop of a stage of a run; one of under 100 steps logs more often, for a curve."""
+        log_every = log_every or max(1, min(10, steps // 10))
         mesh = make_mesh(config.mesh.data, config.mesh.model)
         return cls(
             name,

@@ -1,0 +1,38 @@
+"""Commands in processes of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from afmrl_jax.errors import RunError
+
+LAST_LINES = 12
+"""Lines of a failed command's output that its error repeats."""
+
+
+def failure(command: Sequence[str], status: int, output: str) -> RunError:
+    """The error for a command that ended with a status other than 0."""
+    said = "\n".join(output.strip().splitlines()[-LAST_LINES:])
+    return RunError(f"`{' '.join(command)}` ended with status {status}; it said last:\n{said}")
+
+
+def afmrl(*arguments: object) -> str:
+    """Run a command of `afmrl`, as in a terminal.
+
+    Args:
+        arguments: its words, such as "search", "--run", folder.
+
+    Returns:
+        What it printed.
+
+    Raises:
+        RunError: it failed; the message repeats the end of what it said.
+    """
+    words = [str(x) for x in arguments]
+    command = [sys.executable, "-m", "afmrl_jax.cli", *words]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise failure(["afmrl", *words], ended.returncode, ended.stdout + ended.stderr)
+    return ended.stdout

@@ -1,0 +1,27 @@
+"""The process that `live.train` starts: all stages of a run directory, by its `config.json`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from afmrl_jax.config import RunConfig
+from afmrl_jax.config_json import from_dict
+from afmrl_jax.files import read_json
+from afmrl_jax.machine import machine
+from afmrl_jax.pipeline import Pipeline
+from afmrl_jax.progress import say
+from afmrl_jax.runtime import reported, set_up
+
+
+def main(arguments: list[str]) -> None:
+    """Run what a run directory lacks."""
+    (folder,) = map(Path, arguments)
+    set_up()
+    say(f"on {machine()['device']}")
+    Pipeline(folder, from_dict(RunConfig, read_json(folder / "config.json"))).execute()
+
+
+if __name__ == "__main__":
+    with reported():
+        main(sys.argv[1:])

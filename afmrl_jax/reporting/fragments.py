@@ -1,0 +1,133 @@
+"""Parts of the report as pieces of HTML that stand alone, for notebooks."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from afmrl_jax.errors import RunError
+from afmrl_jax.files import read_json
+from afmrl_jax.reporting import plots, stages, tables
+from afmrl_jax.reporting.gallery import Attributes, compare_attributes, read_gallery, thumbnail
+from afmrl_jax.reporting.page import render
+from afmrl_jax.reporting.report import duration
+
+SHOWN_TASKS = ("fine", "coarse", "image_to_multimodal")
+"""Those of the table that fit the width of a notebook."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """A listing that a search found."""
+
+    title: str
+    listing_id: str
+    picture: str | None
+    score: float
+    attributes: Attributes
+
+
+def _fragment(part: str, **context: Any) -> str:
+    return render("fragment.html.j2", {"part": part, **context})
+
+
+def status(run: Path, seconds: float, last: str = "", *, running: bool = True) -> str:
+    """The stages of a run, and which of them is being done.
+
+    Args:
+        run: the run directory.
+        seconds: since the work began.
+        last: what it said last.
+        running: whether it goes on.
+    """
+    path = run / "config.json"
+    chain = stages.read_stages(run, read_json(path) if path.is_file() else {})
+    return _fragment(
+        "status", stages=chain, seconds=seconds, last=last, running=running, duration=duration
+    )
+
+
+def curves(run: Path) -> str:
+    """The main curves that the stages of a run have written so far."""
+    drawn = [(plot, Markup(plot.svg)) for plot in plots.main_plots(run)]
+    return _fragment("curves", plots=drawn)
+
+
+def _read(run: Path, name: str) -> Any:
+    path = run / name
+    if not path.is_file():
+        raise RunError(f"{path} is missing: let the run finish first, then show its results")
+    return read_json(path)
+
+
+def results(run: Path) -> str:
+    """The table of a finished run, by the tasks that fit a notebook.
+
+    Raises:
+        RunError: the run is not evaluated yet.
+    """
+    evaluation = _read(run, "evaluation.json")
+    return _fragment(
+        "results",
+        rows=tables.rows_of(evaluation),
+        tasks=[x for x in tables.measured_tasks(evaluation) if x.key in SHOWN_TASKS],
+        baselines=tables.baselines_of(evaluation),
+        cell=tables.cell,
+    )
+
+
+def gallery(run: Path, count: int) -> str:
+    """The first queries of a finished run with their attributes, and what they found.
+
+    Args:
+        run: the run directory.
+        count: how many queries.
+
+    Raises:
+        RunError: the run is not evaluated yet.
+    """
+    return _fragment("gallery", queries=read_gallery(_read(run, "gallery.json")[:count]))
+
+
+def found(
+    photo: bytes,
+    words: str | None,
+    attributes: str,
+    hits: Sequence[Mapping[str, Any]],
+    pictures: Mapping[str, bytes],
+) -> str:
+    """A query of one's own and what it found.
+
+    Args:
+        photo: the encoded picture.
+        words: that were searched with it.
+        attributes: what G read off the two.
+        hits: best first, each with `listing_id`, `title`, `score`, and `attributes` where there
+            are some, as `afmrl search --as-json` prints them.
+        pictures: encoded picture by listing id.
+    """
+
+    def small(data: bytes | None) -> str | None:
+        return thumbnail(None if data is None else base64.b64encode(data).decode())
+
+    def parts(text: str) -> Attributes:
+        return compare_attributes(text, text)[0]
+
+    matches = [
+        Match(
+            title=x["title"],
+            listing_id=x["listing_id"],
+            picture=small(pictures.get(x["listing_id"])),
+            score=float(x["score"]),
+            attributes=parts(x.get("attributes") or ""),
+        )
+        for x in hits
+    ]
+    return _fragment(
+        "found", picture=small(photo), words=words, attributes=parts(attributes), hits=matches
+    )
