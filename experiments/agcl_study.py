@@ -167,7 +167,7 @@ def main(study: Study) -> None:
         write_json(study.result, result)
         draw_study(result, study.plot)
     tell(table(result))
-    tell(study.result)
+    tell(str(study.result))
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ def main(study: Study) -> None:
     for name in ("long", "collapse"):
         alarms = ", ".join(f"{x['name']} at {x['step']}" for x in result[name]["alarms"]) or "none"
         tell(f"{name}: {result[name]['steps']} steps, alarms: {alarms}")
-    tell(study.result)
+    tell(str(study.result))
 
 
 if __name__ == "__main__":
