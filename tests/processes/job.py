@@ -36,13 +36,17 @@ def config(told):
     stays the last bit.
     """
     steps, slow = told["steps"], OptimiserConfig(1e-4)
+    # Who only needs a G that writes lists takes more steps at a higher rate.
+    taught = DistillConfig(steps=steps, batch_size=16, optimiser=slow)
+    if "taught" in told:
+        taught = DistillConfig(steps=told["taught"], batch_size=16)
     return RunConfig(
         catalogue=told["catalogue"],
         vocab_size=300,
         save_every=told.get("save_every", 5),
         workers=told.get("workers", 0),
         guard=GuardConfig(stall_after=told.get("stall_after", 1800)),
-        distill=DistillConfig(steps=steps, batch_size=16, optimiser=slow),
+        distill=taught,
         backbone=BackboneConfig(steps=0),
         agcl=AgclConfig(steps=steps, batch_size=8, optimiser=slow),
         rar=RarConfig(

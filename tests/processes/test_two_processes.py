@@ -5,7 +5,9 @@ experiments/kill_test.py.
 """
 
 import json
+import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,38 +36,66 @@ def told(place):
     return of
 
 
+def finish(told, logs, processes=1, devices=8):
+    job = Job(told, logs, processes, devices)
+    assert job.wait() == [0] * processes, job.text()
+    return Path(told["folder"])
+
+
 @pytest.fixture(scope="module")
 def one(place, told):
-    """A run of one process with eight devices, up to RAR."""
-    assert Job(told("one", to="rar"), place / "logs-one").wait() == [0]
-    return place / "one"
+    """A run of one process with eight devices, up to AGCL."""
+    return finish(told("one", to="agcl"), place / "logs-one")
 
 
 @pytest.fixture(scope="module")
 def two(place, told):
     """The same of two processes with four devices each."""
-    job = Job(told("two", to="rar"), place / "logs-two", processes=2, devices=4)
-    assert job.wait() == [0, 0], job.text()
-    return place / "two"
+    return finish(told("two", to="agcl"), place / "logs-two", 2, 4)
+
+
+@pytest.fixture(scope="module")
+def reinforced(place, told):
+    """RAR of one process and of two, from one and the same G and R."""
+    base = {"taught": 200, "record": False, "save_every": 1000}
+    before = finish(told("before", to="agcl-distilled", **base), place / "logs-before", devices=1)
+    found = []
+    for name, processes, devices in (("rar-one", 1, 8), ("rar-two", 2, 4)):
+        shutil.copytree(before, place / name)
+        asked = told(name, to="rar", **base)
+        found.append(finish(asked, place / f"logs-{name}", processes, devices))
+    return found
 
 
 def batches(folder, process=0):
     return [json.loads(x) for x in (folder / f"batches-{process}.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("stage", ["distill", "agcl", "rar"])
-def test_two_processes_have_the_losses_of_one(one, two, stage):
+def assert_equal_losses(one, two, stage):
     expected, found = losses(one, stage), losses(two, stage)
     assert expected.keys() == found.keys()
     assert max(expected) == STEPS
+    assert np.ptp([*expected.values()]) > 0
     np.testing.assert_allclose(
         [found[x] for x in expected], [*expected.values()], rtol=1e-5, atol=1e-5
     )
 
 
+@pytest.mark.parametrize("stage", ["distill", "agcl"])
+def test_two_processes_have_the_losses_of_one(one, two, stage):
+    assert_equal_losses(one, two, stage)
+
+
+def test_two_processes_reinforce_as_one_does(reinforced):
+    assert_equal_losses(*reinforced, "rar")
+    rewards = [[x["reward"] for x in metrics(run, "rar") if "reward" in x] for run in reinforced]
+    np.testing.assert_allclose(*rewards, atol=1e-6)
+    assert np.ptp(rewards[0]) > 0
+
+
 def test_two_processes_see_the_batches_of_one(one, two):
     expected = batches(one)
-    assert len(expected) >= 3 * STEPS
+    assert len(expected) >= 2 * STEPS
     assert batches(two, 0) == batches(two, 1) == expected
 
 
