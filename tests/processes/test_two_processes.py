@@ -55,6 +55,12 @@ def two(place, told):
 
 
 @pytest.fixture(scope="module")
+def pair(place, told):
+    """Two processes with one device each, not interrupted."""
+    return finish(told("pair", to="distill"), place / "logs-pair", 2, 1)
+
+
+@pytest.fixture(scope="module")
 def reinforced(place, told):
     """RAR of one process and of two, from one and the same G and R."""
     base = {"taught": 200, "record": False, "save_every": 1000}
@@ -108,47 +114,47 @@ def test_one_process_of_several_speaks_and_writes(two):
     assert not list(two.rglob("*.partial"))
 
 
-def test_sigterm_to_one_saves_on_all_and_the_next_start_goes_on(place, told, two):
+def test_sigterm_to_one_saves_on_all_and_the_next_start_goes_on(place, told, pair):
     asked = told("preempted", to="distill")
-    job = Job(asked, place / "logs-preempted", processes=2, devices=4)
+    job = Job(asked, place / "logs-preempted", processes=2, devices=1)
     job.until(lambda: metrics(place / "preempted", "distill"), "the first line of metrics")
     job.send(1, signal.SIGTERM)
     assert job.wait() == [STATUS, STATUS], job.text()
     saved = [int(x.name) for x in (place / "preempted" / "distill" / "checkpoints").glob("[0-9]*")]
     assert 0 < max(saved) < STEPS
     assert "asked to end" in job.text()
-    again = Job(asked, place / "logs-preempted", processes=2, devices=4)
+    again = Job(asked, place / "logs-preempted", processes=2, devices=1)
     assert again.wait() == [0, 0], again.text()
-    assert weights(place / "preempted", "distill") == weights(two, "distill")
+    assert weights(place / "preempted", "distill") == weights(pair, "distill")
 
 
-def test_a_run_goes_on_with_other_processes_devices_and_workers(place, told, one):
+def test_a_run_goes_on_with_other_processes_devices_and_workers(place, told, pair):
     asked = told("moved", to="distill")
-    job = Job(asked, place / "logs-moved", processes=2, devices=4)
+    job = Job(asked, place / "logs-moved", processes=2, devices=1)
     job.until(lambda: metrics(place / "moved", "distill"), "the first line of metrics")
     job.send(0, signal.SIGTERM)
     assert job.wait() == [STATUS, STATUS], job.text()
     seen = len(batches(place / "moved"))
     again = Job(asked | {"workers": 2}, place / "logs-moved", processes=1, devices=2)
     assert again.wait() == [0], again.text()
-    assert batches(place / "moved")[seen:] == batches(one)[seen:STEPS]
-    expected, found = losses(one, "distill"), losses(place / "moved", "distill")
+    assert batches(place / "moved")[seen:] == batches(pair)[seen:]
+    expected, found = losses(pair, "distill"), losses(place / "moved", "distill")
     np.testing.assert_allclose(
         [found[x] for x in expected], [*expected.values()], rtol=1e-5, atol=1e-5
     )
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_others_with_its_name(place, told, two, victim):
+def test_a_killed_process_ends_the_others_with_its_name(place, told, pair, victim):
     name = f"killed-{victim}"
     asked = told(name, to="distill", lost_after=10)
-    job = Job(asked, place / f"logs-{name}", processes=2, devices=4)
+    job = Job(asked, place / f"logs-{name}", processes=2, devices=1)
     job.until(lambda: len(metrics(place / name, "distill")) > 1, "the second line of metrics")
     job.send(victim)
     statuses = job.wait()
     assert statuses[victim] == -signal.SIGKILL
     assert statuses[1 - victim] not in (0, STATUS)
     assert f"task:{victim}" in job.logs[1 - victim].read_text()
-    again = Job(asked, place / f"logs-{name}", processes=2, devices=4)
+    again = Job(asked, place / f"logs-{name}", processes=2, devices=1)
     assert again.wait() == [0, 0], again.text()
-    assert weights(place / name, "distill") == weights(two, "distill")
+    assert weights(place / name, "distill") == weights(pair, "distill")
