@@ -10,7 +10,7 @@ from afmrl_jax.testing import write_badge_catalogue
 from tests.processes.jobs import SCRIPT, losses, weights
 
 COUNTING = str(Path(__file__).with_name("counting.py"))
-STEPS = 300
+STEPS = 60
 
 
 @pytest.fixture
