@@ -192,8 +192,8 @@ def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[1]))
     notebook.cells.append(nbformat.v4.new_code_cell(UNTOUCHED))
     folder = {"metadata": {"path": str(tmp_path)}}
-    # A cell that fails raises here. No time is asserted, a hanging cell ends the test.
-    NotebookClient(notebook, timeout=3600, kernel_name="python3", resources=folder).execute()
+    # A cell that fails raises here.
+    NotebookClient(notebook, timeout=None, kernel_name="python3", resources=folder).execute()
     cells = {x.id: x for x in notebook.cells}
     run = tmp_path / "runs" / "colab"
     assert (run / "report.html").is_file()
