@@ -235,8 +235,8 @@ def _model_point(programs: list[Program], given: Assumptions) -> list[str]:
         "**A `model` axis sends activations**, in every layer, forward, anew and backward, and "
         "more of them with every row, where `data` sends weights, however many rows there are: "
         + "; ".join(slower)
-        + ". It is for what does not fit otherwise, with few rows a chip. (G has few, and its token "
-        "table, point above, is split as well.)"
+        + ". It is for what does not fit otherwise, with few rows a chip. G has few, "
+        "and its token table (above) is split as well."
     ]
 
 
