@@ -14,6 +14,18 @@ from sweep.programs import Case
 Program = tuple[Case, tuple[int, int], dict[str, Any]]
 """A case, the sizes of its mesh, and what was compiled for it."""
 SHOWN = ("h200", "v5e", "v6e")
+PREDICTED = (
+    "chips",
+    "case",
+    "data x model",
+    "computing ms",
+    "links ms",
+    "starts ms",
+    "step ms",
+    "efficiency %",
+    "rows/s",
+    "memory",
+)
 HEAD = """# How training scales
 
 This page is written by `python experiments/scaling.py`; change that, not this. It predicts, and
@@ -129,9 +141,7 @@ def _predictions(programs: list[Program], given: Assumptions) -> str:
                 ]
             )
         rows.sort(key=lambda x: (int(x[0]), x[1]))
-        head = ("chips", "case", "data x model", "computing ms", "links ms", "starts ms")
-        head += ("step ms", "efficiency %", "rows/s", "memory")
-        parts.append(f"### {name}\n\n" + _table(head, rows))
+        parts.append(f"### {name}\n\n" + _table(PREDICTED, rows))
     return "\n".join(parts)
 
 
