@@ -117,18 +117,19 @@ class Sweep:
             if embeds != (task == "agcl") or (task == "generate" and remat != self.remat[0]):
                 continue
             found = True
-            size = {"group_size": self.group_size, "max_new_tokens": self.max_new_tokens}
-            if task in ("agcl", "distill"):
-                size = {"group_size": 1, "max_new_tokens": 1}
-            rest = (dtype, mesh, "none" if task == "generate" else remat, self.trained)
+            writes = task in ("generate", "rar")
             yield Cell(
-                model,
-                task,
-                batch,
-                visual,
-                self.text,
-                *rest,
-                **size,
+                model=model,
+                task=task,
+                batch_size=batch,
+                visual_tokens=visual,
+                text_tokens=self.text,
+                dtype=dtype,
+                mesh=mesh,
+                remat="none" if task == "generate" else remat,
+                trained=self.trained,
+                group_size=self.group_size if writes else 1,
+                max_new_tokens=self.max_new_tokens if writes else 1,
                 workers=self.workers,
                 steps=self.steps,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from afmrl_jax.errors import ConfigError
@@ -33,7 +34,7 @@ class Chip:
     bandwidth: float
     """Of its memory, bytes/s."""
     names: tuple[str, ...]
-    """What JAX calls it (`device_kind`), in lower case; parts of the name suffice."""
+    """What JAX calls it (`device_kind`), in lower case; whole words of the name suffice."""
     source: str
     links: Links = Links()
 
@@ -48,7 +49,7 @@ _TORUS = (*_SIDES, (256, (16, 16)))
 CHIPS: dict[str, Chip] = {
     "h200": Chip(989e12, 4.8e12, ("h200",), f"{_NVIDIA} (H200 SXM)", _HOPPER),
     "h100": Chip(989e12, 3.35e12, ("h100",), f"{_NVIDIA} (H100 SXM)", _HOPPER),
-    "a100_80": Chip(312e12, 2.04e12, ("a100-sxm4-80", "a100 80"), f"{_NVIDIA} (A100 80 GB)"),
+    "a100_80": Chip(312e12, 2.04e12, ("a100-sxm4-80gb", "a100 80gb"), f"{_NVIDIA} (A100 80 GB)"),
     "a100_40": Chip(312e12, 1.56e12, ("a100",), f"{_NVIDIA} (A100 40 GB)"),
     "l4": Chip(121e12, 0.3e12, ("nvidia l4",), f"{_NVIDIA} (L4)"),
     "v4": Chip(275e12, 1.2e12, ("tpu v4",), f"{_CLOUD}/v4"),
@@ -91,7 +92,10 @@ def chip_of(device_kind: str) -> str | None:
         ('h100', 'v5e', None)
     """
     kind = device_kind.lower()
-    return next((name for name, own in CHIPS.items() if any(x in kind for x in own.names)), None)
+    for name, own in CHIPS.items():
+        if any(re.search(rf"{re.escape(x)}(?![a-z\d])", kind) for x in own.names):
+            return name
+    return None
 
 
 def ring_speed(links: Links, chips: int, axis: int, inner: int) -> float:

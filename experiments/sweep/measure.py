@@ -61,7 +61,7 @@ def product_peak(side: int = 1536, repeats: int = 9) -> float:
 @contextmanager
 def compiling_anew() -> Iterator[None]:
     """Nothing comes from the compile cache inside, for compiling is one of the figures."""
-    before = jax.config.jax_enable_compilation_cache
+    before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         yield

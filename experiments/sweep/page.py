@@ -14,6 +14,18 @@ from sweep.programs import Case
 Program = tuple[Case, tuple[int, int], dict[str, Any]]
 """A case, the sizes of its mesh, and what was compiled for it."""
 SHOWN = ("h200", "v5e", "v6e")
+PREDICTED = (
+    "chips",
+    "case",
+    "data x model",
+    "computing ms",
+    "links ms",
+    "starts ms",
+    "step ms",
+    "efficiency %",
+    "rows/s",
+    "memory",
+)
 HEAD = """# How training scales
 
 This page is written by `python experiments/scaling.py`; change that, not this. It predicts, and
@@ -129,9 +141,7 @@ def _predictions(programs: list[Program], given: Assumptions) -> str:
                 ]
             )
         rows.sort(key=lambda x: (int(x[0]), x[1]))
-        head = ("chips", "case", "data x model", "computing ms", "links ms", "starts ms")
-        head += ("step ms", "efficiency %", "rows/s", "memory")
-        parts.append(f"### {name}\n\n" + _table(head, rows))
+        parts.append(f"### {name}\n\n" + _table(PREDICTED, rows))
     return "\n".join(parts)
 
 
@@ -164,19 +174,19 @@ def _visual_point(programs: list[Program]) -> list[str]:
         return []
     (name, data, _), (amount, program) = max(grown, key=lambda x: x[1][0])
     whole = sum(x["sent"] for x in program["axes"].values())
-    beside = [
-        f"{other}: {sum(x['sent'] for x in p['axes'].values()) / 1e9:.1f} GB"
-        for (other, size, _), (own, p) in found.items()
-        if size == data and not own and other.split(",")[0] == name.split(",")[0]
-    ]
-    other = f" (on as many chips, {'; '.join(beside)} in all)" if beside else ""
+    beside = ""
+    for case, mesh, other in programs:
+        if case.chunks and mesh == (data, 1):
+            total = sum(x["sent"] for x in other["axes"].values())
+            verdict = "less" if total < whole else "still more"
+            beside = f"; on as many devices that sends {total / 1e9:.1f} GB in all, {verdict}"
     return [
         "**Visual tokens travel to every device** where rows are encoded at once, for a row may "
         "find its picture in any bin of the batch; unlike the weights, this grows with the number "
         f"of devices. On {data} of them ({name}) it is {amount / 1e9:.1f} of {whole / 1e9:.1f} GB "
-        f"a step. With `chunk_tokens` each device keeps its own rows' pictures{other}, at the "
-        "price of a second pass forward and of gathering weights for every chunk. Better: deal "
-        "bins by device without chunks too, as `data/chunks.py` does."
+        "a step. With `chunk_tokens` each device keeps its own rows' pictures, at the price of a "
+        f"second pass forward and of gathering weights for every chunk{beside}. Better: deal bins "
+        "by device without chunks too, as `data/chunks.py` does."
     ]
 
 
@@ -235,7 +245,8 @@ def _model_point(programs: list[Program], given: Assumptions) -> list[str]:
         "**A `model` axis sends activations**, in every layer, forward, anew and backward, and "
         "more of them with every row, where `data` sends weights, however many rows there are: "
         + "; ".join(slower)
-        + ". At these sizes it is for what does not fit otherwise, with few rows a chip."
+        + ". It is for what does not fit otherwise, with few rows a chip. G has few, "
+        "and its token table (above) is split as well."
     ]
 
 

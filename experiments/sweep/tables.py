@@ -106,9 +106,10 @@ def _draw_task(panels: Any, task: str, rows: list[Row]) -> None:
             (x for x in rows if _name(x["cell"], shown) == name),
             key=lambda x: x["cell"]["batch_size"],
         )
-        look = {
+        look: dict[str, Any] = {
             "color": SERIES[number % 6],
-            "marker": MARKS[number // 6 % 6 if number > 5 else number],
+            "marker": MARKS[number % 6],
+            "linestyle": ("-", "--", ":", "-.")[number // 6 % 4],
         }
         places = [x["cell"]["batch_size"] for x in own]
         found = [x[rate] for x in own]
@@ -126,13 +127,14 @@ def _draw_task(panels: Any, task: str, rows: list[Row]) -> None:
         f"{task}: {'lists' if 'roll' in rate else 'listings'} a second", color=SOFT
     )
     panels[1].set_ylabel("MFU, %", color=SOFT)
-    panels[0].legend(fontsize=6.5, frameon=False, labelcolor=INK)
+    panels[0].legend(fontsize=6.5, frameon=False, labelcolor=INK, loc="upper left")
     for axes in panels:
         axes.set_xscale("log", base=2)
         ticks = sorted({x["cell"]["batch_size"] for x in rows})
         axes.set_xticks(ticks, [str(x) for x in ticks])
         axes.minorticks_off()
         axes.set_xlabel("batch of the whole mesh", color=SOFT)
+        axes.margins(x=0.08, y=0.14)
         axes.set_ylim(bottom=0)
         axes.tick_params(colors=SOFT, length=3)
         axes.grid(color=LINE, linewidth=0.7)

@@ -186,7 +186,8 @@ class Work:
 
     def _parameters(self) -> tuple[Params, Params]:
         """Those that learn (float32) and the others (bfloat16), made where they lie."""
-        learning, frozen = {}, {}
+        learning: Params = {}
+        frozen: Params = {}
         places = shardings(self.architecture.shapes, self._mesh)
         keys = jax.random.split(jax.random.key(0), len(places))
         for key, (name, struct) in zip(keys, self.architecture.shapes.items(), strict=True):
