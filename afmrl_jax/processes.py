@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -183,6 +184,8 @@ def fetch(tree: Any) -> Any:
 def put(tree: Any, shardings: Any) -> Any:
     """Values that every process has, as arrays on all devices; each copies only its own parts.
 
+    `shardings` is one for all, or a tree of them.
+
     Arrays that lie on the devices of several processes are moved there.
     """
     if not several():
@@ -194,6 +197,8 @@ def put(tree: Any, shardings: Any) -> Any:
         host = np.asarray(x)
         return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
 
+    if isinstance(shardings, jax.sharding.Sharding):
+        return jax.tree.map(partial(one, sharding=shardings), tree)
     return jax.tree.map(one, tree, shardings)
 
 

@@ -89,8 +89,9 @@ def _told(error: Exception) -> str:
     # The coordinator knows which one is silent as soon as it has been so for long enough, and
     # then ends this process with its name.
     print(
-        f"error: process {jax.process_index()} of {jax.process_count()} lost another one; waiting "
-        "for the coordinator to say which; the same command goes on from the last checkpoint",
+        f"error: process {jax.process_index()} of {jax.process_count()} lost another one. JAX says "
+        "next which: unhealthy tasks are processes of these numbers, and the leader task is process "
+        "0. The same command goes on from the last checkpoint",
         file=sys.stderr,
         flush=True,
     )
