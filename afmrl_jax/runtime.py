@@ -90,8 +90,8 @@ def _told(error: Exception) -> str:
     # then ends this process with its name.
     print(
         f"error: process {jax.process_index()} of {jax.process_count()} lost another one. JAX says "
-        "next which: unhealthy tasks are processes of these numbers, and the leader task is process "
-        "0. The same command goes on from the last checkpoint",
+        "next which: unhealthy tasks are the processes of these numbers, the leader task is "
+        "process 0. The same command goes on from the last checkpoint",
         file=sys.stderr,
         flush=True,
     )

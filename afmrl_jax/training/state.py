@@ -63,8 +63,8 @@ def gradient_step(
 
     `params` are those that learn; what is frozen reaches `loss` another way, and has no gradient.
     """
-    (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state["params"])
-    return apply_gradients(state, gradients, metrics, optimiser)
+    (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state["params"])
+    return apply_gradients(state, gradients, {"loss": value, **metrics}, optimiser)
 
 
 def apply_gradients(
