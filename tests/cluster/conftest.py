@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAUNCHERS = ROOT / "experiments" / "cluster"
-LIMIT = 900
+LIMIT = 2400
 """Seconds after which a job counts as hung."""
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
 

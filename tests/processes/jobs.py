@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 SCRIPT = Path(__file__).with_name("job.py")
-LIMIT = 900
+LIMIT = 2400
 """Seconds after which a job counts as hung."""
 
 
