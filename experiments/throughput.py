@@ -41,7 +41,7 @@ import tyro
 from benchmarks.record import versions
 from sweep.cell import Cell, Task, changes, largest_batch, plan_of
 from sweep.measure import Peak, capacity, compiling_anew, measure
-from sweep.tables import draw, markdown
+from sweep.tables import draw, markdown, with_one_peak
 
 from afmrl_jax.errors import AfmrlError, ConfigError
 from afmrl_jax.files import read_lines, write_json, write_text
@@ -157,7 +157,7 @@ class Sweep:
             rows.append(row)
             self._write(rows, where)
         self._write(rows, where)
-        print(markdown(rows))
+        print(markdown(with_one_peak(rows)))
 
     def _capacity(self, cell: Cell) -> int:
         return capacity(cell) if self.memory_gb is None else int(self.memory_gb * 1e9)
@@ -199,6 +199,7 @@ class Sweep:
             file.write(json.dumps(row) + "\n")
 
     def _write(self, rows: list[dict[str, Any]], where: dict[str, Any]) -> None:
+        rows = with_one_peak(rows)
         shown = [{k: v for k, v in x.items() if k not in where} for x in rows]
         record = {"bench": "throughput", **where, "note": self.note, "rows": shown}
         write_json(self.results / f"{self.name}.json", record)

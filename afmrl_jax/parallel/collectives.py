@@ -282,7 +282,7 @@ def _groups(line: _Line, devices: int) -> list[list[int]]:
 
 
 def _ids(dims: list[int], order: list[int]) -> np.ndarray:
-    """Numbers from 0 on in the shape `dims`, its axes then put in another order, if any."""
+    """Numbers from 0 on in the shape `dims`; its axes in another order, where one is given."""
     ids = np.arange(math.prod(dims)).reshape(dims)
     return ids.transpose(order) if order else ids
 

@@ -131,6 +131,21 @@ def test_a_batch_that_the_catalogue_cannot_fill_is_a_failed_row(sweep, tmp_path)
     assert "--catalogue" in row["why"]
 
 
+def test_rows_share_the_highest_peak_that_was_measured(benchmarks):
+    tables = benchmarks("sweep.tables")
+    common = {"status": "done", "seconds_per_step": {"median": 2.0}, "mfu": 0.1}
+    measured = common | {"peak_source": tables.MEASURED, "useful_tflop_per_step": 1.0}
+    rows = [
+        measured | {"peak_tflops": 1.0},
+        measured | {"peak_tflops": 4.0},
+        common | {"peak_source": "h200", "peak_tflops": 989.0},
+        {"status": "failed"},
+    ]
+    found = tables.with_one_peak(rows)
+    assert [x.get("mfu") for x in found] == [0.125, 0.125, 0.1, None]
+    assert found[0]["peak_tflops"] == 4.0
+
+
 def test_another_setting_is_another_row(sweep):
     (one,), (two,) = (list(sweep(visual=(v,)).cells()) for v in (4, 8))
     assert one.key({}) != two.key({})

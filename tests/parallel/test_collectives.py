@@ -102,7 +102,7 @@ def test_of_two_branches_the_dearer_counts():
     assert found.axes == ("data", "model")
 
 
-@pytest.mark.parametrize("sizes", [(8, 1), (1, 8)])
+@pytest.mark.parametrize("sizes", [(8, 1), (4, 2), (2, 4), (1, 8)])
 def test_fsdp_of_a_stack_of_layers_gathers_every_layer(sizes):
     """What the partitioner makes of a scan: each layer's weights, gathered at every turn."""
     mesh, layers, width, rows = make_mesh(*sizes), 6, 64, 16
