@@ -75,7 +75,8 @@ def test_preempted_stage_ends_as_an_uninterrupted_one(slurm, submit, tmp_path):
     slurm.start_now(number)
     job = slurm.ended(number, log, restarts=1)
     assert (job["JobState"], job["ExitCode"]) == ("COMPLETED", "0:0"), slurm.said(log)
-    assert losses(cut, "distill") == losses(whole, "distill")
+    # The step at which it was preempted has a line of its own.
+    assert losses(whole, "distill").items() <= losses(cut, "distill").items()
     assert weights(cut, "distill") == weights(whole, "distill")
 
 
