@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 
 from afmrl_jax.errors import RunError
+from afmrl_jax.processes import MODE
 
 LAST_LINES = 12
 """Lines of a failed command's output that its error repeats."""
+
+
+def environment() -> dict[str, str]:
+    """That of a process which is alone in its job, whatever launched the notebook."""
+    return {**os.environ, MODE: "off"}
 
 
 def failure(command: Sequence[str], status: int, output: str) -> RunError:
@@ -32,7 +39,7 @@ def afmrl(*arguments: object) -> str:
     """
     words = [str(x) for x in arguments]
     command = [sys.executable, "-m", "afmrl_jax.cli", *words]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
     if ended.returncode:
         raise failure(["afmrl", *words], ended.returncode, ended.stdout + ended.stderr)
     return ended.stdout

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from afmrl_jax.config import RunConfig
-from afmrl_jax.notebook.commands import failure
+from afmrl_jax.config_json import to_dict
+from afmrl_jax.files import write_json
+from afmrl_jax.notebook.commands import environment, failure
 from afmrl_jax.reporting import fragments
-from afmrl_jax.training.lineage import Run
 
 LOG = "notebook.log"
 """File of the run directory that holds what the process said."""
+WANTED = "notebook.json"
+"""File of the run directory that tells the process the config."""
 GRACE_SECONDS = 60.0
 """Given to an interrupted process for its last checkpoint."""
 
@@ -31,9 +34,9 @@ def train(config: RunConfig, run: Path) -> None:
     Raises:
         RunError: the folder belongs to another config or is in use, or the training failed.
     """
-    # Says at once, and here, what the process would refuse; writes the config that it reads.
-    Run(run, config).close()
-    follow([sys.executable, "-m", "afmrl_jax.notebook.train", str(run)], run)
+    # To open the run here would make JAX take the devices.
+    wanted = write_json(run / WANTED, to_dict(config))
+    follow([sys.executable, "-m", "afmrl_jax.notebook.train", str(run), str(wanted)], run)
 
 
 def follow(command: Sequence[str], run: Path, *, every: float = 4.0) -> None:
@@ -53,7 +56,11 @@ def follow(command: Sequence[str], run: Path, *, every: float = 4.0) -> None:
     log = run / LOG
     with log.open("wb") as out:
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment(),
         )
     panel = _Panel(run, log, started)
     try:

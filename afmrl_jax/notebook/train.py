@@ -1,4 +1,4 @@
-"""The process that `live.train` starts: all stages of a run directory, by its `config.json`."""
+"""The process that `live.train` starts: all stages of a run directory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from afmrl_jax.runtime import reported, set_up
 
 
 def main(arguments: list[str]) -> None:
-    """Run what a run directory lacks."""
-    (folder,) = map(Path, arguments)
-    set_up()
+    """Run what a run directory lacks; the arguments are the directory and a config file."""
+    folder, config = map(Path, arguments)
+    set_up(folder)
     say(f"on {machine()['device']}")
-    Pipeline(folder, from_dict(RunConfig, read_json(folder / "config.json"))).execute()
+    Pipeline(folder, from_dict(RunConfig, read_json(config))).execute()
 
 
 if __name__ == "__main__":

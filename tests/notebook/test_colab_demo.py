@@ -187,7 +187,7 @@ def shown(cell):
 
 
 def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
-    # As for a user, programs that are compiled once serve the later cells.
+    # As for a user, compiled programs are kept, and here below the folder of the test.
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[1]))
     notebook.cells.append(nbformat.v4.new_code_cell(UNTOUCHED))

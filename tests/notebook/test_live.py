@@ -90,6 +90,12 @@ def test_a_failed_command_is_an_error_with_its_last_words(run, shown):
     assert "out of luck" in shown[0][-1]
 
 
+def test_a_notebook_of_a_larger_job_trains_alone(run, shown, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    alone = "from afmrl_jax.processes import launched_together as f; assert not f(), 'not alone'"
+    live.follow([sys.executable, "-c", alone], run, every=0.05)
+
+
 def test_an_interrupted_cell_ends_the_command(run, shown, monkeypatch):
     sleeps = (
         "import os, pathlib, time; pathlib.Path('PID').write_text(f'{os.getpid()} '); "
@@ -125,13 +131,16 @@ def test_a_command_that_ignores_sigterm_is_killed(run, shown, monkeypatch):
     assert child.returncode == -9
 
 
-def test_training_reads_the_config_that_was_asked_for(tmp_path, monkeypatch):
+def test_training_is_told_the_config(tmp_path, monkeypatch):
     begun = []
     monkeypatch.setattr(live, "follow", lambda command, run: begun.append(command))
     config = RunConfig.fast()
     live.train(config, tmp_path / "run")
-    assert read_json(tmp_path / "run" / "config.json") == to_dict(config)
-    assert begun == [[sys.executable, "-m", "afmrl_jax.notebook.train", str(tmp_path / "run")]]
-    with pytest.raises(RunError, match="another config"):
-        live.train(dataclasses.replace(config, seed=1), tmp_path / "run")
-    assert len(begun) == 1
+    ((*_, module, folder, wanted),) = begun
+    assert (module, folder) == ("afmrl_jax.notebook.train", str(tmp_path / "run"))
+    assert read_json(wanted) == to_dict(config)
+
+
+def test_a_run_of_another_config_is_refused(run, shown):
+    with pytest.raises(RunError, match=r"belongs to another config \(seed: 0 -> 1\)"):
+        live.train(dataclasses.replace(RunConfig.fast(), seed=1), run)

@@ -30,7 +30,7 @@ def test_no_rule_of_their_style_reaches_the_page_around(run):
             assert depth >= 0
             outside += letter if depth == 0 else ""
         assert depth == 0
-        assert outside.split() == [".afmrl", "}"]
+        assert outside.split() == [".afmrl.afmrl.afmrl", "}"]
 
 
 def test_the_table_has_every_row_and_its_value(run):
