@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -121,27 +122,12 @@ class PatchStore:
             if found is not None:
                 self._kept.move_to_end(index)
                 return found
-        if self._deferred:
-            return self._header(index)
-        return self._decoded(index)
-
-    def _header(self, index: int) -> Patches:
-        listing = self._listings[index]
-
-        def load() -> np.ndarray:
-            found = self._decoded(index)
-            assert found is not None
-            return found.pixels
-
-        try:
-            return undecoded(listing.read_image_bytes(), self.config, load)
-        except CatalogueError as error:
-            raise _unusable(listing, error) from error
-
-    def _decoded(self, index: int) -> Patches | None:
         listing = self._listings[index]
         try:
-            patches = patchify(listing.read_image_bytes(), self.config)
+            data = listing.read_image_bytes()
+            if self._deferred:
+                return undecoded(data, self.config, partial(self._pixels, index, data))
+            patches = patchify(data, self.config)
         except CatalogueError as error:
             if self.config.bad_pictures == "fatal":
                 raise _unusable(listing, error) from error
@@ -149,6 +135,19 @@ class PatchStore:
                 self._bad.add(index)
             say(f"left out: the picture of listing {listing.listing_id!r}: {error}")
             return None
+        self._keep(index, patches)
+        return patches
+
+    def _pixels(self, index: int, data: bytes) -> np.ndarray:
+        """Of a picture that came undecoded, from the bytes of its file."""
+        try:
+            patches = patchify(data, self.config)
+        except CatalogueError as error:
+            raise _unusable(self._listings[index], error) from error
+        self._keep(index, patches)
+        return patches.pixels
+
+    def _keep(self, index: int, patches: Patches) -> None:
         with self._lock:
             if index not in self._kept:
                 self._kept[index] = patches
@@ -156,7 +155,6 @@ class PatchStore:
             while self._bytes > self._max_bytes and len(self._kept) > 1:
                 _, dropped = self._kept.popitem(last=False)
                 self._bytes -= dropped.pixels.nbytes
-        return patches
 
 
 def _unusable(listing: Listing, error: CatalogueError) -> CatalogueError:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from afmrl_jax.data.batches import Row, collate, picture_patches, visual_tokens
+from afmrl_jax.data.chunk_arrays import Chunks, PatchChunks, TextChunks, empty_bins, fill_bin
 from afmrl_jax.data.chunk_shapes import (
     Budget,
     Misfit,
@@ -26,50 +27,6 @@ from afmrl_jax.model_config import ImageConfig, TextBudget
 
 DEVIATIONS = 4.0
 """Standard deviations from the mean up to which a plan has room."""
-
-
-class TextChunks(NamedTuple):
-    """n chunks of one shape: rows of text for s devices, r each, of t places."""
-
-    tokens: Any
-    """int32 [n s r t]"""
-    token_mask: Any
-    """bool [n s r t]; of an empty row the first place alone, so that no softmax is void."""
-    positions: Any
-    """int32 [n s r 3 t]"""
-    visual_start: Any
-    """int32 [n s r]; counted through all visual tokens of the row's device."""
-    bare_last: Any
-    """int32 [n s r]; see `Row.bare_last`."""
-    used: Any
-    """int32 []; the first so many chunks hold rows, and the others need not be computed."""
-
-
-class PatchChunks(NamedTuple):
-    """n chunks of one shape: bins of p patches for s devices, m each; fields as in `VLBatch`."""
-
-    patches: Any
-    """float32 [n s m p d]"""
-    patch_segment: Any
-    """int32 [n s m p]"""
-    patch_position: Any
-    """int32 [n s m p 2]"""
-    used: Any
-    """int32 []; as in `TextChunks`."""
-
-
-class Chunks(NamedTuple):
-    """A batch in chunks. Every device holds an equal share of each, and its rows' pictures.
-
-    The visual tokens of a device are those of its bins, shape by shape and chunk by chunk.
-    """
-
-    texts: tuple[TextChunks, ...]
-    pictures: tuple[PatchChunks, ...]
-    visual_tokens: Any
-    """[s v d] where they are known without the vision tower, else None."""
-    place: Any
-    """int32 [b]; where row i of the batch stands among all rows of all chunks."""
 
 
 class Plan(NamedTuple):
@@ -229,33 +186,23 @@ class Chunker:
         needed = [chunks_needed(fills, shapes) for _, fills in packed]
         used = [max(counts) for counts in zip(*needed, strict=True)]
         chunks = [
-            _empty_bins(shape, self.shares, config.patch_dim, count)
+            empty_bins(shape, self.shares, config.patch_dim, count)
             for shape, count in zip(shapes, used, strict=True)
         ]
         sizes = [x.length // merged for x in shapes]
         first = np.cumsum([0, *(x.slots * size for x, size in zip(shapes, sizes, strict=True))])
+        filled = self.host.needs(self.shares)
         for share, ((bins, _), counts) in enumerate(zip(packed, needed, strict=True)):
             for k, n, items in chunk_slices(counts, shapes):
                 for m, numbers in enumerate(bins[items]):
                     begin = int(first[k]) + (n * shapes[k].rows + m) * sizes[k]
-                    self._fill_bin(chunks[k], (n, share, m), [rows[i] for i in numbers])
+                    inside = [rows[i] for i in numbers]
+                    fill_bin(chunks[k], (n, share, m), inside, with_pixels=filled[share])
                     offset = 0
                     for number in numbers:
                         start[dealt.slot[number]] = begin + offset // merged
                         offset += picture_patches(rows[number])
         return tuple(chunks)
-
-    def _fill_bin(
-        self, chunks: PatchChunks, where: tuple[int, int, int], rows: Sequence[Row]
-    ) -> None:
-        offset = 0
-        for inside, picture in enumerate((p for row in rows for p in row.pictures), 1):
-            own = slice(offset, offset + len(picture.pixels))
-            if self.host.needs(self.shares)[where[1]]:
-                chunks.patches[where][own] = picture.pixels
-            chunks.patch_segment[where][own] = inside
-            chunks.patch_position[where][own] = picture.position
-            offset = own.stop
 
     def _known_tokens(
         self, rows: Sequence[Row], dealt: _Dealt, room: int, start: np.ndarray
@@ -338,13 +285,3 @@ def _per_share(rows: Sequence[Row], dealt: _Dealt, shares: int) -> np.ndarray:
 def _room(totals: np.ndarray) -> int:
     """Visual tokens a device has room for, from those of its shares in some batches."""
     return max(1, math.ceil(totals.mean() + DEVIATIONS * totals.std()))
-
-
-def _empty_bins(shape: Shape, shares: int, width: int, used: int) -> PatchChunks:
-    lead = (shape.chunks, shares, shape.rows, shape.length)
-    return PatchChunks(
-        np.zeros((*lead, width), np.float32),
-        np.zeros(lead, np.int32),
-        np.zeros((*lead, 2), np.int32),
-        np.int32(used),
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from afmrl_jax.data.chunks import Chunks
+from afmrl_jax.data.chunk_arrays import Chunks
 
 
 def padding_counts(rows: Any) -> dict[str, tuple[int, int]]:

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from afmrl_jax.data.chunks import Chunks
+from afmrl_jax.data.chunk_arrays import Chunks
 from afmrl_jax.layout import fit_spec
 from afmrl_jax.models.hub_names import is_stacked
 from afmrl_jax.processes import put
