@@ -48,6 +48,17 @@ class ClusterConfig:
         if self.lost_after < 5 or self.connect_within < 1:
             raise ConfigError("cluster.lost_after must be 5 seconds or more, connect_within 1")
 
+    def asked_mode(self) -> str:
+        """The mode, by the settings or the environment.
+
+        Raises:
+            ConfigError: there is no such mode.
+        """
+        mode = self.mode or os.environ.get(MODE, "auto")
+        if mode not in ("auto", "on", "off"):
+            raise ConfigError(f"{MODE} must be auto, on or off, found {mode!r}")
+        return mode
+
     def told(self) -> tuple[str | None, int | None, int | None]:
         """Coordinator, number of processes and number of this one, as far as they are told."""
         return (
@@ -75,14 +86,17 @@ def first_task() -> bool:
 
 
 def launched_together(cluster: ClusterConfig | None = None) -> bool:
-    """Whether this process is one of several of a job, connected or not."""
+    """Whether this process is one of several of a job, connected or not.
+
+    Raises:
+        ConfigError: the mode is none that there is.
+    """
     cluster = cluster or ClusterConfig()
-    mode = cluster.mode or os.environ.get(MODE, "auto")
-    return (
-        mode == "on"
-        or (mode == "auto" and (cluster.told()[1] or 1) > 1)
-        or (mode == "auto" and _found())
-    )
+    mode = cluster.asked_mode()
+    if mode == "auto":
+        told = cluster.told()
+        return _found() if told == (None, None, None) else told[1] != 1
+    return mode == "on"
 
 
 def _found() -> bool:
@@ -100,25 +114,17 @@ def connect(cluster: ClusterConfig | None = None) -> None:
         ConfigError: the settings are incomplete, or JAX cannot find the others.
     """
     cluster = cluster or ClusterConfig()
-    mode = cluster.mode or os.environ.get(MODE, "auto")
-    if mode not in ("auto", "on", "off"):
-        raise ConfigError(f"{MODE} must be auto, on or off, found {mode!r}")
-    told = cluster.told()
-    explicit = any(x is not None for x in told)
-    if (
-        mode == "off"
-        or jax.distributed.is_initialized()
-        or (mode == "auto" and not explicit and not _found())
-    ):
+    if jax.distributed.is_initialized() or not launched_together(cluster):
         return
-    if explicit and None in told:
-        names = (COORDINATOR, COUNT, INDEX)
-        missing = ", ".join(n for n, x in zip(names, told, strict=True) if x is None)
-        if mode == "auto" and not _found():
-            raise ConfigError(
-                f"this job has several processes, but {missing} is not given; set it (or "
-                "--cluster.coordinator, --cluster.processes, --cluster.process) for each process"
-            )
+    told = cluster.told()
+    names = (COORDINATOR, COUNT, INDEX)
+    missing = ", ".join(n for n, x in zip(names, told, strict=True) if x is None)
+    found_by_jax = cluster.asked_mode() == "on" or _found()
+    if missing and not found_by_jax:
+        raise ConfigError(
+            f"this job has several processes, but {missing} is not given; set it (or "
+            "--cluster.coordinator, --cluster.processes, --cluster.process) for each process"
+        )
     try:
         jax.distributed.initialize(
             *told,
@@ -141,13 +147,13 @@ def only_first(is_first: bool) -> None:
 
 
 def several() -> bool:
-    """Whether there are other processes."""
-    return jax.process_count() > 1
+    """Whether there are other processes; does not start JAX's backend to find out."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_first() -> bool:
     """Whether this is the process that writes files and speaks."""
-    return jax.process_index() == 0
+    return not several() or jax.process_index() == 0
 
 
 def meet(name: str) -> None:
