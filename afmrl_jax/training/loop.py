@@ -27,7 +27,7 @@ from afmrl_jax.processes import meet
 from afmrl_jax.progress import Progress, ShapeCounter, say
 from afmrl_jax.training.checkpoint import Checkpointer
 from afmrl_jax.training.guard import LossGuard, Watchdog, stopped, write_batch
-from afmrl_jax.training.state import HALTED
+from afmrl_jax.training.state import HALTED, scalars
 
 StepFunction = Callable[[dict[str, Any], Any, jax.Array], tuple[dict[str, Any], dict[str, Any]]]
 FrozenStepFunction = Callable[
@@ -174,12 +174,9 @@ class _Loop:
             for step in range(start, start if ended else config.steps):
                 with watch.waiting():
                     self._watchdog.doing("reading a batch")
-                    if self._refresh is not None and (
-                        iterator is None or step % self._refresh.every == 0
-                    ):
-                        if step % self._refresh.every == 0:
-                            self._refresh.work(state, step)
-                        iterator = self._batches(step)
+                    if self._refresh is not None and step % self._refresh.every == 0:
+                        self._refresh.work(state, step)
+                        iterator = None
                     iterator = iterator or self._batches(step)
                     batch = self._next(iterator)
                 self._watchdog.doing("computing")
@@ -193,8 +190,7 @@ class _Loop:
                 leaving = not ended and reached()
                 if done % config.log_every == 0 or ended or extra or leaving:
                     self._check(state, done)
-                    found = {k: float(np.asarray(v)) for k, v in metrics.items() if k != HALTED}
-                    found |= extra or {}
+                    found = scalars(metrics) | (extra or {})
                     self._write(done, found, watch)
                     progress.update(done, found)
                 else:

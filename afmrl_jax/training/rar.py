@@ -35,7 +35,7 @@ from afmrl_jax.training.rar_judge import HeldOutJudge
 from afmrl_jax.training.rar_samples import SampleLog
 from afmrl_jax.training.rar_update import Samples, parts_of, score, update
 from afmrl_jax.training.row_vectors import tower_learns
-from afmrl_jax.training.state import HALTED, initial_state, make_optimiser
+from afmrl_jax.training.state import initial_state, make_optimiser, scalars
 from afmrl_jax.training.trainee import Trainee
 
 BEST = "params.safetensors"
@@ -197,7 +197,7 @@ def train_rar(
         done = int(state["step"])
         # A resumed stage repeats the steps behind its checkpoint.
         lines[:] = [x for x in lines if x["step"] < done]
-        found = {k: float(np.asarray(v)) for k, v in metrics.items() if k != HALTED}
+        found = scalars(metrics)
         lines.append({"step": done} | found)
         return state, {**metrics, **health.watch(lines)}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from afmrl_jax.config import OptimiserConfig
@@ -15,6 +16,11 @@ from afmrl_jax.models.hub_names import is_matrix
 
 HALTED = "halted"
 """Metric, and entry of the state: a gradient was no number, and nothing is taken over any more."""
+
+
+def scalars(metrics: dict[str, Any]) -> dict[str, float]:
+    """The metrics of a step on the host, for a log; reading them waits for the device."""
+    return {name: float(np.asarray(x)) for name, x in metrics.items() if name != HALTED}
 
 
 def learning_rate_schedule(config: OptimiserConfig, steps: int) -> optax.Schedule:
