@@ -13,29 +13,31 @@ to end.
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tyro
+from benchmarks.record import versions
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import read_json, write_json
-from afmrl_jax.progress import say
+from afmrl_jax.local_job import LocalJob
+from afmrl_jax.machine import machine
+from afmrl_jax.preemption import STATUS
+from afmrl_jax.progress import Progress, say
 from afmrl_jax.runtime import reported
+from afmrl_jax.training.checkpoint import DAMAGED
 from afmrl_jax.training.store import WEIGHTS
 
 HERE = Path(__file__).parent
-LIMIT_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
@@ -50,61 +52,23 @@ class KillTest:
     """Numbers of processes; each has two devices."""
     seed: int = 0
     out: Path = Path("runs/kill")
+    """Folder of the runs; what is finished there is not done again."""
     result: Path = HERE / "results" / "kill_test.json"
 
 
-@dataclass
-class Job:
-    """The processes of a run."""
+def start(run: Path, count: int) -> LocalJob:
+    """A run with checkpoints close together."""
+    steps = {"distill": 40, "agcl": 16, "rar": 6, "cit": 16}
+    settings = ["--save-every", "4"]
+    for stage, number in steps.items():
+        settings += [f"--{stage}.steps", str(number)]
+    command = [sys.executable, str(HERE / "demo.py"), "--fast", "--out", str(run), *settings]
+    return LocalJob(command, run.with_name(f"{run.name}-logs"), count, devices=2)
 
-    processes: list[subprocess.Popen]
 
-    @classmethod
-    def start(cls, run: Path, count: int) -> Job:
-        """A run with checkpoints close together."""
-        steps = {"distill": 40, "agcl": 16, "rar": 6, "cit": 16}
-        settings = ["--save-every", "4"]
-        for stage, number in steps.items():
-            settings += [f"--{stage}.steps", str(number)]
-        command = [sys.executable, str(HERE / "demo.py"), "--fast", "--out", str(run), *settings]
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        processes = []
-        for number in range(count):
-            environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
-            if count > 1:
-                environment |= {
-                    "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-                    "JAX_NUM_PROCESSES": str(count),
-                    "JAX_PROCESS_ID": str(number),
-                }
-            quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            processes.append(subprocess.Popen(command, env=environment, **quiet))
-        return cls(processes)
-
-    def wait_for(self, path: Path) -> None:
-        """Until a file is there."""
-        until = time.monotonic() + LIMIT_SECONDS
-        while not path.is_file():
-            failed = any(x.poll() not in (None, 0) for x in self.processes)
-            if failed or time.monotonic() > until:
-                self.kill()
-                raise RunError(f"the run ended or hung before it wrote {path}")
-            time.sleep(0.05)
-
-    def wait(self) -> float:
-        """Seconds until all have ended."""
-        began = time.monotonic()
-        for process in self.processes:
-            process.wait(timeout=LIMIT_SECONDS)
-        return time.monotonic() - began
-
-    def kill(self) -> None:
-        """SIGKILL to all, without a chance to tidy up."""
-        for process in self.processes:
-            process.kill()
-            process.wait()
+def finished(run: Path, stage: str) -> bool:
+    """Whether a stage is."""
+    return (run / stage / "DONE.json").is_file()
 
 
 def copy_up_to(whole: Path, run: Path, stage: str) -> None:
@@ -119,17 +83,24 @@ def copy_up_to(whole: Path, run: Path, stage: str) -> None:
 
 
 def checkpoints(folder: Path) -> list[int]:
-    """Steps of a stage's finished checkpoints; every one must be whole."""
+    """Steps of a stage's finished checkpoints; one that cannot be read raises."""
     found = sorted(int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit())
+    reader = ocp.PyTreeCheckpointHandler()
     for step in found:
-        with ocp.StandardCheckpointer() as reader:
-            reader.restore((folder / "checkpoints" / str(step) / "state").absolute())
+        path = (folder / "checkpoints" / str(step) / "state").absolute()
+        plain = jax.tree.map(_on_the_host, reader.metadata(path).tree)
+        reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=plain))
     return found
+
+
+def _on_the_host(_: Any) -> ocp.RestoreArgs:
+    """The devices that an array was saved from are not here."""
+    return ocp.RestoreArgs(restore_type=np.ndarray)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One interruption."""
+    """One way to end a stage."""
 
     stage: str
     signal: str
@@ -137,64 +108,90 @@ class Case:
 
 
 def interrupt(whole: Path, run: Path, case: Case, moment: float, victim: int) -> dict[str, Any]:
-    """Signal one process of a stage once, `moment` seconds after it began, and finish it."""
+    """Signal one process of a stage once, `moment` seconds after it began, and finish it.
+
+    Raises:
+        RunError: a process ended in another way than it should.
+    """
     copy_up_to(whole, run, case.stage)
     folder = run / case.stage
-    job = Job.start(run, case.processes)
-    job.wait_for(folder / "inputs.json")
+    job = start(run, case.processes)
+    job.until((folder / "inputs.json").is_file, f"the start of {case.stage}")
     time.sleep(moment)
-    early = (folder / "DONE.json").is_file()
-    job.processes[victim].send_signal(getattr(signal, f"SIG{case.signal}"))
-    seconds = job.wait()
-    statuses = [x.returncode for x in job.processes]
+    early = finished(run, case.stage)
+    began = time.monotonic()
+    job.send(victim, getattr(signal, f"SIG{case.signal}"))
+    statuses = job.wait()
+    seconds = time.monotonic() - began
+    wanted = STATUS if case.signal == "TERM" else -signal.SIGKILL
+    if not early and (statuses[victim] != wanted or 0 in statuses):
+        raise RunError(f"{case}: the processes ended with {statuses}\n{job.text()}")
     kept = checkpoints(folder)
-    job = Job.start(run, case.processes)
-    job.wait_for(folder / "DONE.json")
-    job.kill()
+    job = start(run, case.processes)
+    job.until(lambda: finished(run, case.stage), f"the end of {case.stage}")
+    job.end()
     outputs = [read_json(x / case.stage / "DONE.json")["outputs"][WEIGHTS] for x in (whole, run)]
     return {
-        **vars(case),
+        **asdict(case),
         "victim": victim,
         "after_seconds": round(moment, 2),
         "ended_within_seconds": round(seconds, 2),
         "statuses": statuses,
         "checkpoints": kept,
-        "put_aside": len(list(folder.glob("damaged-*"))),
+        "put_aside": len(list(folder.glob(f"{DAMAGED}-*"))),
         "finished_before": early,
         "equal": outputs[0] == outputs[1],
     }
 
 
+def figures(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the interruptions come to; those of stages that were finished already do not count."""
+    met = [x for x in found if not x["finished_before"]]
+    lost = [x["ended_within_seconds"] for x in met if x["signal"] == "KILL" and x["processes"] > 1]
+    return {
+        "signals": len(met),
+        "equal": sum(x["equal"] for x in met),
+        "damaged_checkpoints": sum(x["put_aside"] for x in found),
+        "went_on_from_a_checkpoint": sum(bool(x["checkpoints"]) for x in met),
+        "others_ended_within_seconds": max(lost, default=None),
+    }
+
+
 def main(settings: KillTest) -> None:
     """All cases in turn; exit status 1 where any weights differ."""
-    rng = np.random.default_rng(settings.seed)
-    wholes: dict[int, Path] = {}
-    for count in settings.processes:
-        wholes[count] = settings.out / f"whole-{count}"
-        Job.start(wholes[count], count).wait()
+    wholes = {count: settings.out / f"whole-{count}" for count in settings.processes}
+    for count, whole in wholes.items():
+        if any(x for x in start(whole, count).wait()):
+            raise RunError(f"the uninterrupted run {whole} failed; see {whole}-logs")
     cases = [
         Case(stage, name, count)
         for count in settings.processes
         for name in settings.signals
         for stage in settings.stages
     ]
-    found: list[dict[str, Any]] = []
-    # A stage that resumes is faster than the first time: its programs are compiled already. So the
-    # moments are drawn from the first half, and a stage that got away is tried again.
-    share = dict.fromkeys(cases, 1.0)
-    while (done := sum(not x["finished_before"] for x in found)) < settings.kills:
-        case = cases[done % len(cases)]
-        whole = wholes[case.processes]
-        seconds = share[case] * read_json(whole / case.stage / "DONE.json")["seconds"]
-        moment, victim = float(rng.uniform(0.05, 0.8)) * seconds, int(rng.integers(case.processes))
-        result = interrupt(whole, settings.out / "interrupted", case, moment, victim)
-        share[case] *= 0.6 if result["finished_before"] else 1.0
-        say(str(result))
-        found.append(result)
-        equal = all(x["equal"] for x in found) and not any(x["put_aside"] for x in found)
-        write_json(settings.result, {"equal": equal, "kills": found})
-    print(f"{len(found)} signals, all equal: {equal}; {settings.result}")
-    if not equal:
+    done_before = settings.out / "kills.json"
+    found: list[dict[str, Any]] = read_json(done_before) if done_before.is_file() else []
+    with Progress("signals", settings.kills, figures(found)["signals"]) as progress:
+        while (done := figures(found)["signals"]) < settings.kills:
+            case = cases[done % len(cases)]
+            whole, rng = wholes[case.processes], np.random.default_rng([settings.seed, len(found)])
+            # A stage that resumes is faster than the first time: its programs are compiled
+            # already. So one that got away is tried again with an earlier moment.
+            earlier = [x for x in found if asdict(case).items() <= x.items()]
+            away = sum(x["finished_before"] for x in earlier)
+            seconds = 0.6**away * read_json(whole / case.stage / "DONE.json")["seconds"]
+            moment = float(rng.uniform(0.05, 0.8)) * seconds
+            victim = int(rng.integers(case.processes))
+            found.append(interrupt(whole, settings.out / "interrupted", case, moment, victim))
+            say(str(found[-1]))
+            write_json(done_before, found)
+            progress.update(figures(found)["signals"])
+    total = figures(found)
+    record = {"machine": machine(), "versions": versions(), "figures": total, "details": found}
+    write_json(settings.result, record)
+    print(total)
+    print(settings.result)
+    if total["equal"] != total["signals"] or total["damaged_checkpoints"]:
         sys.exit(1)
 
 

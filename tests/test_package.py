@@ -19,7 +19,7 @@ ORDER = (
     ("files", "progress", "machine", "compiling"),
     ("processes",),
     ("preemption",),
-    ("metrics_log",),
+    ("metrics_log", "local_job"),
     ("data",),
     ("models",),
     ("objectives",),

@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -14,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+from afmrl_jax.local_job import free_ports
 
 ROOT = Path(__file__).parents[2]
 LAUNCHERS = ROOT / "experiments" / "cluster"
@@ -53,17 +54,6 @@ SlurmdParameters=config_overrides
 NodeName=localhost CPUs=2 State=UNKNOWN
 PartitionName=main Nodes=localhost Default=YES MaxTime=INFINITE State=UP
 """
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def wait_for(what, seconds: float, every: float = 0.25, complaint=lambda: ""):

@@ -15,7 +15,7 @@ import pytest
 from afmrl_jax.preemption import STATUS
 from afmrl_jax.testing import write_badge_catalogue
 
-from .jobs import Job, losses, metrics, weights
+from .jobs import losses, metrics, start, weights
 
 STEPS = 50
 
@@ -37,7 +37,7 @@ def told(place):
 
 
 def finish(told, logs, processes=1, devices=8):
-    job = Job(told, logs, processes, devices)
+    job = start(told, logs, processes, devices)
     assert job.wait() == [0] * processes, job.text()
     return Path(told["folder"])
 
@@ -114,28 +114,30 @@ def test_one_process_of_several_speaks_and_writes(two):
     assert not list(two.rglob("*.partial"))
 
 
-def test_sigterm_to_one_saves_on_all_and_the_next_start_goes_on(place, told, pair):
-    asked = told("preempted", to="distill")
-    job = Job(asked, place / "logs-preempted", processes=2, devices=1)
-    job.until(lambda: metrics(place / "preempted", "distill"), "the first line of metrics")
-    job.send(1, signal.SIGTERM)
+def preempt(place, told, name, victim):
+    """What is left of a run on two processes of which one got SIGTERM."""
+    asked = told(name, to="distill")
+    job = start(asked, place / f"logs-{name}", processes=2, devices=1)
+    job.until(lambda: metrics(place / name, "distill"), "the first line of metrics")
+    job.send(victim, signal.SIGTERM)
     assert job.wait() == [STATUS, STATUS], job.text()
+    return asked, job
+
+
+def test_sigterm_to_one_saves_on_all_and_the_next_start_goes_on(place, told, pair):
+    asked, job = preempt(place, told, "preempted", victim=1)
     saved = [int(x.name) for x in (place / "preempted" / "distill" / "checkpoints").glob("[0-9]*")]
     assert 0 < max(saved) < STEPS
     assert "asked to end" in job.text()
-    again = Job(asked, place / "logs-preempted", processes=2, devices=1)
+    again = start(asked, place / "logs-preempted", processes=2, devices=1)
     assert again.wait() == [0, 0], again.text()
     assert weights(place / "preempted", "distill") == weights(pair, "distill")
 
 
 def test_a_run_goes_on_with_other_processes_devices_and_workers(place, told, pair):
-    asked = told("moved", to="distill")
-    job = Job(asked, place / "logs-moved", processes=2, devices=1)
-    job.until(lambda: metrics(place / "moved", "distill"), "the first line of metrics")
-    job.send(0, signal.SIGTERM)
-    assert job.wait() == [STATUS, STATUS], job.text()
+    asked, _ = preempt(place, told, "moved", victim=0)
     seen = len(batches(place / "moved"))
-    again = Job(asked | {"workers": 2}, place / "logs-moved", processes=1, devices=2)
+    again = start(asked | {"workers": 2}, place / "logs-moved", processes=1, devices=2)
     assert again.wait() == [0], again.text()
     assert batches(place / "moved")[seen:] == batches(pair)[seen:]
     expected, found = losses(pair, "distill"), losses(place / "moved", "distill")
@@ -148,7 +150,7 @@ def test_a_run_goes_on_with_other_processes_devices_and_workers(place, told, pai
 def test_a_killed_process_ends_the_others_with_its_name(place, told, pair, victim):
     name = f"killed-{victim}"
     asked = told(name, to="distill", lost_after=10)
-    job = Job(asked, place / f"logs-{name}", processes=2, devices=1)
+    job = start(asked, place / f"logs-{name}", processes=2, devices=1)
     job.until(lambda: len(metrics(place / name, "distill")) > 1, "the second line of metrics")
     job.send(victim)
     statuses = job.wait()
@@ -157,6 +159,6 @@ def test_a_killed_process_ends_the_others_with_its_name(place, told, pair, victi
     # The one that is gone by its number; process 0 is JAX's leader task.
     named = "unhealthy (stopped sending heartbeats):\n1\n" if victim else "the leader task"
     assert named in job.logs[1 - victim].read_text()
-    again = Job(asked, place / f"logs-{name}", processes=2, devices=1)
+    again = start(asked, place / f"logs-{name}", processes=2, devices=1)
     assert again.wait() == [0, 0], again.text()
     assert weights(place / name, "distill") == weights(pair, "distill")

@@ -1,0 +1,98 @@
+"""The processes of one job on this machine, for tests and measurements of what happens to them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from afmrl_jax.errors import RunError
+from afmrl_jax.processes import COORDINATOR, COUNT, INDEX
+
+LIMIT = 2400.0
+"""Seconds after which a job counts as hung."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("localhost", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+class LocalJob:
+    """Some processes of one command, which find each other over this machine's own network.
+
+    Args:
+        command: what each of them runs.
+        logs: folder; what process n prints is appended to `n.log` in it.
+        processes: how many.
+        devices: of each, on the CPU.
+        environment: what differs from this process's.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        logs: Path,
+        processes: int = 1,
+        devices: int = 1,
+        **environment: str,
+    ):
+        logs.mkdir(parents=True, exist_ok=True)
+        (port,) = free_ports(1)
+        self.logs = [logs / f"{n}.log" for n in range(processes)]
+        self.processes: list[subprocess.Popen] = []
+        known = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)} | environment
+        for number, log in enumerate(self.logs):
+            own = {COORDINATOR: f"localhost:{port}", COUNT: str(processes), INDEX: str(number)}
+            env = os.environ | known | (own if processes > 1 else {})
+            with log.open("a") as file:
+                started = subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT)
+            self.processes.append(started)
+
+    def wait(self) -> list[int]:
+        """Exit statuses, once all have ended; no process is left behind."""
+        try:
+            return [x.wait(timeout=LIMIT) for x in self.processes]
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """End all, without a chance to tidy up."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+    def send(self, number: int, signal_number: int = signal.SIGKILL) -> None:
+        """Send one process a signal."""
+        self.processes[number].send_signal(signal_number)
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        """Wait until something holds, while all processes live.
+
+        Raises:
+            RunError: it does not happen; the message ends with what they printed.
+        """
+        end = time.monotonic() + LIMIT
+        while True:
+            ended = [x.poll() for x in self.processes]
+            if condition():
+                return
+            if any(x is not None for x in ended) or time.monotonic() > end:
+                self.end()
+                raise RunError(f"{what} did not happen; statuses {ended}\n{self.text()}")
+            time.sleep(0.05)
+
+    def text(self) -> str:
+        """What all processes have printed."""
+        return "\n".join(log.read_text() for log in self.logs)
