@@ -20,6 +20,7 @@ from afmrl_jax.processes import launched_together
 from afmrl_jax.reporting.report import build_report
 from afmrl_jax.runtime import reported, set_up
 from afmrl_jax.searching import Query, Searcher
+from afmrl_jax.storage import working_copy
 from afmrl_jax.systems import FinishedRun
 
 
@@ -148,7 +149,7 @@ class Report:
 
     def execute(self) -> None:
         """Run the command."""
-        print(build_report(self.run, self.out))
+        print(build_report(working_copy(self.run), self.out))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,8 +16,8 @@ from typing import Any, cast
 
 from afmrl_jax.errors import ConfigError, RunError
 
-REMOTE = ("gs://", "s3://", "az://")
-"""Prefixes of paths that lie in object storage."""
+REMOTE = re.compile(r"(gs|s3|az):/+(.*)", re.DOTALL)
+"""Paths that lie in object storage; `pathlib` makes one slash of two."""
 
 
 _WRITES = True
@@ -34,30 +35,31 @@ def writes() -> bool:
 
 
 def place(path: Path | str) -> Path:
-    """A path on this machine, or in object storage (gs://, s3://, az://; read alone).
+    """A path on this machine, or in object storage (gs://, s3://, az://).
 
     Raises:
         ConfigError: the path is remote and what reads such paths is not installed.
     """
-    text = os.fspath(path)
-    if not text.startswith(REMOTE):
-        return Path(text)
+    remote = REMOTE.fullmatch(os.fspath(path))
+    if remote is None:
+        return Path(path)
     from etils import epath
 
+    text = f"{remote[1]}://{remote[2]}"
     try:
         found = epath.Path(text)
         found.exists()
     except ImportError as error:
         raise ConfigError(
-            f"{text} cannot be read: {error}; `pip install 'afmrl-jax[remote]'` brings what reads "
-            "object storage"
+            f"{text} cannot be reached: {error}; `pip install 'afmrl-jax[remote]'` brings what "
+            "reads and writes object storage"
         ) from error
     return cast(Path, found)
 
 
 def is_local(path: Path) -> bool:
     """Whether a path lies on this machine."""
-    return not os.fspath(path).startswith(REMOTE)
+    return REMOTE.fullmatch(os.fspath(path)) is None
 
 
 @contextmanager

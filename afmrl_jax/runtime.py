@@ -18,6 +18,7 @@ from afmrl_jax.errors import AfmrlError
 from afmrl_jax.files import is_disk_full
 from afmrl_jax.preemption import STATUS, Preempted, watch
 from afmrl_jax.processes import ClusterConfig, connect, several
+from afmrl_jax.storage import keep_all, working_copy
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 LOST = ("Gloo", "gloo", "Connection", "UNAVAILABLE", "heartbeat", "NCCL")
@@ -26,30 +27,48 @@ CACHE = ".jax_cache"
 """Folder of compiled programs beside the run directories."""
 
 
-def set_up(run: Path | None = None, cluster: ClusterConfig | None = None) -> None:
-    """Prepare the process of a command: the others of its job, SIGTERM, compiled programs.
+def set_up() -> None:
+    """Prepare the process of a command: SIGTERM, and compiled programs in the user's cache folder.
 
-    Compiled programs are kept beside the run directory, or below the user's cache folder where
-    there is no run, so that a resumed or repeated run does not compile again.
+    See `open_run`.
+    """
+    _prepare(None)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    _keep_programs(cache / "afmrl_jax")
+
+
+def open_run(run: Path, cluster: ClusterConfig | None = None) -> Path:
+    """Prepare the process of a command that works on a run directory.
+
+    Compiled programs are kept beside it, so that a resumed or repeated run does not compile again.
     JAX_COMPILATION_CACHE_DIR chooses another place, an empty value none. A cache holds machine
     code that is executed as it is read, so it must not lie where strangers may write.
 
     Args:
-        run: the run directory.
+        run: the run directory; its home in object storage is possible too (`storage`).
         cluster: how the processes of the job find each other.
+
+    Returns:
+        The folder to work in.
     """
+    _prepare(cluster)
+    folder = working_copy(run)
+    _keep_programs(folder.absolute().parent / CACHE)
+    return folder
+
+
+def _prepare(cluster: ClusterConfig | None) -> None:
     logging.getLogger("absl").setLevel(logging.WARNING)
     connect(cluster)
     watch()
     compiling()  # Listens from now on.
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "afmrl_jax"
-    if run is not None:
-        default = run.absolute().parent / CACHE
+
+
+def _keep_programs(default: Path) -> None:
     folder = os.environ.get(CACHE_VARIABLE, str(default))
-    if not folder:
-        return
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 @contextmanager
@@ -60,7 +79,12 @@ def reported() -> Iterator[None]:
     by SIGTERM and goes on with the same command, 130 that Ctrl-C ended it.
     """
     try:
-        yield
+        try:
+            yield
+        except (Preempted, KeyboardInterrupt):
+            keep_all()
+            raise
+        keep_all()
     except AfmrlError as error:
         _end(f"error: {error}", 1)
     except KeyboardInterrupt:

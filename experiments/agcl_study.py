@@ -40,7 +40,7 @@ from afmrl_jax.files import write_json, write_text
 from afmrl_jax.metrics_log import read_metrics
 from afmrl_jax.pipeline import TEXTS, Pipeline
 from afmrl_jax.progress import say, tell
-from afmrl_jax.runtime import reported, set_up
+from afmrl_jax.runtime import open_run, reported
 from afmrl_jax.systems import FinishedRun, System
 from afmrl_jax.training.store import WEIGHTS
 
@@ -173,5 +173,5 @@ def main(study: Study) -> None:
 if __name__ == "__main__":
     with reported():
         study = tyro.cli(Study, description=__doc__)
-        set_up(study.out / "seed")
+        open_run(study.out / "seed")
         main(study)

@@ -21,7 +21,7 @@ from afmrl_jax.pipeline import Pipeline
 from afmrl_jax.processes import ClusterConfig
 from afmrl_jax.progress import tell
 from afmrl_jax.reporting.tables import text_table
-from afmrl_jax.runtime import reported, set_up
+from afmrl_jax.runtime import open_run, reported
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Demo:
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig.demo)
     out: Path = Path("runs/demo")
-    """Run directory. A finished stage in it is not repeated, a killed one goes on."""
+    """Run directory, or its home at gs:// or s3://. A finished stage in it is not repeated, a
+    killed one goes on."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     fast: bool = False
     """Every stage with few steps on small pictures: shows that all works, not how well."""
@@ -42,8 +43,7 @@ def main(arguments: list[str]) -> None:
     config = RunConfig.fast() if fast else RunConfig.demo()
     default = Demo(config, Path("runs/fast" if fast else "runs/demo"))
     demo = tyro.cli(Demo, args=arguments, default=default, description=__doc__)
-    set_up(demo.out, demo.cluster)
-    pipeline = Pipeline(demo.out, demo.config)
+    pipeline = Pipeline(open_run(demo.out, demo.cluster), demo.config)
     report = pipeline.execute()
     tell(text_table(pipeline.evaluation()))
     tell(f"report: {report}")

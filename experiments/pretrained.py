@@ -24,7 +24,7 @@ from afmrl_jax.pipeline import Pipeline
 from afmrl_jax.processes import ClusterConfig
 from afmrl_jax.progress import tell
 from afmrl_jax.reporting.tables import text_table
-from afmrl_jax.runtime import reported, set_up
+from afmrl_jax.runtime import open_run, reported
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Pretrained:
         default_factory=RunConfig.pretrained
     )
     out: Path = Path("runs/pretrained")
-    """Run directory. A finished stage in it is not repeated, a killed one goes on."""
+    """Run directory, or its home at gs:// or s3://. A finished stage in it is not repeated, a
+    killed one goes on."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
@@ -48,8 +49,7 @@ def main(arguments: list[str]) -> None:
     ):
         if settings.weights is None:
             raise ConfigError(f"give --{name}.weights, the folder of a pretrained model")
-    set_up(chosen.out, chosen.cluster)
-    pipeline = Pipeline(chosen.out, chosen.config)
+    pipeline = Pipeline(open_run(chosen.out, chosen.cluster), chosen.config)
     report = pipeline.execute()
     tell(text_table(pipeline.evaluation()))
     tell(f"report: {report}")

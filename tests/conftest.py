@@ -1,14 +1,17 @@
 """A harsh session: eight devices, strict promotion, and warnings are errors (pyproject.toml)."""
 
 import os
+from typing import ClassVar
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Commands must not fill the user's compile cache.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
 
+import fsspec
 import jax
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -20,6 +23,24 @@ def compile_cache(tmp_path_factory):
     """A stage builds its step anew, so only a cache on disk spares the next test the compiling."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+class Bucket(MemoryFileSystem):
+    """Memory in the place of object storage."""
+
+    protocol = "s3"
+    store: ClassVar = {}
+    pseudo_dirs: ClassVar = [""]
+
+
+@pytest.fixture
+def bucket():
+    """What etils finds under s3://."""
+    fsspec.register_implementation("s3", Bucket, clobber=True)
+    yield Bucket()
+    Bucket.store.clear()
+    Bucket.pseudo_dirs[:] = [""]
+    fsspec.register_implementation("s3", "s3fs.S3FileSystem", clobber=True)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ ORDER = (
     ("config", "config_json"),
     ("files", "progress", "machine", "compiling"),
     ("processes",),
-    ("preemption",),
+    ("preemption", "storage"),
     ("metrics_log", "local_job"),
     ("data",),
     ("models",),

@@ -11,13 +11,13 @@ from afmrl_jax.files import read_json
 from afmrl_jax.machine import machine
 from afmrl_jax.pipeline import Pipeline
 from afmrl_jax.progress import say
-from afmrl_jax.runtime import reported, set_up
+from afmrl_jax.runtime import open_run, reported
 
 
 def main(arguments: list[str]) -> None:
     """Run what a run directory lacks; the arguments are the directory and a config file."""
     folder, config = map(Path, arguments)
-    set_up(folder)
+    folder = open_run(folder)
     say(f"on {machine()['device']}")
     Pipeline(folder, from_dict(RunConfig, read_json(config))).execute()
 

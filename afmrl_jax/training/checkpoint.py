@@ -17,6 +17,7 @@ from afmrl_jax.config import KeptCheckpoints
 from afmrl_jax.files import disk_full, is_disk_full, read_json, write_json
 from afmrl_jax.processes import agree, all_of, is_first, meet
 from afmrl_jax.progress import say
+from afmrl_jax.storage import keep
 
 DAMAGED = "damaged"
 """First part of the names of folders that hold what could not be read, beside the checkpoints."""
@@ -67,6 +68,7 @@ class Checkpointer:
             kept = {str(x) for x in self._manager.all_steps()}
             known = {x: sizes for x, sizes in known.items() if x in kept}
             write_json(self._sizes, known | {str(step): _sizes(self.folder / str(step))})
+            keep(self.folder)
 
     def restore(self, state: Any) -> Any | None:
         """The newest state that is whole, laid out as `state` is; None where there is none."""

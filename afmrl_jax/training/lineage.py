@@ -15,6 +15,7 @@ from afmrl_jax.errors import RunError
 from afmrl_jax.files import file_hash, read_json, write_json
 from afmrl_jax.processes import agree, check_shared, first_does, is_first
 from afmrl_jax.progress import say
+from afmrl_jax.storage import keep
 
 
 class Run:
@@ -109,6 +110,7 @@ class Run:
         def finish() -> None:
             hashes = {x: file_hash(folder / x) for x in outputs}
             write_json(done, current | {"outputs": hashes, "seconds": seconds})
+            keep(folder)
 
         first_does(finish, name)
         say(f"{name}: done in {seconds:.0f} s")

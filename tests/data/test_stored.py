@@ -3,12 +3,9 @@
 import dataclasses
 import json
 import pickle
-from typing import ClassVar
 
-import fsspec
 import numpy as np
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 
 from afmrl_jax.data import catalogue as reading
 from afmrl_jax.data import fields
@@ -202,23 +199,6 @@ def test_damage_is_noticed(store):
     shard.write_bytes(data[:-20])
     with pytest.raises(CatalogueError, match="cut off; copy the store again"):
         load_catalogue(store)
-
-
-class Bucket(MemoryFileSystem):
-    """Memory in the place of object storage."""
-
-    protocol = "s3"
-    store: ClassVar = {}
-    pseudo_dirs: ClassVar = [""]
-
-
-@pytest.fixture
-def bucket():
-    """What etils finds under s3://."""
-    fsspec.register_implementation("s3", Bucket, clobber=True)
-    yield Bucket()
-    Bucket.store.clear()
-    fsspec.register_implementation("s3", "s3fs.S3FileSystem", clobber=True)
 
 
 def test_listings_in_object_storage_are_read(folder, tmp_path, bucket):

@@ -23,7 +23,7 @@ from afmrl_jax.config import (
 from afmrl_jax.model_config import QwenVLConfig
 from afmrl_jax.pipeline import Pipeline
 from afmrl_jax.processes import ClusterConfig
-from afmrl_jax.runtime import reported, set_up
+from afmrl_jax.runtime import open_run, reported
 from afmrl_jax.testing import tiny_config
 from afmrl_jax.training import loop
 
@@ -85,7 +85,7 @@ def main(told):
     )
     folder = Path(told["folder"])
     cluster = dataclasses.replace(ClusterConfig(), lost_after=told.get("lost_after", 30))
-    set_up(folder, cluster)
+    folder = open_run(folder, cluster)
     folder.mkdir(parents=True, exist_ok=True)
     if told.get("record"):
         record_batches(folder)
