@@ -38,7 +38,8 @@ def place(path: Path | str) -> Path:
     """A path on this machine, or in object storage (gs://, s3://, az://).
 
     Raises:
-        ConfigError: the path is remote and what reads such paths is not installed.
+        ConfigError: the path is remote, and cannot be reached or what reads such paths is not
+            installed.
     """
     remote = REMOTE.fullmatch(os.fspath(path))
     if remote is None:
@@ -53,6 +54,11 @@ def place(path: Path | str) -> Path:
         raise ConfigError(
             f"{text} cannot be reached: {error}; `pip install 'afmrl-jax[remote]'` brings what "
             "reads and writes object storage"
+        ) from error
+    except Exception as error:  # Every store has its own.
+        raise ConfigError(
+            f"{text} cannot be reached: {error}; see that the name is right, and that this machine "
+            "has a network and credentials for it"
         ) from error
     return cast(Path, found)
 

@@ -23,6 +23,7 @@ from afmrl_jax.errors import ConfigError, RunError
 
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 MODE = "AFMRL_CLUSTER"
+_LOST_AFTER = 30
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class ClusterConfig:
     """How many there are. Default: JAX_NUM_PROCESSES."""
     process: int | None = None
     """Number of this one, from 0. Default: JAX_PROCESS_ID."""
-    lost_after: int = 30
+    lost_after: int = _LOST_AFTER
     """Seconds of silence after which a process counts as lost, and the others end."""
     connect_within: int = 300
     """Seconds in which all must have started."""
@@ -137,7 +138,14 @@ def connect(cluster: ClusterConfig | None = None) -> None:
             f"same time, reach the coordinator ({told[0] or 'found by JAX'}) and have different "
             "numbers"
         ) from error
+    global _LOST_AFTER
+    _LOST_AFTER = cluster.lost_after
     only_first(jax.process_index() == 0)
+
+
+def lost_after() -> int:
+    """Seconds of silence after which a process of this job counts as lost."""
+    return _LOST_AFTER
 
 
 def only_first(is_first: bool) -> None:

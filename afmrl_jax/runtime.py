@@ -17,7 +17,7 @@ from afmrl_jax.compiling import compiling
 from afmrl_jax.errors import AfmrlError
 from afmrl_jax.files import is_disk_full
 from afmrl_jax.preemption import STATUS, Preempted, watch
-from afmrl_jax.processes import ClusterConfig, connect, several
+from afmrl_jax.processes import ClusterConfig, connect, lost_after, several
 from afmrl_jax.storage import keep_all, working_copy
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -119,7 +119,7 @@ def _told(error: Exception) -> str:
         file=sys.stderr,
         flush=True,
     )
-    time.sleep(2 * ClusterConfig.lost_after)
+    time.sleep(2 * lost_after())
     return "error: the coordinator knows of no lost process; see above"
 
 

@@ -213,6 +213,17 @@ def test_listings_in_object_storage_are_read(folder, tmp_path, bucket):
         convert(open_rows(folder), "s3://bucket/store", SMALL)
 
 
+def test_object_storage_that_cannot_be_reached_is_named(bucket, monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("a library's own kind of error")
+
+    monkeypatch.setattr(type(bucket), "exists", refuse)
+    with pytest.raises(
+        ConfigError, match=r"s3://bucket/shop cannot be reached: a lib.*cred"
+    ):
+        load_catalogue("s3://bucket/shop")
+
+
 def test_batches_of_a_store_are_those_of_the_folder(folder, store, tokenizer):
     from afmrl_jax.config import TextBudget
     from afmrl_jax.data.pipeline import PromptSource, RowBuilder
