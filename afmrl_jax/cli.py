@@ -17,7 +17,6 @@ from afmrl_jax.embedding import IndexSettings, embed_catalogue
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.export import export
 from afmrl_jax.processes import launched_together
-from afmrl_jax.reporting.report import build_report
 from afmrl_jax.runtime import reported, set_up
 from afmrl_jax.searching import Query, Searcher
 from afmrl_jax.storage import working_copy
@@ -149,6 +148,8 @@ class Report:
 
     def execute(self) -> None:
         """Run the command."""
+        from afmrl_jax.reporting.report import build_report  # With matplotlib, which takes seconds.
+
         print(build_report(working_copy(self.run), self.out))
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from tensorboardX import SummaryWriter
+from typing import TYPE_CHECKING, Any
 
 from afmrl_jax.files import disk_full, is_disk_full, read_lines, write_text, writes
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 
 class MetricsLog:
@@ -32,7 +34,14 @@ class MetricsLog:
             kept = [x for x in read_metrics(self.path) if resume_step and x["step"] <= resume_step]
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
+        self._begins = resume_step + 1
+
+    @cached_property
+    def _board(self) -> SummaryWriter:
+        # Where torch is installed this imports it, which the first step need not wait for.
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self._begins)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Add the metrics of a step; nothing where there are none."""
@@ -50,7 +59,8 @@ class MetricsLog:
         """Flush and close both."""
         if self._writes:
             self._file.close()
-            self._board.close()
+            if "_board" in vars(self):
+                self._board.close()
 
 
 def resident_memory() -> dict[str, float]:

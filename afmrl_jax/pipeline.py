@@ -29,7 +29,6 @@ from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.objectives.rewards import find_reward
 from afmrl_jax.parallel.mesh import host_share, make_mesh
 from afmrl_jax.progress import say
-from afmrl_jax.reporting.report import build_report
 from afmrl_jax.retrieval.encode import Encoder
 from afmrl_jax.systems import TEXTS, evaluate_systems, systems_of
 from afmrl_jax.training.agcl import train_agcl
@@ -333,6 +332,8 @@ class Pipeline:
         )
         report = self.run.folder / "report.html"
         if self.run.did_something or not report.is_file():
+            from afmrl_jax.reporting.report import build_report  # With matplotlib: seconds.
+
             build_report(self.run.folder)
         return report
 

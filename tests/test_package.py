@@ -1,6 +1,8 @@
 """What holds the package together: one-way imports, equal requirement lists, size limits."""
 
 import ast
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -111,6 +113,14 @@ def test_accelerators_share_the_bounds_of_jax():
 
 
 OPTIONAL = ("scann", "torch", "moderngl", "sentence_transformers")
+
+
+def test_a_start_waits_for_nothing_that_it_may_not_need():
+    late = "matplotlib sklearn torch tensorboardX tensorflow_datasets transformers scipy.stats"
+    code = "import afmrl_jax.cli, afmrl_jax.pipeline, sys; "
+    code += f"print([x for x in '{late}'.split() if x in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_heavy_optional_packages_are_imported_lazily():

@@ -5,9 +5,6 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 
 def classify(
@@ -23,6 +20,11 @@ def classify(
         test: [n d].
         test_labels: [n].
     """
+    # Here, for it takes seconds to import, and most commands do without.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     if len(np.unique(train_labels)) < 2:
         return (test_labels == train_labels[0]).astype(float)
     scaler = StandardScaler().fit(train)

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.cluster import KMeans
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-from sklearn.metrics.cluster import contingency_matrix
+
+# scikit-learn takes seconds to import and most commands do without, so functions import it.
 
 
 def purity(labels: np.ndarray, clusters: np.ndarray) -> float:
     """Share of items in the majority category of their cluster."""
+    from sklearn.metrics.cluster import contingency_matrix
+
     table = contingency_matrix(labels, clusters)
     return float(np.amax(table, axis=0).sum() / len(labels))
 
 
 def cluster(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
     """k-means labels, int [n]."""
+    from sklearn.cluster import KMeans
+
     return KMeans(count, n_init=4, random_state=seed).fit_predict(vectors)
 
 
 def clustering_scores(labels: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
     """NMI (arithmetic mean), ARI and purity, in percent."""
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
     return {
         "NMI": 100 * float(normalized_mutual_info_score(labels, clusters)),
         "ARI": 100 * float(adjusted_rand_score(labels, clusters)),

@@ -218,9 +218,7 @@ def test_object_storage_that_cannot_be_reached_is_named(bucket, monkeypatch):
         raise ValueError("a library's own kind of error")
 
     monkeypatch.setattr(type(bucket), "exists", refuse)
-    with pytest.raises(
-        ConfigError, match=r"s3://bucket/shop cannot be reached: a lib.*cred"
-    ):
+    with pytest.raises(ConfigError, match=r"s3://bucket/shop cannot be reached: a lib.*cred"):
         load_catalogue("s3://bucket/shop")
 
 
