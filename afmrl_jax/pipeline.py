@@ -256,9 +256,8 @@ class Pipeline:
         }
 
         def work(folder: Path) -> None:
-            architecture, params = self.models.load(generator)
-            out = folder / TEXTS
-            annotate(architecture, params, self.builder, indices, out, mesh=self.mesh, label=name)
+            model, out = self.models.load(generator), folder / TEXTS
+            annotate(*model, self.builder, indices, out, mesh=self.mesh, label=name)
 
         self.run.stage(name, inputs, [TEXTS], work)
 
