@@ -13,7 +13,6 @@ to end.
 
 from __future__ import annotations
 
-import shutil
 import signal
 import sys
 import time
@@ -26,6 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tyro
 from benchmarks.record import versions
+from run_copies import copy_up_to, finished
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import read_json, write_json
@@ -64,22 +64,6 @@ def start(run: Path, count: int) -> LocalJob:
         settings += [f"--{stage}.steps", str(number)]
     command = [sys.executable, str(HERE / "demo.py"), "--fast", "--out", str(run), *settings]
     return LocalJob(command, run.with_name(f"{run.name}-logs"), count, devices=2)
-
-
-def finished(run: Path, stage: str) -> bool:
-    """Whether a stage is."""
-    return (run / stage / "DONE.json").is_file()
-
-
-def copy_up_to(whole: Path, run: Path, stage: str) -> None:
-    """A run in which everything before `stage` is finished and nothing else was begun."""
-    shutil.rmtree(run, ignore_errors=True)
-    begun = (whole / stage / "inputs.json").stat().st_mtime
-    for folder in whole.iterdir():
-        done = folder / "DONE.json"
-        if done.is_file() and done.stat().st_mtime <= begun:
-            shutil.copytree(folder, run / folder.name)
-    shutil.copy(whole / "config.json", run / "config.json")
 
 
 def checkpoints(folder: Path) -> list[int]:

@@ -1,0 +1,117 @@
+"""How much sooner a restarted demo does its first step than one that compiles everything.
+
+    python experiments/restart.py                  # writes experiments/results/restart.json
+
+The fast demo is finished once up to every stage. Then each stage is begun anew on top of those
+before it, in turn with an empty cache of compiled programs and with the one that the cold start
+left. Two spans are taken: from the start of the process, and from the moment that the stage begins
+its work, both to the end of its first step. Ratios are of pairs that follow each other.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from benchmarks.record import ratios, spread, versions
+from run_copies import copy_up_to, finished
+
+from afmrl_jax.files import write_json
+from afmrl_jax.local_job import LocalJob
+from afmrl_jax.machine import machine
+from afmrl_jax.progress import Progress
+from afmrl_jax.runtime import CACHE, reported
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Which stages, and how often."""
+
+    stages: tuple[str, ...] = ("distill", "agcl", "rar")
+    repeats: int = 5
+    out: Path = Path("runs/restart")
+    """Folder of the runs; what is finished there is not done again."""
+    result: Path = HERE / "results" / "restart.json"
+
+
+def demo(run: Path) -> LocalJob:
+    """The fast demo, on one device; its stages are so short that every step is logged."""
+    command = [sys.executable, str(HERE / "demo.py"), "--fast", "--out", str(run)]
+    return LocalJob(command, run.with_name(f"{run.name}-logs"))
+
+
+def first_step(whole: Path, run: Path, stage: str) -> dict[str, float]:
+    """Seconds to the end of a stage's first step, from the process's start and the stage's."""
+    copy_up_to(whole, run, stage)
+    metrics = run / stage / "metrics.jsonl"
+    began = time.time()
+    job = demo(run)
+
+    def stepped() -> dict[str, Any] | None:
+        lines = metrics.read_text().split("\n")[:-1] if metrics.is_file() else []
+        return next((x for x in map(json.loads, lines) if "first_step_seconds" in x), None)
+
+    job.until(stepped, f"the first step of {stage}")
+    seen = time.time() - began
+    job.send(0, signal.SIGKILL)
+    job.wait()
+    line = stepped()
+    assert line is not None
+    begun = (run / stage / "inputs.json").stat().st_mtime
+    return {
+        "process": seen,
+        "stage": began + seen - begun,
+        "step": line["first_step_seconds"],
+        "compiling": line["compile_seconds"],
+    }
+
+
+def main(settings: Restart) -> None:
+    """Each stage cold and warm in turn."""
+    whole, run = settings.out / "whole", settings.out / "again"
+    job = demo(whole)
+    last = settings.stages[-1]
+    job.until(lambda: finished(whole, last), f"the end of {last}")
+    job.end()
+    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    with Progress("restart", settings.repeats * len(settings.stages)) as progress:
+        for stage in settings.stages:
+            both = found[stage] = {"cold": [], "warm": []}
+            for _ in range(settings.repeats):
+                shutil.rmtree(settings.out / CACHE, ignore_errors=True)
+                both["cold"].append(first_step(whole, run, stage))
+                both["warm"].append(first_step(whole, run, stage))
+                progress.update(sum(len(x["warm"]) for x in found.values()))
+    figures, details = {}, []
+    for stage, both in found.items():
+        for span in ("process", "stage", "step"):
+            cold, warm = ([x[span] for x in both[kind]] for kind in ("cold", "warm"))
+            ratio = ratios(cold, warm)
+            figures[f"{stage}_{span}_speedup"] = ratio["median"]
+            details.append(
+                {
+                    "stage": stage,
+                    "from": span,
+                    "cold_seconds": spread(cold),
+                    "warm_seconds": spread(warm),
+                    "speedup": ratio,
+                }
+            )
+    record = {"machine": machine(), "versions": versions(), "figures": figures, "details": details}
+    write_json(settings.result, record)
+    print(figures)
+    print(settings.result)
+
+
+if __name__ == "__main__":
+    with reported():
+        main(tyro.cli(Restart, description=__doc__))
