@@ -16,6 +16,7 @@ from afmrl_jax.cli_evaluation import Baselines, Compare, Evaluate
 from afmrl_jax.embedding import IndexSettings, embed_catalogue
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.export import export
+from afmrl_jax.parallel.mesh import simulate_devices
 from afmrl_jax.processes import launched_together
 from afmrl_jax.runtime import reported, set_up
 from afmrl_jax.searching import Query, Searcher
@@ -218,7 +219,7 @@ class Plan(planning.Request):
         """Run the command."""
         data, model = self.axes
         if self.compile and data * model <= planning.MOST_SIMULATED:
-            planning.simulate_devices(data * model)
+            simulate_devices(data * model)
         plan = planning.make_plan(self, compile_step=self.compile)
         print(
             json.dumps({**plan.as_dict(), "request": vars(self)}) if self.as_json else plan.text()

@@ -17,7 +17,6 @@ from jax.sharding import PartitionSpec as P
 
 from afmrl_jax.config import RunConfig
 from afmrl_jax.data.batches import VLBatch
-from afmrl_jax.errors import ConfigError
 from afmrl_jax.layout import fit_spec
 from afmrl_jax.model_config import Execution, LoraConfig, QwenVLConfig, require
 from afmrl_jax.models.functional import Architecture, Params
@@ -210,15 +209,23 @@ def estimated(request: Request, config: QwenVLConfig) -> Line:
     return Line("activations, temporaries", amount, "estimate")
 
 
-def lowered(request: Request, architecture: Architecture, mesh: Mesh) -> Any:
-    """The real step of the task, lowered for `mesh` from shapes alone."""
+def lowered(request: Request, architecture: Architecture, mesh: Mesh, batch: Any = None) -> Any:
+    """The real step of the task, lowered for `mesh` from shapes alone.
+
+    Args:
+        request: task, sizes and what learns.
+        architecture: of the model.
+        mesh: of real or simulated devices.
+        batch: shapes with their shardings, where the batch is another than `batch_shapes`.
+    """
     learning, frozen = divide(request, architecture)
 
     def laid(tree: Any, places: Any) -> Any:
         return jax.tree.map(lambda x, s: Struct(x.shape, x.dtype, sharding=s), tree, places)
 
-    batch = batch_shapes(request, architecture.config)
-    batch = laid(batch, _rows_over_data(batch, mesh))
+    if batch is None:
+        batch = batch_shapes(request, architecture.config)
+        batch = laid(batch, _rows_over_data(batch, mesh))
     frozen = laid(frozen, shardings(frozen, mesh))
     if request.task == "generate":
         return jax.jit(partial(_write, architecture, request)).lower(frozen, batch["rows"])
@@ -246,22 +253,6 @@ def _write(
         eos_id=0,
         pad_id=0,
     )
-
-
-def simulate_devices(count: int) -> None:
-    """Let this process compile for `count` CPU devices; before JAX is used for anything else.
-
-    Raises:
-        ConfigError: JAX runs already, with fewer devices.
-    """
-    try:
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError as error:
-        if len(jax.devices()) < count:
-            raise ConfigError(
-                f"a plan for {count} devices must be made before JAX has started"
-            ) from error
 
 
 MOST_SIMULATED = 64
@@ -292,7 +283,7 @@ def make_plan(request: Request, *, compile_step: bool = True) -> Plan:
     Args:
         request: model, task and mesh.
         compile_step: ask XLA for the temporaries, half a minute for a published size. Needs as
-            many CPU devices as the mesh has, see `simulate_devices`; with fewer the formula counts.
+            many CPU devices as the mesh has, see `parallel.mesh`; with fewer the formula counts.
     """
     architecture = request.architecture()
     lines = exact_lines(request, architecture)

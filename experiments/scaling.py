@@ -26,7 +26,8 @@ from sweep.programs import Case, exchanged
 
 from afmrl_jax.files import read_json, write_json, write_text
 from afmrl_jax.machine import machine
-from afmrl_jax.planning import Request, simulate_devices
+from afmrl_jax.parallel.mesh import simulate_devices
+from afmrl_jax.planning import Request
 from afmrl_jax.progress import say
 from afmrl_jax.runtime import reported
 

@@ -47,7 +47,7 @@ from afmrl_jax.errors import AfmrlError, ConfigError
 from afmrl_jax.files import read_lines, write_json, write_text
 from afmrl_jax.machine import machine
 from afmrl_jax.models.presets import preset
-from afmrl_jax.planning import simulate_devices
+from afmrl_jax.parallel.mesh import simulate_devices
 from afmrl_jax.progress import say
 from afmrl_jax.runtime import reported
 

@@ -25,7 +25,7 @@ def example(catalogue: Catalogue, folder: Path, seed: int = 0) -> tuple[Path, Li
     """
     listings = catalogue.subset("test").listings
     listing = listings[int(np.random.default_rng(seed).integers(len(listings)))]
-    picture = decode(listing.read_image_bytes()).convert("RGB")
+    picture = decode(listing.read_image_bytes())
     file = io.BytesIO()
     picture.save(file, "PNG")
     return _write(folder, f"{listing.listing_id}.png", file.getvalue()), listing

@@ -54,3 +54,19 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
         axis_types=(AxisType.Auto,) * len(AXES),
         devices=devices[: data * model],
     )
+
+
+def simulate_devices(count: int) -> None:
+    """Let this process compile for `count` CPU devices; before JAX is used for anything else.
+
+    Raises:
+        ConfigError: JAX runs already, with fewer devices.
+    """
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError as error:
+        if len(jax.devices()) < count:
+            raise ConfigError(
+                f"a mesh of {count} simulated devices must be asked for before JAX has started"
+            ) from error

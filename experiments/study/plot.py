@@ -5,14 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from afmrl_jax.files import atomic_path
-
-INK, SOFT, LINE, SERIES = "#1b2126", "#56616b", "#dcdfdc", ("#1f6f9c", "#b4531a")
-"""Those of the report's light page."""
+from drawing import INK, SERIES, SOFT, drawn, plain
 
 
 def draw_study(result: dict[str, Any], path: Path) -> None:
@@ -20,11 +13,9 @@ def draw_study(result: dict[str, Any], path: Path) -> None:
     rows = list(result["variations"].values())
     count = len(result["seeds"])
     seeds = "1 seed" if count == 1 else f"{count} seeds"
-    with matplotlib.rc_context({"font.size": 9.0}):
-        figure = Figure(figsize=(8.4, 0.8 + 0.36 * len(rows)), layout="constrained", dpi=150)
-        FigureCanvasAgg(figure)
+    with drawn(path, (8.4, 0.8 + 0.36 * len(rows))) as figure:
         panels = figure.subplots(1, 2, sharey=True)
-        for axes, metric, colour in zip(panels, ("R@1", "R@5"), SERIES, strict=True):
+        for axes, metric, colour in zip(panels, ("R@1", "R@5"), SERIES[:2], strict=True):
             for place, row in enumerate(rows):
                 found = row["difference"][metric]
                 if "low" in found:
@@ -43,13 +34,7 @@ def draw_study(result: dict[str, Any], path: Path) -> None:
                 )
             axes.axvline(0.0, color=INK, linewidth=0.9, zorder=0)
             axes.set_xlabel(f"{metric}, points above infonce", color=SOFT)
-            axes.tick_params(colors=SOFT, length=3)
-            axes.grid(color=LINE, linewidth=0.7, axis="x")
-            axes.set_axisbelow(True)
-            for side in ("top", "right"):
-                axes.spines[side].set_visible(False)
-            for side in ("left", "bottom"):
-                axes.spines[side].set_color(LINE)
+            plain(axes, "x")
         labels = [row["settings"]["label"] for row in rows]
         panels[0].set_yticks(range(len(rows)), labels, color=INK)
         panels[0].invert_yaxis()
@@ -58,5 +43,3 @@ def draw_study(result: dict[str, Any], path: Path) -> None:
             color=SOFT,
             fontsize=9,
         )
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png")

@@ -5,12 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from afmrl_jax.files import atomic_path
-from study.plot import INK, LINE, SERIES, SOFT
+from drawing import INK, SERIES, SOFT, drawn, plain
 
 
 def _curve(axes: Any, lines: list[dict[str, Any]], name: str, **style: Any) -> None:
@@ -21,9 +16,7 @@ def _curve(axes: Any, lines: list[dict[str, Any]], name: str, **style: Any) -> N
 
 def draw_rar_study(result: dict[str, Any], path: Path) -> None:
     """Held-out reward and length of every seed, of the long run and of the collapse; memory."""
-    with matplotlib.rc_context({"font.size": 9.0}):
-        figure = Figure(figsize=(9.6, 5.2), layout="constrained", dpi=150)
-        FigureCanvasAgg(figure)
+    with drawn(path, (9.6, 5.2)) as figure:
         panels = figure.subplots(2, 3)
         every = [x["lines"] for x in result["seeds"].values()]
         long = result.get("long", {}).get("lines", [])
@@ -41,13 +34,7 @@ def draw_rar_study(result: dict[str, Any], path: Path) -> None:
                 _curve(axes, lines, name, color=colour, alpha=0.8)
             axes.set_title(title, color=INK, fontsize=9, loc="left")
             axes.set_xlabel("step", color=SOFT)
-            axes.tick_params(colors=SOFT, length=3)
-            axes.grid(color=LINE, linewidth=0.7)
-            axes.set_axisbelow(True)
-            for side in ("top", "right"):
-                axes.spines[side].set_visible(False)
+            plain(axes)
         panels[1, 2].set_ylim(bottom=0)
         for alarm in result.get("collapse", {}).get("alarms", []):
             panels[1, 1].axvline(alarm["step"], color=INK, linewidth=0.9, linestyle=":")
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png")

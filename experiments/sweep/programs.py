@@ -25,10 +25,7 @@ from afmrl_jax.layout import fit_spec
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.parallel.collectives import Collective, bytes_by_axis, collectives
 from afmrl_jax.parallel.mesh import make_mesh
-from afmrl_jax.parallel.sharding import shardings
-from afmrl_jax.planning import SETTINGS, Request, batch_shapes, divide, lowered
-from afmrl_jax.training.agcl import make_agcl_step
-from afmrl_jax.training.state import initial_state, make_optimiser
+from afmrl_jax.planning import Request, batch_shapes, lowered
 
 Struct = jax.ShapeDtypeStruct
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -82,16 +79,7 @@ def chunked(request: Request, architecture: Architecture, mesh: Mesh, chunks: in
     products = _laid(flat["products"], mesh, P("data"), sizes)
     place = _laid(rows.visual_start, mesh, P("data"), sizes)
     batch = {"rows": Chunks((texts,), (pictures,), None, place), "products": products}
-
-    def table(tree: Any) -> Any:
-        places = shardings(tree, mesh)
-        return jax.tree.map(lambda x, s: Struct(x.shape, x.dtype, sharding=s), tree, places)
-
-    learning, frozen = divide(request, architecture)
-    optimiser = make_optimiser(SETTINGS.agcl.optimiser, 1)
-    state = jax.eval_shape(lambda p: initial_state(p, optimiser), learning)
-    step: Any = make_agcl_step(architecture, SETTINGS.agcl, None, optimiser)
-    return step.lower(table(frozen), table(state), batch, jax.eval_shape(lambda: jax.random.key(0)))
+    return lowered(request, architecture, mesh, batch)
 
 
 def _laid(x: Struct, mesh: Mesh, spec: P, sizes: dict[str, int]) -> Struct:

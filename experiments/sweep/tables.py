@@ -5,14 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from drawing import INK, SERIES, SOFT, drawn, plain
 
-from afmrl_jax.files import atomic_path
-
-INK, SOFT, LINE = "#1b2126", "#56616b", "#dcdfdc"
-SERIES = ("#1f6f9c", "#b4531a", "#4f7a28", "#7b4fa3", "#a8336b", "#6b6b6b")
 MARKS = "osD^vP"
 Row = dict[str, Any]
 MEASURED = "best product of two matrices measured in this run"
@@ -99,16 +93,11 @@ def draw(rows: list[Row], path: Path, note: str) -> None:
     """Listings a second and utilisation by batch, a line for each set of other settings."""
     done = [x for x in rows if x["status"] == "done"]
     tasks = sorted({x["cell"]["task"] for x in done})
-    with matplotlib.rc_context({"font.size": 8.5}):
-        size = (9.6, 0.9 + 2.3 * max(1, len(tasks)))
-        figure = Figure(figsize=size, layout="constrained", dpi=150)
-        FigureCanvasAgg(figure)
+    with drawn(path, (9.6, 0.9 + 2.3 * max(1, len(tasks))), font=8.5) as figure:
         grid = figure.subplots(max(1, len(tasks)), 2, squeeze=False, sharex="row")
         for panels, task in zip(grid, tasks, strict=False):
             _draw_task(panels, task, [x for x in done if x["cell"]["task"] == task])
         figure.suptitle(note, color=SOFT, fontsize=8)
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png")
 
 
 def _name(own: dict[str, Any], shown: list[str]) -> str:
@@ -155,10 +144,4 @@ def _draw_task(panels: Any, task: str, rows: list[Row]) -> None:
         axes.set_xlabel("batch of the whole mesh", color=SOFT)
         axes.margins(x=0.08, y=0.14)
         axes.set_ylim(bottom=0)
-        axes.tick_params(colors=SOFT, length=3)
-        axes.grid(color=LINE, linewidth=0.7)
-        axes.set_axisbelow(True)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        for side in ("left", "bottom"):
-            axes.spines[side].set_color(LINE)
+        plain(axes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import jax
@@ -95,8 +95,7 @@ class Work:
         if self._cell.task == "rar":
             return self._compile_rar(frozen, state, batch)
         if self._cell.task == "agcl":
-            texts = {x.listing_id: t for x, t in zip(self._listings, self._texts, strict=True)}
-            _, statistics = term_statistics(self._builder, texts)
+            _, statistics = self._terms
             step = make_agcl_step(self.architecture, self._agcl, statistics, self._optimiser)
         else:
             step = make_distill_step(self.architecture, self._distill, self._optimiser)
@@ -202,6 +201,15 @@ class Work:
             (learning if own else frozen)[name] = make(key)
         return learning, frozen
 
+    @cached_property
+    def _by_listing(self) -> dict[str, str]:
+        return {x.listing_id: t for x, t in zip(self._listings, self._texts, strict=True)}
+
+    @cached_property
+    def _terms(self) -> tuple[Any, Any]:
+        """Vocabulary and statistics of the lists' terms."""
+        return term_statistics(self._builder, self._by_listing)
+
     def _rows(self) -> RowBuilder:
         cell, vision = self._cell, preset(self._cell.model).vision
         side = vision.patch_size * vision.merge_size
@@ -226,8 +234,7 @@ class Work:
     def _make_source(self) -> Any:
         cell, builder = self._cell, self._builder
         if cell.task == "agcl":
-            texts = {x.listing_id: t for x, t in zip(self._listings, self._texts, strict=True)}
-            vocabulary, _ = term_statistics(builder, texts)
+            texts, (vocabulary, _) = self._by_listing, self._terms
             source: Any = contrastive_source(
                 builder, self._agcl, 0, attributes=texts, read=texts, vocabulary=vocabulary
             )
