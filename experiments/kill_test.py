@@ -161,7 +161,8 @@ def main(settings: KillTest) -> None:
             whole, rng = wholes[case.processes], np.random.default_rng([settings.seed, len(found)])
             # A stage that resumes is faster than the first time: its programs are compiled
             # already. So one that got away is tried again with an earlier moment.
-            earlier = [x for x in found if asdict(case).items() <= x.items()]
+            alike = (case.stage, case.processes)
+            earlier = [x for x in found if (x["stage"], x["processes"]) == alike]
             away = sum(x["finished_before"] for x in earlier)
             seconds = 0.6**away * read_json(whole / case.stage / "DONE.json")["seconds"]
             moment = float(rng.uniform(0.05, 0.8)) * seconds
