@@ -16,7 +16,9 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +66,11 @@ def start(run: Path, count: int) -> LocalJob:
         settings += [f"--{stage}.steps", str(number)]
     command = [sys.executable, str(HERE / "demo.py"), "--fast", "--out", str(run), *settings]
     return LocalJob(command, run.with_name(f"{run.name}-logs"), count, devices=2)
+
+
+def all_finished(run: Path, stages: Sequence[str]) -> bool:
+    """Whether several stages are."""
+    return all(finished(run, x) for x in stages)
 
 
 def checkpoints(folder: Path) -> list[int]:
@@ -145,11 +152,10 @@ def main(settings: KillTest) -> None:
     """All cases in turn; exit status 1 where any weights differ."""
     wholes = {count: settings.out / f"whole-{count}" for count in settings.processes}
     for count, whole in wholes.items():
-        if not all(finished(whole, x) for x in settings.stages):
+        ended = partial(all_finished, whole, settings.stages)
+        if not ended():
             job = start(whole, count)
-            job.until(
-                lambda whole=whole: all(finished(whole, x) for x in settings.stages), "the end"
-            )
+            job.until(ended, f"the end of {whole}")
             job.end()
     cases = [
         Case(stage, name, count)
