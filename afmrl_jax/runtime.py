@@ -18,7 +18,7 @@ from afmrl_jax.errors import AfmrlError
 from afmrl_jax.files import is_disk_full
 from afmrl_jax.preemption import STATUS, Preempted, watch
 from afmrl_jax.processes import ClusterConfig, connect, lost_after, several
-from afmrl_jax.storage import keep_all, working_copy
+from afmrl_jax.storage import keep_all, working_copy, working_folder
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 LOST = ("Gloo", "gloo", "Connection", "UNAVAILABLE", "heartbeat", "NCCL")
@@ -52,9 +52,9 @@ def open_run(run: Path, cluster: ClusterConfig | None = None) -> Path:
         The folder to work in.
     """
     _prepare(cluster)
-    folder = working_copy(run)
-    _keep_programs(folder.absolute().parent / CACHE)
-    return folder
+    # First of all, for what several processes say to each other is compiled too.
+    _keep_programs(working_folder(run).absolute().parent / CACHE)
+    return working_copy(run)
 
 
 def _prepare(cluster: ClusterConfig | None) -> None:

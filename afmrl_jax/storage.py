@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import atomic_path, is_local, place, read_json, write_json
+from afmrl_jax.files import REMOTE, atomic_path, place, read_json, write_json
 from afmrl_jax.processes import first_does, is_first
 from afmrl_jax.progress import Progress, say
 
@@ -36,23 +36,29 @@ BLOCK = 1 << 24
 _COPIES: dict[Path, WorkingCopy] = {}
 
 
-def working_copy(run: Path | str) -> Path:
-    """The folder to work in: a local run directory itself, else its copy, as new as its home.
+def working_folder(run: Path | str) -> Path:
+    """The folder to work in: a local run directory itself, else that of its working copy.
 
-    All processes of a job must ask. The copies are below `AFMRL_WORK`, or the user's cache folder.
+    The copies are below `AFMRL_WORK`, or the user's cache folder.
+    """
+    remote = REMOTE.fullmatch(os.fspath(run))
+    if remote is None:
+        return Path(run)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "afmrl_jax" / "runs"
+    return Path(os.environ.get(WORK) or cache) / remote[1] / remote[2]
+
+
+def working_copy(run: Path | str) -> Path:
+    """`working_folder`, as new as the run's home; all processes of a job must ask.
 
     Raises:
-        ConfigError: what reads such paths is not installed.
-        RunError: the home cannot be reached.
+        ConfigError: what reads such paths is not installed, or the home cannot be reached.
+        RunError: it cannot be reached any more.
     """
-    if is_local(Path(run)):
-        return Path(run)
-    home = place(run)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "afmrl_jax" / "runs"
-    scheme, _, path = os.fspath(home).partition("://")
-    folder = Path(os.environ.get(WORK) or cache) / scheme / path
-    copy = _COPIES.setdefault(folder.absolute(), WorkingCopy(home, folder))
-    first_does(copy.bring, f"bringing {home}")
+    folder = working_folder(run)
+    if folder != Path(run):
+        copy = _COPIES.setdefault(folder.absolute(), WorkingCopy(place(run), folder))
+        first_does(copy.bring, f"bringing {copy.home}")
     return folder
 
 
