@@ -26,13 +26,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tyro
-from benchmarks.record import versions
+from benchmarks.record import write_record
 from run_copies import copy_up_to, finished
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import read_json, write_json
 from afmrl_jax.local_job import LocalJob
-from afmrl_jax.machine import machine
 from afmrl_jax.preemption import STATUS
 from afmrl_jax.progress import Progress, say
 from afmrl_jax.runtime import reported
@@ -182,8 +181,7 @@ def main(settings: KillTest) -> None:
             write_json(done_before, found)
             progress.update(figures(found)["signals"])
     total = figures(found)
-    record = {"machine": machine(), "versions": versions(), "figures": total, "details": found}
-    write_json(settings.result, record)
+    write_record(settings.result, "kill_test", total, found)
     print(total)
     print(settings.result)
     if total["equal"] != total["signals"] or total["damaged_checkpoints"]:

@@ -27,14 +27,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
-from benchmarks.record import versions
+from benchmarks.record import write_record
 from PIL import Image, ImageDraw
 
 from afmrl_jax.data.catalogue import load_catalogue
 from afmrl_jax.data.records import Catalogue
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import read_json, write_json
-from afmrl_jax.machine import machine
+from afmrl_jax.files import read_json
 from afmrl_jax.progress import Progress, say
 from afmrl_jax.runtime import reported
 from afmrl_jax.systems import FinishedRun
@@ -192,8 +191,7 @@ def main(settings: Settings) -> None:
         "peak_memory_gb": max(x["peak_memory_gb"] for x in details),
         "catalogue_bytes": path.stat().st_size,
     }
-    record = {"machine": machine(), "versions": versions(), "figures": figures, "details": details}
-    write_json(settings.result, record)
+    write_record(settings.result, "large_catalogue", figures, details)
     print(figures)
     print(settings.result)
 

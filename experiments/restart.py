@@ -20,12 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from benchmarks.record import ratios, spread, versions
+from benchmarks.record import ratios, spread, write_record
 from run_copies import copy_up_to, finished
 
-from afmrl_jax.files import write_json
 from afmrl_jax.local_job import LocalJob
-from afmrl_jax.machine import machine
 from afmrl_jax.progress import Progress
 from afmrl_jax.runtime import CACHE, reported
 
@@ -106,8 +104,7 @@ def main(settings: Restart) -> None:
                     "speedup": ratio,
                 }
             )
-    record = {"machine": machine(), "versions": versions(), "figures": figures, "details": details}
-    write_json(settings.result, record)
+    write_record(settings.result, "restart", figures, details)
     print(figures)
     print(settings.result)
 

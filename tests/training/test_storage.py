@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -41,6 +42,21 @@ def write(folder, **contents):
         path = folder / name.replace("__", "/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+
+
+@contextmanager
+def cut_off_at(name, monkeypatch):
+    """The process dies when it comes to a file of this name."""
+    plain = storage._copy
+
+    def cut(source, target):
+        if source.name == name:
+            raise KeyboardInterrupt
+        plain(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_copy", cut)
+        yield
 
 
 def test_a_local_run_is_worked_on_in_its_place(tmp_path):
@@ -101,21 +117,12 @@ def test_what_was_not_finished_at_home_is_not_brought(bucket, machine, monkeypat
     write(folder, a="1")
     keep(folder)
     write(folder, b="2", c="3")
-    plain = storage._copy
-
-    def cut(source, target):
-        if source.name == "c":
-            raise KeyboardInterrupt
-        plain(source, target)
-
-    monkeypatch.setattr(storage, "_copy", cut)
-    with pytest.raises(KeyboardInterrupt):
+    with cut_off_at("c", monkeypatch), pytest.raises(KeyboardInterrupt):
         keep(folder)
     assert bucket.exists(f"{HOME}/b")
     machine("second")
     assert files(working_copy(HOME)) == {"a": b"1"}
     machine("first")
-    monkeypatch.setattr(storage, "_copy", plain)
     keep(working_copy(HOME))
     machine("third")
     assert files(working_copy(HOME)).keys() == {"a", "b", "c"}
@@ -126,17 +133,8 @@ def test_a_bringing_that_was_cut_off_begins_again(bucket, machine, monkeypatch):
     write(folder, a="1", b="2")
     keep(folder)
     machine("second")
-    plain = storage._copy
-
-    def cut(source, target):
-        if source.name == "b":
-            raise KeyboardInterrupt
-        plain(source, target)
-
-    monkeypatch.setattr(storage, "_copy", cut)
-    with pytest.raises(KeyboardInterrupt):
+    with cut_off_at("b", monkeypatch), pytest.raises(KeyboardInterrupt):
         working_copy(HOME)
-    monkeypatch.setattr(storage, "_copy", plain)
     assert files(working_copy(HOME)) == {"a": b"1", "b": b"2"}
 
 
