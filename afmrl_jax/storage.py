@@ -30,7 +30,11 @@ KNOWN = ".home.json"
 """In a working copy: what of it is at home, and as of which of its states."""
 STATE = "afmrl_state.json"
 """At home: the files that belong to the run; written last, so others there are not finished."""
+BRINGING = "bringing"
+"""Stands for a state while it is not here yet."""
 TRIES = 4
+WORTH_A_WORD = 10.0
+"""Seconds that sending takes, from which on the user is told."""
 BLOCK = 1 << 24
 
 _COPIES: dict[Path, WorkingCopy] = {}
@@ -88,17 +92,20 @@ class WorkingCopy:
         self.folder = folder
 
     def bring(self) -> None:
-        """Make this folder what is at home, unless it is that, or ahead of it, already."""
-        there = self._there()
-        known = self._known()
+        """Make this folder what is at home, unless it is that, or ahead of it, already.
+
+        Where both have changed, home counts, and the folder is moved aside.
+        """
+        there, known = self._there(), self._known()
         if there is None or there["state"] == known["state"]:
             return
+        here, before = self._here(), known["files"]
+        if known["state"] != BRINGING and _changed(before, here):
+            here, before = self._put_aside(), {}
         wanted: dict[str, Any] = there["files"]
-        here = self._here()
-        same = {x for x in wanted if known["files"].get(x, {}).get("sent") == wanted[x]["sent"]}
-        same = {x for x in same if here.get(x) == known["files"][x]["stamp"]}
-        # From here on until all is there, this folder is of no known state.
-        (self.folder / KNOWN).unlink(missing_ok=True)
+        same = {x for x in wanted if before.get(x, {}).get("sent") == wanted[x]["sent"]}
+        # Until all is there.
+        write_json(self.folder / KNOWN, {"state": BRINGING, "files": {}})
         for name in here.keys() - wanted.keys():
             (self.folder / name).unlink()
             _remove_empty((self.folder / name).parent, self.folder)
@@ -114,18 +121,18 @@ class WorkingCopy:
 
     def take_home(self) -> None:
         """Send what has changed since it was sent last."""
+        began = time.monotonic()
         known, here = self._known(), self._here()
         before = known["files"]
-        changed = [x for x in here if before.get(x, {}).get("stamp") != here[x]]
-        gone = before.keys() - here.keys()
+        changed, gone = _changed(before, here), before.keys() - here.keys()
         if not changed and not gone:
             return
         there = self._there()
         if there is not None and there["state"] != known["state"]:
             raise RunError(
                 f"{self.home} has been changed by another job since this one began; see that only "
-                f"one works on it, then start the same command again. What is only here is in "
-                f"{self.folder}: move it away to keep it"
+                f"one works on it, then start the same command again: it goes on from there, and "
+                f"puts {self.folder} aside"
             )
         state = secrets.token_hex(8)
         # What says that something is finished goes last.
@@ -143,6 +150,22 @@ class WorkingCopy:
         write_json(self.folder / KNOWN, {"state": state, "files": files})
         for name in gone:
             self._tried(partial((self.home / name).unlink, missing_ok=True), name)
+        seconds = time.monotonic() - began
+        if seconds > WORTH_A_WORD:
+            amount = sum(here[x][0] for x in changed) / 1e6
+            say(f"{self.home}: {len(changed)} files ({amount:,.0f} MB) sent in {seconds:.0f} s")
+
+    def _put_aside(self) -> dict[str, list[int]]:
+        """Move what was never sent to where it is not lost; what is here now: nothing."""
+        number = 1
+        while (aside := self.folder.with_name(f"{self.folder.name}.unsent-{number}")).exists():
+            number += 1
+        self.folder.rename(aside)
+        say(
+            f"warning: {self.home} was changed from elsewhere, and {self.folder} holds what was "
+            f"never sent there; that is moved to {aside}"
+        )
+        return {}
 
     def _there(self) -> dict[str, Any] | None:
         path = self.home / STATE
@@ -187,6 +210,11 @@ class WorkingCopy:
                         f"in {self.folder}, and the same command goes on from there"
                     ) from error
                 time.sleep(2**number)
+
+
+def _changed(before: dict[str, Any], here: dict[str, list[int]]) -> list[str]:
+    """The files that are not as they were when they were sent or brought."""
+    return [x for x in here if before.get(x, {}).get("stamp") != here[x]]
 
 
 def _passing(name: str) -> bool:

@@ -151,6 +151,10 @@ def test_two_jobs_with_one_home_do_not_mix(bucket, machine):
     write(first, b="by the first")
     with pytest.raises(RunError, match="changed by another job"):
         keep(first)
+    # The next start goes on from there, and nothing is lost here.
+    machine("first")
+    assert files(working_copy(HOME)) == {"a": b"by the second"}
+    assert files(first.with_name("a.unsent-1")) == {"a": b"1", "b": b"by the first"}
 
 
 def test_a_home_that_cannot_be_reached_is_named(bucket, machine, monkeypatch):
