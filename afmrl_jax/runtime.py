@@ -68,7 +68,8 @@ def _keep_programs(default: Path) -> None:
     folder = os.environ.get(CACHE_VARIABLE, str(default))
     if folder:
         jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        # Small programs too: a start has dozens, and compiling them takes a second.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @contextmanager
