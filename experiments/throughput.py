@@ -205,8 +205,10 @@ class Sweep:
         write_json(self.results / f"{self.name}.json", record)
         write_text(self.results / f"{self.name}.md", markdown(rows))
         if any(x["status"] == "done" for x in rows):
-            device = where["machine"]["device"]
-            draw(rows, self.plots / f"{self.name}.png", f"{device}. {self.note}".strip())
+            found = where["machine"]
+            cores = f"{found['processor']}, {found['cores']} cores"
+            device = cores if found["device"].startswith("cpu") else found["device"]
+            draw(rows, self.plots / f"{self.name}.png", f"{device}. {self.note}".strip(" ."))
 
 
 def main() -> None:

@@ -135,7 +135,8 @@ def _draw_task(panels: Any, task: str, rows: list[Row]) -> None:
         f"{task}: {'lists' if 'roll' in rate else 'listings'} a second", color=SOFT
     )
     panels[1].set_ylabel("MFU, %", color=SOFT)
-    panels[0].legend(fontsize=6.5, frameon=False, labelcolor=INK, loc="upper left")
+    # Rates start at 0 and are far from it, so there is room below.
+    panels[0].legend(fontsize=6.5, frameon=False, labelcolor=INK, loc="lower center", ncols=2)
     for axes in panels:
         axes.set_xscale("log", base=2)
         ticks = sorted({x["cell"]["batch_size"] for x in rows})
