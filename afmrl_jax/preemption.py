@@ -52,12 +52,18 @@ def watch() -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Work inside asks `reached` at moments that suit it, and is not interrupted elsewhere."""
+    """Work inside asks `reached` at moments that suit it, and is not interrupted elsewhere.
+
+    Raises:
+        Preempted: the signal came after it had asked for the last time.
+    """
     _notice.deferred += 1
     try:
         yield
     finally:
         _notice.deferred -= 1
+    if _notice.came and not _notice.deferred:
+        raise Preempted
 
 
 def reached() -> bool:

@@ -13,6 +13,7 @@ from afmrl_jax.config import PLACEMENT, RunConfig
 from afmrl_jax.config_json import fingerprint, to_dict
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import file_hash, read_json, write_json
+from afmrl_jax.preemption import Preempted, reached
 from afmrl_jax.processes import agree, check_shared, first_does, is_first
 from afmrl_jax.progress import say
 from afmrl_jax.storage import keep
@@ -87,6 +88,10 @@ class Run:
 
         Returns:
             The stage's folder.
+
+        Raises:
+            RunError: it was begun with other inputs.
+            Preempted: SIGTERM came during what was done before.
         """
         folder = self.folder / name
         done = folder / "DONE.json"
@@ -101,6 +106,8 @@ class Run:
                 )
         if agree(done.is_file()):
             return folder
+        if reached():
+            raise Preempted
         self.did_something = True
         write_json(begun, current)
         started = time.monotonic()

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from afmrl_jax import preemption
 from afmrl_jax.config import GuardConfig, KeptCheckpoints
 from afmrl_jax.data.batches import VLBatch
 from afmrl_jax.errors import RunError
@@ -165,38 +166,39 @@ def test_an_exploding_loss_stops_the_stage(run, tmp_path):
     run([*steady, 50.0, 10.0, 10.0, 10.0], folder="two", guard=GuardConfig(explosion=20.0))
 
 
-def test_sigterm_saves_the_step_and_the_next_start_goes_on(run, tmp_path):
+@pytest.fixture
+def watched():
+    """SIGTERM is caught as in a command."""
     before = signal.getsignal(signal.SIGTERM)
+    watch()
+    yield
+    signal.signal(signal.SIGTERM, before)
+    preemption._notice.came = False
+
+
+def ended_at(number):
+    """A step that SIGTERM meets when it is called for the `number`-th time."""
     seen = []
 
     def ending(state, batch, key):
         seen.append(int(state["step"]))
-        if len(seen) == 4:
+        if len(seen) == number:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(state, batch, key)
 
-    try:
-        watch()
-        with pytest.raises(Preempted):
-            run(VALUES, inner=ending, save_every=100)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        from afmrl_jax import preemption
+    return ending
 
-        preemption._notice.came = False
-    assert saved(tmp_path) == [4]
+
+@pytest.mark.parametrize("number", [4, len(VALUES)])
+def test_sigterm_saves_the_step_and_the_next_start_goes_on(run, tmp_path, watched, number):
+    with pytest.raises(Preempted):
+        run(VALUES, inner=ended_at(number), save_every=100)
+    preemption._notice.came = False
+    assert saved(tmp_path) == [number]
     again = run(VALUES)
     np.testing.assert_array_equal(scale(again), scale(run(VALUES, folder="whole")))
 
 
-def test_sigterm_outside_of_steps_ends_at_once():
-    from afmrl_jax import preemption
-
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        watch()
-        with pytest.raises(Preempted):
-            signal.raise_signal(signal.SIGTERM)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        preemption._notice.came = False
+def test_sigterm_outside_of_steps_ends_at_once(watched):
+    with pytest.raises(Preempted):
+        signal.raise_signal(signal.SIGTERM)
