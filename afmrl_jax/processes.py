@@ -23,7 +23,6 @@ from afmrl_jax.errors import ConfigError, RunError
 
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 MODE = "AFMRL_CLUSTER"
-_LOST_AFTER = 30
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class ClusterConfig:
     """How many there are. Default: JAX_NUM_PROCESSES."""
     process: int | None = None
     """Number of this one, from 0. Default: JAX_PROCESS_ID."""
-    lost_after: int = _LOST_AFTER
+    lost_after: int = 30
     """Seconds of silence after which a process counts as lost, and the others end."""
     connect_within: int = 300
     """Seconds in which all must have started."""
@@ -67,6 +66,9 @@ class ClusterConfig:
             _number(self.processes, COUNT),
             _number(self.process, INDEX),
         )
+
+
+_lost_after = ClusterConfig.lost_after
 
 
 def _number(given: int | None, variable: str) -> int | None:
@@ -138,14 +140,14 @@ def connect(cluster: ClusterConfig | None = None) -> None:
             f"same time, reach the coordinator ({told[0] or 'found by JAX'}) and have different "
             "numbers"
         ) from error
-    global _LOST_AFTER
-    _LOST_AFTER = cluster.lost_after
+    global _lost_after
+    _lost_after = cluster.lost_after
     only_first(jax.process_index() == 0)
 
 
 def lost_after() -> int:
     """Seconds of silence after which a process of this job counts as lost."""
-    return _LOST_AFTER
+    return _lost_after
 
 
 def only_first(is_first: bool) -> None:
