@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -61,6 +62,16 @@ def place(path: Path | str) -> Path:
             "has a network and credentials for it"
         ) from error
     return cast(Path, found)
+
+
+def user_cache() -> Path:
+    """The package's folder among the user's caches."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "afmrl_jax"
+
+
+def unused(name: Callable[[int], Path]) -> Path:
+    """The first path of `name(1)`, `name(2)`, ... at which nothing lies."""
+    return next(path for path in map(name, itertools.count(1)) if not path.exists())
 
 
 def is_local(path: Path) -> bool:

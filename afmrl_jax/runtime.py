@@ -15,7 +15,7 @@ import jax
 
 from afmrl_jax.compiling import compiling
 from afmrl_jax.errors import AfmrlError
-from afmrl_jax.files import is_disk_full
+from afmrl_jax.files import is_disk_full, user_cache
 from afmrl_jax.preemption import STATUS, Preempted, watch
 from afmrl_jax.processes import ClusterConfig, connect, lost_after, several
 from afmrl_jax.storage import keep_all, working_copy, working_folder
@@ -33,8 +33,7 @@ def set_up() -> None:
     See `open_run`.
     """
     _prepare(None)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    _keep_programs(cache / "afmrl_jax")
+    _keep_programs(user_cache())
 
 
 def open_run(run: Path, cluster: ClusterConfig | None = None) -> Path:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import REMOTE, atomic_path, place, read_json, write_json
+from afmrl_jax.files import REMOTE, atomic_path, place, read_json, unused, user_cache, write_json
 from afmrl_jax.processes import first_does, is_first
 from afmrl_jax.progress import Progress, say
 
@@ -48,8 +48,7 @@ def working_folder(run: Path | str) -> Path:
     remote = REMOTE.fullmatch(os.fspath(run))
     if remote is None:
         return Path(run)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "afmrl_jax" / "runs"
-    return Path(os.environ.get(WORK) or cache) / remote[1] / remote[2]
+    return Path(os.environ.get(WORK) or user_cache() / "runs") / remote[1] / remote[2]
 
 
 def working_copy(run: Path | str) -> Path:
@@ -157,9 +156,7 @@ class WorkingCopy:
 
     def _put_aside(self) -> dict[str, list[int]]:
         """Move what was never sent to where it is not lost; what is here now: nothing."""
-        number = 1
-        while (aside := self.folder.with_name(f"{self.folder.name}.unsent-{number}")).exists():
-            number += 1
+        aside = unused(lambda n: self.folder.with_name(f"{self.folder.name}.unsent-{n}"))
         self.folder.rename(aside)
         say(
             f"warning: {self.home} was changed from elsewhere, and {self.folder} holds what was "
@@ -212,9 +209,9 @@ class WorkingCopy:
                 time.sleep(2**number)
 
 
-def _changed(before: dict[str, Any], here: dict[str, list[int]]) -> list[str]:
+def _changed(before: dict[str, Any], here: dict[str, list[int]]) -> set[str]:
     """The files that are not as they were when they were sent or brought."""
-    return [x for x in here if before.get(x, {}).get("stamp") != here[x]]
+    return {x for x in here if before.get(x, {}).get("stamp") != here[x]}
 
 
 def _passing(name: str) -> bool:

@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from afmrl_jax.config import KeptCheckpoints
-from afmrl_jax.files import disk_full, is_disk_full, read_json, write_json
+from afmrl_jax.files import disk_full, is_disk_full, read_json, unused, write_json
 from afmrl_jax.processes import agree, all_of, is_first, meet
 from afmrl_jax.progress import say
 from afmrl_jax.storage import keep
@@ -109,11 +109,8 @@ class Checkpointer:
             f"moved to {DAMAGED}-{step} beside it, and the one before it is taken"
         )
         if is_first():
-            place = self.folder.with_name(f"{DAMAGED}-{step}")
-            number = 1
-            while place.exists():
-                number += 1
-                place = self.folder.with_name(f"{DAMAGED}-{step}-{number}")
+            name = f"{DAMAGED}-{step}"
+            place = unused(lambda n: self.folder.with_name(name if n == 1 else f"{name}-{n}"))
             (self.folder / str(step)).rename(place)
         meet(f"checkpoint {step} is put aside")
         self._manager.reload()
