@@ -67,7 +67,10 @@ def deferred() -> Iterator[None]:
 
 
 def reached() -> bool:
-    """Whether to save and end here. All processes ask equally often, and hear the same."""
+    """Whether to save and end here. All processes ask equally often, and hear the same.
+
+    Nothing else may ask JAX: it counts by the numbers it is asked with, and these are ours.
+    """
     if not several():
         return _notice.came
     _notice.asked += 1

@@ -23,6 +23,19 @@ DAMAGED = "damaged"
 """First part of the names of folders that hold what could not be read, beside the checkpoints."""
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which does not ask whether the job is to end.
+
+    JAX agrees on a moment by the highest number with which it was asked (`preemption.reached`).
+    Orbax would ask with the number of the step it saves; a moment agreed on by those is one that
+    the training loop, which counts its questions, may never meet.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        del step
+        return False
+
+
 class Checkpointer:
     """The checkpoints of a stage that are kept.
 
@@ -35,7 +48,7 @@ class Checkpointer:
         kept = kept or KeptCheckpoints()
         self.folder = folder.absolute()
         self._sizes = self.folder.with_name("checkpoint_sizes.json")
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=kept.newest,
