@@ -81,7 +81,7 @@ class TorchSide:
             self._load(),
             LoraConfig(
                 r=lora.rank,
-                lora_alpha=lora.alpha,  # type: ignore[arg-type]
+                lora_alpha=lora.alpha,
                 # The decoder's maps; some of the vision tower's have the same names.
                 target_modules=rf"model\.language_model\..*\.({'|'.join(lora.targets)})",
             ),
