@@ -15,6 +15,8 @@ REQUIRED = ("listing_id", "product_id", "title", "image")
 OPTIONAL_TEXT = (
     "category", "oracle", "seller", "split", "family_id", "duplicate_of", "duplicate_group", "role",
 )  # fmt: skip
+_SEPARATORS = str.maketrans({";": ",", ":": " ", "\n": " "})
+"""What separates attributes in a list, and what stands for it inside of one."""
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:
@@ -99,8 +101,7 @@ def _attributes(value: Any) -> dict[str, str] | None:
     for key, content in value.items():
         if content is None or not str(content).strip():
             continue
-        clean = {";": ",", ":": " ", "\n": " "}
-        text = ["".join(clean.get(c, c) for c in str(part)).strip() for part in (key, content)]
+        text = [str(part).translate(_SEPARATORS).strip() for part in (key, content)]
         if not all(text):
             raise CatalogueError("'attributes' has an empty key; name every attribute")
         out[text[0].lower()] = text[1]
