@@ -7,6 +7,10 @@ workers. No JAX here: Grain's worker processes import this module.
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -237,5 +241,26 @@ def iterate(source: Any, *, workers: int = 0, begin: int = 0, end: int | None = 
         drawn = drawn.slice(slice(begin, end))
     dataset = drawn.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
     if workers:
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_as_worker)
     return iter(dataset)
+
+
+def _as_worker(number: int, count: int) -> None:
+    """What a process that reads does first.
+
+    Schedulers and terminals signal all processes of a job, and the step at which it ends still
+    wants its batch; so a reading process ends when it is told so by its reader, or when that is
+    gone, in whichever way.
+    """
+    del number, count
+    for asked in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(asked, signal.SIG_IGN)
+    threading.Thread(target=_end_with_reader, daemon=True).start()
+
+
+def _end_with_reader() -> None:
+    reader = multiprocessing.parent_process()
+    assert reader is not None
+    reader.join()
+    os._exit(1)

@@ -150,6 +150,7 @@ class _Loop:
         self._stop = stop
         self._checkpointer = checkpointer
         self._log: MetricsLog | None = None
+        self._iterator: Any = None
         self._shapes, self._padding, self._bad_pictures = ShapeCounter(), _Padding(), 0
         self._watchdog = Watchdog(config.name, config.guard.stall_after)
         self._losses = LossGuard(config.guard.explosion)
@@ -170,15 +171,14 @@ class _Loop:
         base = jax.random.key(config.seed)
         with Progress(config.name, config.steps, start) as progress:
             watch = _Stopwatch(start, config.name)
-            iterator = None
             for step in range(start, start if ended else config.steps):
                 with watch.waiting():
                     self._watchdog.doing("reading a batch")
                     if self._refresh is not None and step % self._refresh.every == 0:
                         self._refresh.work(state, step)
-                        iterator = None
-                    iterator = iterator or self._batches(step)
-                    batch = self._next(iterator)
+                        self._stop_reading()
+                    self._iterator = self._iterator or self._batches(step)
+                    batch = self._next(self._iterator)
                 self._watchdog.doing("computing")
                 state, metrics = self._step_function(state, batch, jax.random.fold_in(base, step))
                 self._check(state, step)
@@ -213,6 +213,11 @@ class _Loop:
         """Batches from a step on, to the end of its segment where there are segments."""
         end = None if self._refresh is None else self._refresh.end(step)
         return iterate(self._source, workers=self._config.workers, begin=step, end=end)
+
+    def _stop_reading(self) -> None:
+        if self._iterator is not None:
+            self._iterator.close()  # Ends its worker processes, if it has any.
+            self._iterator = None
 
     def _next(self, iterator: Any) -> Any:
         found = next(iterator)
@@ -256,8 +261,9 @@ class _Loop:
         raise stopped(config.name, bad, why, kept, kept_batch)
 
     def close(self) -> None:
-        """Release files and threads."""
+        """Release files, threads and processes."""
         self._watchdog.close()
+        self._stop_reading()
         if self._log is not None:
             self._log.close()
         self._checkpointer.close()
