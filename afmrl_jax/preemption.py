@@ -75,3 +75,13 @@ def reached() -> bool:
         return _notice.came
     _notice.asked += 1
     return multihost_utils.reached_preemption_sync_point(_notice.asked)
+
+
+def heed() -> None:
+    """End here if that was asked for; for work of which nothing but its result is kept.
+
+    Raises:
+        Preempted: SIGTERM came.
+    """
+    if reached():
+        raise Preempted

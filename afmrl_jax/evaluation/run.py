@@ -25,6 +25,7 @@ from afmrl_jax.evaluation.per_query import FOLDER, QueryValues, write_query_valu
 from afmrl_jax.evaluation.tasks import PerQuery, TaskInputs, compare_rows, evaluate_row
 from afmrl_jax.evaluation.truncation import truncation_curve
 from afmrl_jax.files import write_json
+from afmrl_jax.preemption import heed
 from afmrl_jax.progress import say
 from afmrl_jax.retrieval.encode import Encoder
 from afmrl_jax.retrieval.exact import ExactIndex
@@ -172,6 +173,7 @@ def evaluate_subjects(
     values: dict[str, PerQuery] = {}
     last, single = None, None
     for x in subjects:
+        heed()
         say(f"evaluating {x.name}")
         single = SingleViews.of(data, x.encoder, single)
         inputs = embed_views(data, x.encoder, x.test_texts, x.train_texts, single)

@@ -20,8 +20,8 @@ from afmrl_jax.files import disk_full, is_disk_full, read_lines, writes
 from afmrl_jax.models.functional import Architecture, Params, identity
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.parallel.sharding import place, place_batch
-from afmrl_jax.preemption import Preempted, reached
-from afmrl_jax.processes import fetch, meet, several
+from afmrl_jax.preemption import heed
+from afmrl_jax.processes import fetch, meet
 from afmrl_jax.progress import Progress, say
 
 
@@ -141,8 +141,7 @@ def annotate(
                 file.flush()
                 written += len(batch)
                 bar.update(written)
-                if several() and reached():
-                    raise Preempted
+                heed()
     except OSError as error:
         raise (disk_full(out) if is_disk_full(error) else error) from error
     if writes():

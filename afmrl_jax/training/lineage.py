@@ -13,7 +13,7 @@ from afmrl_jax.config import PLACEMENT, RunConfig
 from afmrl_jax.config_json import fingerprint, to_dict
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import file_hash, read_json, write_json
-from afmrl_jax.preemption import Preempted, reached
+from afmrl_jax.preemption import heed
 from afmrl_jax.processes import agree, check_shared, first_does, is_first
 from afmrl_jax.progress import say
 from afmrl_jax.storage import keep
@@ -98,16 +98,18 @@ class Run:
         begun = folder / "inputs.json"
         current = {"inputs": inputs, "fingerprint": fingerprint(inputs)}
         for path in (done, begun):
-            if path.is_file() and read_json(path)["fingerprint"] != current["fingerprint"]:
+            # A process that looks for a file in a shared folder before there is one may go on not
+            # seeing it (NFS remembers that), so only the first looks.
+            there = agree(is_first() and path.is_file())
+            if there and read_json(path)["fingerprint"] != current["fingerprint"]:
                 changed = ", ".join(_differences(read_json(path)["inputs"], inputs))
                 raise RunError(
                     f"{folder} was begun with other inputs ({changed}); choose another --out or "
                     f"delete {folder} to do this stage and those behind it again"
                 )
-        if agree(done.is_file()):
+        if agree(is_first() and done.is_file()):
             return folder
-        if reached():
-            raise Preempted
+        heed()
         self.did_something = True
         write_json(begun, current)
         started = time.monotonic()

@@ -18,6 +18,7 @@ from afmrl_jax.data.visual_cache import CachedPictures, TokenCache, picture_hash
 from afmrl_jax.model_config import ImageConfig
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.parallel.sharding import place_batch
+from afmrl_jax.preemption import Preempted, reached
 from afmrl_jax.processes import fetch, meet
 from afmrl_jax.progress import Progress
 from afmrl_jax.training.row_vectors import TOWER
@@ -107,7 +108,10 @@ def _fill(
                 grid = (picture.grid[0] // merge, picture.grid[1] // merge)
                 ready[key] = (tokens[first : first + grid[0] * grid[1]], grid)
                 size += ready[key][0].nbytes
-            if ready and (size > SHARD_BYTES or begin + PICTURES >= len(names)):
+            leaving = reached()
+            if ready and (size > SHARD_BYTES or begin + PICTURES >= len(names) or leaving):
                 cache.add(ready)
                 ready, size = {}, 0
             progress.update(begin + len(found_here))
+            if leaving:
+                raise Preempted
