@@ -20,7 +20,7 @@ from afmrl_jax.parallel.mesh import simulate_devices
 from afmrl_jax.processes import launched_together
 from afmrl_jax.runtime import reported, set_up
 from afmrl_jax.searching import Query, Searcher
-from afmrl_jax.storage import working_copy
+from afmrl_jax.storage import copy_to_read
 from afmrl_jax.systems import FinishedRun
 
 
@@ -145,13 +145,16 @@ class Report:
     run: Path
     """Run directory."""
     out: Path | None = None
-    """The file to write; report.html in the run without."""
+    """The file to write. Without: report.html in the run, or here where the run lies in object
+    storage, for a job may be working on it."""
 
     def execute(self) -> None:
         """Run the command."""
         from afmrl_jax.reporting.report import build_report  # With matplotlib, which takes seconds.
 
-        print(build_report(working_copy(self.run), self.out))
+        folder = copy_to_read(self.run)
+        here = None if folder == self.run else Path("report.html")
+        print(build_report(folder, self.out or here))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import jax
@@ -17,7 +17,7 @@ from afmrl_jax.compiling import compiling
 from afmrl_jax.errors import AfmrlError
 from afmrl_jax.files import is_disk_full, user_cache
 from afmrl_jax.preemption import STATUS, Preempted, watch
-from afmrl_jax.processes import ClusterConfig, connect, lost_after, several
+from afmrl_jax.processes import ClusterConfig, connect, lost_after, meet, several
 from afmrl_jax.storage import keep_all, working_copy, working_folder
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -81,10 +81,15 @@ def reported() -> Iterator[None]:
     try:
         try:
             yield
-        except (Preempted, KeyboardInterrupt):
-            keep_all()
+        except Preempted:
+            _keep_together()
             raise
-        keep_all()
+        except (AfmrlError, KeyboardInterrupt):
+            # The batch that was to blame, and the like; the error itself matters more.
+            with suppress(AfmrlError):
+                keep_all()
+            raise
+        _keep_together()
     except AfmrlError as error:
         _end(f"error: {error}", 1)
     except KeyboardInterrupt:
@@ -104,6 +109,14 @@ def reported() -> Iterator[None]:
             raise
         traceback.print_exc()
         _end(_told(error), 1)
+
+
+def _keep_together() -> None:
+    """Send what has a home elsewhere. All wait: where the others have ended, JAX ends the first
+    process in the midst of it after five minutes.
+    """
+    keep_all()
+    meet("what was done is at home")
 
 
 def _told(error: Exception) -> str:

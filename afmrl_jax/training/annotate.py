@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,10 @@ from afmrl_jax.parallel.sharding import place, place_batch
 from afmrl_jax.preemption import heed
 from afmrl_jax.processes import fetch, meet
 from afmrl_jax.progress import Progress, say
+from afmrl_jax.storage import keep
+
+KEEP_EVERY = 600.0
+"""Seconds after which what was written goes home, where the run has one elsewhere."""
 
 
 @partial(jax.jit, static_argnums=(0, 3, 4, 5))
@@ -119,7 +124,8 @@ def annotate(
         Attribute text by listing id.
     """
     # Lines of another generator under the same name must not be continued.
-    partial_path = out.with_name(f".{out.name}.{identity(architecture, params)}.partial")
+    # No name of a passing file: what is written goes home with the run.
+    partial_path = out.with_name(f"{out.name}.{identity(architecture, params)}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
     done = _read_partial(partial_path)
     # All have read what a killed run left before the first one goes on with it.
@@ -128,7 +134,7 @@ def annotate(
     batches = write_attributes(
         architecture, params, builder, rest, mesh=mesh, batch_size=batch_size
     )
-    written = 0
+    written, kept_at = 0, time.monotonic()
     try:
         # Of several processes one writes; the others have no file.
         kept = partial_path if writes() else Path(os.devnull)
@@ -141,6 +147,9 @@ def annotate(
                 file.flush()
                 written += len(batch)
                 bar.update(written)
+                if time.monotonic() - kept_at > KEEP_EVERY:
+                    keep(out)
+                    kept_at = time.monotonic()
                 heed()
     except OSError as error:
         raise (disk_full(out) if is_disk_full(error) else error) from error

@@ -17,6 +17,7 @@ from afmrl_jax.preemption import heed
 from afmrl_jax.processes import agree, check_shared, first_does, is_first
 from afmrl_jax.progress import say
 from afmrl_jax.storage import keep
+from afmrl_jax.working_copy import LOCK
 
 
 class Run:
@@ -31,7 +32,7 @@ class Run:
         self.config = config
         self.did_something = False
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder / ".lock").open("w") if is_first() else None
+        self._lock = (folder / LOCK).open("w") if is_first() else None
         try:
             first_does(self._hold, f"taking {folder}")
             check_shared(folder)

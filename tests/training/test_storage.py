@@ -4,14 +4,20 @@ import json
 import shutil
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 
 from afmrl_jax import storage
+from afmrl_jax import working_copy as copies
 from afmrl_jax.errors import RunError
+from afmrl_jax.files import place
 from afmrl_jax.pipeline import Pipeline
-from afmrl_jax.storage import STATE, keep, working_copy
+from afmrl_jax.storage import copy_to_read, keep, keep_all, working_copy
+from afmrl_jax.training import annotate as annotating
 from afmrl_jax.training import loop
+from afmrl_jax.training.lineage import Run
+from afmrl_jax.working_copy import FINISHED, STATE
 
 HOME = "s3://bucket/runs/a"
 
@@ -34,7 +40,7 @@ def names(folder):
 
 
 def files(folder):
-    return {x: (folder / x).read_bytes() for x in names(folder) if not storage._passing(x)}
+    return {x: (folder / x).read_bytes() for x in names(folder) if not copies._passing(x)}
 
 
 def write(folder, **contents):
@@ -47,7 +53,7 @@ def write(folder, **contents):
 @contextmanager
 def cut_off_at(name, monkeypatch):
     """The process dies when it comes to a file of this name."""
-    plain = storage._copy
+    plain = copies._copy
 
     def cut(source, target):
         if source.name == name:
@@ -55,7 +61,7 @@ def cut_off_at(name, monkeypatch):
         plain(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "_copy", cut)
+        patch.setattr(copies, "_copy", cut)
         yield
 
 
@@ -103,13 +109,14 @@ def test_only_what_changed_is_sent_and_brought(bucket, machine, monkeypatch):
     write(folder, a="1", b="2")
     keep(folder)
     moved = []
-    plain = storage._copy
-    monkeypatch.setattr(storage, "_copy", lambda s, t: (moved.append(s.name), plain(s, t)))
+    plain = copies._copy
+    monkeypatch.setattr(copies, "_copy", lambda s, t: (moved.append(s.name), plain(s, t)))
     write(folder, b="33")
     keep(folder)
-    assert [x for x in moved if x in "ab"] == ["b"]
+    assert {x for x in moved if x in "ab"} == {"b"}
+    moved.clear()
     keep(folder)
-    assert [x for x in moved if x in "ab"] == ["b"]
+    assert not moved
 
 
 def test_what_was_not_finished_at_home_is_not_brought(bucket, machine, monkeypatch):
@@ -126,6 +133,96 @@ def test_what_was_not_finished_at_home_is_not_brought(bucket, machine, monkeypat
     keep(working_copy(HOME))
     machine("third")
     assert files(working_copy(HOME)).keys() == {"a", "b", "c"}
+
+
+class Died(BaseException):
+    """The process is gone."""
+
+
+def after(moments, monkeypatch):
+    """The process dies behind so many files, with half of the next one at home, or none of it."""
+    plain, left = copies._copy, iter(range(moments, -1, -1))
+
+    def cut(source, target):
+        if next(left):
+            return plain(source, target)
+        if source.name != f".{STATE}":  # What is as short as that arrives at once.
+            target.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+        raise Died
+
+    monkeypatch.setattr(copies, "_copy", cut)
+
+
+@pytest.mark.parametrize("moments", range(9))
+def test_what_is_at_home_is_whole_whenever_its_job_dies(bucket, machine, monkeypatch, moments):
+    folder = working_copy(HOME)
+    write(folder, log="one line", sizes="long before", a__8__state="x", a__4__state="y")
+    keep(folder)
+    before = files(folder)
+    write(folder, log="one line and another", sizes="short", a__12__state="z", a__DONE="")
+    shutil.rmtree(folder / "a" / "4")
+    now = files(folder)
+    with monkeypatch.context() as patch:
+        after(moments, patch)
+        try:
+            keep(folder)
+        except Died:
+            pass
+        else:
+            assert moments == 8, "more moments there are not"
+    machine("second")
+    found = files(working_copy(HOME))
+    # Two new files, two that replace others, and the state come first.
+    assert found == (before if moments < 5 else now)
+    machine("first")
+    assert files(working_copy(HOME)) == now
+    write(folder, log="one line and another and one more")
+    keep(folder)
+    machine("third")
+    assert files(working_copy(HOME)) == files(folder)
+    assert not list(folder.parent.glob("*unsent*"))
+    assert {x.removeprefix(f"{HOME}/") for x in bucket.find(HOME)} == {STATE, *files(folder)}
+
+
+def test_who_reads_does_not_change_the_home_of_a_run_that_goes_on(bucket, machine, capsys):
+    folder = working_copy(HOME)
+    write(folder, a="1")
+    keep(folder)
+    machine("second")
+    write(copy_to_read(HOME), report="of the reader")
+    state = bucket.cat(f"{HOME}/{STATE}")
+    keep_all()
+    assert "stays in" in capsys.readouterr().err
+    assert bucket.cat(f"{HOME}/{STATE}") == state
+    machine("first")
+    write(working_copy(HOME), **{FINISHED.removesuffix(".json"): "", "b": "2"})
+    (folder / FINISHED).write_text("{}")
+    keep(folder)
+    # What was left is not lost where the run is brought anew.
+    machine("second")
+    here = copy_to_read(HOME)
+    assert "report" not in files(here)
+    assert files(here.with_name("a.unsent-1"))["report"] == b"of the reader"
+    # A finished run has no job, and what is found about it goes home.
+    write(here, found="by the reader")
+    keep_all()
+    machine("third")
+    assert files(copy_to_read(HOME))["found"] == b"by the reader"
+
+
+def test_what_a_job_of_this_machine_works_on_is_read_as_it_is(bucket, machine, tiny_run):
+    folder = working_copy(HOME)
+    write(folder, a="1")
+    keep(folder)
+    machine("elsewhere")
+    write(working_copy(HOME), a="by another")
+    keep_all()
+    machine("first")
+    write(folder, a="not sent yet")
+    run = Run(folder, tiny_run)
+    assert copy_to_read(HOME) == folder
+    assert files(folder)["a"] == b"not sent yet"
+    run.close()
 
 
 def test_a_bringing_that_was_cut_off_begins_again(bucket, machine, monkeypatch):
@@ -147,7 +244,7 @@ def test_two_jobs_with_one_home_do_not_mix(bucket, machine):
     write(second, a="by the second")
     keep(second)
     machine("first")
-    storage._COPIES[first.absolute()] = storage.WorkingCopy(storage.place(HOME), first)
+    storage._COPIES[first.absolute()] = copies.WorkingCopy(place(HOME), first, works=True)
     write(first, b="by the first")
     with pytest.raises(RunError, match="changed by another job"):
         keep(first)
@@ -166,11 +263,35 @@ def test_a_home_that_cannot_be_reached_is_named(bucket, machine, monkeypatch):
         calls.append(target)
         raise ValueError("a library's own kind of error")
 
-    monkeypatch.setattr(storage, "_copy", broken)
+    monkeypatch.setattr(copies, "_copy", broken)
     with pytest.raises(RunError, match=r"runs/a/a cannot be reached \(a library's own.*goes on"):
         keep(folder)
-    assert len(calls) == storage.TRIES
+    assert len(calls) == copies.TRIES
     assert files(folder) == {"a": b"1"}
+
+
+def test_lists_that_were_written_go_home_before_all_are(
+    bucket, machine, badge_listings, monkeypatch
+):
+    asked = []
+
+    def three(architecture, params, builder, indices, **_):
+        asked.append([*indices])
+        for index in indices[:3]:
+            yield [(index, "color: red", False)]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(annotating, "identity", lambda *_: "same")
+    monkeypatch.setattr(annotating, "write_attributes", three)
+    for name in ("first", "second"):
+        machine(name)
+        out = working_copy(HOME) / "annotate" / "attributes.jsonl"
+        builder = SimpleNamespace(listings=badge_listings)
+        monkeypatch.setattr(annotating, "KEEP_EVERY", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            annotating.annotate(None, {}, builder, range(9), out, mesh=None)
+        assert not out.exists()
+    assert asked == [[*range(9)], [*range(3, 9)]]
 
 
 @pytest.mark.usefixtures("tiny_models")
