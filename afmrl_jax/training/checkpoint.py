@@ -7,20 +7,25 @@ batches on another mesh, with another number of processes and of loader workers.
 
 from __future__ import annotations
 
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from afmrl_jax.config import KeptCheckpoints
 from afmrl_jax.files import disk_full, is_disk_full, read_json, unused, write_json
-from afmrl_jax.processes import agree, all_of, is_first, meet
+from afmrl_jax.processes import agree, is_first, meet
 from afmrl_jax.progress import say
 from afmrl_jax.storage import keep
 
 DAMAGED = "damaged"
 """First part of the names of folders that hold what could not be read, beside the checkpoints."""
+BLOCK = 1 << 24
+ON_HOST = ocp.RestoreArgs(restore_type=np.ndarray)
 
 
 class _Manager(ocp.CheckpointManager):
@@ -47,7 +52,7 @@ class Checkpointer:
     def __init__(self, folder: Path, kept: KeptCheckpoints | None = None):
         kept = kept or KeptCheckpoints()
         self.folder = folder.absolute()
-        self._sizes = self.folder.with_name("checkpoint_sizes.json")
+        self._sums = self.folder.with_name("checkpoint_sums.json")
         self._manager = _Manager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -77,45 +82,49 @@ class Checkpointer:
                 raise disk_full(self.folder) from error
             raise
         if is_first():
-            known = self._known_sizes()
             kept = {str(x) for x in self._manager.all_steps()}
-            known = {x: sizes for x, sizes in known.items() if x in kept}
-            write_json(self._sizes, known | {str(step): _sizes(self.folder / str(step))})
+            known = {x: sums for x, sums in self._known_sums().items() if x in kept}
+            write_json(self._sums, known | {str(step): _sums(self.folder / str(step))})
             keep(self.folder)
 
     def restore(self, state: Any) -> Any | None:
-        """The newest state that is whole, laid out as `state` is; None where there is none."""
+        """The newest state that is whole, laid out as `state` is; None where there is none.
+
+        Only what is seen to be damaged is put aside. An error of the reading itself, such as too
+        little memory for a second state beside `state`, is raised.
+        """
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         while (step := self.latest_step) is not None:
-            problem = self._changed(step)
+            problem = self._damage(step) if is_first() else None
             if agree(problem is None):
                 try:
                     items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-                    found = self._manager.restore(step, args=items)["state"]
+                    return self._manager.restore(step, args=items)["state"]
                 except Exception as error:
-                    problem = str(error).splitlines()[0]
-                    found = None
-                if all_of(found is not None):
-                    return found
-            self._put_aside(step, problem or "another process could not read it")
+                    error.add_note(f"The checkpoint that was read: {self.folder / str(step)}")
+                    raise
+            self._put_aside(step, problem)
         return None
 
-    def _known_sizes(self) -> dict[str, dict[str, int]]:
-        return read_json(self._sizes) if self._sizes.is_file() else {}
+    def _known_sums(self) -> dict[str, dict[str, list[int]]]:
+        return read_json(self._sums) if self._sums.is_file() else {}
 
-    def _changed(self, step: int) -> str | None:
+    def _damage(self, step: int) -> str | None:
         """What differs between a checkpoint's files and those that were written, if anything."""
-        wanted = self._known_sizes().get(str(step))
+        folder, wanted = self.folder / str(step), self._known_sums().get(str(step))
         if wanted is None:
-            return None  # Killed between the two; Orbax had finished.
-        found = _sizes(self.folder / str(step))
-        for name, size in wanted.items():
-            if found.get(name) != size:
-                state = "is gone" if name not in found else f"has {found[name]} bytes"
+            # Killed between the two; Orbax had finished.
+            return _unreadable(folder / "state")
+        sizes = {x.relative_to(folder).as_posix(): x.stat().st_size for x in _files(folder)}
+        for name, (size, _) in wanted.items():
+            if sizes.get(name) != size:
+                state = "is gone" if name not in sizes else f"has {sizes[name]} bytes"
                 return f"{name} {state} where {size} bytes were written"
-        return None
+        found = _sums(folder)
+        changed = next((x for x in wanted if found[x] != wanted[x]), None)
+        return changed and f"{changed} has other bytes than were written"
 
-    def _put_aside(self, step: int, problem: str) -> None:
+    def _put_aside(self, step: int, problem: str | None) -> None:
         """Move a checkpoint to where it is not taken for one."""
         say(
             f"warning: the checkpoint {self.folder / str(step)} is damaged ({problem}); it is "
@@ -133,9 +142,33 @@ class Checkpointer:
         self._manager.close()
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    return {
-        x.relative_to(folder).as_posix(): x.stat().st_size
-        for x in sorted(folder.rglob("*"))
-        if x.is_file()
-    }
+def _files(folder: Path) -> list[Path]:
+    return sorted(x for x in folder.rglob("*") if x.is_file())
+
+
+def _sums(folder: Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of each file below a folder. Orbax does not notice a bit that has changed."""
+    paths = _files(folder)
+    with ThreadPoolExecutor() as pool:
+        sums = pool.map(_sum, paths)
+        return {x.relative_to(folder).as_posix(): y for x, y in zip(paths, sums, strict=True)}
+
+
+def _sum(path: Path) -> list[int]:
+    size, crc = 0, 0
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            size, crc = size + len(block), zlib.crc32(block, crc)
+    return [size, crc]
+
+
+def _unreadable(folder: Path) -> str | None:
+    """Why a checkpoint cannot be read into this process's memory, if it cannot."""
+    reader = ocp.PyTreeCheckpointHandler()
+    try:
+        # The devices that it was saved from may not be here.
+        plain = jax.tree.map(lambda _: ON_HOST, reader.metadata(folder).tree)
+        reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=plain))
+    except Exception as error:
+        return next(iter(str(error).splitlines()), type(error).__name__)
+    return None

@@ -145,8 +145,15 @@ def test_sigterm_to_one_saves_on_all_and_the_next_start_goes_on(place, told, pai
     saved = [int(x.name) for x in (place / "preempted" / "distill" / "checkpoints").glob("[0-9]*")]
     assert 0 < max(saved) < STEPS
     assert "asked to end" in job.text()
+    # A changed bit in the newest checkpoint, too: both take the one before it.
+    newest = place / "preempted" / "distill" / "checkpoints" / str(max(saved))
+    largest = max((x for x in newest.rglob("*") if x.is_file()), key=lambda x: x.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
     again = start(asked, place / "logs-preempted", processes=2, devices=1)
     assert again.wait() == [0, 0], again.text()
+    assert f"checkpoints/{max(saved)} is damaged" in again.text()
     assert weights(place / "preempted", "distill") == weights(pair, "distill")
 
 

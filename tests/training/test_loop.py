@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from afmrl_jax import preemption
@@ -108,14 +109,42 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_taken(run, tmp_
     assert saved(tmp_path) == [6, 7]
 
 
-def test_a_checkpoint_whose_bytes_changed_is_not_taken(run, tmp_path):
+@pytest.mark.parametrize("known", [True, False])
+def test_a_checkpoint_whose_bytes_changed_is_not_taken(run, tmp_path, known):
     whole = run(VALUES)
     for path in (tmp_path / "stage" / "checkpoints" / "7").rglob("*"):
         if path.is_file() and path.stat().st_size:
             path.write_bytes(bytes(255 - x for x in path.read_bytes()))
+    if not known:  # Killed before the sums of its files were written.
+        (tmp_path / "stage" / "checkpoint_sums.json").unlink()
     again = run(VALUES)
     np.testing.assert_array_equal(scale(again), scale(whole))
     assert (tmp_path / "stage" / "damaged-7").is_dir()
+
+
+def test_a_bit_that_changed_is_noticed(run, tmp_path, capsys):
+    whole = run(VALUES)
+    folder = tmp_path / "stage" / "checkpoints" / "7"
+    largest = max((x for x in folder.rglob("*") if x.is_file()), key=lambda x: x.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    np.testing.assert_array_equal(scale(run(VALUES)), scale(whole))
+    assert f"{largest.name} has other bytes" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_was_not_read_for_another_reason_stays(run, tmp_path, monkeypatch):
+    run(VALUES)
+
+    def restore(*_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "restore", restore)
+        with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED") as raised:
+            run(VALUES)
+    assert "checkpoints/7" in raised.value.__notes__[0]
+    assert saved(tmp_path) == [6, 7]
 
 
 def test_without_any_whole_checkpoint_the_stage_begins_anew(run, tmp_path):
