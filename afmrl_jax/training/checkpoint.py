@@ -90,13 +90,17 @@ class Checkpointer:
     def restore(self, state: Any) -> Any | None:
         """The newest state that is whole, laid out as `state` is; None where there is none.
 
-        Only what is seen to be damaged is put aside. An error of the reading itself, such as too
-        little memory for a second state beside `state`, is raised.
+        Only what is seen to be damaged is put aside; an error of the reading itself is raised.
+
+        Args:
+            state: what a stage begins with. It is deleted where another takes its place, as a
+                step that donates it would have done: a device need not hold both.
         """
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         while (step := self.latest_step) is not None:
             problem = self._damage(step) if is_first() else None
             if agree(problem is None):
+                jax.tree.map(lambda x: x.delete(), state)
                 try:
                     items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
                     return self._manager.restore(step, args=items)["state"]
@@ -114,7 +118,7 @@ class Checkpointer:
         folder, wanted = self.folder / str(step), self._known_sums().get(str(step))
         if wanted is None:
             # Killed between the two; Orbax had finished.
-            return _unreadable(folder / "state")
+            return unreadable(folder / "state")
         sizes = {x.relative_to(folder).as_posix(): x.stat().st_size for x in _files(folder)}
         for name, (size, _) in wanted.items():
             if sizes.get(name) != size:
@@ -162,8 +166,8 @@ def _sum(path: Path) -> list[int]:
     return [size, crc]
 
 
-def _unreadable(folder: Path) -> str | None:
-    """Why a checkpoint cannot be read into this process's memory, if it cannot."""
+def unreadable(folder: Path) -> str | None:
+    """Why a checkpoint's state cannot be read into this process's memory, if it cannot."""
     reader = ocp.PyTreeCheckpointHandler()
     try:
         # The devices that it was saved from may not be here.
