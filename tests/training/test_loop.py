@@ -133,6 +133,16 @@ def test_a_bit_that_changed_is_noticed(run, tmp_path, capsys):
     assert f"{largest.name} has other bytes" in capsys.readouterr().err
 
 
+def test_a_resumed_stage_does_not_hold_the_state_it_would_have_begun_with(run, tmp_path):
+    whole = run(VALUES)
+    fresh = initial_state({"norm/scale": jnp.zeros(3)}, SGD)
+    folder = tmp_path / "stage"
+    config = LoopConfig("agcl", folder, len(VALUES), 0, save_every=2, mesh=make_mesh(1))
+    state = run_loop(config, fresh, Numbers(tuple(VALUES)), step)
+    assert all(x.is_deleted() for x in jax.tree.leaves(fresh))
+    np.testing.assert_array_equal(scale(state), scale(whole))
+
+
 def test_a_checkpoint_that_was_not_read_for_another_reason_stays(run, tmp_path, monkeypatch):
     run(VALUES)
 
