@@ -20,7 +20,7 @@ from afmrl_jax.parallel.mesh import simulate_devices
 from afmrl_jax.processes import launched_together
 from afmrl_jax.runtime import reported, set_up
 from afmrl_jax.searching import Query, Searcher
-from afmrl_jax.storage import copy_to_read
+from afmrl_jax.storage import working_copy
 from afmrl_jax.systems import FinishedRun
 
 
@@ -152,7 +152,7 @@ class Report:
         """Run the command."""
         from afmrl_jax.reporting.report import build_report  # With matplotlib, which takes seconds.
 
-        folder = copy_to_read(self.run)
+        folder = working_copy(self.run)
         here = None if folder == self.run else Path("report.html")
         print(build_report(folder, self.out or here))
 

@@ -86,7 +86,7 @@ def reported() -> Iterator[None]:
             raise
         except (AfmrlError, KeyboardInterrupt):
             # The batch that was to blame, and the like; the error itself matters more.
-            with suppress(AfmrlError):
+            with suppress(Exception):
                 keep_all()
             raise
         _keep_together()

@@ -35,33 +35,28 @@ def working_folder(run: Path | str) -> Path:
 
 
 def working_copy(run: Path | str) -> Path:
-    """`working_folder`, as new as the run's home, to work in; all processes of a job must ask.
+    """`working_folder`, as new as the run's home; all processes of a job must ask.
 
     Raises:
         ConfigError: what reads such paths is not installed, or the home cannot be reached.
         RunError: it cannot be reached any more.
     """
-    return _brought(run, works=True)
-
-
-def copy_to_read(run: Path | str) -> Path:
-    """The same for a command that works with what the run has: it changes an unfinished run's home
-    never, for a job may be working on it.
-
-    Raises:
-        ConfigError: what reads such paths is not installed, or the home cannot be reached.
-        RunError: it cannot be reached any more.
-    """
-    return _brought(run, works=False)
-
-
-def _brought(run: Path | str, works: bool) -> Path:
     folder = working_folder(run)
     if folder != Path(run):
         copy = _COPIES.setdefault(folder.absolute(), WorkingCopy(place(run), folder))
-        copy.works |= works
         first_does(copy.bring, f"bringing {copy.home}")
     return folder
+
+
+def hold(folder: Path, held: bool) -> None:
+    """Say that this process holds the lock of a run directory (`LOCK`), or no longer.
+
+    A run's home is changed by the job that holds its working copy; once a run is finished, also by
+    others.
+    """
+    copy = _COPIES.get(folder.absolute())
+    if copy is not None:
+        copy.holds, copy.held = held, copy.held or held
 
 
 def keep(path: Path) -> None:

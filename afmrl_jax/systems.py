@@ -28,7 +28,7 @@ from afmrl_jax.files import read_json
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.parallel.mesh import host_share, make_mesh
 from afmrl_jax.retrieval.encode import Encoder
-from afmrl_jax.storage import copy_to_read
+from afmrl_jax.storage import working_copy
 from afmrl_jax.training.store import ModelStore
 
 ANNOTATIONS = {"distill": "annotate-distilled", "rar": "annotate-reinforced"}
@@ -104,7 +104,7 @@ class FinishedRun:
     """A run directory as a source of models."""
 
     def __init__(self, folder: Path):
-        self.folder = folder = copy_to_read(folder)
+        self.folder = folder = working_copy(folder)
         path = folder / "config.json"
         if not path.is_file():
             raise RunError(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import secrets
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,11 +42,13 @@ BLOCK = 1 << 24
 class WorkingCopy:
     """A run directory on this machine, and its home."""
 
-    def __init__(self, home: Path, folder: Path, *, works: bool = False):
+    def __init__(self, home: Path, folder: Path):
         self.home = home
         self.folder = folder
-        self.works = works
-        """Whether this process works on the run, and does not only read it."""
+        self.holds = False
+        """Whether this process holds the folder's lock."""
+        self.held = False
+        """Whether it ever did."""
         self._cleaned: str | None = None
         """The state at home whose rubbish is removed."""
 
@@ -60,77 +64,103 @@ class WorkingCopy:
 
     def _bring(self) -> None:
         known, there = self._known(), self._there()
-        if there is None or there["state"] == known["state"]:
+        if there is None:
+            if known["state"] == BRINGING:
+                self._put_aside()  # Its home was deleted since, and this is a part of it.
             return
-        here, before = self._here(), known["files"]
-        if known["state"] != BRINGING and _changed(before, here):
-            here, before = self._put_aside(), {}
-        wanted: dict[str, Any] = there["files"]
-        same = {x for x in wanted if before.get(x, {}).get("sent") == wanted[x]["sent"]}
+        if there["state"] == known["state"]:
+            return
+        here, sent = self._here(), {x: y["sent"] for x, y in known["files"].items()}
+        if known["state"] != BRINGING and _changed(known["files"], here):
+            here, sent = self._put_aside(), {}
         # Until all is there.
         write_json(self.folder / KNOWN, {"state": BRINGING, "files": {}})
-        for name in here.keys() - wanted.keys():
+        sent = {x: y for x, y in sent.items() if x in here}
+        while True:
+            problem = self._bring_state(there, sent)
+            before, there = there, self._there()
+            if there is None or (problem and there["state"] == before["state"]):
+                raise problem or RunError(f"{self.home} has been deleted while it was brought")
+            # A job that saves meanwhile replaces and removes files of the state that was read.
+            if there["state"] == before["state"]:
+                break
+        here = self._here()
+        files = {x: {"sent": sent[x], "stamp": here[x]} for x in there["files"]}
+        write_json(self.folder / KNOWN, {"state": there["state"], "files": files})
+
+    def _bring_state(self, there: dict[str, Any], sent: dict[str, str]) -> RunError | None:
+        """Bring the files of a state that are not in `sent`, and add them; the error of the first
+        that cannot be brought.
+        """
+        wanted = there["files"]
+        for name in self._here().keys() - wanted.keys():
             (self.folder / name).unlink()
             _remove_empty((self.folder / name).parent, self.folder)
-        missing = sorted(wanted.keys() - same)
+        missing = sorted(x for x in wanted if sent.get(x) != wanted[x]["sent"])
         say(f"{self.home}: bringing {len(missing)} of {len(wanted)} files to {self.folder}")
         with Progress("bring", len(missing)) as progress:
             for number, name in enumerate(missing, 1):
-                self._tried(partial(self._bring_one, name, wanted[name]), name)
+                try:
+                    self._tried(partial(self._bring_one, name, wanted[name]), name)
+                except RunError as error:
+                    return error
+                sent[name] = wanted[name]["sent"]
                 progress.update(number)
-        here = self._here()
-        files = {x: {"sent": wanted[x]["sent"], "stamp": here[x]} for x in wanted}
-        write_json(self.folder / KNOWN, {"state": there["state"], "files": files})
+        return None
 
     def take_home(self) -> None:
         """Send what has changed since it was sent last.
 
-        What a command that only reads leaves in a run of which a job may be at work stays here.
+        What another process leaves in the folder of a job, that sends; and in a run that is not
+        finished and held elsewhere perhaps, it stays here.
 
         Raises:
             RunError: the home cannot be reached, or another job has changed it.
         """
         with self._alone():
-            # The job that works on it here sends it.
-            if self.works or not self._in_use():
+            if self.holds or not self._in_use():
                 self._take_home()
 
     def _take_home(self) -> None:
         began = time.monotonic()
         known, here = self._known(), self._here()
-        before = known["files"]
-        changed, gone = _changed(before, here), before.keys() - here.keys()
-        if not changed and not gone:
+        if known["state"] == BRINGING or not _differ(known["files"], here):
             return
-        there = self._there() or {"state": None, "files": {}}
+        there = self._there()
+        if there is None:
+            # There is no home yet, or none any more.
+            known = there = {"state": None, "files": {}}
         moved = there["state"] != known["state"]
-        if not self.works and (moved or FINISHED not in there["files"]):
+        if not self.held and (moved or FINISHED not in there["files"]):
             say(
                 f"{self.home}: a job may be working on it, so what this command has written into "
                 f"the run stays in {self.folder}"
             )
             return
         if moved:
-            raise RunError(
-                f"{self.home} has been changed by another job since this one began; see that only "
-                f"one works on it, then start the same command again: it goes on from there, and "
-                f"puts {self.folder} aside"
-            )
-        self._send(changed, here, known, there)
+            raise self._another()
+        changed = _changed(known["files"], here)
+        self._send(changed, here, known["files"], there)
         seconds = time.monotonic() - began
         if seconds > WORTH_A_WORD:
             amount = sum(here[x][0] for x in changed) / 1e6
             say(f"{self.home}: {len(changed)} files ({amount:,.0f} MB) sent in {seconds:.0f} s")
 
+    def _another(self) -> RunError:
+        return RunError(
+            f"{self.home} has been changed by another job since this one began; see that only one "
+            f"works on it, then start the same command again: it goes on from there, and puts "
+            f"{self.folder} aside"
+        )
+
     def _send(
         self,
         changed: set[str],
         here: dict[str, list[int]],
-        known: dict[str, Any],
+        before: dict[str, Any],
         there: dict[str, Any],
     ) -> None:
-        before, held = known["files"], there["files"]
-        state = secrets.token_hex(8)
+        held, state = there["files"], secrets.token_hex(8)
         files = {
             x: {"sent": state if x in changed else before[x]["sent"], "stamp": here[x]}
             for x in here
@@ -144,36 +174,50 @@ class WorkingCopy:
                 at[name] = about["at"]
             elif "at" in about:
                 rubbish.add(about["at"])
-        # What the state at home names must not be overwritten yet. Called after that state, so
-        # that who tries again leaves nothing behind.
-        aside = {x: f"{x}.after-{there['state']}" for x in changed if x in held}
+        # What the state at home names must not be overwritten yet.
+        aside = {x: f"{x}.{self._sender()}-{there['state']}" for x in changed if x in held}
         # What says that something is finished goes last.
         for name in sorted(changed, key=lambda x: (x.endswith("DONE.json"), x)):
             self._send_one(name, aside.get(name, name))
         at |= aside
-        self._tell(state, files, at, rubbish)
+        self._tell(there["state"], state, files, at, rubbish)
         if at:
             # Now they can take their own names, under which they are easier to find.
             for name in sorted(at):
                 self._send_one(name, name)
             rubbish |= {*at.values()}
+            self._tell(state, f"{state}-2", files, {}, rubbish)
             state = f"{state}-2"
-            self._tell(state, files, {}, rubbish)
         for name in sorted(rubbish - files.keys()):
             self._tried(partial((self.home / name).unlink, missing_ok=True), name)
         self._cleaned = state
+
+    def _sender(self) -> str:
+        """Another for each folder of each machine, so that two jobs that do not know of each other
+        do not take each other's files; the same again for who tries again, and leaves nothing.
+        """
+        where = f"{socket.gethostname()}:{self.folder.absolute()}"
+        return hashlib.sha256(where.encode()).hexdigest()[:8]
 
     def _send_one(self, name: str, to: str) -> None:
         self._tried(partial(_copy, self.folder / name, self.home / to), to)
 
     def _tell(
-        self, state: str, files: dict[str, Any], at: dict[str, str], rubbish: set[str]
+        self,
+        before: str | None,
+        state: str,
+        files: dict[str, Any],
+        at: dict[str, str],
+        rubbish: set[str],
     ) -> None:
-        """Make a state the one at home."""
+        """Make a state the one at home, behind the one of which it was made."""
         sent = {
             x: {"sent": y["sent"], "size": y["stamp"][0]} | ({"at": at[x]} if x in at else {})
             for x, y in files.items()
         }
+        there = self._there()
+        if (there and there["state"]) != before:
+            raise self._another()
         write_json(self.folder / NEXT, {"state": state, "files": files})
         note = {"state": state, "files": sent, "rubbish": sorted(rubbish)}
         path = write_json(self.folder / f".{STATE}", note)
@@ -264,6 +308,11 @@ class WorkingCopy:
                         f"in {self.folder}, and the same command goes on from there"
                     ) from error
                 time.sleep(2**number)
+
+
+def _differ(before: dict[str, Any], here: dict[str, list[int]]) -> bool:
+    """Whether anything is not as it was when it was sent or brought, or is gone."""
+    return bool(_changed(before, here) or before.keys() - here.keys())
 
 
 def _changed(before: dict[str, Any], here: dict[str, list[int]]) -> set[str]:

@@ -22,7 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import tyro
 from benchmarks.record import write_record
 from run_copies import copy_up_to, finished
@@ -33,7 +35,7 @@ from afmrl_jax.local_job import LocalJob
 from afmrl_jax.preemption import STATUS
 from afmrl_jax.progress import Progress, say
 from afmrl_jax.runtime import reported
-from afmrl_jax.training.checkpoint import DAMAGED, unreadable
+from afmrl_jax.training.checkpoint import DAMAGED
 from afmrl_jax.training.store import WEIGHTS
 
 HERE = Path(__file__).parent
@@ -71,17 +73,21 @@ def all_finished(run: Path, stages: Sequence[str]) -> bool:
 
 
 def checkpoints(folder: Path) -> list[int]:
-    """Steps of a stage's finished checkpoints.
-
-    Raises:
-        RunError: one of the two that are kept cannot be read; an older one is being deleted.
+    """Steps of a stage's finished checkpoints; one of the two that are kept and cannot be read
+    raises. An older one is being deleted.
     """
     found = sorted(int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit())
+    reader = ocp.PyTreeCheckpointHandler()
     for step in found[-2:]:
         path = (folder / "checkpoints" / str(step) / "state").absolute()
-        if problem := unreadable(path):
-            raise RunError(f"{path} is damaged: {problem}")
+        plain = jax.tree.map(_on_the_host, reader.metadata(path).tree)
+        reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=plain))
     return found
+
+
+def _on_the_host(_: Any) -> ocp.RestoreArgs:
+    """The devices that an array was saved from are not here."""
+    return ocp.RestoreArgs(restore_type=np.ndarray)
 
 
 @dataclass(frozen=True)

@@ -242,8 +242,39 @@ def iterate(source: Any, *, workers: int = 0, begin: int = 0, end: int | None = 
     dataset = drawn.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
     if workers:
         options = grain.MultiprocessingOptions(num_workers=workers)
-        dataset = dataset.mp_prefetch(options, worker_init_fn=_as_worker)
+        return _Workers(iter(dataset.mp_prefetch(options, worker_init_fn=_as_worker)))
     return iter(dataset)
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class _Workers:
+    """An iterator whose processes start, with its first batch, without hearing of signals.
+
+    What comes for this process meanwhile comes to it after that.
+    """
+
+    def __init__(self, iterator: Any):
+        self._iterator = iterator
+        self._started = False
+
+    def __iter__(self) -> _Workers:
+        return self
+
+    def __next__(self) -> Any:
+        if self._started:
+            return next(self._iterator)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # A new process has it too.
+        try:
+            return next(self._iterator)
+        finally:
+            self._started = True
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def close(self) -> None:
+        """End the processes."""
+        self._iterator.close()
 
 
 def _as_worker(number: int, count: int) -> None:
@@ -254,8 +285,9 @@ def _as_worker(number: int, count: int) -> None:
     gone, in whichever way.
     """
     del number, count
-    for asked in (signal.SIGTERM, signal.SIGINT):
+    for asked in SIGNALS:
         signal.signal(asked, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     threading.Thread(target=_end_with_reader, daemon=True).start()
 
 

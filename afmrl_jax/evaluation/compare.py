@@ -13,7 +13,7 @@ from afmrl_jax.evaluation.bootstrap import intervals
 from afmrl_jax.evaluation.per_query import FOLDER, QueryValues, read_query_values
 from afmrl_jax.evaluation.permutation import sign_flip_p_value
 from afmrl_jax.files import read_json
-from afmrl_jax.storage import copy_to_read
+from afmrl_jax.storage import working_copy
 
 NAMED = 3
 """Listings named in a message."""
@@ -40,7 +40,7 @@ def find_values(path: Path, catalogue: str | None = None) -> Side:
         RunError: there are none, or several of that catalogue.
     """
     if path.suffix not in (".json", ".parquet"):
-        path = copy_to_read(path)
+        path = working_copy(path)
     if path.is_file() and path.suffix == ".parquet":
         return Side(path, read_query_values(path))
     if path.is_dir() and catalogue is not None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from afmrl_jax.config import KeptCheckpoints
@@ -25,7 +24,6 @@ from afmrl_jax.storage import keep
 DAMAGED = "damaged"
 """First part of the names of folders that hold what could not be read, beside the checkpoints."""
 BLOCK = 1 << 24
-ON_HOST = ocp.RestoreArgs(restore_type=np.ndarray)
 
 
 class _Manager(ocp.CheckpointManager):
@@ -105,7 +103,10 @@ class Checkpointer:
                     items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
                     return self._manager.restore(step, args=items)["state"]
                 except Exception as error:
-                    error.add_note(f"The checkpoint that was read: {self.folder / str(step)}")
+                    error.add_note(
+                        f"It came of reading {self.folder / str(step)}; with that folder moved "
+                        "away, the checkpoint before it is taken"
+                    )
                     raise
             self._put_aside(step, problem)
         return None
@@ -117,8 +118,7 @@ class Checkpointer:
         """What differs between a checkpoint's files and those that were written, if anything."""
         folder, wanted = self.folder / str(step), self._known_sums().get(str(step))
         if wanted is None:
-            # Killed between the two; Orbax had finished.
-            return unreadable(folder / "state")
+            return None  # Killed between the two; Orbax had finished.
         sizes = {x.relative_to(folder).as_posix(): x.stat().st_size for x in _files(folder)}
         for name, (size, _) in wanted.items():
             if sizes.get(name) != size:
@@ -138,6 +138,8 @@ class Checkpointer:
             name = f"{DAMAGED}-{step}"
             place = unused(lambda n: self.folder.with_name(name if n == 1 else f"{name}-{n}"))
             (self.folder / str(step)).rename(place)
+            # Another may be saved under the same number.
+            write_json(self._sums, {x: y for x, y in self._known_sums().items() if x != str(step)})
         meet(f"checkpoint {step} is put aside")
         self._manager.reload()
 
@@ -164,15 +166,3 @@ def _sum(path: Path) -> list[int]:
         while block := file.read(BLOCK):
             size, crc = size + len(block), zlib.crc32(block, crc)
     return [size, crc]
-
-
-def unreadable(folder: Path) -> str | None:
-    """Why a checkpoint's state cannot be read into this process's memory, if it cannot."""
-    reader = ocp.PyTreeCheckpointHandler()
-    try:
-        # The devices that it was saved from may not be here.
-        plain = jax.tree.map(lambda _: ON_HOST, reader.metadata(folder).tree)
-        reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=plain))
-    except Exception as error:
-        return next(iter(str(error).splitlines()), type(error).__name__)
-    return None

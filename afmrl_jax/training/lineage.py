@@ -16,7 +16,7 @@ from afmrl_jax.files import file_hash, read_json, write_json
 from afmrl_jax.preemption import heed
 from afmrl_jax.processes import agree, check_shared, first_does, is_first
 from afmrl_jax.progress import say
-from afmrl_jax.storage import keep
+from afmrl_jax.storage import hold, keep
 from afmrl_jax.working_copy import LOCK
 
 
@@ -49,6 +49,7 @@ class Run:
             raise RunError(
                 f"{self.folder} is in use by another process; wait for it or choose another --out"
             ) from error
+        hold(self.folder, True)
 
     def _check_config(self) -> None:
         path = self.folder / "config.json"
@@ -68,8 +69,9 @@ class Run:
 
     def close(self) -> None:
         """Let go of the folder."""
-        if self._lock is not None:
+        if self._lock is not None and not self._lock.closed:
             self._lock.close()
+            hold(self.folder, False)
 
     def stage(
         self,

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 from afmrl_jax.data.pipeline import iterate
 
@@ -31,6 +32,24 @@ def test_a_signal_to_all_processes_of_a_job_leaves_the_batches_coming():
     assert [x["square"] for x in found] == [n * n for n in range(40)]
     iterator.close()
     assert not {x.pid for x in multiprocessing.active_children()} & {*readers}
+
+
+def test_nor_does_one_that_comes_while_they_start():
+    asked = set()
+
+    def ask():
+        while len(asked) < 2:
+            for process in multiprocessing.active_children():
+                os.kill(process.pid, signal.SIGTERM)
+                asked.add(process.pid)
+
+    iterator = iterate(Squares(), workers=2)
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert [x["step"] for x in iterator] == [*range(40)]
+    thread.join()
+    iterator.close()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
 
 
 READER = """

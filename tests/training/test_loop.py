@@ -17,7 +17,9 @@ from afmrl_jax.config import GuardConfig, KeptCheckpoints
 from afmrl_jax.data.batches import VLBatch
 from afmrl_jax.errors import RunError
 from afmrl_jax.parallel.mesh import make_mesh
+from afmrl_jax.parallel.sharding import place
 from afmrl_jax.preemption import Preempted, watch
+from afmrl_jax.training.checkpoint import Checkpointer
 from afmrl_jax.training.loop import LoopConfig, run_loop
 from afmrl_jax.training.state import gradient_step, initial_state
 
@@ -109,17 +111,34 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_taken(run, tmp_
     assert saved(tmp_path) == [6, 7]
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_a_checkpoint_whose_bytes_changed_is_not_taken(run, tmp_path, known):
+def test_a_checkpoint_whose_bytes_changed_is_not_taken(run, tmp_path):
     whole = run(VALUES)
     for path in (tmp_path / "stage" / "checkpoints" / "7").rglob("*"):
         if path.is_file() and path.stat().st_size:
             path.write_bytes(bytes(255 - x for x in path.read_bytes()))
-    if not known:  # Killed before the sums of its files were written.
-        (tmp_path / "stage" / "checkpoint_sums.json").unlink()
     again = run(VALUES)
     np.testing.assert_array_equal(scale(again), scale(whole))
     assert (tmp_path / "stage" / "damaged-7").is_dir()
+
+
+def test_a_checkpoint_of_a_run_killed_before_its_sums_were_written_is_taken(run, tmp_path):
+    whole = run(VALUES)
+    sums = tmp_path / "stage" / "checkpoint_sums.json"
+    sums.unlink()
+    np.testing.assert_array_equal(scale(run(VALUES)), scale(whole))
+    assert saved(tmp_path) == [6, 7]
+
+
+def test_sums_do_not_outlive_a_checkpoint_that_is_put_aside(run, tmp_path):
+    run(VALUES)
+    folder = tmp_path / "stage"
+    cut(folder / "checkpoints" / "7")
+    checkpointer = Checkpointer(folder / "checkpoints")
+    fresh = initial_state({"norm/scale": jnp.zeros(3)}, SGD)
+    found = checkpointer.restore(place(fresh, make_mesh(1)))
+    checkpointer.close()
+    assert int(found["step"]) == 6
+    assert json.loads((folder / "checkpoint_sums.json").read_text()).keys() == {"6"}
 
 
 def test_a_bit_that_changed_is_noticed(run, tmp_path, capsys):
@@ -153,7 +172,7 @@ def test_a_checkpoint_that_was_not_read_for_another_reason_stays(run, tmp_path, 
         patch.setattr(ocp.CheckpointManager, "restore", restore)
         with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED") as raised:
             run(VALUES)
-    assert "checkpoints/7" in raised.value.__notes__[0]
+    assert "checkpoints/7; with that folder moved away" in raised.value.__notes__[0]
     assert saved(tmp_path) == [6, 7]
 
 

@@ -13,7 +13,7 @@ from afmrl_jax import working_copy as copies
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import place
 from afmrl_jax.pipeline import Pipeline
-from afmrl_jax.storage import copy_to_read, keep, keep_all, working_copy
+from afmrl_jax.storage import hold, keep, keep_all, working_copy
 from afmrl_jax.training import annotate as annotating
 from afmrl_jax.training import loop
 from afmrl_jax.training.lineage import Run
@@ -33,6 +33,13 @@ def machine(tmp_path, monkeypatch):
     on("first")
     monkeypatch.setattr(time, "sleep", lambda _: None)
     return on
+
+
+def at_work():
+    """The working copy, of which this process is the job."""
+    folder = working_copy(HOME)
+    hold(folder, True)
+    return folder
 
 
 def names(folder):
@@ -72,7 +79,7 @@ def test_a_local_run_is_worked_on_in_its_place(tmp_path):
 
 
 def test_a_run_goes_home_and_comes_to_another_machine(bucket, machine):
-    there = working_copy(HOME)
+    there = at_work()
     write(there, config="{}", a__DONE="done", a__checkpoints__4__state="x" * 50)
     write(there, **{".lock": "", "a__checkpoints__8.orbax-checkpoint-tmp__state": "half"})
     keep(there / "a")
@@ -82,7 +89,7 @@ def test_a_run_goes_home_and_comes_to_another_machine(bucket, machine):
         "a/checkpoints/4/state",
     }
     machine("second")
-    here = working_copy(HOME)
+    here = at_work()
     assert here != there
     assert files(here).keys() == {"config", "a/DONE", "a/checkpoints/4/state"}
     # It goes on there: a checkpoint goes and another comes, a log grows.
@@ -96,7 +103,7 @@ def test_a_run_goes_home_and_comes_to_another_machine(bucket, machine):
 
 
 def test_a_working_copy_ahead_of_its_home_stays(bucket, machine):
-    folder = working_copy(HOME)
+    folder = at_work()
     write(folder, a="1")
     keep(folder)
     write(folder, a="22", b="3")
@@ -105,7 +112,7 @@ def test_a_working_copy_ahead_of_its_home_stays(bucket, machine):
 
 
 def test_only_what_changed_is_sent_and_brought(bucket, machine, monkeypatch):
-    folder = working_copy(HOME)
+    folder = at_work()
     write(folder, a="1", b="2")
     keep(folder)
     moved = []
@@ -120,7 +127,7 @@ def test_only_what_changed_is_sent_and_brought(bucket, machine, monkeypatch):
 
 
 def test_what_was_not_finished_at_home_is_not_brought(bucket, machine, monkeypatch):
-    folder = working_copy(HOME)
+    folder = at_work()
     write(folder, a="1")
     keep(folder)
     write(folder, b="2", c="3")
@@ -130,7 +137,7 @@ def test_what_was_not_finished_at_home_is_not_brought(bucket, machine, monkeypat
     machine("second")
     assert files(working_copy(HOME)) == {"a": b"1"}
     machine("first")
-    keep(working_copy(HOME))
+    keep(at_work())
     machine("third")
     assert files(working_copy(HOME)).keys() == {"a", "b", "c"}
 
@@ -155,7 +162,7 @@ def after(moments, monkeypatch):
 
 @pytest.mark.parametrize("moments", range(9))
 def test_what_is_at_home_is_whole_whenever_its_job_dies(bucket, machine, monkeypatch, moments):
-    folder = working_copy(HOME)
+    folder = at_work()
     write(folder, log="one line", sizes="long before", a__8__state="x", a__4__state="y")
     keep(folder)
     before = files(folder)
@@ -175,7 +182,7 @@ def test_what_is_at_home_is_whole_whenever_its_job_dies(bucket, machine, monkeyp
     # Two new files, two that replace others, and the state come first.
     assert found == (before if moments < 5 else now)
     machine("first")
-    assert files(working_copy(HOME)) == now
+    assert files(at_work()) == now
     write(folder, log="one line and another and one more")
     keep(folder)
     machine("third")
@@ -185,48 +192,128 @@ def test_what_is_at_home_is_whole_whenever_its_job_dies(bucket, machine, monkeyp
 
 
 def test_who_reads_does_not_change_the_home_of_a_run_that_goes_on(bucket, machine, capsys):
-    folder = working_copy(HOME)
+    folder = at_work()
     write(folder, a="1")
     keep(folder)
     machine("second")
-    write(copy_to_read(HOME), report="of the reader")
+    write(working_copy(HOME), report="of the reader")
     state = bucket.cat(f"{HOME}/{STATE}")
     keep_all()
     assert "stays in" in capsys.readouterr().err
     assert bucket.cat(f"{HOME}/{STATE}") == state
     machine("first")
-    write(working_copy(HOME), **{FINISHED.removesuffix(".json"): "", "b": "2"})
+    write(at_work(), **{FINISHED.removesuffix(".json"): "", "b": "2"})
     (folder / FINISHED).write_text("{}")
     keep(folder)
     # What was left is not lost where the run is brought anew.
     machine("second")
-    here = copy_to_read(HOME)
+    here = working_copy(HOME)
     assert "report" not in files(here)
     assert files(here.with_name("a.unsent-1"))["report"] == b"of the reader"
     # A finished run has no job, and what is found about it goes home.
     write(here, found="by the reader")
     keep_all()
     machine("third")
-    assert files(copy_to_read(HOME))["found"] == b"by the reader"
+    assert files(working_copy(HOME))["found"] == b"by the reader"
 
 
 def test_what_a_job_of_this_machine_works_on_is_read_as_it_is(bucket, machine, tiny_run):
-    folder = working_copy(HOME)
+    folder = at_work()
     write(folder, a="1")
     keep(folder)
     machine("elsewhere")
-    write(working_copy(HOME), a="by another")
+    write(at_work(), a="by another")
     keep_all()
     machine("first")
     write(folder, a="not sent yet")
     run = Run(folder, tiny_run)
-    assert copy_to_read(HOME) == folder
+    assert working_copy(HOME) == folder
     assert files(folder)["a"] == b"not sent yet"
     run.close()
 
 
+def test_a_second_start_of_a_job_sends_nothing_of_the_first(bucket, machine, tiny_run):
+    folder = at_work()
+    write(folder, a="1")
+    keep(folder)
+    state = bucket.cat(f"{HOME}/{STATE}")
+    run = Run(folder, tiny_run)
+    write(folder, half="d")
+    machine("first")
+    with pytest.raises(RunError, match="in use"), reported_errors():
+        Run(working_copy(HOME), tiny_run)
+    assert bucket.cat(f"{HOME}/{STATE}") == state
+    run.close()
+
+
+@contextmanager
+def reported_errors():
+    """As `runtime.reported` does it."""
+    try:
+        yield
+    except RunError:
+        keep_all()
+        raise
+
+
+def test_a_home_that_was_deleted_is_made_again(bucket, machine):
+    folder = at_work()
+    write(folder, a="1", b="2")
+    keep(folder)
+    bucket.rm(HOME, recursive=True)
+    machine("first")
+    write(at_work(), b="3")
+    keep(folder)
+    machine("second")
+    assert files(working_copy(HOME)) == {"a": b"1", "b": b"3"}
+
+
+def test_what_is_brought_is_of_one_state_while_its_job_saves(bucket, machine, monkeypatch):
+    folder = at_work()
+    write(folder, a__4__state="4", log="4", same="s")
+    keep(folder)
+    job = storage._COPIES[folder.absolute()]
+    machine("second")
+    plain, saves = copies._copy, iter((8, 12))
+
+    def saved_meanwhile(source, target):
+        with monkeypatch.context() as patch:
+            patch.setattr(copies, "_copy", plain)
+            if source.name in ("state", "log") and (step := next(saves, None)):
+                shutil.rmtree(folder / "a")
+                write(folder, **{f"a__{step}__state": str(step), "log": f"4 to {step}"})
+                job.take_home()
+        plain(source, target)
+
+    monkeypatch.setattr(copies, "_copy", saved_meanwhile)
+    found = files(working_copy(HOME))
+    assert found == files(folder) == {"a/12/state": b"12", "log": b"4 to 12", "same": b"s"}
+
+
+def test_a_job_that_was_overtaken_while_it_sent_ends(bucket, machine, monkeypatch):
+    folder = at_work()
+    write(folder, a="1")
+    keep(folder)
+    job = storage._COPIES[folder.absolute()]
+    machine("second")
+    write(at_work(), a="of the second")
+    plain = copies._copy
+
+    def overtaken(source, target):
+        plain(source, target)
+        monkeypatch.setattr(copies, "_copy", plain)
+        keep_all()
+
+    write(folder, a="of the first")
+    monkeypatch.setattr(copies, "_copy", overtaken)
+    with pytest.raises(RunError, match="changed by another job"):
+        job.take_home()
+    machine("third")
+    assert files(working_copy(HOME)) == {"a": b"of the second"}
+
+
 def test_a_bringing_that_was_cut_off_begins_again(bucket, machine, monkeypatch):
-    folder = working_copy(HOME)
+    folder = at_work()
     write(folder, a="1", b="2")
     keep(folder)
     machine("second")
@@ -236,15 +323,16 @@ def test_a_bringing_that_was_cut_off_begins_again(bucket, machine, monkeypatch):
 
 
 def test_two_jobs_with_one_home_do_not_mix(bucket, machine):
-    first = working_copy(HOME)
+    first = at_work()
     write(first, a="1")
     keep(first)
     machine("second")
-    second = working_copy(HOME)
+    second = at_work()
     write(second, a="by the second")
     keep(second)
     machine("first")
-    storage._COPIES[first.absolute()] = copies.WorkingCopy(place(HOME), first, works=True)
+    storage._COPIES[first.absolute()] = copies.WorkingCopy(place(HOME), first)
+    hold(first, True)
     write(first, b="by the first")
     with pytest.raises(RunError, match="changed by another job"):
         keep(first)
@@ -255,7 +343,7 @@ def test_two_jobs_with_one_home_do_not_mix(bucket, machine):
 
 
 def test_a_home_that_cannot_be_reached_is_named(bucket, machine, monkeypatch):
-    folder = working_copy(HOME)
+    folder = at_work()
     write(folder, a="1")
     calls = []
 
@@ -285,7 +373,7 @@ def test_lists_that_were_written_go_home_before_all_are(
     monkeypatch.setattr(annotating, "write_attributes", three)
     for name in ("first", "second"):
         machine(name)
-        out = working_copy(HOME) / "annotate" / "attributes.jsonl"
+        out = at_work() / "annotate" / "attributes.jsonl"
         builder = SimpleNamespace(listings=badge_listings)
         monkeypatch.setattr(annotating, "KEEP_EVERY", 0.0)
         with pytest.raises(KeyboardInterrupt):
@@ -316,7 +404,7 @@ def test_a_stage_cut_off_on_one_machine_ends_on_another(
     pipeline.run.close()
     monkeypatch.setattr(loop, "place_batch", plain)
     machine("second")
-    folder = working_copy(HOME)
+    folder = at_work()
     assert [x.name for x in (folder / "distill" / "checkpoints").iterdir()] == ["2"]
     again = Pipeline(folder, tiny_run)
     again.run_to("distill")
