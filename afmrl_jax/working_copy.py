@@ -24,6 +24,8 @@ KNOWN = ".home.json"
 """In a working copy: what of it is at home, and as of which of its states."""
 NEXT = ".home.next.json"
 """In a working copy: what it knows as soon as the state that is being sent is at home."""
+SENDING = ".home.sending.json"
+"""In a working copy: what may lie at home though no state there names it."""
 STATE = "afmrl_state.json"
 """At home: the files that belong to the run; written last, so others there are not finished. One
 that stood there before may lie `at` another name for a while; `rubbish` is what may be removed."""
@@ -176,11 +178,15 @@ class WorkingCopy:
                 rubbish.add(about["at"])
         # What the state at home names must not be overwritten yet.
         aside = {x: f"{x}.{self._sender()}-{there['state']}" for x in changed if x in held}
+        sending = self.folder / SENDING
+        rubbish |= {*read_json(sending)} if sending.is_file() else set()
+        write_json(sending, sorted(rubbish | {aside.get(x, x) for x in changed}))
         # What says that something is finished goes last.
         for name in sorted(changed, key=lambda x: (x.endswith("DONE.json"), x)):
             self._send_one(name, aside.get(name, name))
         at |= aside
         self._tell(there["state"], state, files, at, rubbish)
+        sending.unlink()
         if at:
             # Now they can take their own names, under which they are easier to find.
             for name in sorted(at):

@@ -183,6 +183,8 @@ def test_what_is_at_home_is_whole_whenever_its_job_dies(bucket, machine, monkeyp
     assert found == (before if moments < 5 else now)
     machine("first")
     assert files(at_work()) == now
+    # Even what goes before it was ever sent.
+    shutil.rmtree(folder / "a" / "12")
     write(folder, log="one line and another and one more")
     keep(folder)
     machine("third")
