@@ -51,9 +51,9 @@ def assert_equal_on_one_and_eight(step, initial, batch):
 
     one, loss, count = one_step(step, copy(), batch, make_mesh(1, 1))
     assert count == 1
-    # Rounding is a share of what is summed: here of the largest gradient of an array, 0.1 to 10.
+    # Rounding is a share of what is summed: here of an array's largest gradient, 0.07 to 10.
     size = {name: np.abs(one[name] - before).max() for name, before in copy().items()}
-    assert max(size.values()) > 1e-2
+    assert min(size.values()) > 1e-2
     for sizes in MESHES:
         eight, spread_loss, _ = one_step(step, copy(), batch, make_mesh(*sizes))
         assert loss == pytest.approx(spread_loss, rel=1e-5)
