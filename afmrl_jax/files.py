@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import itertools
 import json
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from afmrl_jax.errors import ConfigError, RunError
 
@@ -111,6 +112,25 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     except BaseException:
         _remove(temporary)
         raise
+
+
+def take_lock(file: IO[Any]) -> bool:
+    """Lock an open file for this process until it is closed, unless another has locked it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """While no other process has locked a file; calls `waiting` where it waits for one that has."""
+    with path.open("w") as file:
+        if not take_lock(file):
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def disk_full(path: Path | str) -> RunError:

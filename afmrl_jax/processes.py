@@ -237,6 +237,15 @@ def first_does(work: Callable[[], None], name: str) -> None:
         raise RunError(f"{name} failed on process 0; its log says why")
 
 
+def first_sees(look: Callable[[], bool]) -> bool:
+    """What the first process finds by looking, for all.
+
+    The others must not look themselves for a file that the first one is going to write: where a
+    shared folder had none, they may go on seeing none for a while (NFS remembers that).
+    """
+    return bool(agree(is_first() and look()))
+
+
 def check_shared(folder: Path) -> None:
     """See that all processes have the same run directory.
 

@@ -86,6 +86,18 @@ def write_badge_catalogue(
     return folder
 
 
+def largest_file(folder: Path) -> Path:
+    """The largest of the files below a folder."""
+    return max((x for x in folder.rglob("*") if x.is_file()), key=lambda x: x.stat().st_size)
+
+
+def change_a_bit(path: Path) -> None:
+    """Turn over one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
 def tiny_config(
     family: Literal["qwen2_vl", "qwen2_5_vl"] = "qwen2_vl",
     *,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import atomic_path, read_json, unused, write_json
+from afmrl_jax.files import atomic_path, locked, read_json, take_lock, unused, write_json
 from afmrl_jax.progress import Progress, say
 
 KNOWN = ".home.json"
@@ -39,6 +38,8 @@ TRIES = 4
 WORTH_A_WORD = 10.0
 """Seconds that sending takes, from which on the user is told."""
 BLOCK = 1 << 24
+NOTHING: dict[str, Any] = {"state": None, "files": {}}
+"""What there is of a run that was never sent."""
 
 
 class WorkingCopy:
@@ -66,22 +67,23 @@ class WorkingCopy:
 
     def _bring(self) -> None:
         known, there = self._known(), self._there()
-        if there is None:
+        if there["state"] is None:
             if known["state"] == BRINGING:
                 self._put_aside()  # Its home was deleted since, and this is a part of it.
             return
         if there["state"] == known["state"]:
             return
-        here, sent = self._here(), {x: y["sent"] for x, y in known["files"].items()}
+        here = self._here()
+        sent = {x: y["sent"] for x, y in known["files"].items() if x in here}
         if known["state"] != BRINGING and _changed(known["files"], here):
-            here, sent = self._put_aside(), {}
+            self._put_aside()
+            sent = {}
         # Until all is there.
-        write_json(self.folder / KNOWN, {"state": BRINGING, "files": {}})
-        sent = {x: y for x, y in sent.items() if x in here}
+        write_json(self.folder / KNOWN, NOTHING | {"state": BRINGING})
         while True:
             problem = self._bring_state(there, sent)
             before, there = there, self._there()
-            if there is None or (problem and there["state"] == before["state"]):
+            if there["state"] is None or (problem and there["state"] == before["state"]):
                 raise problem or RunError(f"{self.home} has been deleted while it was brought")
             # A job that saves meanwhile replaces and removes files of the state that was read.
             if there["state"] == before["state"]:
@@ -126,12 +128,12 @@ class WorkingCopy:
     def _take_home(self) -> None:
         began = time.monotonic()
         known, here = self._known(), self._here()
-        if known["state"] == BRINGING or not _differ(known["files"], here):
+        stamps = {x: y["stamp"] for x, y in known["files"].items()}
+        if known["state"] == BRINGING or stamps == here:
             return
         there = self._there()
-        if there is None:
-            # There is no home yet, or none any more.
-            known = there = {"state": None, "files": {}}
+        if there["state"] is None:
+            known = NOTHING  # There is no home yet, or none any more.
         moved = there["state"] != known["state"]
         if not self.held and (moved or FINISHED not in there["files"]):
             say(
@@ -221,8 +223,7 @@ class WorkingCopy:
             x: {"sent": y["sent"], "size": y["stamp"][0]} | ({"at": at[x]} if x in at else {})
             for x, y in files.items()
         }
-        there = self._there()
-        if (there and there["state"]) != before:
+        if self._there()["state"] != before:
             raise self._another()
         write_json(self.folder / NEXT, {"state": state, "files": files})
         note = {"state": state, "files": sent, "rubbish": sorted(rubbish)}
@@ -234,12 +235,9 @@ class WorkingCopy:
     def _alone(self) -> Iterator[None]:
         """While no other process of this machine brings or sends."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with self.folder.with_name(f".{self.folder.name}{LOCK}").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say(f"{self.home}: another process brings or sends it; waiting")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        path = self.folder.with_name(f".{self.folder.name}{LOCK}")
+        words = f"{self.home}: another process brings or sends it; waiting"
+        with locked(path, waiting=partial(say, words)):
             yield
 
     def _in_use(self) -> bool:
@@ -247,28 +245,24 @@ class WorkingCopy:
         path = self.folder / LOCK
         if not path.is_file():
             return False
-        with path.open("r") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+        with path.open("a") as lock:
+            return not take_lock(lock)
 
-    def _put_aside(self) -> dict[str, list[int]]:
-        """Move what was never sent to where it is not lost; what is here now: nothing."""
+    def _put_aside(self) -> None:
+        """Move what was never sent to where it is not lost; nothing is here then."""
         aside = unused(lambda n: self.folder.with_name(f"{self.folder.name}.unsent-{n}"))
         self.folder.rename(aside)
         say(
             f"warning: {self.home} was changed from elsewhere, and {self.folder} holds what was "
             f"never sent there; that is moved to {aside}"
         )
-        return {}
 
-    def _there(self) -> dict[str, Any] | None:
+    def _there(self) -> dict[str, Any]:
+        """The state at home."""
         path = self.home / STATE
 
-        def read() -> dict[str, Any] | None:
-            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        def read() -> dict[str, Any]:
+            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else NOTHING
 
         return self._tried(read, STATE)
 
@@ -276,11 +270,10 @@ class WorkingCopy:
         path, coming = self.folder / KNOWN, self.folder / NEXT
         if coming.is_file():
             # Cut off in `_tell`, before or behind the moment from which the state counts.
-            there = self._there()
-            if there is not None and there["state"] == read_json(coming)["state"]:
+            if self._there()["state"] == read_json(coming)["state"]:
                 os.replace(coming, path)
             coming.unlink(missing_ok=True)
-        return read_json(path) if path.is_file() else {"state": None, "files": {}}
+        return read_json(path) if path.is_file() else NOTHING
 
     def _here(self) -> dict[str, list[int]]:
         """Size and time of change, in ns, of each file that counts."""
@@ -314,11 +307,6 @@ class WorkingCopy:
                         f"in {self.folder}, and the same command goes on from there"
                     ) from error
                 time.sleep(2**number)
-
-
-def _differ(before: dict[str, Any], here: dict[str, list[int]]) -> bool:
-    """Whether anything is not as it was when it was sent or brought, or is gone."""
-    return bool(_changed(before, here) or before.keys() - here.keys())
 
 
 def _changed(before: dict[str, Any], here: dict[str, list[int]]) -> set[str]:

@@ -29,6 +29,7 @@ import tyro
 from benchmarks.record import write_record
 from run_copies import copy_up_to, finished
 
+from afmrl_jax.config import KeptCheckpoints
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import read_json, write_json
 from afmrl_jax.local_job import LocalJob
@@ -73,12 +74,12 @@ def all_finished(run: Path, stages: Sequence[str]) -> bool:
 
 
 def checkpoints(folder: Path) -> list[int]:
-    """Steps of a stage's finished checkpoints; one of the two that are kept and cannot be read
-    raises. An older one is being deleted.
+    """Steps of a stage's finished checkpoints; one that is kept and cannot be read raises. An older
+    one is being deleted.
     """
     found = sorted(int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit())
     reader = ocp.PyTreeCheckpointHandler()
-    for step in found[-2:]:
+    for step in found[-KeptCheckpoints().newest :]:
         path = (folder / "checkpoints" / str(step) / "state").absolute()
         plain = jax.tree.map(_on_the_host, reader.metadata(path).tree)
         reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=plain))

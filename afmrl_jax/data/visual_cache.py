@@ -6,7 +6,6 @@ SHA-256 of their bytes; the manifest is written last, so a shard without one is 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import uuid
@@ -14,6 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ import numpy as np
 from afmrl_jax.data.images import Patches
 from afmrl_jax.data.records import Listing
 from afmrl_jax.errors import CatalogueError, RunError
-from afmrl_jax.files import atomic_path, read_json, write_json, writes
+from afmrl_jax.files import atomic_path, locked, read_json, write_json, writes
 from afmrl_jax.model_config import ImageConfig
 from afmrl_jax.progress import say
 
@@ -71,12 +71,8 @@ class TokenCache:
             # The first process of this job holds it.
             yield
             return
-        with (self.folder / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                say(f"{self.folder}: another process is filling the cache, waiting for it")
-                fcntl.flock(file, fcntl.LOCK_EX)
+        words = f"{self.folder}: another process is filling the cache, waiting for it"
+        with locked(self.folder / ".lock", waiting=partial(say, words)):
             yield
 
     def entries(self) -> dict[str, Entry]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 from collections.abc import Callable
@@ -12,9 +11,9 @@ from typing import Any
 from afmrl_jax.config import PLACEMENT, RunConfig
 from afmrl_jax.config_json import fingerprint, to_dict
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import file_hash, read_json, write_json
+from afmrl_jax.files import file_hash, read_json, take_lock, write_json
 from afmrl_jax.preemption import heed
-from afmrl_jax.processes import agree, check_shared, first_does, is_first
+from afmrl_jax.processes import check_shared, first_does, first_sees, is_first
 from afmrl_jax.progress import say
 from afmrl_jax.storage import hold, keep
 from afmrl_jax.working_copy import LOCK
@@ -43,12 +42,10 @@ class Run:
 
     def _hold(self) -> None:
         assert self._lock is not None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not take_lock(self._lock):
             raise RunError(
                 f"{self.folder} is in use by another process; wait for it or choose another --out"
-            ) from error
+            )
         hold(self.folder, True)
 
     def _check_config(self) -> None:
@@ -100,17 +97,15 @@ class Run:
         done = folder / "DONE.json"
         begun = folder / "inputs.json"
         current = {"inputs": inputs, "fingerprint": fingerprint(inputs)}
-        for path in (done, begun):
-            # A process that looks for a file in a shared folder before there is one may go on not
-            # seeing it (NFS remembers that), so only the first looks.
-            there = agree(is_first() and path.is_file())
-            if there and read_json(path)["fingerprint"] != current["fingerprint"]:
-                changed = ", ".join(_differences(read_json(path)["inputs"], inputs))
+        found = {path: read_json(path) for path in (done, begun) if first_sees(path.is_file)}
+        for before in found.values():
+            if before["fingerprint"] != current["fingerprint"]:
+                changed = ", ".join(_differences(before["inputs"], inputs))
                 raise RunError(
                     f"{folder} was begun with other inputs ({changed}); choose another --out or "
                     f"delete {folder} to do this stage and those behind it again"
                 )
-        if agree(is_first() and done.is_file()):
+        if done in found:
             return folder
         heed()
         self.did_something = True

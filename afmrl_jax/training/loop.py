@@ -177,8 +177,7 @@ class _Loop:
                     if self._refresh is not None and step % self._refresh.every == 0:
                         self._refresh.work(state, step)
                         self._stop_reading()
-                    self._iterator = self._iterator or self._batches(step)
-                    batch = self._next(self._iterator)
+                    batch = self._next(step)
                 self._watchdog.doing("computing")
                 state, metrics = self._step_function(state, batch, jax.random.fold_in(base, step))
                 self._check(state, step)
@@ -219,8 +218,9 @@ class _Loop:
             self._iterator.close()  # Ends its worker processes, if it has any.
             self._iterator = None
 
-    def _next(self, iterator: Any) -> Any:
-        found = next(iterator)
+    def _next(self, step: int) -> Any:
+        self._iterator = self._iterator or self._batches(step)
+        found = next(self._iterator)
         self._bad_pictures += int(found.pop("bad_pictures", 0))
         self._shapes.add(found["rows"])
         self._padding.add(found["rows"])

@@ -12,7 +12,7 @@ from afmrl_jax.data.negatives import MinedTables, NegativeTable
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.functional import identity
-from afmrl_jax.processes import agree, is_first, meet
+from afmrl_jax.processes import first_sees, meet
 from afmrl_jax.progress import say
 from afmrl_jax.retrieval.encode import Encoder
 from afmrl_jax.retrieval.exact import ExactIndex
@@ -144,7 +144,7 @@ def refresh_of(
         # What is frozen is the same all the stage, and the larger part.
         weights = identity(trainee.architecture, state["params"])
         path = tables.path(step)
-        if agree(is_first() and path.is_file() and NegativeTable.load(path).embedder == weights):
+        if first_sees(lambda: path.is_file() and NegativeTable.load(path).embedder == weights):
             return
         params = trainee.whole(state["params"])
         encoder = Encoder.on(mesh, trainee.architecture, params, BATCH)

@@ -14,7 +14,7 @@ from afmrl_jax.files import atomic_path, read_json, write_json
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.objectives.rewards import Outcome
 from afmrl_jax.parallel.sharding import place_batch
-from afmrl_jax.processes import agree, is_first, meet
+from afmrl_jax.processes import first_sees, meet
 from afmrl_jax.training.rar_environment import RarEnvironment, Rollout, sample
 
 CANDIDATE_K = (1, 2, 3, 5, 10, 20, 50, 100)
@@ -75,7 +75,7 @@ class HeldOutJudge:
     ) -> HeldOutJudge:
         """The judge of a stage; measures the start and chooses k unless that was done before."""
         path = folder / "held_out_start"
-        if not agree(is_first() and path.is_dir()):
+        if not first_sees(path.is_dir):
             rollouts = _sample_all(settings, architecture, params, environment, seed, 1)
             ranks = np.concatenate([x.outcome.rank for x in rollouts])
             bad = np.concatenate([x.malformed for x in rollouts])

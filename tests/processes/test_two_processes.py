@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from afmrl_jax.preemption import STATUS
-from afmrl_jax.testing import write_badge_catalogue
+from afmrl_jax.testing import change_a_bit, largest_file, write_badge_catalogue
 
 from .jobs import losses, metrics, start, weights
 
@@ -147,10 +147,7 @@ def test_sigterm_to_one_saves_on_all_and_the_next_start_goes_on(place, told, pai
     assert "asked to end" in job.text()
     # A changed bit in the newest checkpoint, too: both take the one before it.
     newest = place / "preempted" / "distill" / "checkpoints" / str(max(saved))
-    largest = max((x for x in newest.rglob("*") if x.is_file()), key=lambda x: x.stat().st_size)
-    data = bytearray(largest.read_bytes())
-    data[len(data) // 2] ^= 1
-    largest.write_bytes(data)
+    change_a_bit(largest_file(newest))
     again = start(asked, place / "logs-preempted", processes=2, devices=1)
     assert again.wait() == [0, 0], again.text()
     assert f"checkpoints/{max(saved)} is damaged" in again.text()

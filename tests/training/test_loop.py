@@ -19,6 +19,7 @@ from afmrl_jax.errors import RunError
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place
 from afmrl_jax.preemption import Preempted, watch
+from afmrl_jax.testing import change_a_bit, largest_file
 from afmrl_jax.training.checkpoint import Checkpointer
 from afmrl_jax.training.loop import LoopConfig, run_loop
 from afmrl_jax.training.state import gradient_step, initial_state
@@ -85,7 +86,7 @@ VALUES = [1.0, 2.0, -1.0, 3.0, 0.5, 2.5, 1.5]
 
 def cut(path):
     """Take the end off the largest file of a checkpoint."""
-    largest = max((x for x in path.rglob("*") if x.is_file()), key=lambda x: x.stat().st_size)
+    largest = largest_file(path)
     with largest.open("r+b") as file:
         file.truncate(largest.stat().st_size // 2)
     return largest
@@ -144,10 +145,8 @@ def test_sums_do_not_outlive_a_checkpoint_that_is_put_aside(run, tmp_path):
 def test_a_bit_that_changed_is_noticed(run, tmp_path, capsys):
     whole = run(VALUES)
     folder = tmp_path / "stage" / "checkpoints" / "7"
-    largest = max((x for x in folder.rglob("*") if x.is_file()), key=lambda x: x.stat().st_size)
-    data = bytearray(largest.read_bytes())
-    data[len(data) // 2] ^= 1
-    largest.write_bytes(data)
+    largest = largest_file(folder)
+    change_a_bit(largest)
     np.testing.assert_array_equal(scale(run(VALUES)), scale(whole))
     assert f"{largest.name} has other bytes" in capsys.readouterr().err
 
