@@ -174,7 +174,7 @@ def _backward(form: _Form, kept: tuple, cotangents: tuple) -> tuple[jax.Array, j
     hidden, weights, tokens, partition, entropy = kept
     by_logprob, by_entropy = (x[:, None, None] for x in cotangents)
     chunks, wide = _Chunks(weights, form), _wide(hidden)
-    back, down = ("npc,pcd->nd", "npc,nd->pcd") if form.table else ("npc,dpc->nd", "npc,nd->dpc")
+    back = "npc,pcd->nd" if form.table else "npc,dpc->nd"
 
     def step(carry: tuple[jax.Array, jax.Array], number: jax.Array) -> tuple[tuple, None]:
         by_hidden, by_weights = carry
@@ -189,7 +189,10 @@ def _backward(form: _Form, kept: tuple, cotangents: tuple) -> tuple[jax.Array, j
         gradient = (gradient / form.temperature).astype(hidden.dtype)
         part = chunks.take(chunks.weights, number).astype(hidden.dtype)
         by_hidden += jnp.einsum(back, gradient, part, preferred_element_type=wide)
-        fresh = jnp.einsum(down, gradient, hidden, preferred_element_type=wide)
+        fresh = jnp.einsum("npc,nd->pcd", gradient, hidden, preferred_element_type=wide)
+        if not form.table:
+            # Not by an einsum to "dpc": XLA has no such bfloat16 product on a CPU.
+            fresh = jnp.transpose(fresh, (2, 0, 1))
         # The masked columns of an overlapping chunk add nothing.
         fresh += chunks.take(by_weights, number)
         by_weights = jax.lax.dynamic_update_slice_in_dim(

@@ -94,3 +94,21 @@ def test_bfloat16_scores_are_those_of_bfloat16_logits(rng):
     for left, right in zip(own, twin, strict=True):
         assert left.dtype == jnp.float32
         np.testing.assert_allclose(left, right, atol=1e-4)
+
+
+@pytest.mark.parametrize("table", [True, False])
+@pytest.mark.parametrize("chunk", [7, 1000])
+def test_bfloat16_gradients_exist_and_are_near_those_of_the_dense_twin(rng, table, chunk):
+    hidden, head, tokens = problem(rng, table, jnp.bfloat16)
+    mix = jnp.asarray(rng.normal(size=tokens.shape), jnp.float32)
+    own, twin = (
+        jax.jit(jax.grad(objective(f, tokens, mix, **more), (0, 1)), static_argnums=2)(
+            hidden, head.weights, table
+        )
+        for f, more in ((token_scores, {"chunk": chunk}), (token_scores_dense, {}))
+    )
+    for left, right in zip(own, twin, strict=True):
+        assert left.dtype == jnp.bfloat16
+        left, right = (np.asarray(x, np.float32) for x in (left, right))
+        # bfloat16 has 8 bits: one rounding of the largest entry.
+        np.testing.assert_allclose(left, right, atol=2**-7 * np.abs(right).max())
