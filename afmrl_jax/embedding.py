@@ -71,13 +71,15 @@ def embed_catalogue(
         run: gives R, and G where R reads attributes.
         system_name: row of the results table; the last one without.
         catalogue: its listings.
-        out: the folder; one that is there is replaced.
+        out: the folder; what an earlier call wrote there is replaced, nothing else is.
         attributes: what G wrote; without, it writes it now.
         settings: of the index.
 
     Raises:
+        ConfigError: something lies at `out` that no earlier call wrote.
         CatalogueError: a picture cannot be used, or listings have no attributes in the file.
     """
+    require_replaceable(out)
     system = run.system(system_name)
     encoder = run.encoder(system)
     texts: Mapping[str, str] | None = None
@@ -103,6 +105,20 @@ def embed_catalogue(
     except OSError as error:
         raise (disk_full(out) if is_disk_full(error) else error) from error
     shutil.rmtree(work)
+
+
+def require_replaceable(out: Path) -> None:
+    """Refuse a place whose content `embed_catalogue` must not replace.
+
+    Raises:
+        ConfigError: there is a file, or a folder that is neither empty nor an embedded catalogue.
+    """
+    if not out.exists() or (out.is_dir() and ((out / ABOUT).is_file() or not any(out.iterdir()))):
+        return
+    raise ConfigError(
+        f"{out} was not written by `afmrl embed` ({ABOUT} is missing in it), and would be replaced; "
+        "choose another --out, or remove it first"
+    )
 
 
 def _known(texts: Mapping[str, str], catalogue: Catalogue, path: Path) -> Mapping[str, str]:

@@ -129,6 +129,25 @@ def test_a_killed_embedding_goes_on_where_it_stopped(run, shop, tmp_path, monkey
     assert {x.name for x in tmp_path.iterdir()} == {"whole", "badges"}
 
 
+def test_embed_replaces_its_own_output_and_nothing_else(run, shop, tmp_path, capsys):
+    before = {x: x.read_bytes() for x in shop.rglob("*") if x.is_file()}
+    with pytest.raises(SystemExit):
+        cli.main([*on(run, shop, "embed", shop), "--system", "infonce"])
+    assert "was not written by `afmrl embed`" in capsys.readouterr().err
+    assert {x: x.read_bytes() for x in shop.rglob("*") if x.is_file()} == before
+    assert not list(shop.parent.glob(f"*{shop.name}.*"))
+    file = tmp_path / "notes"
+    file.write_text("mine")
+    with pytest.raises(SystemExit):
+        cli.main([*on(run, shop, "embed", file), "--system", "infonce"])
+    assert file.read_text() == "mine"
+    out = tmp_path / "index"
+    out.mkdir()
+    for _ in range(2):
+        cli.main([*on(run, shop, "embed", out), "--system", "infonce"])
+    assert (out / "listings.jsonl").is_file()
+
+
 def small_batches(encoder):
     """`FinishedRun.encoder` with batches of 32."""
     return lambda self, system: dataclasses.replace(encoder(self, system), batch_size=32)
