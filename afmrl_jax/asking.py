@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from afmrl_jax.config import RunConfig
+from afmrl_jax.config.run import RunConfig
 from afmrl_jax.data.endpoint import Endpoint, Replies, ask_endpoint
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.records import Catalogue

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from afmrl_jax.config import AgclConfig
+from afmrl_jax.config.run import AgclConfig
 from afmrl_jax.data.attributes import read_attributes
 from afmrl_jax.data.catalogue import load_catalogue
 from afmrl_jax.data.contrastive import ContrastiveSource

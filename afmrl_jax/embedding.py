@@ -116,8 +116,8 @@ def require_replaceable(out: Path) -> None:
     if not out.exists() or (out.is_dir() and ((out / ABOUT).is_file() or not any(out.iterdir()))):
         return
     raise ConfigError(
-        f"{out} was not written by `afmrl embed` ({ABOUT} is missing in it), and would be replaced; "
-        "choose another --out, or remove it first"
+        f"{out} was not written by `afmrl embed` ({ABOUT} is missing in it), and would be "
+        "replaced; choose another --out, or remove it first"
     )
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from afmrl_jax.config import AgclConfig, RarConfig, RunConfig
-from afmrl_jax.config_json import to_dict
+from afmrl_jax.config.run import AgclConfig, RarConfig, RunConfig
+from afmrl_jax.config.serialization import to_dict
 from afmrl_jax.data.attributes import read_attributes
 from afmrl_jax.data.catalogue import load_catalogue, require_teaching, say_skipped
 from afmrl_jax.data.oracle import oracle_inputs, taught_texts

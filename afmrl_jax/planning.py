@@ -15,10 +15,10 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from afmrl_jax.config import RunConfig
+from afmrl_jax.config.model import Execution, LoraConfig, QwenVLConfig, require
+from afmrl_jax.config.run import RunConfig
 from afmrl_jax.data.batches import VLBatch
 from afmrl_jax.layout import fit_spec
-from afmrl_jax.model_config import Execution, LoraConfig, QwenVLConfig, require
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.models.lora import with_lora

@@ -10,8 +10,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from afmrl_jax.config import RunConfig
-from afmrl_jax.config_json import from_dict
+from afmrl_jax.config.run import RunConfig
+from afmrl_jax.config.serialization import from_dict
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.records import Catalogue
 from afmrl_jax.data.text import BpeTokenizer

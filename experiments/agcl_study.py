@@ -30,8 +30,8 @@ from study.plot import draw_study
 from study.summary import BASELINE, LOGGED, SeedScores, summarise, table
 from study.variations import DISTILLED, ORACLE, TRUE, Variation, variations
 
-from afmrl_jax.config import AgclConfig, RunConfig
-from afmrl_jax.config_json import to_dict
+from afmrl_jax.config.run import AgclConfig, RunConfig
+from afmrl_jax.config.serialization import to_dict
 from afmrl_jax.data.attributes import format_attributes, read_attributes
 from afmrl_jax.data.oracle import oracle_texts
 from afmrl_jax.errors import AfmrlError

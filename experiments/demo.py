@@ -16,7 +16,7 @@ from typing import Annotated
 
 import tyro
 
-from afmrl_jax.config import RunConfig
+from afmrl_jax.config.run import RunConfig
 from afmrl_jax.pipeline import Pipeline
 from afmrl_jax.processes import ClusterConfig
 from afmrl_jax.progress import tell

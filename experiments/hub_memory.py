@@ -20,8 +20,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from afmrl_jax.config.model import QwenVLConfig, TextConfig, VisionConfig
 from afmrl_jax.files import write_json
-from afmrl_jax.model_config import QwenVLConfig, TextConfig, VisionConfig
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.models.hub_config import to_hub_config
 from afmrl_jax.models.hub_names import hub_tensors

@@ -29,7 +29,7 @@ import tyro
 from benchmarks.record import write_record
 from run_copies import copy_up_to, finished
 
-from afmrl_jax.config import KeptCheckpoints
+from afmrl_jax.config.run import KeptCheckpoints
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import read_json, write_json
 from afmrl_jax.local_job import LocalJob

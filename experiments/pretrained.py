@@ -18,7 +18,7 @@ from typing import Annotated
 
 import tyro
 
-from afmrl_jax.config import RunConfig
+from afmrl_jax.config.run import RunConfig
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.pipeline import Pipeline
 from afmrl_jax.processes import ClusterConfig

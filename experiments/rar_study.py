@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 from study.rar_plot import draw_rar_study
 
-from afmrl_jax.config import RarConfig, RunConfig
+from afmrl_jax.config.run import RarConfig, RunConfig
 from afmrl_jax.files import write_json
 from afmrl_jax.metrics_log import read_metrics
 from afmrl_jax.pipeline import Pipeline

@@ -2,7 +2,8 @@
 
 import pytest
 
-from afmrl_jax.config import (
+from afmrl_jax.config.model import ImageConfig, QwenVLConfig, TextConfig, VisionConfig
+from afmrl_jax.config.run import (
     AgclConfig,
     CitConfig,
     InputDropout,
@@ -13,9 +14,8 @@ from afmrl_jax.config import (
     RunConfig,
     TextBudget,
 )
-from afmrl_jax.config_json import fingerprint, from_dict, to_dict
+from afmrl_jax.config.serialization import fingerprint, from_dict, to_dict
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.model_config import ImageConfig, QwenVLConfig, TextConfig, VisionConfig
 
 
 @pytest.mark.parametrize(

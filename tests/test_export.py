@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from afmrl_jax import cli, export
-from afmrl_jax.config import RunConfig, TextBudget
-from afmrl_jax.config_json import to_dict
+from afmrl_jax.config.model import Execution, ImageConfig, LoraConfig, ModelSettings, QwenVLConfig
+from afmrl_jax.config.run import RunConfig, TextBudget
+from afmrl_jax.config.serialization import to_dict
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import write_json
-from afmrl_jax.model_config import Execution, ImageConfig, LoraConfig, ModelSettings, QwenVLConfig
 from afmrl_jax.models.folder import save_model
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.models.lora import add_lora, with_lora

@@ -11,14 +11,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from afmrl_jax.config import TextBudget
+from afmrl_jax.config.model import ImageConfig
+from afmrl_jax.config.run import TextBudget
 from afmrl_jax.data.hosts import HostShare
 from afmrl_jax.data.images import Patches, patchify, undecoded
 from afmrl_jax.data.packing import pack
 from afmrl_jax.data.records import Listing
 from afmrl_jax.data.text import Tokenizer
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.model_config import ImageConfig
 from afmrl_jax.progress import say
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from afmrl_jax.config.model import ImageConfig, TextBudget
 from afmrl_jax.data.batches import Row, collate, picture_patches, visual_tokens
 from afmrl_jax.data.chunk_arrays import Chunks, PatchChunks, TextChunks, empty_bins, fill_bin
 from afmrl_jax.data.chunk_shapes import (
@@ -23,7 +24,6 @@ from afmrl_jax.data.hosts import HostShare
 from afmrl_jax.data.packing import best_fit_decreasing
 from afmrl_jax.data.text import Tokenizer
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.model_config import ImageConfig, TextBudget
 
 DEVIATIONS = 4.0
 """Standard deviations from the mean up to which a plan has room."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from afmrl_jax.config import InputDropout
+from afmrl_jax.config.run import InputDropout
 from afmrl_jax.data import prompts
 from afmrl_jax.data.attributes import drop_attributes
 from afmrl_jax.data.batches import Row

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from afmrl_jax.config.model import ImageConfig
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.model_config import ImageConfig
 
 MAX_SIDE = 20_000
 """Pixels; a larger side is refused before anything is decoded."""

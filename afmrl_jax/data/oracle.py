@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from afmrl_jax.config import OracleConfig
+from afmrl_jax.config.run import OracleConfig
 from afmrl_jax.data.attributes import format_attributes, read_attributes
 from afmrl_jax.data.furniture.lexicon import GENERIC, SYNONYMS
 from afmrl_jax.data.records import Catalogue, Listing

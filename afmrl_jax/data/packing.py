@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from afmrl_jax.config.model import ImageConfig
 from afmrl_jax.data.hosts import HostShare
 from afmrl_jax.data.images import Patches
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.model_config import ImageConfig
 
 
 class Bins(NamedTuple):

@@ -18,7 +18,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from afmrl_jax.config import TextBudget
+from afmrl_jax.config.model import ImageConfig
+from afmrl_jax.config.run import TextBudget
 from afmrl_jax.data import batches, prompts
 from afmrl_jax.data.batches import PatchStore, Row
 from afmrl_jax.data.hosts import HostShare
@@ -27,7 +28,6 @@ from afmrl_jax.data.records import Listing
 from afmrl_jax.data.sampler import epoch_indices
 from afmrl_jax.data.text import Tokenizer, open_keys, swap_words, word_pool
 from afmrl_jax.data.visual_cache import CachedPictures
-from afmrl_jax.model_config import ImageConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,11 +24,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from afmrl_jax.config import TextBudget
+from afmrl_jax.config.model import ImageConfig
+from afmrl_jax.config.run import TextBudget
 from afmrl_jax.data.batches import Row, merged_grid
 from afmrl_jax.data.images import Patches
 from afmrl_jax.data.text import Tokenizer
-from afmrl_jax.model_config import ImageConfig
 
 SYSTEM = "system\nYou are a helpful assistant."
 """What Qwen2-VL's chat template writes where a conversation brings no system turn."""

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from afmrl_jax.config.model import ImageConfig
 from afmrl_jax.data.images import Patches
 from afmrl_jax.data.records import Listing
 from afmrl_jax.errors import CatalogueError, RunError
 from afmrl_jax.files import atomic_path, locked, read_json, write_json, writes
-from afmrl_jax.model_config import ImageConfig
 from afmrl_jax.progress import say
 
 DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}

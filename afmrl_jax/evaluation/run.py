@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from afmrl_jax.config import RunConfig
+from afmrl_jax.config.run import RunConfig
 from afmrl_jax.data.attributes import format_attributes
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.records import ROLES

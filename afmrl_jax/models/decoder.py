@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from afmrl_jax.config.model import Execution, InitConfig, LoraConfig, TextConfig
 from afmrl_jax.layout import rows_over_data
-from afmrl_jax.model_config import Execution, InitConfig, LoraConfig, TextConfig
 from afmrl_jax.models.attention import MASKED, attend
 from afmrl_jax.models.layers import Keys, Linear, RMSNorm, run_stack, stack_layers, unstack
 from afmrl_jax.models.rope import mrope_angles, rotate

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from afmrl_jax.config.model import Execution
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import atomic_path, file_hash, read_json, write_json
-from afmrl_jax.model_config import Execution
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.models.hub_config import from_hub_config, to_hub_config
 from afmrl_jax.models.hub_read import Shardings, check_fit, hub_files, load_params

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from afmrl_jax.config.model import QwenVLConfig, TextConfig, VisionConfig
 from afmrl_jax.errors import RunError
-from afmrl_jax.model_config import QwenVLConfig, TextConfig, VisionConfig
 
 _FAMILIES = {
     "qwen2_vl": "Qwen2VLForConditionalGeneration",

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from afmrl_jax.model_config import LoraConfig
+from afmrl_jax.config.model import LoraConfig
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.models.hub_names import is_adapter
 

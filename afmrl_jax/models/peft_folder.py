@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from afmrl_jax.config.model import LORA_TARGETS, LoraConfig
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import read_json, write_json
-from afmrl_jax.model_config import LORA_TARGETS, LoraConfig
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.models.hub_names import canonical_name
 from afmrl_jax.models.safetensors_file import (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from afmrl_jax.config.model import QwenVLConfig, TextConfig, VisionConfig
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.model_config import QwenVLConfig, TextConfig, VisionConfig
 
 
 def _text(

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from afmrl_jax.config.model import Execution, InitConfig, QwenVLConfig
 from afmrl_jax.layout import rows_over_data
-from afmrl_jax.model_config import Execution, InitConfig, QwenVLConfig
 from afmrl_jax.models.decoder import Decoder
 from afmrl_jax.models.layers import Keys
 from afmrl_jax.models.vision import VisionTower

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from afmrl_jax.config.model import Execution, LoraConfig, QwenVLConfig, VisionConfig
 from afmrl_jax.layout import rows_over_data
-from afmrl_jax.model_config import Execution, LoraConfig, QwenVLConfig, VisionConfig
 from afmrl_jax.models.attention import attend
 from afmrl_jax.models.layers import Keys, LayerNorm, Linear, RMSNorm, run_stack, stack_layers
 from afmrl_jax.models.rope import rotate, vision_angles

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from afmrl_jax.config import RunConfig
-from afmrl_jax.config_json import from_dict
+from afmrl_jax.config.run import RunConfig
+from afmrl_jax.config.serialization import from_dict
 from afmrl_jax.files import read_json
 from afmrl_jax.machine import machine
 from afmrl_jax.pipeline import Pipeline

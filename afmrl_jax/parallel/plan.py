@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
+from afmrl_jax.config.model import Execution, QwenVLConfig
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.layout import AXES
-from afmrl_jax.model_config import Execution, QwenVLConfig
 from afmrl_jax.parallel.sharding import shardings
 
 GIB = 1024**3

@@ -15,8 +15,8 @@ from typing import Literal
 
 import numpy as np
 
+from afmrl_jax.config.model import QwenVLConfig
 from afmrl_jax.errors import RunError
-from afmrl_jax.model_config import QwenVLConfig
 
 Trained = Literal["all", "decoder", "lora", "nothing"]
 Counts = Sequence[int] | np.ndarray

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from afmrl_jax.config import AgclConfig, RunConfig
+from afmrl_jax.config.run import AgclConfig, RunConfig
 from afmrl_jax.data.contrastive import ContrastiveSource
 from afmrl_jax.data.negatives import MinedTables
 from afmrl_jax.data.pipeline import RowBuilder

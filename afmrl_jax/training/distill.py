@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from afmrl_jax.config import DistillConfig, RunConfig
+from afmrl_jax.config.run import DistillConfig, RunConfig
 from afmrl_jax.data.pipeline import DistillSource, RowBuilder
 from afmrl_jax.models.embedder import hidden_at, unit
 from afmrl_jax.models.functional import Architecture, Params

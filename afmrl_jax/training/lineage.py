@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from afmrl_jax.config import PLACEMENT, RunConfig
-from afmrl_jax.config_json import fingerprint, to_dict
+from afmrl_jax.config.run import PLACEMENT, RunConfig
+from afmrl_jax.config.serialization import fingerprint, to_dict
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import file_hash, read_json, take_lock, write_json
 from afmrl_jax.preemption import heed

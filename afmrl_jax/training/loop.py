@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from afmrl_jax.compiling import compiling
-from afmrl_jax.config import GuardConfig, KeptCheckpoints, RunConfig
+from afmrl_jax.config.run import GuardConfig, KeptCheckpoints, RunConfig
 from afmrl_jax.data.padding import padding_counts
 from afmrl_jax.data.pipeline import iterate
 from afmrl_jax.metrics_log import MetricsLog, resident_memory

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from afmrl_jax.config import MiningConfig
+from afmrl_jax.config.run import MiningConfig
 from afmrl_jax.data.negatives import MinedTables, NegativeTable
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.errors import RunError

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from afmrl_jax.config import RarConfig, RunConfig
+from afmrl_jax.config.run import RarConfig, RunConfig
 from afmrl_jax.data.pipeline import PromptSource
 from afmrl_jax.layout import AXES
 from afmrl_jax.metrics_log import read_metrics

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from afmrl_jax.config import RarConfig
+from afmrl_jax.config.run import RarConfig
 from afmrl_jax.data.attributes import parse_attributes
 from afmrl_jax.data.batches import bucket_length
 from afmrl_jax.data.grammar import Grammar, attribute_grammar

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from afmrl_jax.config import RarConfig
+from afmrl_jax.config.run import RarConfig
 from afmrl_jax.files import atomic_path, read_json, write_json
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.objectives.rewards import Outcome

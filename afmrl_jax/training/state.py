@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from afmrl_jax.config import OptimiserConfig
+from afmrl_jax.config.run import OptimiserConfig
 from afmrl_jax.models.functional import Params
 from afmrl_jax.models.hub_names import is_matrix
 

@@ -8,9 +8,9 @@ from typing import Literal
 
 from jax.sharding import Mesh
 
-from afmrl_jax.config import RunConfig
+from afmrl_jax.config.model import InitConfig, ModelSettings, QwenVLConfig, require
+from afmrl_jax.config.run import RunConfig
 from afmrl_jax.data.text import BpeTokenizer
-from afmrl_jax.model_config import InitConfig, ModelSettings, QwenVLConfig, require
 from afmrl_jax.models.folder import MANIFEST, base_folder, save_model
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.training.trainee import pretrained, read_model

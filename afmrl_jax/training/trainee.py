@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from afmrl_jax.config.model import ModelSettings
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.model_config import ModelSettings
 from afmrl_jax.models.folder import load_model
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.models.hub_names import is_adapter

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from afmrl_jax.config.model import ImageConfig
 from afmrl_jax.data.packing import pack
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.visual_cache import CachedPictures, TokenCache, picture_hash, preprocessing
-from afmrl_jax.model_config import ImageConfig
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.preemption import Preempted, reached

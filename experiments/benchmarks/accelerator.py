@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from afmrl_jax.model_config import Execution, LoraConfig, QwenVLConfig
+from afmrl_jax.config.model import Execution, LoraConfig, QwenVLConfig
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.models.generation import generate
 from afmrl_jax.models.hub_names import is_adapter

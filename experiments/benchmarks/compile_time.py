@@ -40,7 +40,7 @@ def lowered_step(layers: int, scan: bool) -> Any:
     import jax
     import jax.numpy as jnp
 
-    from afmrl_jax.model_config import Execution
+    from afmrl_jax.config.model import Execution
     from afmrl_jax.models.functional import Architecture
     from afmrl_jax.models.hub_names import is_adapter
     from afmrl_jax.training.agcl import make_agcl_step

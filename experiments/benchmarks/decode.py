@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from afmrl_jax.model_config import Execution
+from afmrl_jax.config.model import Execution
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.progress import Progress

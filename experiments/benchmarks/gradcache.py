@@ -13,7 +13,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from afmrl_jax.config import AgclConfig, InputDropout, TextBudget
+from afmrl_jax.config.model import (
+    Execution,
+    ImageConfig,
+    LoraConfig,
+    QwenVLConfig,
+    TextConfig,
+    VisionConfig,
+)
+from afmrl_jax.config.run import AgclConfig, InputDropout, TextBudget
 from afmrl_jax.data.attributes import format_attributes
 from afmrl_jax.data.batches import Row, collate
 from afmrl_jax.data.chunks import Chunker
@@ -22,14 +30,6 @@ from afmrl_jax.data.images import Patches
 from afmrl_jax.data.padding import padding_counts
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.text import BpeTokenizer
-from afmrl_jax.model_config import (
-    Execution,
-    ImageConfig,
-    LoraConfig,
-    QwenVLConfig,
-    TextConfig,
-    VisionConfig,
-)
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.progress import Progress, ShapeCounter, say
 from afmrl_jax.training.agcl import make_agcl_step

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from afmrl_jax.config import RarConfig
-from afmrl_jax.model_config import Execution, QwenVLConfig
+from afmrl_jax.config.model import Execution, QwenVLConfig
+from afmrl_jax.config.run import RarConfig
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.models.presets import preset
 from afmrl_jax.objectives.standing import standing

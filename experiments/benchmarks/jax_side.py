@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from afmrl_jax.config import AgclConfig
-from afmrl_jax.model_config import Execution, ModelSettings
+from afmrl_jax.config.model import Execution, ModelSettings
+from afmrl_jax.config.run import AgclConfig
 from afmrl_jax.models.embedder import embed_batch
 from afmrl_jax.models.folder import load_model
 from afmrl_jax.models.generation import generate

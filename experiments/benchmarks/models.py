@@ -11,9 +11,9 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from afmrl_jax.config.model import Execution
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.machine import cores
-from afmrl_jax.model_config import Execution
 from afmrl_jax.models.folder import save_model
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.progress import Progress, say

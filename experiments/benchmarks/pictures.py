@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from afmrl_jax.config.model import ImageConfig
 from afmrl_jax.data.images import open_picture, patchify
 from afmrl_jax.data.pipeline import iterate
-from afmrl_jax.model_config import ImageConfig
 from afmrl_jax.progress import Progress, say
 from benchmarks.record import check_writable, ratios, spread, write_record
 

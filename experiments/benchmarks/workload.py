@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
+from afmrl_jax.config.model import ImageConfig, LoraConfig, QwenVLConfig, TextConfig, VisionConfig
 from afmrl_jax.data.batches import Row, VLBatch, collate
 from afmrl_jax.data.images import patchify
-from afmrl_jax.model_config import ImageConfig, LoraConfig, QwenVLConfig, TextConfig, VisionConfig
 
 PATCH = 14
 MERGE = 2

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from afmrl_jax.config import AgclConfig
+from afmrl_jax.config.run import AgclConfig
 from afmrl_jax.data.records import Listing
 from afmrl_jax.data.sampler import PairSampler
 from afmrl_jax.data.terms import Bm25Vocabulary

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from afmrl_jax.model_config import require
+from afmrl_jax.config.model import require
 from afmrl_jax.parallel.plan import Line, Plan, abstract_mesh, parse_mesh, shard_bytes
 from afmrl_jax.planning import Request, advise, divide, estimated, exact_lines
 

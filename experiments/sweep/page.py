@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from afmrl_jax.model_config import QwenVLConfig
+from afmrl_jax.config.model import QwenVLConfig
 from afmrl_jax.parallel.chips import CHIPS, chip
 from sweep.predict import Assumptions, Prediction, fits, predict, useful
 from sweep.programs import Case

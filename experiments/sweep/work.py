@@ -13,19 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from afmrl_jax.config import AgclConfig, DistillConfig, RarConfig
+from afmrl_jax.config.model import Execution, ImageConfig, LoraConfig, TextBudget
+from afmrl_jax.config.run import AgclConfig, DistillConfig, RarConfig
+from afmrl_jax.config.stages import InputDropout
 from afmrl_jax.data.attributes import format_attributes
 from afmrl_jax.data.catalogue import load_catalogue
 from afmrl_jax.data.pipeline import DistillSource, PromptSource, RowBuilder
 from afmrl_jax.data.text import BpeTokenizer
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.model_config import Execution, ImageConfig, LoraConfig, TextBudget
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.models.generation import generate
 from afmrl_jax.models.lora import with_lora
 from afmrl_jax.models.presets import preset
 from afmrl_jax.parallel.sharding import place, place_batch, shardings
-from afmrl_jax.stage_config import InputDropout
 from afmrl_jax.training.agcl import contrastive_source, make_agcl_step, term_statistics
 from afmrl_jax.training.distill import make_distill_step
 from afmrl_jax.training.rar_environment import look, sample

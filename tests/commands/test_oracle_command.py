@@ -7,7 +7,7 @@ import pytest
 
 from afmrl_jax.asking import oracle_by_checkpoint
 from afmrl_jax.cli import main
-from afmrl_jax.config import OracleConfig, RunConfig
+from afmrl_jax.config.run import OracleConfig, RunConfig
 from afmrl_jax.data.attributes import read_attributes
 from afmrl_jax.data.catalogue import load_catalogue
 from afmrl_jax.data.endpoint import Replies

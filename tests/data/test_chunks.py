@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from afmrl_jax.config.model import ImageConfig, TextBudget
 from afmrl_jax.data.batches import Row
 from afmrl_jax.data.chunk_shapes import MOST_SHAPES, Budget, Misfit, Shape, chunks_needed, divide
 from afmrl_jax.data.chunks import Chunker
@@ -10,7 +11,6 @@ from afmrl_jax.data.images import _cut
 from afmrl_jax.data.packing import best_fit_decreasing
 from afmrl_jax.data.padding import padding_counts
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.model_config import ImageConfig, TextBudget
 
 CONFIG = ImageConfig()
 TEXT = TextBudget()

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from afmrl_jax.config import InputDropout, TextBudget
+from afmrl_jax.config.model import ImageConfig
+from afmrl_jax.config.run import InputDropout, TextBudget
 from afmrl_jax.data import batches
 from afmrl_jax.data.contrastive import ContrastiveSource
 from afmrl_jax.data.hosts import HostShare
@@ -18,7 +19,6 @@ from afmrl_jax.data.records import linked
 from afmrl_jax.data.sampler import PairSampler
 from afmrl_jax.data.terms import Bm25Vocabulary
 from afmrl_jax.errors import CatalogueError, ConfigError
-from afmrl_jax.model_config import ImageConfig
 
 # 200 products of three listings, four products a family, five categories of unequal size.
 PRODUCTS = [f"p{n // 3}" for n in range(600)]

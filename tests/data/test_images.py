@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from afmrl_jax.config.model import ImageConfig
 from afmrl_jax.data.images import decode, patchify, smart_resize
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.model_config import ImageConfig
 
 
 def encode(picture, kind="PNG"):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from afmrl_jax.config import OracleConfig
+from afmrl_jax.config.run import OracleConfig
 from afmrl_jax.data.attributes import is_malformed, parse_attributes
 from afmrl_jax.data.oracle import oracle_texts, values_by_key, write_oracle
 

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from afmrl_jax.config import InputDropout, TextBudget
+from afmrl_jax.config.model import ImageConfig
+from afmrl_jax.config.run import InputDropout, TextBudget
 from afmrl_jax.data.batches import bucket_length
 from afmrl_jax.data.contrastive import ContrastiveSource
 from afmrl_jax.data.images import erase_patches
@@ -14,7 +15,6 @@ from afmrl_jax.data.sampler import PairSampler, epoch_indices
 from afmrl_jax.data.terms import Bm25Vocabulary
 from afmrl_jax.data.text import drop_words
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.model_config import ImageConfig
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afmrl_jax.config import TextBudget
+from afmrl_jax.config.model import ImageConfig
+from afmrl_jax.config.run import TextBudget
 from afmrl_jax.data.pipeline import RowBuilder
-from afmrl_jax.model_config import ImageConfig
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.testing import tiny_config
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from afmrl_jax.model_config import QwenVLConfig
+from afmrl_jax.config.model import QwenVLConfig
 from afmrl_jax.models.folder import load_model, save_model
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.models.hub_config import from_hub_config, to_hub_config

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from afmrl_jax.config.model import ImageConfig, InitConfig, QwenVLConfig
 from afmrl_jax.data.batches import Row, collate
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.model_config import ImageConfig, InitConfig, QwenVLConfig
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.models.induction import add_induction_head
 

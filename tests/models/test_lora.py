@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
+from afmrl_jax.config.model import LORA_TARGETS, LoraConfig, ModelSettings
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.model_config import LORA_TARGETS, LoraConfig, ModelSettings
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.models.hub_names import is_adapter
 from afmrl_jax.models.lora import add_lora, merge_lora, with_lora

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from afmrl_jax.config.model import LORA_TARGETS, LoraConfig
 from afmrl_jax.errors import RunError
-from afmrl_jax.model_config import LORA_TARGETS, LoraConfig
 from afmrl_jax.models.folder import load_model, save_model
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.models.hub_names import is_adapter

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from afmrl_jax.config.model import Execution
 from afmrl_jax.files import write_json
-from afmrl_jax.model_config import Execution
 from afmrl_jax.models.embedder import last_token, unit
 from afmrl_jax.models.folder import load_model, read_architecture
 from afmrl_jax.models.generation import generate

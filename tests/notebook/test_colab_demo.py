@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from afmrl_jax.config import RunConfig
+from afmrl_jax.config.run import RunConfig
 from afmrl_jax.notebook import live
 from afmrl_jax.reporting import fragments
 from afmrl_jax.systems import FinishedRun, systems_of

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from afmrl_jax.config import RunConfig
-from afmrl_jax.config_json import to_dict
+from afmrl_jax.config.run import RunConfig
+from afmrl_jax.config.serialization import to_dict
 from afmrl_jax.errors import RunError
 from afmrl_jax.files import read_json, write_json, write_text
 from afmrl_jax.notebook import live

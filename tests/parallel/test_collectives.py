@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from afmrl_jax.config.model import Execution, LoraConfig
 from afmrl_jax.errors import RunError
-from afmrl_jax.model_config import Execution, LoraConfig
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.models.presets import PRESETS
 from afmrl_jax.parallel.collectives import bytes_by_axis, collectives

@@ -6,9 +6,9 @@ import math
 import jax
 import pytest
 
-from afmrl_jax.config import OptimiserConfig
+from afmrl_jax.config.model import Execution
+from afmrl_jax.config.run import OptimiserConfig
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.model_config import Execution
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.models.presets import PRESETS
 from afmrl_jax.parallel.mesh import make_mesh

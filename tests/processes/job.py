@@ -9,7 +9,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from afmrl_jax.config import (
+from afmrl_jax.config.model import QwenVLConfig
+from afmrl_jax.config.run import (
     AgclConfig,
     BackboneConfig,
     CitConfig,
@@ -20,11 +21,10 @@ from afmrl_jax.config import (
     RarConfig,
     RunConfig,
 )
-from afmrl_jax.model_config import QwenVLConfig
+from afmrl_jax.config.stages import InputDropout
 from afmrl_jax.pipeline import Pipeline
 from afmrl_jax.processes import ClusterConfig
 from afmrl_jax.runtime import open_run, reported
-from afmrl_jax.stage_config import InputDropout
 from afmrl_jax.testing import tiny_config
 from afmrl_jax.training import loop
 

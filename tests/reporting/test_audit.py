@@ -6,14 +6,8 @@ import json
 import pytest
 
 from afmrl_jax import auditing, cli
-from afmrl_jax.config import (
-    AgclConfig,
-    BackboneConfig,
-    MeshConfig,
-    MiningConfig,
-    RunConfig,
-)
-from afmrl_jax.model_config import QwenVLConfig
+from afmrl_jax.config.model import QwenVLConfig
+from afmrl_jax.config.run import AgclConfig, BackboneConfig, MeshConfig, MiningConfig, RunConfig
 from afmrl_jax.pipeline import Pipeline
 from afmrl_jax.systems import TEXTS, FinishedRun
 from afmrl_jax.testing import tiny_config, write_badge_catalogue

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from afmrl_jax.config.model import Execution, LoraConfig
 from afmrl_jax.errors import RunError
-from afmrl_jax.model_config import Execution, LoraConfig
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.models.presets import preset
 from afmrl_jax.reporting.throughput import (

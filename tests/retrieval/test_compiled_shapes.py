@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afmrl_jax.config import TextBudget
+from afmrl_jax.config.model import ImageConfig
+from afmrl_jax.config.run import TextBudget
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.records import Listing
 from afmrl_jax.data.sampler import epoch_indices
-from afmrl_jax.model_config import ImageConfig
 from afmrl_jax.models.embedder import embed_batch
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.progress import ShapeCounter

@@ -2,7 +2,8 @@ import dataclasses
 
 import pytest
 
-from afmrl_jax.config import (
+from afmrl_jax.config.model import QwenVLConfig
+from afmrl_jax.config.run import (
     AgclConfig,
     BackboneConfig,
     CitConfig,
@@ -12,7 +13,6 @@ from afmrl_jax.config import (
     RarConfig,
     RunConfig,
 )
-from afmrl_jax.model_config import QwenVLConfig
 from afmrl_jax.testing import tiny_config, write_badge_catalogue
 
 

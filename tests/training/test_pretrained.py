@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from afmrl_jax.config import RunConfig, TextBudget
+from afmrl_jax.config.model import Execution, LoraConfig, ModelSettings
+from afmrl_jax.config.run import RunConfig, TextBudget
 from afmrl_jax.data.text import BpeTokenizer
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.export import export
 from afmrl_jax.files import read_json
-from afmrl_jax.model_config import Execution, LoraConfig, ModelSettings
 from afmrl_jax.models.folder import load_model, save_model
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.models.peft_folder import is_peft_folder

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from afmrl_jax.config import RarConfig, TextBudget
+from afmrl_jax.config.model import ImageConfig
+from afmrl_jax.config.run import RarConfig, TextBudget
 from afmrl_jax.data.pipeline import RowBuilder
-from afmrl_jax.model_config import ImageConfig
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.objectives.rewards import Outcome
 from afmrl_jax.retrieval.encode import Encoder

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afmrl_jax.config import RarConfig, TextBudget
+from afmrl_jax.config.model import ImageConfig
+from afmrl_jax.config.run import RarConfig, TextBudget
 from afmrl_jax.data.batches import Row
 from afmrl_jax.data.pipeline import RowBuilder
-from afmrl_jax.model_config import ImageConfig
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.objectives.grpo import group_advantages, grpo_loss
 from afmrl_jax.parallel.mesh import make_mesh

@@ -5,11 +5,17 @@ import numpy as np
 import optax
 import pytest
 
-from afmrl_jax.config import AgclConfig, DistillConfig, InputDropout, OptimiserConfig, TextBudget
+from afmrl_jax.config.model import ImageConfig
+from afmrl_jax.config.run import (
+    AgclConfig,
+    DistillConfig,
+    InputDropout,
+    OptimiserConfig,
+    TextBudget,
+)
 from afmrl_jax.data.contrastive import ContrastiveSource
 from afmrl_jax.data.pipeline import DistillSource, RowBuilder
 from afmrl_jax.data.terms import Bm25Vocabulary
-from afmrl_jax.model_config import ImageConfig
 from afmrl_jax.models.embedder import embed_batch
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.models.generation import generate

@@ -11,15 +11,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from afmrl_jax.model_config import (
-    Execution,
-    ImageConfig,
-    ModelSettings,
-    TextBudget,
-    require,
-)
-from afmrl_jax.rar_config import CitConfig, RarConfig
-from afmrl_jax.stage_config import (
+from afmrl_jax.config.model import Execution, ImageConfig, ModelSettings, TextBudget, require
+from afmrl_jax.config.rar import CitConfig, RarConfig
+from afmrl_jax.config.stages import (
     AgclConfig,
     BackboneConfig,
     DistillConfig,

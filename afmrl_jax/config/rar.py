@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from afmrl_jax.model_config import require
-from afmrl_jax.stage_config import OptimiserConfig
+from afmrl_jax.config.model import require
+from afmrl_jax.config.stages import OptimiserConfig
 
 
 @dataclass(frozen=True)

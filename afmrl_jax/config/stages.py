@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from afmrl_jax.model_config import require
+from afmrl_jax.config.model import require
 
 
 @dataclass(frozen=True)
