@@ -17,10 +17,10 @@ from afmrl_jax.embedding import IndexSettings, embed_catalogue
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.export import export
 from afmrl_jax.parallel.mesh import simulate_devices
-from afmrl_jax.processes import launched_together
-from afmrl_jax.runtime import reported, set_up
+from afmrl_jax.runtime.distributed import launched_together
+from afmrl_jax.runtime.object_store import working_copy
+from afmrl_jax.runtime.setup import reported, set_up
 from afmrl_jax.searching import Query, Searcher
-from afmrl_jax.storage import working_copy
 from afmrl_jax.systems import FinishedRun
 
 

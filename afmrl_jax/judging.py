@@ -23,7 +23,7 @@ from afmrl_jax.evaluation.run import (
     write_evaluation,
 )
 from afmrl_jax.evaluation.tasks import RETRIEVAL, TASKS, PerQuery, Task, TaskInputs, evaluate_row
-from afmrl_jax.progress import say
+from afmrl_jax.runtime.progress import say
 from afmrl_jax.serving import annotate_catalogue, read, select
 from afmrl_jax.systems import FinishedRun, systems_of
 

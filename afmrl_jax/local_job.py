@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.processes import COORDINATOR, COUNT, INDEX
+from afmrl_jax.runtime.distributed import COORDINATOR, COUNT, INDEX
 
 LIMIT = 2400.0
 """Seconds after which a job counts as hung."""

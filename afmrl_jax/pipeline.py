@@ -24,12 +24,12 @@ from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.records import Catalogue
 from afmrl_jax.data.text import BpeTokenizer
 from afmrl_jax.evaluation.run import EvaluationData, peak_memory, write_evaluation
-from afmrl_jax.files import read_json, write_json
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.objectives.rewards import find_reward
 from afmrl_jax.parallel.mesh import host_share, make_mesh
-from afmrl_jax.progress import say
 from afmrl_jax.retrieval.encode import Encoder
+from afmrl_jax.runtime.files import read_json, write_json
+from afmrl_jax.runtime.progress import say
 from afmrl_jax.systems import TEXTS, evaluate_systems, systems_of
 from afmrl_jax.training.agcl import train_agcl
 from afmrl_jax.training.annotate import annotate

@@ -24,11 +24,11 @@ from afmrl_jax.evaluation.run import (
     evaluate_subjects,
     gallery,
 )
-from afmrl_jax.files import read_json
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.parallel.mesh import host_share, make_mesh
 from afmrl_jax.retrieval.encode import Encoder
-from afmrl_jax.storage import working_copy
+from afmrl_jax.runtime.files import read_json
+from afmrl_jax.runtime.object_store import working_copy
 from afmrl_jax.training.store import ModelStore
 
 ANNOTATIONS = {"distill": "annotate-distilled", "rar": "annotate-reinforced"}

@@ -33,7 +33,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 from benchmarks import agcl, bm25, decode, evaluate, grpo, models, pictures, search
 
-from afmrl_jax.runtime import reported
+from afmrl_jax.runtime.setup import reported
 
 FLAT = tyro.conf.arg(name="")
 """The flags of the settings bear no prefix."""

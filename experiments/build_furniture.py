@@ -29,7 +29,7 @@ from furniture_builder.source import Item, Mesh, read_items, read_mesh
 from PIL import Image
 from tqdm import tqdm
 
-from afmrl_jax.files import atomic_path, write_text
+from afmrl_jax.runtime.files import atomic_path, write_text
 
 HERE = Path(__file__).resolve().parent
 LICENCES = {

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from afmrl_jax.files import atomic_path
+from afmrl_jax.runtime.files import atomic_path
 
 INK, SOFT, LINE = "#1b2126", "#56616b", "#dcdfdc"
 """Those of the report's light page."""

@@ -21,7 +21,6 @@ import ml_dtypes
 import numpy as np
 
 from afmrl_jax.config.model import QwenVLConfig, TextConfig, VisionConfig
-from afmrl_jax.files import write_json
 from afmrl_jax.models.functional import Architecture
 from afmrl_jax.models.hub_config import to_hub_config
 from afmrl_jax.models.hub_names import hub_tensors
@@ -29,6 +28,7 @@ from afmrl_jax.models.hub_read import INDEX
 from afmrl_jax.models.hub_write import SHARD_BYTES, divide
 from afmrl_jax.models.presets import preset
 from afmrl_jax.models.safetensors_file import TensorToWrite, write_tensors
+from afmrl_jax.runtime.files import write_json
 
 GIGABYTE = 10**9
 LOADER = """

@@ -31,11 +31,11 @@ from run_copies import copy_up_to, finished
 
 from afmrl_jax.config.run import KeptCheckpoints
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import read_json, write_json
 from afmrl_jax.local_job import LocalJob
-from afmrl_jax.preemption import STATUS
-from afmrl_jax.progress import Progress, say
-from afmrl_jax.runtime import reported
+from afmrl_jax.runtime.files import read_json, write_json
+from afmrl_jax.runtime.preemption import STATUS
+from afmrl_jax.runtime.progress import Progress, say
+from afmrl_jax.runtime.setup import reported
 from afmrl_jax.training.checkpoint import DAMAGED
 from afmrl_jax.training.store import WEIGHTS
 

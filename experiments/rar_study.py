@@ -25,11 +25,11 @@ import tyro
 from study.rar_plot import draw_rar_study
 
 from afmrl_jax.config.run import RarConfig, RunConfig
-from afmrl_jax.files import write_json
-from afmrl_jax.metrics_log import read_metrics
 from afmrl_jax.pipeline import Pipeline
-from afmrl_jax.progress import say, tell
-from afmrl_jax.runtime import open_run, reported
+from afmrl_jax.runtime.files import write_json
+from afmrl_jax.runtime.metrics_log import read_metrics
+from afmrl_jax.runtime.progress import say, tell
+from afmrl_jax.runtime.setup import open_run, reported
 from afmrl_jax.training.rar_health import raised
 
 RESULTS = Path(__file__).parent / "results"

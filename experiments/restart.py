@@ -24,8 +24,8 @@ from benchmarks.record import ratios, spread, write_record
 from run_copies import copy_up_to, finished
 
 from afmrl_jax.local_job import LocalJob
-from afmrl_jax.progress import Progress
-from afmrl_jax.runtime import CACHE, reported
+from afmrl_jax.runtime.progress import Progress
+from afmrl_jax.runtime.setup import CACHE, reported
 
 HERE = Path(__file__).parent
 

@@ -24,12 +24,12 @@ from sweep.page import page
 from sweep.predict import Assumptions
 from sweep.programs import Case, exchanged
 
-from afmrl_jax.files import read_json, write_json, write_text
-from afmrl_jax.machine import machine
 from afmrl_jax.parallel.mesh import simulate_devices
 from afmrl_jax.planning import Request
-from afmrl_jax.progress import say
-from afmrl_jax.runtime import reported
+from afmrl_jax.runtime.files import read_json, write_json, write_text
+from afmrl_jax.runtime.hardware import machine
+from afmrl_jax.runtime.progress import say
+from afmrl_jax.runtime.setup import reported
 
 HERE = Path(__file__).parent
 R = Request("qwen2vl_2b", "agcl", batch_size=16, trained="lora")

@@ -19,10 +19,10 @@ import tyro
 
 from afmrl_jax.evaluation.spread import spread, verdict
 from afmrl_jax.evaluation.tasks import TASKS
-from afmrl_jax.files import read_json, write_json
-from afmrl_jax.metrics_log import read_metrics
-from afmrl_jax.processes import first_task
-from afmrl_jax.runtime import reported
+from afmrl_jax.runtime.distributed import first_task
+from afmrl_jax.runtime.files import read_json, write_json
+from afmrl_jax.runtime.metrics_log import read_metrics
+from afmrl_jax.runtime.setup import reported
 
 HERE = Path(__file__).parent
 

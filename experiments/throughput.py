@@ -44,12 +44,12 @@ from sweep.measure import Peak, capacity, compiling_anew, measure
 from sweep.tables import draw, markdown, with_one_peak
 
 from afmrl_jax.errors import AfmrlError, ConfigError
-from afmrl_jax.files import read_lines, write_json, write_text
-from afmrl_jax.machine import machine
 from afmrl_jax.models.presets import preset
 from afmrl_jax.parallel.mesh import simulate_devices
-from afmrl_jax.progress import say
-from afmrl_jax.runtime import reported
+from afmrl_jax.runtime.files import read_lines, write_json, write_text
+from afmrl_jax.runtime.hardware import machine
+from afmrl_jax.runtime.progress import say
+from afmrl_jax.runtime.setup import reported
 
 HERE = Path(__file__).parent
 

@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import atomic_path, is_disk_full, read_json, read_lines, write_json
+from afmrl_jax.runtime.files import atomic_path, is_disk_full, read_json, read_lines, write_json
 
 
 def fail_half_way(path, error):

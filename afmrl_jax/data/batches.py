@@ -19,7 +19,7 @@ from afmrl_jax.data.packing import pack
 from afmrl_jax.data.records import Listing
 from afmrl_jax.data.text import Tokenizer
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.progress import say
+from afmrl_jax.runtime.progress import say
 
 
 class VLBatch(NamedTuple):

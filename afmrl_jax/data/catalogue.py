@@ -15,7 +15,7 @@ from afmrl_jax.data.images import decode, open_picture
 from afmrl_jax.data.records import SPLITS, Catalogue, Listing, Problem, Report
 from afmrl_jax.data.rows import RowSource, open_rows
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.progress import say
+from afmrl_jax.runtime.progress import say
 
 Look = Literal["decode", "open", "none"]
 """How closely pictures are looked at: decoded, their header read, or not at all."""

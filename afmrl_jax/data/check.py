@@ -13,7 +13,7 @@ from afmrl_jax.data.census import Census
 from afmrl_jax.data.records import Problem, Report
 from afmrl_jax.data.rows import open_rows
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.progress import Progress
+from afmrl_jax.runtime.progress import Progress
 
 
 def check_catalogue(

@@ -21,8 +21,8 @@ from afmrl_jax.data.examples import COLUMNS, PART, features
 from afmrl_jax.data.records import Problem
 from afmrl_jax.data.rows import RowSource
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.files import disk_full, file_hash, is_disk_full, is_local, place, write_json
-from afmrl_jax.progress import Progress, say
+from afmrl_jax.runtime.files import disk_full, file_hash, is_disk_full, is_local, place, write_json
+from afmrl_jax.runtime.progress import Progress, say
 
 SHARD_BYTES = 1 << 28
 

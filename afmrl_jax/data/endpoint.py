@@ -21,8 +21,8 @@ from typing import Any
 from afmrl_jax.data.attributes import is_malformed, salvage_attributes
 from afmrl_jax.data.records import Listing
 from afmrl_jax.errors import ConfigError, RunError
-from afmrl_jax.files import disk_full, is_disk_full, read_lines
-from afmrl_jax.progress import Progress, say
+from afmrl_jax.runtime.files import disk_full, is_disk_full, read_lines
+from afmrl_jax.runtime.progress import Progress, say
 
 INSTRUCTION = (
     "List the key attributes that tell this product from similar ones (type, material, colour, "

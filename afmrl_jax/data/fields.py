@@ -9,7 +9,7 @@ from typing import Any
 
 from afmrl_jax.data.records import ROLES, SPLITS, Listing, Problem
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.files import is_local
+from afmrl_jax.runtime.files import is_local
 
 REQUIRED = ("listing_id", "product_id", "title", "image")
 OPTIONAL_TEXT = (

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import atomic_path
+from afmrl_jax.runtime.files import atomic_path
 
 
 @dataclass(frozen=True)

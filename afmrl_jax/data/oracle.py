@@ -19,7 +19,7 @@ from afmrl_jax.data.attributes import format_attributes, read_attributes
 from afmrl_jax.data.furniture.lexicon import GENERIC, SYNONYMS
 from afmrl_jax.data.records import Catalogue, Listing
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.files import file_hash
+from afmrl_jax.runtime.files import file_hash
 
 _DIGIT = re.compile(r"\d")
 

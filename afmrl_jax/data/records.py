@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.files import place
+from afmrl_jax.runtime.files import place
 
 SPLITS = ("distill", "train", "reward", "test")
 SPLIT_SHARES = (0.45, 0.25, 0.10, 0.20)

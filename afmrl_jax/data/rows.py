@@ -17,7 +17,7 @@ from afmrl_jax.data.published.examples import stored_rows
 from afmrl_jax.data.records import Report, Row
 from afmrl_jax.data.stored import MANIFEST, Store
 from afmrl_jax.errors import CatalogueError, ConfigError
-from afmrl_jax.files import is_local, place
+from afmrl_jax.runtime.files import is_local, place
 
 FILES = ("listings.parquet", "listings.jsonl", "listings.jsonl.gz")
 

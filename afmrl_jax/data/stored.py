@@ -24,7 +24,7 @@ from afmrl_jax.data.examples import COLUMNS, PART, TEXTS, features, from_example
 from afmrl_jax.data.fields import REQUIRED
 from afmrl_jax.data.records import SPLITS, Listing, Problem, Report, Row, StoredListings
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.files import file_hash, is_local, read_json
+from afmrl_jax.runtime.files import file_hash, is_local, read_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as HubTokenizer
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import atomic_path
+from afmrl_jax.runtime.files import atomic_path
 
 SPECIALS = (
     "<|endoftext|>",

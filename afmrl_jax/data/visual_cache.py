@@ -24,8 +24,8 @@ from afmrl_jax.config.model import ImageConfig
 from afmrl_jax.data.images import Patches
 from afmrl_jax.data.records import Listing
 from afmrl_jax.errors import CatalogueError, RunError
-from afmrl_jax.files import atomic_path, locked, read_json, write_json, writes
-from afmrl_jax.progress import say
+from afmrl_jax.runtime.files import atomic_path, locked, read_json, write_json, writes
+from afmrl_jax.runtime.progress import say
 
 DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 

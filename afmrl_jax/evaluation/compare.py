@@ -12,8 +12,8 @@ from afmrl_jax.errors import RunError
 from afmrl_jax.evaluation.bootstrap import intervals
 from afmrl_jax.evaluation.per_query import FOLDER, QueryValues, read_query_values
 from afmrl_jax.evaluation.permutation import sign_flip_p_value
-from afmrl_jax.files import read_json
-from afmrl_jax.storage import working_copy
+from afmrl_jax.runtime.files import read_json
+from afmrl_jax.runtime.object_store import working_copy
 
 NAMED = 3
 """Listings named in a message."""

@@ -11,11 +11,11 @@ import numpy as np
 
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.errors import AfmrlError
-from afmrl_jax.machine import machine
-from afmrl_jax.processes import agree
 from afmrl_jax.retrieval.encode import Encoder
 from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.retrieval.scann_index import ScannIndex
+from afmrl_jax.runtime.distributed import agree
+from afmrl_jax.runtime.hardware import machine
 
 REPEATS = 30
 SECONDS = 1.0

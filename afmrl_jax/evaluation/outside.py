@@ -12,7 +12,7 @@ from afmrl_jax.data.images import decode
 from afmrl_jax.data.records import Listing
 from afmrl_jax.errors import RunError
 from afmrl_jax.evaluation.baselines import unit
-from afmrl_jax.progress import Progress
+from afmrl_jax.runtime.progress import Progress
 
 AT_ONCE = 256
 """Listings whose pictures are in memory at a time."""

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from afmrl_jax.data.records import Catalogue
 from afmrl_jax.errors import RunError
 from afmrl_jax.evaluation.tasks import PerQuery
-from afmrl_jax.files import atomic_path
+from afmrl_jax.runtime.files import atomic_path
 
 FORM = 1
 FOLDER = "evaluations"

@@ -11,7 +11,6 @@ import numpy as np
 
 from afmrl_jax.config.model import Execution
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import atomic_path, file_hash, read_json, write_json
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.models.hub_config import from_hub_config, to_hub_config
 from afmrl_jax.models.hub_read import Shardings, check_fit, hub_files, load_params
@@ -23,7 +22,8 @@ from afmrl_jax.models.peft_folder import (
     read_peft_config,
     save_adapter,
 )
-from afmrl_jax.processes import put
+from afmrl_jax.runtime.distributed import put
+from afmrl_jax.runtime.files import atomic_path, file_hash, read_json, write_json
 
 MANIFEST = "manifest.json"
 """Hashes of a folder's weights, which stand for the model where its identity is asked for."""

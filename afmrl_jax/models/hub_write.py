@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from afmrl_jax.files import write_json
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.models.hub_names import HubTensor, hub_tensors
 from afmrl_jax.models.hub_read import INDEX, SINGLE
 from afmrl_jax.models.safetensors_file import TensorToWrite, write_tensors
-from afmrl_jax.processes import fetch
+from afmrl_jax.runtime.distributed import fetch
+from afmrl_jax.runtime.files import write_json
 
 SHARD_BYTES = 5 * 10**9
 """Largest file, as transformers cuts them."""

@@ -14,7 +14,6 @@ import numpy as np
 
 from afmrl_jax.config.model import LORA_TARGETS, LoraConfig
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import read_json, write_json
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.models.hub_names import canonical_name
 from afmrl_jax.models.safetensors_file import (
@@ -23,7 +22,8 @@ from afmrl_jax.models.safetensors_file import (
     stored_tensors,
     write_tensors,
 )
-from afmrl_jax.processes import fetch
+from afmrl_jax.runtime.distributed import fetch
+from afmrl_jax.runtime.files import read_json, write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _NAME = re.compile(r"^model\.layers\.(\d+)\.(self_attn|mlp)\.(\w+)\.lora_([AB])\.weight$")

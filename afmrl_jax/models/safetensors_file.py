@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import writes
+from afmrl_jax.runtime.files import writes
 
 DTYPES: dict[str, Any] = {
     "F64": np.float64,

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.processes import MODE
+from afmrl_jax.runtime.distributed import MODE
 
 LAST_LINES = 12
 """Lines of a failed command's output that its error repeats."""

@@ -12,9 +12,9 @@ from typing import Any
 
 from afmrl_jax.config.run import RunConfig
 from afmrl_jax.config.serialization import to_dict
-from afmrl_jax.files import write_json
 from afmrl_jax.notebook.commands import environment, failure
 from afmrl_jax.reporting import fragments
+from afmrl_jax.runtime.files import write_json
 
 LOG = "notebook.log"
 """File of the run directory that holds what the process said."""

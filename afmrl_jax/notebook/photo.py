@@ -12,7 +12,7 @@ import numpy as np
 
 from afmrl_jax.data.images import decode
 from afmrl_jax.data.records import Catalogue, Listing
-from afmrl_jax.files import atomic_path
+from afmrl_jax.runtime.files import atomic_path
 
 
 def example(catalogue: Catalogue, folder: Path, seed: int = 0) -> tuple[Path, Listing]:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from afmrl_jax.config.run import RunConfig
 from afmrl_jax.config.serialization import from_dict
-from afmrl_jax.files import read_json
-from afmrl_jax.machine import machine
 from afmrl_jax.pipeline import Pipeline
-from afmrl_jax.progress import say
-from afmrl_jax.runtime import open_run, reported
+from afmrl_jax.runtime.files import read_json
+from afmrl_jax.runtime.hardware import machine
+from afmrl_jax.runtime.progress import say
+from afmrl_jax.runtime.setup import open_run, reported
 
 
 def main(arguments: list[str]) -> None:

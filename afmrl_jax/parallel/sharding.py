@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from afmrl_jax.data.chunk_arrays import Chunks
 from afmrl_jax.layout import fit_spec
 from afmrl_jax.models.hub_names import is_stacked
-from afmrl_jax.processes import put
+from afmrl_jax.runtime.distributed import put
 
 # The lines speak of one layer; a stack has the layers along a further first axis, which stays
 # whole, for the loop over layers walks along it.

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from afmrl_jax.files import write_text
 from afmrl_jax.reporting.gallery import Attributes, compare_attributes, thumbnail
 from afmrl_jax.reporting.page import render
+from afmrl_jax.runtime.files import write_text
 
 LISTS = {
     "nearest": (

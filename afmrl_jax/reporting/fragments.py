@@ -11,11 +11,11 @@ from typing import Any
 from markupsafe import Markup
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import read_json
 from afmrl_jax.reporting import plots, stages, tables
 from afmrl_jax.reporting.gallery import Attributes, compare_attributes, read_gallery, thumbnail
 from afmrl_jax.reporting.page import render
 from afmrl_jax.reporting.report import duration
+from afmrl_jax.runtime.files import read_json
 
 SHOWN_TASKS = ("fine", "coarse", "image_to_multimodal")
 """Those of the table that fit the width of a notebook."""

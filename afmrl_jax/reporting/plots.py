@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.metrics_log import read_metrics
+from afmrl_jax.runtime.metrics_log import read_metrics
 
 Lines = list[dict[str, Any]]
 

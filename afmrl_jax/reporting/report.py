@@ -13,10 +13,10 @@ from typing import Any
 from markupsafe import Markup
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import read_json, write_text
 from afmrl_jax.reporting import detail, paper, plots, stages, tables
 from afmrl_jax.reporting.gallery import read_gallery
 from afmrl_jax.reporting.page import render
+from afmrl_jax.runtime.files import read_json, write_text
 from afmrl_jax.training.rar_health import raised
 from afmrl_jax.training.rar_samples import read_samples
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import read_json
 from afmrl_jax.models.safetensors_file import stored_tensors
+from afmrl_jax.runtime.files import read_json
 
 ORDER = (
     "tokenizer",

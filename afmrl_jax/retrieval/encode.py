@@ -16,8 +16,8 @@ from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.models.embedder import embed_batch
 from afmrl_jax.models.functional import Architecture, Params, identity
 from afmrl_jax.parallel.sharding import place, place_batch
-from afmrl_jax.processes import fetch
-from afmrl_jax.progress import Progress, ShapeCounter, say
+from afmrl_jax.runtime.distributed import fetch
+from afmrl_jax.runtime.progress import Progress, ShapeCounter, say
 
 
 @partial(jax.jit, static_argnums=0)

@@ -13,10 +13,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from afmrl_jax.files import atomic_path, write_json
 from afmrl_jax.layout import AXES
 from afmrl_jax.retrieval.index import SearchResult, check_known, check_new, check_vectors
 from afmrl_jax.retrieval.top_k import padded_rows, search_part
+from afmrl_jax.runtime.files import atomic_path, write_json
 
 PART_BYTES = 1 << 28
 """Vectors that are sent to the devices, and searched, at a time."""

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import read_json
+from afmrl_jax.runtime.files import read_json
 
 CHECKED_ROWS = 65_536
 """Vectors that are checked at a time, so that a mapped file need not fit in memory."""

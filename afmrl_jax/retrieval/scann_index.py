@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import atomic_path, write_json
 from afmrl_jax.retrieval.index import SearchResult, check_known, check_new, check_vectors
+from afmrl_jax.runtime.files import atomic_path, write_json
 
 HASH_FROM, TREE_FROM = 20_000, 100_000
 """Vectors from which hashing, and a tree in front of it, pay by ScaNN's guidelines."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import disk_full, is_disk_full, read_json, write_json
+from afmrl_jax.runtime.files import disk_full, is_disk_full, read_json, write_json
 
 
 class VectorFile:

@@ -17,14 +17,14 @@ from jax.sharding import Mesh
 from afmrl_jax.data.attributes import is_malformed, salvage_attributes
 from afmrl_jax.data.batches import bucket_length
 from afmrl_jax.data.pipeline import RowBuilder
-from afmrl_jax.files import disk_full, is_disk_full, read_lines, writes
 from afmrl_jax.models.functional import Architecture, Params, identity
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.parallel.sharding import place, place_batch
-from afmrl_jax.preemption import heed
-from afmrl_jax.processes import fetch, meet
-from afmrl_jax.progress import Progress, say
-from afmrl_jax.storage import keep
+from afmrl_jax.runtime.distributed import fetch, meet
+from afmrl_jax.runtime.files import disk_full, is_disk_full, read_lines, writes
+from afmrl_jax.runtime.object_store import keep
+from afmrl_jax.runtime.preemption import heed
+from afmrl_jax.runtime.progress import Progress, say
 
 KEEP_EVERY = 600.0
 """Seconds after which what was written goes home, where the run has one elsewhere."""

@@ -16,10 +16,10 @@ import jax
 import orbax.checkpoint as ocp
 
 from afmrl_jax.config.run import KeptCheckpoints
-from afmrl_jax.files import disk_full, is_disk_full, read_json, unused, write_json
-from afmrl_jax.processes import agree, is_first, meet
-from afmrl_jax.progress import say
-from afmrl_jax.storage import keep
+from afmrl_jax.runtime.distributed import agree, is_first, meet
+from afmrl_jax.runtime.files import disk_full, is_disk_full, read_json, unused, write_json
+from afmrl_jax.runtime.object_store import keep
+from afmrl_jax.runtime.progress import say
 
 DAMAGED = "damaged"
 """First part of the names of folders that hold what could not be read, beside the checkpoints."""

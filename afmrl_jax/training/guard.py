@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import atomic_path
 from afmrl_jax.parallel.sharding import path_name
-from afmrl_jax.processes import several
+from afmrl_jax.runtime.distributed import several
+from afmrl_jax.runtime.files import atomic_path
 
 SEEN = 100
 """Steps whose median a loss is held against."""

@@ -11,12 +11,12 @@ from typing import Any
 from afmrl_jax.config.run import PLACEMENT, RunConfig
 from afmrl_jax.config.serialization import fingerprint, to_dict
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import file_hash, read_json, take_lock, write_json
-from afmrl_jax.preemption import heed
-from afmrl_jax.processes import check_shared, first_does, first_sees, is_first
-from afmrl_jax.progress import say
-from afmrl_jax.storage import hold, keep
-from afmrl_jax.working_copy import LOCK
+from afmrl_jax.runtime.distributed import check_shared, first_does, first_sees, is_first
+from afmrl_jax.runtime.files import file_hash, read_json, take_lock, write_json
+from afmrl_jax.runtime.object_store import hold, keep
+from afmrl_jax.runtime.preemption import heed
+from afmrl_jax.runtime.progress import say
+from afmrl_jax.runtime.run_mirror import LOCK
 
 
 class Run:

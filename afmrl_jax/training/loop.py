@@ -14,17 +14,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from afmrl_jax.compiling import compiling
 from afmrl_jax.config.run import GuardConfig, KeptCheckpoints, RunConfig
 from afmrl_jax.data.padding import padding_counts
 from afmrl_jax.data.pipeline import iterate
-from afmrl_jax.metrics_log import MetricsLog, resident_memory
 from afmrl_jax.models.functional import Params
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place, place_batch
-from afmrl_jax.preemption import Preempted, deferred, reached
-from afmrl_jax.processes import meet
-from afmrl_jax.progress import Progress, ShapeCounter, say
+from afmrl_jax.runtime.compilation import compiling
+from afmrl_jax.runtime.distributed import meet
+from afmrl_jax.runtime.metrics_log import MetricsLog, resident_memory
+from afmrl_jax.runtime.preemption import Preempted, deferred, reached
+from afmrl_jax.runtime.progress import Progress, ShapeCounter, say
 from afmrl_jax.training.checkpoint import Checkpointer
 from afmrl_jax.training.guard import LossGuard, Watchdog, stopped, write_batch
 from afmrl_jax.training.state import HALTED, scalars

@@ -12,11 +12,11 @@ from afmrl_jax.data.negatives import MinedTables, NegativeTable
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.functional import identity
-from afmrl_jax.processes import first_sees, meet
-from afmrl_jax.progress import say
 from afmrl_jax.retrieval.encode import Encoder
 from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.retrieval.index import Index
+from afmrl_jax.runtime.distributed import first_sees, meet
+from afmrl_jax.runtime.progress import say
 from afmrl_jax.training.loop import Refresh
 from afmrl_jax.training.trainee import Trainee
 

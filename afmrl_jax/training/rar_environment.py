@@ -29,8 +29,8 @@ from afmrl_jax.objectives.rewards import Outcome
 from afmrl_jax.objectives.standing import Standing, standing
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place_batch
-from afmrl_jax.processes import fetch, put
 from afmrl_jax.retrieval.encode import Encoder
+from afmrl_jax.runtime.distributed import fetch, put
 from afmrl_jax.training.annotate import completion_texts
 
 TAIL_STEP = 16

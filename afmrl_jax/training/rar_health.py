@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from afmrl_jax.files import atomic_path, read_json, write_json
-from afmrl_jax.progress import say
+from afmrl_jax.runtime.files import atomic_path, read_json, write_json
+from afmrl_jax.runtime.progress import say
 
 REWARD_FALL = 2.0
 """Standard errors of the paired difference."""

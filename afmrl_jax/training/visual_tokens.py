@@ -18,9 +18,9 @@ from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.visual_cache import CachedPictures, TokenCache, picture_hash, preprocessing
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.parallel.sharding import place_batch
-from afmrl_jax.preemption import Preempted, reached
-from afmrl_jax.processes import fetch, meet
-from afmrl_jax.progress import Progress
+from afmrl_jax.runtime.distributed import fetch, meet
+from afmrl_jax.runtime.preemption import Preempted, reached
+from afmrl_jax.runtime.progress import Progress
 from afmrl_jax.training.row_vectors import TOWER
 
 PICTURES = 64

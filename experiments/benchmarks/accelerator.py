@@ -18,7 +18,7 @@ from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.models.generation import generate
 from afmrl_jax.models.hub_names import is_adapter
 from afmrl_jax.models.presets import preset
-from afmrl_jax.progress import say
+from afmrl_jax.runtime.progress import say
 from afmrl_jax.training.agcl import make_agcl_step
 from afmrl_jax.training.state import initial_state, make_optimiser
 from benchmarks.jax_side import settings

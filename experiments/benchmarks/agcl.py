@@ -15,7 +15,7 @@ import numpy as np
 from afmrl_jax.data.terms import batch_vocabulary
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.objectives.bm25 import Bm25Statistics, Bm25Terms, fit_bm25
-from afmrl_jax.progress import Progress, say
+from afmrl_jax.runtime.progress import Progress, say
 from benchmarks import gradcache
 from benchmarks.agcl_reference import Loss, dense, dense_by_hand, form, row_chunks
 from benchmarks.gradcache import GradcacheSettings

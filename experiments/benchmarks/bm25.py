@@ -15,7 +15,7 @@ from scipy import sparse
 from afmrl_jax.data.terms import batch_vocabulary
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.objectives.bm25 import Bm25Statistics, bm25_scores, fit_bm25
-from afmrl_jax.progress import Progress, say
+from afmrl_jax.runtime.progress import Progress, say
 from benchmarks.record import check_writable, ratios, spread, write_record
 from benchmarks.texts import attribute_texts
 

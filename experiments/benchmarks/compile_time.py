@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from afmrl_jax.progress import Progress
+from afmrl_jax.runtime.progress import Progress
 from benchmarks.record import ratios, spread
 
 PROGRAM = """

@@ -13,10 +13,10 @@ import numpy as np
 
 from afmrl_jax.config.model import Execution
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.machine import cores
 from afmrl_jax.models.folder import save_model
 from afmrl_jax.models.functional import Architecture
-from afmrl_jax.progress import Progress, say
+from afmrl_jax.runtime.hardware import cores
+from afmrl_jax.runtime.progress import Progress, say
 from benchmarks.accelerator import measure_accelerator
 from benchmarks.compile_time import measure_compile
 from benchmarks.record import check_writable, ratios, spread, write_record

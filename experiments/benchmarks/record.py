@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.files import write_json
-from afmrl_jax.machine import machine
+from afmrl_jax.runtime.files import write_json
+from afmrl_jax.runtime.hardware import machine
 
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "peft", "numpy")
 

@@ -13,7 +13,7 @@ import numpy as np
 from afmrl_jax.evaluation.bootstrap import paired_difference
 from afmrl_jax.evaluation.metrics import recall_at_k
 from afmrl_jax.evaluation.spread import spread, verdict
-from afmrl_jax.files import read_json
+from afmrl_jax.runtime.files import read_json
 from study.pairs import PAIR_FIGURES
 from study.variations import Variation
 

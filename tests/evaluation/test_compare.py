@@ -12,8 +12,8 @@ from afmrl_jax.evaluation.bootstrap import paired_difference
 from afmrl_jax.evaluation.compare import check_comparable, compare, find_values
 from afmrl_jax.evaluation.per_query import QueryValues, read_query_values, write_query_values
 from afmrl_jax.evaluation.permutation import sign_flip_p_value
-from afmrl_jax.files import write_json
 from afmrl_jax.reporting.comparison import comparison_table
+from afmrl_jax.runtime.files import write_json
 
 N = 40
 FAMILIES = tuple(f"family {n // 4}" for n in range(N))

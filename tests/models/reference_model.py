@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from afmrl_jax.files import write_json
+from afmrl_jax.runtime.files import write_json
 from tests.models.reference_cases import (
     IMAGE_PAD,
     NEW_TOKENS,

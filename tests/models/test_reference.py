@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from afmrl_jax.config.model import Execution
-from afmrl_jax.files import write_json
 from afmrl_jax.models.embedder import last_token, unit
 from afmrl_jax.models.folder import load_model, read_architecture
 from afmrl_jax.models.generation import generate
 from afmrl_jax.models.hub_names import hub_tensors
 from afmrl_jax.models.safetensors_file import TensorToWrite, write_tensors
+from afmrl_jax.runtime.files import write_json
 from tests.models.reference_cases import (
     NEW_TOKENS,
     PAD,

@@ -10,8 +10,8 @@ import pytest
 from afmrl_jax.config.run import RunConfig
 from afmrl_jax.config.serialization import to_dict
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import read_json, write_json, write_text
 from afmrl_jax.notebook import live
+from afmrl_jax.runtime.files import read_json, write_json, write_text
 
 # Goes on only when its first curve has been seen.
 CHILD = """
@@ -92,7 +92,7 @@ def test_a_failed_command_is_an_error_with_its_last_words(run, shown):
 
 def test_a_notebook_of_a_larger_job_trains_alone(run, shown, monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    alone = "from afmrl_jax.processes import launched_together as f; assert not f(), 'not alone'"
+    alone = "from afmrl_jax.runtime.distributed import launched_together as f; assert not f(), 'not alone'"
     live.follow([sys.executable, "-c", alone], run, every=0.05)
 
 

@@ -23,8 +23,8 @@ from afmrl_jax.config.run import (
 )
 from afmrl_jax.config.stages import InputDropout
 from afmrl_jax.pipeline import Pipeline
-from afmrl_jax.processes import ClusterConfig
-from afmrl_jax.runtime import open_run, reported
+from afmrl_jax.runtime.distributed import ClusterConfig
+from afmrl_jax.runtime.setup import open_run, reported
 from afmrl_jax.testing import tiny_config
 from afmrl_jax.training import loop
 

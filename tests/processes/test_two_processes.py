@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from afmrl_jax.preemption import STATUS
+from afmrl_jax.runtime.preemption import STATUS
 from afmrl_jax.testing import change_a_bit, largest_file, write_badge_catalogue
 
 from .jobs import losses, metrics, start, weights

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import write_json
 from afmrl_jax.reporting import fragments
+from afmrl_jax.runtime.files import write_json
 from afmrl_jax.testing import draw_badge
 
 from .conftest import FINE, HOSTILE, ROWS, write_run

@@ -14,9 +14,9 @@ from afmrl_jax.data.records import Listing
 from afmrl_jax.data.sampler import epoch_indices
 from afmrl_jax.models.embedder import embed_batch
 from afmrl_jax.models.functional import Architecture
-from afmrl_jax.progress import ShapeCounter
 from afmrl_jax.retrieval import encode
 from afmrl_jax.retrieval.encode import Encoder
+from afmrl_jax.runtime.progress import ShapeCounter
 from afmrl_jax.testing import tiny_config
 
 COUNT, BATCH = 160, 4

@@ -12,13 +12,13 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from afmrl_jax import preemption
 from afmrl_jax.config.run import GuardConfig, KeptCheckpoints
 from afmrl_jax.data.batches import VLBatch
 from afmrl_jax.errors import RunError
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place
-from afmrl_jax.preemption import Preempted, watch
+from afmrl_jax.runtime import preemption
+from afmrl_jax.runtime.preemption import Preempted, watch
 from afmrl_jax.testing import change_a_bit, largest_file
 from afmrl_jax.training.checkpoint import Checkpointer
 from afmrl_jax.training.loop import LoopConfig, run_loop

@@ -8,17 +8,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from afmrl_jax import storage
-from afmrl_jax import working_copy as copies
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import place
 from afmrl_jax.pipeline import Pipeline
-from afmrl_jax.runtime import reported
-from afmrl_jax.storage import hold, keep, keep_all, working_copy
+from afmrl_jax.runtime import object_store as storage
+from afmrl_jax.runtime import run_mirror as copies
+from afmrl_jax.runtime.files import place
+from afmrl_jax.runtime.object_store import hold, keep, keep_all, working_copy
+from afmrl_jax.runtime.run_mirror import FINISHED, STATE
+from afmrl_jax.runtime.setup import reported
 from afmrl_jax.training import annotate as annotating
 from afmrl_jax.training import loop
 from afmrl_jax.training.lineage import Run
-from afmrl_jax.working_copy import FINISHED, STATE
 
 HOME = "s3://bucket/runs/a"
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import jax
 
-from afmrl_jax.compiling import compiling
 from afmrl_jax.errors import AfmrlError
-from afmrl_jax.files import is_disk_full, user_cache
-from afmrl_jax.preemption import STATUS, Preempted, watch
-from afmrl_jax.processes import ClusterConfig, connect, lost_after, meet, several
-from afmrl_jax.storage import keep_all, working_copy, working_folder
+from afmrl_jax.runtime.compilation import compiling
+from afmrl_jax.runtime.distributed import ClusterConfig, connect, lost_after, meet, several
+from afmrl_jax.runtime.files import is_disk_full, user_cache
+from afmrl_jax.runtime.object_store import keep_all, working_copy, working_folder
+from afmrl_jax.runtime.preemption import STATUS, Preempted, watch
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 LOST = ("Gloo", "gloo", "Connection", "UNAVAILABLE", "heartbeat", "NCCL")

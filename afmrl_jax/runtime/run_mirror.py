@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.files import atomic_path, locked, read_json, take_lock, unused, write_json
-from afmrl_jax.progress import Progress, say
+from afmrl_jax.runtime.files import atomic_path, locked, read_json, take_lock, unused, write_json
+from afmrl_jax.runtime.progress import Progress, say
 
 KNOWN = ".home.json"
 """In a working copy: what of it is at home, and as of which of its states."""

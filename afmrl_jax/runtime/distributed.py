@@ -18,8 +18,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from afmrl_jax import files, progress
 from afmrl_jax.errors import ConfigError, RunError
+from afmrl_jax.runtime import files, progress
 
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 MODE = "AFMRL_CLUSTER"

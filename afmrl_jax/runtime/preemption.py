@@ -14,7 +14,7 @@ from types import FrameType
 
 from jax.experimental import multihost_utils
 
-from afmrl_jax.processes import several
+from afmrl_jax.runtime.distributed import several
 
 STATUS = 75
 """Exit status of a process that was preempted (EX_TEMPFAIL of sysexits.h: try again later)."""

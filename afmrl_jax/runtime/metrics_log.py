@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from afmrl_jax.files import disk_full, is_disk_full, read_lines, write_text, writes
+from afmrl_jax.runtime.files import disk_full, is_disk_full, read_lines, write_text, writes
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter

@@ -13,9 +13,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from afmrl_jax.files import REMOTE, place, user_cache
-from afmrl_jax.processes import first_does, is_first
-from afmrl_jax.working_copy import WorkingCopy
+from afmrl_jax.runtime.distributed import first_does, is_first
+from afmrl_jax.runtime.files import REMOTE, place, user_cache
+from afmrl_jax.runtime.run_mirror import WorkingCopy
 
 WORK = "AFMRL_WORK"
 """Environment variable: the folder of working copies."""

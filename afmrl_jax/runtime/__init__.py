@@ -1,0 +1,1 @@
+"""Files, processes, logs and compiled programs: what every long job needs."""
