@@ -25,8 +25,8 @@ from afmrl_jax.models.continuation import embed_continuations
 from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.objectives import rewards as objectives
+from afmrl_jax.objectives.ranks import Standing, standing
 from afmrl_jax.objectives.rewards import Outcome
-from afmrl_jax.objectives.standing import Standing, standing
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.retrieval.encode import Encoder

@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from afmrl_jax.objectives import standing as module
-from afmrl_jax.objectives.standing import standing, standing_dense
+from afmrl_jax.objectives import ranks as module
+from afmrl_jax.objectives.ranks import standing, standing_dense
 from afmrl_jax.parallel.mesh import make_mesh
 
 GALLERY = 48

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from afmrl_jax.axes import Array, Float
-from afmrl_jax.objectives.agcl_tile import (
+from afmrl_jax.objectives.agcl_kernels.tile import (
     Counts,
     Plan,
     Rules,

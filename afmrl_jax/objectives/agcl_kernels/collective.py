@@ -18,8 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from afmrl_jax.axes import Array, Float
 from afmrl_jax.layout import AXES
-from afmrl_jax.objectives.agcl_tile import Counts, Plan, Rules, Side, Sums
-from afmrl_jax.objectives.agcl_tiled import (
+from afmrl_jax.objectives.agcl_kernels.stream import (
     Denominator,
     Kept,
     start_columns,
@@ -27,6 +26,7 @@ from afmrl_jax.objectives.agcl_tiled import (
     stream_gradients,
     stream_sums,
 )
+from afmrl_jax.objectives.agcl_kernels.tile import Counts, Plan, Rules, Side, Sums
 
 Placement = Literal["tiled", "ring", "gathered"]
 Forward = tuple[Sums, Counts, Sums | None, Kept | None]

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from afmrl_jax.axes import Array, Bool, Float
 from afmrl_jax.models.attention import MASKED
-from afmrl_jax.objectives.agcl_streamed import Batch
-from afmrl_jax.objectives.agcl_tile import BINS, accumulator
+from afmrl_jax.objectives.agcl_kernels.tile import BINS, accumulator
+from afmrl_jax.objectives.agcl_kernels.vjp import Batch
 
 
 def dense_loss(

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from afmrl_jax.axes import Array, Float, Int
-from afmrl_jax.objectives.agcl_mesh import Placement, gradients_of, sums_of
-from afmrl_jax.objectives.agcl_tile import (
+from afmrl_jax.objectives.agcl_kernels.collective import Placement, gradients_of, sums_of
+from afmrl_jax.objectives.agcl_kernels.stream import Denominator
+from afmrl_jax.objectives.agcl_kernels.tile import (
     BINS,
     PADDED_COLUMN,
     PADDED_ROW,
@@ -24,7 +25,6 @@ from afmrl_jax.objectives.agcl_tile import (
     Sums,
     accumulator,
 )
-from afmrl_jax.objectives.agcl_tiled import Denominator
 from afmrl_jax.objectives.bm25 import Bm25Terms, TermFactors, own_scores, term_factors
 
 

@@ -1,0 +1,1 @@
+"""AGCL by tiles: values and gradients without a matrix of all pairs."""
