@@ -12,7 +12,7 @@ from afmrl_jax.data.endpoint import Endpoint, Replies, ask_endpoint
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.records import Catalogue
 from afmrl_jax.data.text import BpeTokenizer
-from afmrl_jax.models.folder import base_folder
+from afmrl_jax.models.huggingface.folder import base_folder
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.runtime.files import write_text
 from afmrl_jax.training.annotate import annotate

@@ -19,10 +19,10 @@ from afmrl_jax.config.model import Execution, LoraConfig, QwenVLConfig, require
 from afmrl_jax.config.run import RunConfig
 from afmrl_jax.data.batches import VLBatch
 from afmrl_jax.layout import fit_spec
-from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.models.lora import with_lora
-from afmrl_jax.models.presets import preset
+from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.parallel import plan as counts
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.plan import GIB, Line, Plan
@@ -44,7 +44,7 @@ class Request:
     """A model, what is done with it, and where."""
 
     preset: str = "qwen2vl_2b"
-    """Size of the model, see `models/presets.py`."""
+    """Size of the model, see `models/qwen_vl/presets.py`."""
     task: Literal["agcl", "distill", "generate"] = "agcl"
     """A step of contrastive training of R, a step of distilling G, or writing attributes."""
     mesh: str = "data=1,model=1"

@@ -24,7 +24,7 @@ from afmrl_jax.evaluation.run import (
     evaluate_subjects,
     gallery,
 )
-from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.parallel.mesh import host_share, make_mesh
 from afmrl_jax.retrieval.encode import Encoder
 from afmrl_jax.runtime.files import read_json

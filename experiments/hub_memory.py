@@ -21,13 +21,13 @@ import ml_dtypes
 import numpy as np
 
 from afmrl_jax.config.model import QwenVLConfig, TextConfig, VisionConfig
-from afmrl_jax.models.functional import Architecture
-from afmrl_jax.models.hub_config import to_hub_config
-from afmrl_jax.models.hub_names import hub_tensors
-from afmrl_jax.models.hub_read import INDEX
-from afmrl_jax.models.hub_write import SHARD_BYTES, divide
-from afmrl_jax.models.presets import preset
-from afmrl_jax.models.safetensors_file import TensorToWrite, write_tensors
+from afmrl_jax.models.architecture import Architecture
+from afmrl_jax.models.huggingface.config import to_hub_config
+from afmrl_jax.models.huggingface.names import hub_tensors
+from afmrl_jax.models.huggingface.read import INDEX
+from afmrl_jax.models.huggingface.safetensors import TensorToWrite, write_tensors
+from afmrl_jax.models.huggingface.write import SHARD_BYTES, divide
+from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.runtime.files import write_json
 
 GIGABYTE = 10**9

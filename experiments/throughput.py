@@ -44,7 +44,7 @@ from sweep.measure import Peak, capacity, compiling_anew, measure
 from sweep.tables import draw, markdown, with_one_peak
 
 from afmrl_jax.errors import AfmrlError, ConfigError
-from afmrl_jax.models.presets import preset
+from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.parallel.mesh import simulate_devices
 from afmrl_jax.runtime.files import read_lines, write_json, write_text
 from afmrl_jax.runtime.hardware import machine

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from afmrl_jax.models.qwen_vl import QwenVL
+from afmrl_jax.models.qwen_vl.model import QwenVL
 
 
 def last_token(hidden: jax.Array, token_mask: jax.Array) -> jax.Array:

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from afmrl_jax.data.grammar import Grammar
-from afmrl_jax.models import grammar as following
-from afmrl_jax.models.attention import MASKED
-from afmrl_jax.models.continuation import continuation, prefill
-from afmrl_jax.models.decoder import KeyValue
-from afmrl_jax.models.qwen_vl import QwenVL
-from afmrl_jax.models.vocabulary import token_scores
+from afmrl_jax.models import constrained as following
+from afmrl_jax.models.qwen_vl.attention import MASKED
+from afmrl_jax.models.qwen_vl.decoder import KeyValue
+from afmrl_jax.models.qwen_vl.model import QwenVL
+from afmrl_jax.models.shared_prefix import continuation, prefill
+from afmrl_jax.models.token_logprobs import token_scores
 
 
 class Generation(NamedTuple):

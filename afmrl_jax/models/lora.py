@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from afmrl_jax.config.model import LoraConfig
-from afmrl_jax.models.functional import Architecture, Params
-from afmrl_jax.models.hub_names import is_adapter
+from afmrl_jax.models.architecture import Architecture, Params
+from afmrl_jax.models.huggingface.names import is_adapter
 
 
 def with_lora(architecture: Architecture, lora: LoraConfig | None) -> Architecture:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from afmrl_jax.axes import Array, Bool, Float
-from afmrl_jax.models.attention import MASKED
+from afmrl_jax.models.qwen_vl.attention import MASKED
 from afmrl_jax.objectives.agcl_kernels.tile import BINS, accumulator
 from afmrl_jax.objectives.agcl_kernels.vjp import Batch
 

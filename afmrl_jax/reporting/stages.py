@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.models.safetensors_file import stored_tensors
+from afmrl_jax.models.huggingface.safetensors import stored_tensors
 from afmrl_jax.runtime.files import read_json
 
 ORDER = (

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 
 from afmrl_jax.data.batches import VLBatch, bucket_length
 from afmrl_jax.data.pipeline import RowBuilder
+from afmrl_jax.models.architecture import Architecture, Params, identity
 from afmrl_jax.models.embedder import embed_batch
-from afmrl_jax.models.functional import Architecture, Params, identity
 from afmrl_jax.parallel.sharding import place, place_batch
 from afmrl_jax.runtime.distributed import fetch
 from afmrl_jax.runtime.progress import Progress, ShapeCounter, say

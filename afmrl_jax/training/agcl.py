@@ -14,7 +14,7 @@ from afmrl_jax.data.contrastive import ContrastiveSource
 from afmrl_jax.data.negatives import MinedTables
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.terms import Bm25Vocabulary
-from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.objectives.bm25 import Bm25Statistics, Bm25Terms, fit_bm25
 from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop

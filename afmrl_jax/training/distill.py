@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from afmrl_jax.config.run import DistillConfig, RunConfig
 from afmrl_jax.data.pipeline import DistillSource, RowBuilder
+from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.embedder import hidden_at, unit
-from afmrl_jax.models.functional import Architecture, Params
 from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.objectives.sft import sft_loss_of_hidden
 from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop

@@ -11,7 +11,7 @@ from afmrl_jax.config.run import MiningConfig
 from afmrl_jax.data.negatives import MinedTables, NegativeTable
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.errors import RunError
-from afmrl_jax.models.functional import identity
+from afmrl_jax.models.architecture import identity
 from afmrl_jax.retrieval.encode import Encoder
 from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.retrieval.index import Index

@@ -21,9 +21,9 @@ from afmrl_jax.data.grammar import Grammar, attribute_grammar
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.layout import AXES
-from afmrl_jax.models.continuation import embed_continuations
-from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate
+from afmrl_jax.models.shared_prefix import embed_continuations
 from afmrl_jax.objectives import rewards as objectives
 from afmrl_jax.objectives.ranks import Standing, standing
 from afmrl_jax.objectives.rewards import Outcome

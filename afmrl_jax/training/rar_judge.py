@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from afmrl_jax.config.run import RarConfig
-from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.objectives.rewards import Outcome
 from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.runtime.distributed import first_sees, meet

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from afmrl_jax.config.run import RarConfig
-from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import completion_logprobs
 from afmrl_jax.objectives.grpo import dead_groups, group_advantages, grpo_loss, token_weights
 from afmrl_jax.training.state import apply_gradients

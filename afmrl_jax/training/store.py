@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from afmrl_jax.config.model import InitConfig, ModelSettings, QwenVLConfig, require
 from afmrl_jax.config.run import RunConfig
 from afmrl_jax.data.text import BpeTokenizer
-from afmrl_jax.models.folder import MANIFEST, base_folder, save_model
-from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.models.architecture import Architecture, Params
+from afmrl_jax.models.huggingface.folder import MANIFEST, base_folder, save_model
 from afmrl_jax.training.trainee import pretrained, read_model
 
 WEIGHTS = f"model/{MANIFEST}"

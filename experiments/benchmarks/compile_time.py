@@ -41,8 +41,8 @@ def lowered_step(layers: int, scan: bool) -> Any:
     import jax.numpy as jnp
 
     from afmrl_jax.config.model import Execution
-    from afmrl_jax.models.functional import Architecture
-    from afmrl_jax.models.hub_names import is_adapter
+    from afmrl_jax.models.architecture import Architecture
+    from afmrl_jax.models.huggingface.names import is_adapter
     from afmrl_jax.training.agcl import make_agcl_step
     from afmrl_jax.training.state import initial_state, make_optimiser
     from benchmarks.jax_side import settings

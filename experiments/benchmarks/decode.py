@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from afmrl_jax.config.model import Execution
-from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.runtime.progress import Progress
 from benchmarks.record import check_writable, spread, write_record

@@ -30,7 +30,7 @@ from afmrl_jax.data.images import Patches
 from afmrl_jax.data.padding import padding_counts
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.text import BpeTokenizer
-from afmrl_jax.models.functional import Architecture
+from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.runtime.progress import Progress, ShapeCounter, say
 from afmrl_jax.training.agcl import make_agcl_step
 from afmrl_jax.training.state import initial_state, make_optimiser

@@ -16,8 +16,8 @@ import numpy as np
 
 from afmrl_jax.config.model import Execution, QwenVLConfig
 from afmrl_jax.config.run import RarConfig
-from afmrl_jax.models.functional import Architecture
-from afmrl_jax.models.presets import preset
+from afmrl_jax.models.architecture import Architecture
+from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.objectives.ranks import standing
 from afmrl_jax.runtime.progress import Progress, say
 from afmrl_jax.training.rar_update import Samples, policy_gradient, score

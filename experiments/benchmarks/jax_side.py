@@ -15,8 +15,8 @@ import numpy as np
 from afmrl_jax.config.model import Execution, ModelSettings
 from afmrl_jax.config.run import AgclConfig
 from afmrl_jax.models.embedder import embed_batch
-from afmrl_jax.models.folder import load_model
 from afmrl_jax.models.generation import generate
+from afmrl_jax.models.huggingface.folder import load_model
 from afmrl_jax.models.lora import add_lora, with_lora
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.training.agcl import make_agcl_step

@@ -13,8 +13,8 @@ import numpy as np
 
 from afmrl_jax.config.model import Execution
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.models.folder import save_model
-from afmrl_jax.models.functional import Architecture
+from afmrl_jax.models.architecture import Architecture
+from afmrl_jax.models.huggingface.folder import save_model
 from afmrl_jax.runtime.hardware import cores
 from afmrl_jax.runtime.progress import Progress, say
 from benchmarks.accelerator import measure_accelerator

@@ -21,10 +21,10 @@ from afmrl_jax.data.catalogue import load_catalogue
 from afmrl_jax.data.pipeline import DistillSource, PromptSource, RowBuilder
 from afmrl_jax.data.text import BpeTokenizer
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.models.functional import Architecture, Params
+from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import generate
 from afmrl_jax.models.lora import with_lora
-from afmrl_jax.models.presets import preset
+from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.parallel.sharding import place, place_batch, shardings
 from afmrl_jax.training.agcl import contrastive_source, make_agcl_step, term_statistics
 from afmrl_jax.training.distill import make_distill_step

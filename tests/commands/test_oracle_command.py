@@ -13,8 +13,8 @@ from afmrl_jax.data.catalogue import load_catalogue
 from afmrl_jax.data.endpoint import Replies
 from afmrl_jax.data.oracle import oracle_inputs, taught_texts
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.models.folder import save_model
-from afmrl_jax.models.functional import Architecture
+from afmrl_jax.models.architecture import Architecture
+from afmrl_jax.models.huggingface.folder import save_model
 from afmrl_jax.testing import tiny_config
 
 

@@ -6,8 +6,8 @@ import math
 import pytest
 
 from afmrl_jax.cli import main
-from afmrl_jax.models.functional import Architecture
-from afmrl_jax.models.presets import PRESETS
+from afmrl_jax.models.architecture import Architecture
+from afmrl_jax.models.qwen_vl.presets import PRESETS
 
 SMALL = ["--batch-size", "4", "--visual-tokens", "4", "--text-tokens", "12", "--device", "t4"]
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.models.presets import PRESETS
+from afmrl_jax.models.qwen_vl.presets import PRESETS
 from afmrl_jax.testing import tiny_config
 
 

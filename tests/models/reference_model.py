@@ -28,7 +28,7 @@ def build(case, folder):
     import torch
     import transformers
 
-    from afmrl_jax.models.hub_names import canonical_name
+    from afmrl_jax.models.huggingface.names import canonical_name
 
     write_json(folder / "config.json", hub_config(case))
     config = transformers.AutoConfig.from_pretrained(folder)

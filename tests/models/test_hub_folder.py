@@ -12,11 +12,11 @@ from safetensors import safe_open
 
 from afmrl_jax.config.model import QwenVLConfig
 from afmrl_jax.errors import RunError
-from afmrl_jax.models.folder import load_model, save_model
-from afmrl_jax.models.functional import Architecture
-from afmrl_jax.models.hub_config import from_hub_config, to_hub_config
-from afmrl_jax.models.hub_read import hub_files
-from afmrl_jax.models.safetensors_file import TensorToWrite, stored_tensors, write_tensors
+from afmrl_jax.models.architecture import Architecture
+from afmrl_jax.models.huggingface.config import from_hub_config, to_hub_config
+from afmrl_jax.models.huggingface.folder import load_model, save_model
+from afmrl_jax.models.huggingface.read import hub_files
+from afmrl_jax.models.huggingface.safetensors import TensorToWrite, stored_tensors, write_tensors
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import shardings
 from afmrl_jax.testing import tiny_config

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from afmrl_jax.config.model import QwenVLConfig
-from afmrl_jax.models.folder import load_model, save_model
-from afmrl_jax.models.functional import Architecture
-from afmrl_jax.models.hub_config import from_hub_config, to_hub_config
-from afmrl_jax.models.hub_names import canonical_name
-from afmrl_jax.models.safetensors_file import TensorToWrite, stored_tensors, write_tensors
+from afmrl_jax.models.architecture import Architecture
+from afmrl_jax.models.huggingface.config import from_hub_config, to_hub_config
+from afmrl_jax.models.huggingface.folder import load_model, save_model
+from afmrl_jax.models.huggingface.names import canonical_name
+from afmrl_jax.models.huggingface.safetensors import TensorToWrite, stored_tensors, write_tensors
 from afmrl_jax.testing import tiny_config
 
 torch = pytest.importorskip("torch", reason="the reference needs `pip install torch`")

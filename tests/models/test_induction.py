@@ -10,7 +10,7 @@ import pytest
 from afmrl_jax.config.model import ImageConfig, InitConfig, QwenVLConfig
 from afmrl_jax.data.batches import Row, collate
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.models.functional import Architecture
+from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.induction import add_induction_head
 
 COPYING = InitConfig.copying()

@@ -10,8 +10,8 @@ import pytest
 
 from afmrl_jax.config.model import LORA_TARGETS, LoraConfig, ModelSettings
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.models.functional import Architecture
-from afmrl_jax.models.hub_names import is_adapter
+from afmrl_jax.models.architecture import Architecture
+from afmrl_jax.models.huggingface.names import is_adapter
 from afmrl_jax.models.lora import add_lora, merge_lora, with_lora
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.testing import tiny_config

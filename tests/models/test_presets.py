@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.models.functional import Architecture
-from afmrl_jax.models.hub_config import to_hub_config
-from afmrl_jax.models.hub_names import canonical_name, hub_tensors
-from afmrl_jax.models.presets import PRESETS, preset
+from afmrl_jax.models.architecture import Architecture
+from afmrl_jax.models.huggingface.config import to_hub_config
+from afmrl_jax.models.huggingface.names import canonical_name, hub_tensors
+from afmrl_jax.models.qwen_vl.presets import PRESETS, preset
 
 GOLDEN = Path(__file__).with_name("golden_presets.json")
 PUBLISHED = [name for name in PRESETS if name.startswith("qwen")]

@@ -11,10 +11,10 @@ import pytest
 
 from afmrl_jax.config.model import Execution
 from afmrl_jax.models.embedder import last_token, unit
-from afmrl_jax.models.folder import load_model, read_architecture
 from afmrl_jax.models.generation import generate
-from afmrl_jax.models.hub_names import hub_tensors
-from afmrl_jax.models.safetensors_file import TensorToWrite, write_tensors
+from afmrl_jax.models.huggingface.folder import load_model, read_architecture
+from afmrl_jax.models.huggingface.names import hub_tensors
+from afmrl_jax.models.huggingface.safetensors import TensorToWrite, write_tensors
 from afmrl_jax.runtime.files import write_json
 from tests.models.reference_cases import (
     NEW_TOKENS,

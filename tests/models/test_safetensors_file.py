@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.models.hub_read import _copy
-from afmrl_jax.models.safetensors_file import TensorToWrite, stored_tensors, write_tensors
+from afmrl_jax.models.huggingface.read import _copy
+from afmrl_jax.models.huggingface.safetensors import TensorToWrite, stored_tensors, write_tensors
 
 
 def write(path, tensors):
@@ -64,7 +64,7 @@ def test_files_of_the_library_are_read(tensors, tmp_path):
 
 
 def test_parts_are_copied_block_by_block(tmp_path, monkeypatch, rng):
-    monkeypatch.setattr("afmrl_jax.models.hub_read.BLOCK", 64)
+    monkeypatch.setattr("afmrl_jax.models.huggingface.read.BLOCK", 64)
     value = rng.normal(size=(37, 6)).astype(np.float32)
     write(tmp_path / "x.safetensors", {"x": value})
     stored = stored_tensors(tmp_path / "x.safetensors")["x"]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afmrl_jax.models.vocabulary import Head, token_scores, token_scores_dense
+from afmrl_jax.models.token_logprobs import Head, token_scores, token_scores_dense
 from afmrl_jax.parallel.mesh import make_mesh
 
 SIZES = {"rows": 5, "vocab": 48, "dim": 8}

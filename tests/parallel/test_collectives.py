@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 from afmrl_jax.config.model import Execution, LoraConfig
 from afmrl_jax.errors import RunError
-from afmrl_jax.models.functional import Architecture
-from afmrl_jax.models.presets import PRESETS
+from afmrl_jax.models.architecture import Architecture
+from afmrl_jax.models.qwen_vl.presets import PRESETS
 from afmrl_jax.parallel.collectives import bytes_by_axis, collectives
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.planning import Request, lowered

@@ -9,8 +9,8 @@ import pytest
 from afmrl_jax.config.model import Execution
 from afmrl_jax.config.run import OptimiserConfig
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.models.functional import Architecture
-from afmrl_jax.models.presets import PRESETS
+from afmrl_jax.models.architecture import Architecture
+from afmrl_jax.models.qwen_vl.presets import PRESETS
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.plan import (
     Line,

@@ -9,8 +9,8 @@ import pytest
 
 from afmrl_jax.config.model import Execution, LoraConfig
 from afmrl_jax.errors import RunError
-from afmrl_jax.models.functional import Architecture
-from afmrl_jax.models.presets import preset
+from afmrl_jax.models.architecture import Architecture
+from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.reporting.throughput import (
     Passes,
     adapter_flops,

@@ -12,8 +12,8 @@ from afmrl_jax.config.run import TextBudget
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.records import Listing
 from afmrl_jax.data.sampler import epoch_indices
+from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.embedder import embed_batch
-from afmrl_jax.models.functional import Architecture
 from afmrl_jax.retrieval import encode
 from afmrl_jax.retrieval.encode import Encoder
 from afmrl_jax.runtime.progress import ShapeCounter

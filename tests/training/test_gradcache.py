@@ -17,7 +17,7 @@ from afmrl_jax.data import chunk_shapes
 from afmrl_jax.data.contrastive import ContrastiveSource
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.terms import Bm25Vocabulary
-from afmrl_jax.models.functional import Architecture
+from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.objectives.bm25 import fit_bm25
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place, place_batch

@@ -12,7 +12,7 @@ from afmrl_jax.config.run import AgclConfig, MiningConfig, TextBudget
 from afmrl_jax.data.negatives import MinedTables, NegativeTable, fill_up
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.errors import RunError
-from afmrl_jax.models.functional import Architecture
+from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.retrieval.encode import Encoder

@@ -8,7 +8,7 @@ import pytest
 from afmrl_jax.config.model import ImageConfig
 from afmrl_jax.config.run import RarConfig, TextBudget
 from afmrl_jax.data.pipeline import RowBuilder
-from afmrl_jax.models.functional import Architecture
+from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.objectives.rewards import Outcome
 from afmrl_jax.retrieval.encode import Encoder
 from afmrl_jax.testing import tiny_config

@@ -16,8 +16,8 @@ from afmrl_jax.config.run import (
 from afmrl_jax.data.contrastive import ContrastiveSource
 from afmrl_jax.data.pipeline import DistillSource, RowBuilder
 from afmrl_jax.data.terms import Bm25Vocabulary
+from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.embedder import embed_batch
-from afmrl_jax.models.functional import Architecture
 from afmrl_jax.models.generation import generate
 from afmrl_jax.objectives.bm25 import fit_bm25
 from afmrl_jax.parallel.mesh import make_mesh

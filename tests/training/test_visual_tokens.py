@@ -11,7 +11,7 @@ from afmrl_jax.config.model import Execution, ImageConfig, ModelSettings
 from afmrl_jax.config.run import AgclConfig, InputDropout, MeshConfig, RunConfig, TextBudget
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.models.functional import Architecture
+from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.testing import tiny_config

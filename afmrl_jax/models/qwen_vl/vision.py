@@ -11,9 +11,16 @@ from flax import nnx
 
 from afmrl_jax.config.model import Execution, LoraConfig, QwenVLConfig, VisionConfig
 from afmrl_jax.layout import rows_over_data
-from afmrl_jax.models.attention import attend
-from afmrl_jax.models.layers import Keys, LayerNorm, Linear, RMSNorm, run_stack, stack_layers
-from afmrl_jax.models.rope import rotate, vision_angles
+from afmrl_jax.models.qwen_vl.attention import attend
+from afmrl_jax.models.qwen_vl.layers import (
+    Keys,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    run_stack,
+    stack_layers,
+)
+from afmrl_jax.models.qwen_vl.rope import rotate, vision_angles
 
 
 class VisionAttention(nnx.Module):

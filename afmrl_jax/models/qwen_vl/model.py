@@ -10,10 +10,10 @@ from flax import nnx
 
 from afmrl_jax.config.model import Execution, InitConfig, QwenVLConfig
 from afmrl_jax.layout import rows_over_data
-from afmrl_jax.models.decoder import Decoder
-from afmrl_jax.models.layers import Keys
-from afmrl_jax.models.vision import VisionTower
-from afmrl_jax.models.vocabulary import Head
+from afmrl_jax.models.qwen_vl.decoder import Decoder
+from afmrl_jax.models.qwen_vl.layers import Keys
+from afmrl_jax.models.qwen_vl.vision import VisionTower
+from afmrl_jax.models.token_logprobs import Head
 
 
 class QwenVL(nnx.Module):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from afmrl_jax.models.functional import Architecture, Params
-from afmrl_jax.models.hub_names import HubTensor, hub_tensors
-from afmrl_jax.models.hub_read import INDEX, SINGLE
-from afmrl_jax.models.safetensors_file import TensorToWrite, write_tensors
+from afmrl_jax.models.architecture import Architecture, Params
+from afmrl_jax.models.huggingface.names import HubTensor, hub_tensors
+from afmrl_jax.models.huggingface.read import INDEX, SINGLE
+from afmrl_jax.models.huggingface.safetensors import TensorToWrite, write_tensors
 from afmrl_jax.runtime.distributed import fetch
 from afmrl_jax.runtime.files import write_json
 

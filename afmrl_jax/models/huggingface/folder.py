@@ -11,17 +11,17 @@ import numpy as np
 
 from afmrl_jax.config.model import Execution
 from afmrl_jax.errors import RunError
-from afmrl_jax.models.functional import Architecture, Params
-from afmrl_jax.models.hub_config import from_hub_config, to_hub_config
-from afmrl_jax.models.hub_read import Shardings, check_fit, hub_files, load_params
-from afmrl_jax.models.hub_write import SHARD_BYTES, save_params
-from afmrl_jax.models.lora import with_lora
-from afmrl_jax.models.peft_folder import (
+from afmrl_jax.models.architecture import Architecture, Params
+from afmrl_jax.models.huggingface.config import from_hub_config, to_hub_config
+from afmrl_jax.models.huggingface.peft import (
     is_peft_folder,
     load_adapter,
     read_peft_config,
     save_adapter,
 )
+from afmrl_jax.models.huggingface.read import Shardings, check_fit, hub_files, load_params
+from afmrl_jax.models.huggingface.write import SHARD_BYTES, save_params
+from afmrl_jax.models.lora import with_lora
 from afmrl_jax.runtime.distributed import put
 from afmrl_jax.runtime.files import atomic_path, file_hash, read_json, write_json
 

@@ -14,9 +14,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.models.functional import Architecture, Params
-from afmrl_jax.models.hub_names import HubTensor, canonical_name, hub_tensors
-from afmrl_jax.models.safetensors_file import StoredTensor, stored_tensors
+from afmrl_jax.models.architecture import Architecture, Params
+from afmrl_jax.models.huggingface.names import HubTensor, canonical_name, hub_tensors
+from afmrl_jax.models.huggingface.safetensors import StoredTensor, stored_tensors
 from afmrl_jax.runtime.files import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from afmrl_jax.models.functional import Architecture
+from afmrl_jax.models.architecture import Architecture
 
 _RENAMES = (
     (r"^visual_tower/", "visual/"),

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from afmrl_jax.models.decoder import KeyValue
 from afmrl_jax.models.embedder import last_token, unit
-from afmrl_jax.models.qwen_vl import QwenVL
+from afmrl_jax.models.qwen_vl.decoder import KeyValue
+from afmrl_jax.models.qwen_vl.model import QwenVL
 
 
 def prefill(

@@ -17,8 +17,8 @@ from flax import nnx
 
 from afmrl_jax.config.model import Execution, InitConfig, QwenVLConfig
 from afmrl_jax.models.induction import add_induction_head
-from afmrl_jax.models.layers import Keys
-from afmrl_jax.models.qwen_vl import QwenVL
+from afmrl_jax.models.qwen_vl.layers import Keys
+from afmrl_jax.models.qwen_vl.model import QwenVL
 from afmrl_jax.runtime.distributed import fetch
 
 Params = dict[str, jax.Array]

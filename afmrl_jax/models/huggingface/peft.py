@@ -14,9 +14,9 @@ import numpy as np
 
 from afmrl_jax.config.model import LORA_TARGETS, LoraConfig
 from afmrl_jax.errors import RunError
-from afmrl_jax.models.functional import Architecture, Params
-from afmrl_jax.models.hub_names import canonical_name
-from afmrl_jax.models.safetensors_file import (
+from afmrl_jax.models.architecture import Architecture, Params
+from afmrl_jax.models.huggingface.names import canonical_name
+from afmrl_jax.models.huggingface.safetensors import (
     StoredTensor,
     TensorToWrite,
     stored_tensors,

@@ -1,0 +1,1 @@
+"""Folders of Hugging Face and PEFT, read and written without torch."""
