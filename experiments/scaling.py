@@ -4,9 +4,9 @@
     python experiments/scaling.py --again    # compiles everything anew, minutes on two cores
 
 The training steps of the published sizes are lowered from shapes alone for meshes of simulated
-devices, partitioned by XLA, and what each device would send is counted (parallel/collectives.py).
-With useful operations (reporting/throughput.py) and the speeds that makers state
-(parallel/chips.py) that gives a step's time. Programs are kept in results/scaling.json, one after
+devices, partitioned by XLA, and what each device would send is counted (performance/collectives.py).
+With useful operations (performance/flops.py) and the speeds that makers state
+(performance/accelerators.py) that gives a step's time. Programs are kept in results/scaling.json, one after
 the other, so that an interrupted run goes on with the same command; the assumptions are flags, and
 changing them compiles nothing anew.
 """
@@ -25,7 +25,7 @@ from sweep.predict import Assumptions
 from sweep.programs import Case, exchanged
 
 from afmrl_jax.parallel.mesh import simulate_devices
-from afmrl_jax.planning import Request
+from afmrl_jax.performance.plan import Request
 from afmrl_jax.runtime.files import read_json, write_json, write_text
 from afmrl_jax.runtime.hardware import machine
 from afmrl_jax.runtime.progress import say

@@ -19,7 +19,7 @@ The steps are those of training, on batches that the input pipeline reads from a
 they run. samples are listings, both sides of a pair; tokens are those of rows without padding, of
 their pictures too, and written ones; rollouts are lists that G writes. `rar` samples, scores with
 the reference and updates; the reward, which passes through the host, is drawn. MFU counts the
-operations that the task needs (afmrl_jax/reporting/throughput.py): the vision tower per picture,
+operations that the task needs (afmrl_jax/performance/flops.py): the vision tower per picture,
 the decoder per token, no padding, nothing twice. Its denominator is the maker's bfloat16 peak, or
 on a processor the best matrix product of the same run. peak MB is what XLA planned for the largest
 program of a step, on each device. On several devices, simulated ones too, the bytes that each of

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from afmrl_jax.layout import AXES
+from afmrl_jax.parallel.layout import AXES
 
 CHUNK = 8192
 """Columns of the vocabulary whose logits exist at a time."""

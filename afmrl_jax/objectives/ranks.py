@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from afmrl_jax.axes import Array, Float, Int
-from afmrl_jax.layout import AXES
+from afmrl_jax.parallel.layout import AXES
 
 LOWEST_COSINE = -1.0
 BLOCK = 64

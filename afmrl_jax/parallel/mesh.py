@@ -7,7 +7,7 @@ from jax.sharding import AxisType, Mesh
 
 from afmrl_jax.data.hosts import HostShare
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.layout import AXES
+from afmrl_jax.parallel.layout import AXES
 from afmrl_jax.runtime.distributed import several
 
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from afmrl_jax.axes import Float, Int
-from afmrl_jax.layout import AXES
+from afmrl_jax.parallel.layout import AXES
 
 CHUNK = 16_384
 """Rows whose scores are in memory at a time."""

@@ -15,10 +15,10 @@ from jax.sharding import Mesh
 
 from afmrl_jax.config.run import RarConfig, RunConfig
 from afmrl_jax.data.pipeline import PromptSource
-from afmrl_jax.layout import AXES
 from afmrl_jax.models.architecture import Params
 from afmrl_jax.models.huggingface.safetensors import TensorToWrite, stored_tensors, write_tensors
 from afmrl_jax.objectives import rewards as objectives
+from afmrl_jax.parallel.layout import AXES
 from afmrl_jax.parallel.sharding import place_batch, shardings
 from afmrl_jax.runtime.distributed import fetch, meet, put
 from afmrl_jax.runtime.metrics_log import read_metrics

@@ -20,13 +20,13 @@ from afmrl_jax.data.batches import bucket_length
 from afmrl_jax.data.grammar import Grammar, attribute_grammar
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.layout import AXES
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.models.shared_prefix import embed_continuations
 from afmrl_jax.objectives import rewards as objectives
 from afmrl_jax.objectives.ranks import Standing, standing
 from afmrl_jax.objectives.rewards import Outcome
+from afmrl_jax.parallel.layout import AXES
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.retrieval.encode import Encoder

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from afmrl_jax.config.model import require
-from afmrl_jax.parallel.plan import Line, Plan, abstract_mesh, parse_mesh, shard_bytes
-from afmrl_jax.planning import Request, advise, divide, estimated, exact_lines
+from afmrl_jax.performance.memory import Line, Plan, abstract_mesh, parse_mesh, shard_bytes
+from afmrl_jax.performance.plan import Request, advise, divide, estimated, exact_lines
 
 Task = Literal["agcl", "distill", "generate", "rar"]
 MOST_BATCH = 1 << 17

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from afmrl_jax.config.model import QwenVLConfig
-from afmrl_jax.reporting.throughput import Passes, decoder_flops, head_flops
+from afmrl_jax.performance.flops import Passes, decoder_flops, head_flops
 from sweep.cell import Cell
 
 

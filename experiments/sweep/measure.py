@@ -15,11 +15,11 @@ from benchmarks.record import spread
 
 from afmrl_jax.data.pipeline import iterate
 from afmrl_jax.errors import RunError
-from afmrl_jax.parallel.chips import CHIPS, chip_of
-from afmrl_jax.parallel.collectives import bytes_by_axis, collectives
 from afmrl_jax.parallel.mesh import make_mesh
-from afmrl_jax.parallel.plan import DEVICES
-from afmrl_jax.reporting.throughput import utilisation
+from afmrl_jax.performance.accelerators import CHIPS, chip_of
+from afmrl_jax.performance.collectives import bytes_by_axis, collectives
+from afmrl_jax.performance.flops import utilisation
+from afmrl_jax.performance.memory import DEVICES
 from afmrl_jax.runtime.hardware import machine
 from sweep.cell import Cell
 from sweep.counts import Counts, count

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from afmrl_jax.config.model import QwenVLConfig
-from afmrl_jax.parallel.chips import CHIPS, chip
+from afmrl_jax.performance.accelerators import CHIPS, chip
 from sweep.predict import Assumptions, Prediction, fits, predict, useful
 from sweep.programs import Case
 
@@ -98,7 +98,7 @@ def _bytes(programs: list[Program]) -> str:
     return (
         "## What each device sends in a step\n\n"
         "Counted in the program behind XLA's partitioner, loops multiplied, by the ring algorithm "
-        "(`afmrl_jax/parallel/collectives.py`). In the program finished for simulated CPU devices, "
+        "(`afmrl_jax/performance/collectives.py`). In the program finished for simulated CPU devices, "
         "the last column, XLA has widened bfloat16 to float32, which no accelerator does. Compiled "
         "for as many devices as the mesh has.\n\n" + _table(head, rows)
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from afmrl_jax.parallel.chips import Chip, ring_speed
-from afmrl_jax.parallel.plan import Plan, device_bytes
-from afmrl_jax.planning import Request, estimated, exact_lines
-from afmrl_jax.reporting.throughput import Passes
+from afmrl_jax.performance.accelerators import Chip, ring_speed
+from afmrl_jax.performance.flops import Passes
+from afmrl_jax.performance.memory import Plan, device_bytes
+from afmrl_jax.performance.plan import Request, estimated, exact_lines
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from jax.sharding import PartitionSpec as P
 
 from afmrl_jax.data.chunk_arrays import Chunks, PatchChunks, TextChunks
 from afmrl_jax.errors import RunError
-from afmrl_jax.layout import fit_spec
 from afmrl_jax.models.architecture import Architecture
-from afmrl_jax.parallel.collectives import Collective, bytes_by_axis, collectives
+from afmrl_jax.parallel.layout import fit_spec
 from afmrl_jax.parallel.mesh import make_mesh
-from afmrl_jax.planning import Request, batch_shapes, lowered
+from afmrl_jax.performance.collectives import Collective, bytes_by_axis, collectives
+from afmrl_jax.performance.plan import Request, batch_shapes, lowered
 
 Struct = jax.ShapeDtypeStruct
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

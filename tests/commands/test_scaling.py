@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from afmrl_jax.models.qwen_vl.presets import PRESETS
-from afmrl_jax.parallel.chips import CHIPS
-from afmrl_jax.planning import Request
+from afmrl_jax.performance.accelerators import CHIPS
+from afmrl_jax.performance.plan import Request
 from afmrl_jax.testing import tiny_config
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.parallel.chips import CHIPS, chip, chip_of, ring_speed
+from afmrl_jax.performance.accelerators import CHIPS, chip, chip_of, ring_speed
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 from afmrl_jax.config.model import LoraConfig
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.layout import constrain, fit_spec
 from afmrl_jax.models.architecture import Architecture
+from afmrl_jax.parallel.layout import constrain, fit_spec
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import TABLE, place, place_batch, shard_specs, shardings
 from afmrl_jax.testing import tiny_config

@@ -12,7 +12,8 @@ from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.qwen_vl.presets import PRESETS
 from afmrl_jax.parallel.mesh import make_mesh
-from afmrl_jax.parallel.plan import (
+from afmrl_jax.parallel.sharding import place, shardings
+from afmrl_jax.performance.memory import (
     Line,
     Load,
     Plan,
@@ -23,7 +24,6 @@ from afmrl_jax.parallel.plan import (
     rows_per_device,
     shard_bytes,
 )
-from afmrl_jax.parallel.sharding import place, shardings
 from afmrl_jax.testing import tiny_config
 from afmrl_jax.training.state import initial_state, make_optimiser
 

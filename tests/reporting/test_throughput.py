@@ -11,7 +11,7 @@ from afmrl_jax.config.model import Execution, LoraConfig
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.qwen_vl.presets import preset
-from afmrl_jax.reporting.throughput import (
+from afmrl_jax.performance.flops import (
     Passes,
     adapter_flops,
     decoder_flops,

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from afmrl_jax.config.model import Execution, InitConfig, LoraConfig, TextConfig
-from afmrl_jax.layout import rows_over_data
 from afmrl_jax.models.qwen_vl.attention import MASKED, attend
 from afmrl_jax.models.qwen_vl.layers import Keys, Linear, RMSNorm, run_stack, stack_layers, unstack
 from afmrl_jax.models.qwen_vl.rope import mrope_angles, rotate
 from afmrl_jax.models.qwen_vl.vision import GatedMlp
+from afmrl_jax.parallel.layout import rows_over_data
 
 
 class KeyValue(NamedTuple):

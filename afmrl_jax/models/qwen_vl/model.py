@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from afmrl_jax.config.model import Execution, InitConfig, QwenVLConfig
-from afmrl_jax.layout import rows_over_data
 from afmrl_jax.models.qwen_vl.decoder import Decoder
 from afmrl_jax.models.qwen_vl.layers import Keys
 from afmrl_jax.models.qwen_vl.vision import VisionTower
 from afmrl_jax.models.token_logprobs import Head
+from afmrl_jax.parallel.layout import rows_over_data
 
 
 class QwenVL(nnx.Module):

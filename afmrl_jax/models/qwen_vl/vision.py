@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from afmrl_jax.config.model import Execution, LoraConfig, QwenVLConfig, VisionConfig
-from afmrl_jax.layout import rows_over_data
 from afmrl_jax.models.qwen_vl.attention import attend
 from afmrl_jax.models.qwen_vl.layers import (
     Keys,
@@ -21,6 +20,7 @@ from afmrl_jax.models.qwen_vl.layers import (
     stack_layers,
 )
 from afmrl_jax.models.qwen_vl.rope import rotate, vision_angles
+from afmrl_jax.parallel.layout import rows_over_data
 
 
 class VisionAttention(nnx.Module):

@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from afmrl_jax.config.model import Execution, QwenVLConfig
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.layout import AXES
+from afmrl_jax.parallel.layout import AXES
 from afmrl_jax.parallel.sharding import shardings
 
 GIB = 1024**3

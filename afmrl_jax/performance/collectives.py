@@ -114,7 +114,9 @@ def collectives(text: str, sizes: Mapping[str, int], *, unknown_trips: int = 1) 
     def inside(line: _Line, around: list[_Line]) -> list[Collective]:
         kind = line.opcode.removesuffix("-start")
         if kind in UNREAD:
-            raise RunError(f"{line.name}: {kind} is not counted; add it to parallel/collectives.py")
+            raise RunError(
+                f"{line.name}: {kind} is not counted; add it to performance/collectives.py"
+            )
         if kind in KINDS:
             found = _collective(line, kind, sizes, devices)
             if found is None:
@@ -277,7 +279,7 @@ def _groups(line: _Line, devices: int) -> list[list[int]]:
     raise RunError(
         f"{line.name}: groups of devices in a form that is not known "
         f"({line.rest[line.rest.find('replica_groups') :][:120]}); add it to "
-        "parallel/collectives.py"
+        "performance/collectives.py"
     )
 
 

@@ -18,15 +18,15 @@ from jax.sharding import PartitionSpec as P
 from afmrl_jax.config.model import Execution, LoraConfig, QwenVLConfig, require
 from afmrl_jax.config.run import RunConfig
 from afmrl_jax.data.batches import VLBatch
-from afmrl_jax.layout import fit_spec
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.models.lora import with_lora
 from afmrl_jax.models.qwen_vl.presets import preset
-from afmrl_jax.parallel import plan as counts
+from afmrl_jax.parallel.layout import fit_spec
 from afmrl_jax.parallel.mesh import make_mesh
-from afmrl_jax.parallel.plan import GIB, Line, Plan
 from afmrl_jax.parallel.sharding import shardings
+from afmrl_jax.performance import memory as counts
+from afmrl_jax.performance.memory import GIB, Line, Plan
 from afmrl_jax.training.agcl import make_agcl_step
 from afmrl_jax.training.distill import make_distill_step
 from afmrl_jax.training.state import initial_state, make_optimiser
@@ -50,7 +50,7 @@ class Request:
     mesh: str = "data=1,model=1"
     """Devices on each axis."""
     device: str = "h200"
-    """Kind of device, see `parallel/plan.py`."""
+    """Kind of device, see `performance/memory.py`."""
     batch_size: int = 64
     """Of the whole mesh: pairs (agcl), rows (distill) or prompts (generate)."""
     visual_tokens: int = 256

@@ -1,0 +1,1 @@
+"""What a program costs: memory, operations, traffic between devices, and benchmarks."""
