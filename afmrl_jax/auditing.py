@@ -21,7 +21,7 @@ from afmrl_jax.errors import AfmrlError, RunError
 from afmrl_jax.evaluation.false_negatives import Masking, Pairs, examples, summarise
 from afmrl_jax.objectives.bm25 import Bm25Statistics, bm25_scores
 from afmrl_jax.reporting.audit import write_page
-from afmrl_jax.retrieval.encode import Encoder
+from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.progress import Progress
 from afmrl_jax.systems import ANNOTATIONS, TEXTS, FinishedRun

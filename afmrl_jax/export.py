@@ -24,7 +24,7 @@ from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.huggingface.folder import base_folder, save_model
 from afmrl_jax.models.lora import merge_lora
-from afmrl_jax.retrieval.encode import Encoder
+from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.runtime.files import atomic_path, read_json, write_json, write_text
 from afmrl_jax.systems import FinishedRun, System
 

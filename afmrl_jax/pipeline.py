@@ -27,7 +27,7 @@ from afmrl_jax.evaluation.run import EvaluationData, peak_memory, write_evaluati
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.objectives.rewards import find_reward
 from afmrl_jax.parallel.mesh import host_share, make_mesh
-from afmrl_jax.retrieval.encode import Encoder
+from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.runtime.files import read_json, write_json
 from afmrl_jax.runtime.progress import say
 from afmrl_jax.systems import TEXTS, evaluate_systems, systems_of

@@ -13,7 +13,7 @@ from afmrl_jax.evaluation.ranking import ranked_lists
 from afmrl_jax.evaluation.tasks import RETRIEVAL, Task, TaskInputs
 from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.retrieval.index import SearchResult
-from afmrl_jax.retrieval.scann_index import ScannIndex
+from afmrl_jax.retrieval.scann import ScannIndex
 
 K = 10
 MOST_QUERIES = 10_000

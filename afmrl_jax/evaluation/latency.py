@@ -11,9 +11,9 @@ import numpy as np
 
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.errors import AfmrlError
-from afmrl_jax.retrieval.encode import Encoder
+from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.retrieval.exact import ExactIndex
-from afmrl_jax.retrieval.scann_index import ScannIndex
+from afmrl_jax.retrieval.scann import ScannIndex
 from afmrl_jax.runtime.distributed import agree
 from afmrl_jax.runtime.hardware import machine
 

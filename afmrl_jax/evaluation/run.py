@@ -24,7 +24,7 @@ from afmrl_jax.evaluation.latency import latency
 from afmrl_jax.evaluation.per_query import FOLDER, QueryValues, write_query_values
 from afmrl_jax.evaluation.tasks import PerQuery, TaskInputs, compare_rows, evaluate_row
 from afmrl_jax.evaluation.truncation import truncation_curve
-from afmrl_jax.retrieval.encode import Encoder
+from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.preemption import heed

@@ -130,7 +130,7 @@ def load_index(
         mesh: devices for exact search.
     """
     from afmrl_jax.retrieval.exact import ExactIndex
-    from afmrl_jax.retrieval.scann_index import ScannIndex
+    from afmrl_jax.retrieval.scann import ScannIndex
 
     folder = Path(folder).absolute()
     if not (folder / "index.json").is_file():

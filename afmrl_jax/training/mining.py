@@ -12,7 +12,7 @@ from afmrl_jax.data.negatives import MinedTables, NegativeTable
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import identity
-from afmrl_jax.retrieval.encode import Encoder
+from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.retrieval.index import Index
 from afmrl_jax.runtime.distributed import first_sees, meet

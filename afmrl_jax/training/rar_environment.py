@@ -29,7 +29,7 @@ from afmrl_jax.objectives.rewards import Outcome
 from afmrl_jax.parallel.layout import AXES
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place_batch
-from afmrl_jax.retrieval.encode import Encoder
+from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.runtime.distributed import fetch, put
 from afmrl_jax.training.annotate import completion_texts
 

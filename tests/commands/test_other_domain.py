@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from afmrl_jax import cli, embedding
-from afmrl_jax.retrieval.vectors import VectorFile
+from afmrl_jax.retrieval.vector_file import VectorFile
 from afmrl_jax.systems import FinishedRun
 from afmrl_jax.testing import write_badge_catalogue
 

@@ -14,8 +14,8 @@ from afmrl_jax.data.records import Listing
 from afmrl_jax.data.sampler import epoch_indices
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.embedder import embed_batch
-from afmrl_jax.retrieval import encode
-from afmrl_jax.retrieval.encode import Encoder
+from afmrl_jax.retrieval import encoder as encode
+from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.runtime.progress import ShapeCounter
 from afmrl_jax.testing import tiny_config
 

@@ -13,7 +13,7 @@ from afmrl_jax.retrieval import exact as exact_index
 from afmrl_jax.retrieval import top_k as kernels
 from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.retrieval.index import load_index
-from afmrl_jax.retrieval.scann_index import ScannIndex, ScannSettings, recall_of
+from afmrl_jax.retrieval.scann import ScannIndex, ScannSettings, recall_of
 
 
 def clustered(count, rng, dim=16):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.retrieval import vectors as module
-from afmrl_jax.retrieval.vectors import VectorFile
+from afmrl_jax.retrieval import vector_file as module
+from afmrl_jax.retrieval.vector_file import VectorFile
 
 
 def test_a_file_goes_on_behind_its_last_rows(tmp_path, rng):

@@ -15,8 +15,8 @@ from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.parallel.mesh import make_mesh
-from afmrl_jax.retrieval.encode import Encoder
-from afmrl_jax.retrieval.scann_index import ScannIndex
+from afmrl_jax.retrieval.encoder import Encoder
+from afmrl_jax.retrieval.scann import ScannIndex
 from afmrl_jax.testing import tiny_config
 from afmrl_jax.training import loop
 from afmrl_jax.training.agcl import MINED, contrastive_source, train_agcl

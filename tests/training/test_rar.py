@@ -10,7 +10,7 @@ from afmrl_jax.config.run import RarConfig, TextBudget
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.objectives.rewards import Outcome
-from afmrl_jax.retrieval.encode import Encoder
+from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.testing import tiny_config
 from afmrl_jax.training.rar_environment import RarEnvironment, Rollout
 from afmrl_jax.training.rar_judge import HeldOutJudge, cluster_error
