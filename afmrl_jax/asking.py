@@ -16,7 +16,7 @@ from afmrl_jax.models.huggingface.folder import base_folder
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.runtime.files import write_text
 from afmrl_jax.training.annotate import annotate
-from afmrl_jax.training.trainee import read_model
+from afmrl_jax.training.partition import read_model
 
 
 def oracle_by_endpoint(catalogue: Catalogue, endpoint: Endpoint, out: Path) -> Replies:

@@ -35,11 +35,11 @@ from afmrl_jax.training.agcl import train_agcl
 from afmrl_jax.training.annotate import annotate
 from afmrl_jax.training.cit import cit_settings, cycle_attributes, listings_to_annotate
 from afmrl_jax.training.distill import train_distill
-from afmrl_jax.training.lineage import Run
-from afmrl_jax.training.rar import train_rar
-from afmrl_jax.training.rar_environment import RarEnvironment
-from afmrl_jax.training.store import WEIGHTS, ModelStore
-from afmrl_jax.training.trainee import Trainee
+from afmrl_jax.training.model_store import WEIGHTS, ModelStore
+from afmrl_jax.training.partition import Trainee
+from afmrl_jax.training.rar.environment import RarEnvironment
+from afmrl_jax.training.rar.stage import train_rar
+from afmrl_jax.training.run_directory import Run
 
 BACKBONE = "backbone"
 ANNOTATED = ("train", "reward", "test")

@@ -29,7 +29,7 @@ from afmrl_jax.parallel.mesh import host_share, make_mesh
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.runtime.files import read_json
 from afmrl_jax.runtime.object_store import working_copy
-from afmrl_jax.training.store import ModelStore
+from afmrl_jax.training.model_store import ModelStore
 
 ANNOTATIONS = {"distill": "annotate-distilled", "rar": "annotate-reinforced"}
 """The stage that holds what each generator wrote."""

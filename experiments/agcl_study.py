@@ -42,7 +42,7 @@ from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.runtime.progress import say, tell
 from afmrl_jax.runtime.setup import open_run, reported
 from afmrl_jax.systems import FinishedRun, System
-from afmrl_jax.training.store import WEIGHTS
+from afmrl_jax.training.model_store import WEIGHTS
 
 HERE = Path(__file__).parent
 ON_REQUEST = ("delta-0.3", "default-oracle")

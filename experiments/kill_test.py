@@ -37,7 +37,7 @@ from afmrl_jax.runtime.preemption import STATUS
 from afmrl_jax.runtime.progress import Progress, say
 from afmrl_jax.runtime.setup import reported
 from afmrl_jax.training.checkpoint import DAMAGED
-from afmrl_jax.training.store import WEIGHTS
+from afmrl_jax.training.model_store import WEIGHTS
 
 HERE = Path(__file__).parent
 

@@ -30,7 +30,7 @@ from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.runtime.progress import say, tell
 from afmrl_jax.runtime.setup import open_run, reported
-from afmrl_jax.training.rar_health import raised
+from afmrl_jax.training.rar.monitor import raised
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"

@@ -29,8 +29,8 @@ from afmrl_jax.performance import memory as counts
 from afmrl_jax.performance.memory import GIB, Line, Plan
 from afmrl_jax.training.agcl import make_agcl_step
 from afmrl_jax.training.distill import make_distill_step
+from afmrl_jax.training.partition import learns
 from afmrl_jax.training.state import initial_state, make_optimiser
-from afmrl_jax.training.trainee import learns
 
 Struct = jax.ShapeDtypeStruct
 SETTINGS = RunConfig.pretrained()

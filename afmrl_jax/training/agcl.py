@@ -17,12 +17,12 @@ from afmrl_jax.data.terms import Bm25Vocabulary
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.objectives.bm25 import Bm25Statistics, Bm25Terms, fit_bm25
+from afmrl_jax.training.encode_batch import row_vectors
 from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop
 from afmrl_jax.training.mining import refresh_of
-from afmrl_jax.training.row_vectors import row_vectors
+from afmrl_jax.training.partition import Trainee
 from afmrl_jax.training.state import gradient_step, initial_state, make_optimiser
-from afmrl_jax.training.trainee import Trainee
-from afmrl_jax.training.visual_tokens import with_cached_tokens
+from afmrl_jax.training.vision_cache import with_cached_tokens
 
 MINED = "mined"
 """Folder of a stage's tables of hard negatives."""

@@ -16,8 +16,8 @@ from afmrl_jax.models.embedder import hidden_at, unit
 from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.objectives.sft import sft_loss_of_hidden
 from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop
+from afmrl_jax.training.partition import Trainee
 from afmrl_jax.training.state import gradient_step, initial_state, make_optimiser
-from afmrl_jax.training.trainee import Trainee
 
 
 def train_distill(

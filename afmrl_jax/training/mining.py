@@ -18,7 +18,7 @@ from afmrl_jax.retrieval.index import Index
 from afmrl_jax.runtime.distributed import first_sees, meet
 from afmrl_jax.runtime.progress import say
 from afmrl_jax.training.loop import Refresh
-from afmrl_jax.training.trainee import Trainee
+from afmrl_jax.training.partition import Trainee
 
 BATCH = 128
 """Listings embedded at once; a forward pass alone needs little memory."""

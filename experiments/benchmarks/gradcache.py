@@ -33,8 +33,8 @@ from afmrl_jax.data.text import BpeTokenizer
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.runtime.progress import Progress, ShapeCounter, say
 from afmrl_jax.training.agcl import make_agcl_step
+from afmrl_jax.training.partition import learns
 from afmrl_jax.training.state import initial_state, make_optimiser
-from afmrl_jax.training.trainee import learns
 from benchmarks.mixed_catalogue import mixed_catalogue
 from benchmarks.record import ratios, spread
 

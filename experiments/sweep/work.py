@@ -28,10 +28,10 @@ from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.parallel.sharding import place, place_batch, shardings
 from afmrl_jax.training.agcl import contrastive_source, make_agcl_step, term_statistics
 from afmrl_jax.training.distill import make_distill_step
-from afmrl_jax.training.rar_environment import look, sample
-from afmrl_jax.training.rar_update import Samples, score, update
+from afmrl_jax.training.partition import learns
+from afmrl_jax.training.rar.environment import look, sample
+from afmrl_jax.training.rar.policy_gradient import Samples, score, update
 from afmrl_jax.training.state import initial_state, make_optimiser
-from afmrl_jax.training.trainee import learns
 from sweep.cell import Cell
 
 WORDS = 2048

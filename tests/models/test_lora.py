@@ -15,8 +15,8 @@ from afmrl_jax.models.huggingface.names import is_adapter
 from afmrl_jax.models.lora import add_lora, merge_lora, with_lora
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.testing import tiny_config
+from afmrl_jax.training.partition import Trainee
 from afmrl_jax.training.state import gradient_step, initial_state
-from afmrl_jax.training.trainee import Trainee
 
 LORA = LoraConfig(rank=3, alpha=6.0, targets=LORA_TARGETS)
 

@@ -23,9 +23,9 @@ from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place, place_batch
 from afmrl_jax.testing import tiny_config
 from afmrl_jax.training.agcl import make_agcl_step
-from afmrl_jax.training.row_vectors import row_vectors
+from afmrl_jax.training.encode_batch import row_vectors
+from afmrl_jax.training.partition import learns
 from afmrl_jax.training.state import initial_state
-from afmrl_jax.training.trainee import learns
 
 SGD = optax.sgd(1.0)
 PAIRS = 16

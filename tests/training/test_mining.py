@@ -21,7 +21,7 @@ from afmrl_jax.testing import tiny_config
 from afmrl_jax.training import loop
 from afmrl_jax.training.agcl import MINED, contrastive_source, train_agcl
 from afmrl_jax.training.mining import choose_negatives, mine, positive_scores
-from afmrl_jax.training.trainee import Trainee
+from afmrl_jax.training.partition import Trainee
 
 
 def unit(vectors):

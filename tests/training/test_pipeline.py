@@ -13,7 +13,7 @@ from afmrl_jax.errors import ConfigError, RunError
 from afmrl_jax.evaluation.per_query import read_query_values
 from afmrl_jax.pipeline import Pipeline
 from afmrl_jax.training import loop
-from afmrl_jax.training.lineage import Run
+from afmrl_jax.training.run_directory import Run
 
 pytestmark = pytest.mark.usefixtures("tiny_models")
 STAGES = ("backbone", "infonce", "distill", "agcl", "agcl-distilled", "rar", "cit-1")

@@ -18,7 +18,7 @@ from afmrl_jax.pipeline import Pipeline
 from afmrl_jax.runtime.files import read_json
 from afmrl_jax.systems import FinishedRun
 from afmrl_jax.testing import tiny_config
-from afmrl_jax.training.store import ModelStore
+from afmrl_jax.training.model_store import ModelStore
 
 CHAT = TextBudget(buckets=(128, 192), max_attribute_tokens=16, layout="chat")
 

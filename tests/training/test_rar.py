@@ -12,8 +12,8 @@ from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.objectives.rewards import Outcome
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.testing import tiny_config
-from afmrl_jax.training.rar_environment import RarEnvironment, Rollout
-from afmrl_jax.training.rar_judge import HeldOutJudge, cluster_error
+from afmrl_jax.training.rar.environment import RarEnvironment, Rollout
+from afmrl_jax.training.rar.held_out import HeldOutJudge, cluster_error
 
 SETTINGS = RarConfig(queries=2, group_size=2, evaluation_samples=2)
 

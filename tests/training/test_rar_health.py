@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from afmrl_jax.training.rar_health import Health, alarms, raised
+from afmrl_jax.training.rar.monitor import Health, alarms, raised
 
 
 def line(step, **values):

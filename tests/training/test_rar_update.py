@@ -16,7 +16,7 @@ from afmrl_jax.objectives.grpo import group_advantages, grpo_loss
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place, place_batch
 from afmrl_jax.testing import tiny_config
-from afmrl_jax.training.rar_update import Samples, parts_of, policy_gradient, score
+from afmrl_jax.training.rar.policy_gradient import Samples, parts_of, policy_gradient, score
 
 GROUP, LENGTH = 3, 6
 SETTINGS = RarConfig(temperature=0.8, kl_coefficient=0.1, clip_low=0.1, clip_high=0.3)

@@ -12,8 +12,8 @@ from afmrl_jax.config.run import AgclConfig
 from afmrl_jax.data.batches import VLBatch
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.training.agcl import make_agcl_step
+from afmrl_jax.training.partition import learns
 from afmrl_jax.training.state import initial_state
-from afmrl_jax.training.trainee import learns
 
 ROWS, VISUAL, TEXT = 4, 64, 16
 DEPTH, LAYERS = 2, 3

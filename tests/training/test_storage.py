@@ -18,7 +18,7 @@ from afmrl_jax.runtime.run_mirror import FINISHED, STATE
 from afmrl_jax.runtime.setup import reported
 from afmrl_jax.training import annotate as annotating
 from afmrl_jax.training import loop
-from afmrl_jax.training.lineage import Run
+from afmrl_jax.training.run_directory import Run
 
 HOME = "s3://bucket/runs/a"
 

@@ -15,9 +15,9 @@ from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.testing import tiny_config
-from afmrl_jax.training import visual_tokens
+from afmrl_jax.training import vision_cache as visual_tokens
 from afmrl_jax.training.agcl import train_agcl
-from afmrl_jax.training.trainee import Trainee
+from afmrl_jax.training.partition import Trainee
 
 NO_ERASING = InputDropout(patches=0.0)
 FROZEN = ModelSettings(trained="decoder", frozen_dtype="float32")

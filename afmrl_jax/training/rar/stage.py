@@ -22,21 +22,15 @@ from afmrl_jax.parallel.layout import AXES
 from afmrl_jax.parallel.sharding import place_batch, shardings
 from afmrl_jax.runtime.distributed import fetch, meet, put
 from afmrl_jax.runtime.metrics_log import read_metrics
+from afmrl_jax.training.encode_batch import tower_learns
 from afmrl_jax.training.loop import LoopConfig, run_loop
-from afmrl_jax.training.rar_environment import (
-    RarEnvironment,
-    Rollout,
-    look,
-    sample,
-    trimmed_length,
-)
-from afmrl_jax.training.rar_health import Health
-from afmrl_jax.training.rar_judge import HeldOutJudge
-from afmrl_jax.training.rar_samples import SampleLog
-from afmrl_jax.training.rar_update import Samples, parts_of, score, update
-from afmrl_jax.training.row_vectors import tower_learns
+from afmrl_jax.training.partition import Trainee
+from afmrl_jax.training.rar.environment import RarEnvironment, Rollout, look, sample, trimmed_length
+from afmrl_jax.training.rar.held_out import HeldOutJudge
+from afmrl_jax.training.rar.monitor import Health
+from afmrl_jax.training.rar.policy_gradient import Samples, parts_of, score, update
+from afmrl_jax.training.rar.sample_log import SampleLog
 from afmrl_jax.training.state import initial_state, make_optimiser, scalars
-from afmrl_jax.training.trainee import Trainee
 
 BEST = "params.safetensors"
 """What learns of the best G, in the stage's folder `best`."""

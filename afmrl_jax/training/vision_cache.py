@@ -21,7 +21,7 @@ from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.runtime.distributed import fetch, meet
 from afmrl_jax.runtime.preemption import Preempted, reached
 from afmrl_jax.runtime.progress import Progress
-from afmrl_jax.training.row_vectors import TOWER
+from afmrl_jax.training.encode_batch import TOWER
 
 PICTURES = 64
 """Computed at once."""

@@ -13,7 +13,7 @@ from afmrl_jax.config.run import RunConfig
 from afmrl_jax.data.text import BpeTokenizer
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.huggingface.folder import MANIFEST, base_folder, save_model
-from afmrl_jax.training.trainee import pretrained, read_model
+from afmrl_jax.training.partition import pretrained, read_model
 
 WEIGHTS = f"model/{MANIFEST}"
 """The output of a stage that stands for its model."""

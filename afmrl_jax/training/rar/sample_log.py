@@ -10,7 +10,7 @@ import numpy as np
 
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.runtime.files import read_lines, write_text, writes
-from afmrl_jax.training.rar_environment import Rollout
+from afmrl_jax.training.rar.environment import Rollout
 
 QUERIES = 3
 """Queries of a step that are kept."""

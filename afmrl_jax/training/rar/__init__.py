@@ -1,0 +1,1 @@
+"""RAR: the generator reinforced with retrieval as its reward."""
