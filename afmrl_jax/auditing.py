@@ -18,7 +18,7 @@ from afmrl_jax.data.contrastive import ContrastiveSource
 from afmrl_jax.data.negatives import MinedTables
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.errors import AfmrlError, RunError
-from afmrl_jax.evaluation.false_negatives import Masking, Pairs, examples, summarise
+from afmrl_jax.evaluation.pair_audit import Masking, Pairs, examples, summarise
 from afmrl_jax.objectives.bm25 import Bm25Statistics, bm25_scores
 from afmrl_jax.reporting.audit import write_page
 from afmrl_jax.retrieval.encoder import Encoder

@@ -12,7 +12,7 @@ import tyro
 from afmrl_jax.cli_catalogue import OnCatalogue
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.evaluation.compare import compare, find_values
-from afmrl_jax.evaluation.run import write_evaluation
+from afmrl_jax.evaluation.evaluate import write_evaluation
 from afmrl_jax.judging import evaluate, evaluate_baselines
 from afmrl_jax.reporting.comparison import comparison_table
 from afmrl_jax.reporting.tables import text_table

@@ -12,9 +12,7 @@ import numpy as np
 from afmrl_jax.data.attributes import format_attributes, read_attributes
 from afmrl_jax.data.records import Catalogue, Listing
 from afmrl_jax.evaluation.baselines import baseline_inputs, bm25_inputs, known_inputs
-from afmrl_jax.evaluation.outside import OutsideEmbedder
-from afmrl_jax.evaluation.per_query import QueryValues
-from afmrl_jax.evaluation.run import (
+from afmrl_jax.evaluation.evaluate import (
     Evaluated,
     EvaluationData,
     Subject,
@@ -22,6 +20,8 @@ from afmrl_jax.evaluation.run import (
     query_and_gallery,
     write_evaluation,
 )
+from afmrl_jax.evaluation.external_embedders import OutsideEmbedder
+from afmrl_jax.evaluation.per_query import QueryValues
 from afmrl_jax.evaluation.tasks import RETRIEVAL, TASKS, PerQuery, Task, TaskInputs, evaluate_row
 from afmrl_jax.runtime.progress import say
 from afmrl_jax.serving import annotate_catalogue, read, select

@@ -23,7 +23,7 @@ from afmrl_jax.data.oracle import oracle_inputs, taught_texts
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.records import Catalogue
 from afmrl_jax.data.text import BpeTokenizer
-from afmrl_jax.evaluation.run import EvaluationData, peak_memory, write_evaluation
+from afmrl_jax.evaluation.evaluate import EvaluationData, peak_memory, write_evaluation
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.objectives.rewards import find_reward
 from afmrl_jax.parallel.mesh import host_share, make_mesh

@@ -16,7 +16,7 @@ from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.records import Catalogue
 from afmrl_jax.data.text import BpeTokenizer
 from afmrl_jax.errors import RunError
-from afmrl_jax.evaluation.run import (
+from afmrl_jax.evaluation.evaluate import (
     Evaluated,
     EvaluationData,
     Subject,

@@ -15,7 +15,7 @@ from afmrl_jax.data.terms import Bm25Vocabulary
 from afmrl_jax.errors import RunError
 from afmrl_jax.evaluation import latency
 from afmrl_jax.evaluation.baselines import Bm25Scorer, bm25_texts, run_baselines
-from afmrl_jax.evaluation.outside import OutsideEmbedder
+from afmrl_jax.evaluation.external_embedders import OutsideEmbedder
 from afmrl_jax.objectives.bm25 import bm25_scores, fit_bm25
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

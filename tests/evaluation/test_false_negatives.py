@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afmrl_jax.evaluation.false_negatives import (
+from afmrl_jax.evaluation.pair_audit import (
     Masking,
     Pairs,
     examples,

@@ -8,8 +8,8 @@ import pytest
 from afmrl_jax.errors import CatalogueError, RunError
 from afmrl_jax.evaluation import approximate, tasks
 from afmrl_jax.evaluation.approximate import scann_effect
+from afmrl_jax.evaluation.evaluate import query_and_gallery
 from afmrl_jax.evaluation.metrics import macro, retrieval_values
-from afmrl_jax.evaluation.run import query_and_gallery
 from afmrl_jax.evaluation.tasks import (
     RETRIEVAL,
     TASKS,
