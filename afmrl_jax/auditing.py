@@ -19,12 +19,12 @@ from afmrl_jax.data.negatives import MinedTables
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.errors import AfmrlError, RunError
 from afmrl_jax.evaluation.pair_audit import Masking, Pairs, examples, summarise
+from afmrl_jax.inference.systems import ANNOTATIONS, TEXTS, FinishedRun
 from afmrl_jax.objectives.bm25 import Bm25Statistics, bm25_scores
 from afmrl_jax.reporting.audit import write_page
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.progress import Progress
-from afmrl_jax.systems import ANNOTATIONS, TEXTS, FinishedRun
 from afmrl_jax.training.agcl import MINED, contrastive_source, term_statistics
 from afmrl_jax.training.cit import cit_settings, cycle_attributes
 

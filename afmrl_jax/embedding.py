@@ -18,6 +18,8 @@ from afmrl_jax.data.batches import Row
 from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.records import Catalogue, Listing
 from afmrl_jax.errors import CatalogueError, ConfigError
+from afmrl_jax.inference.annotate import annotate_catalogue
+from afmrl_jax.inference.systems import FinishedRun
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.retrieval.exact import Dtype, ExactIndex
 from afmrl_jax.retrieval.index import Index
@@ -25,8 +27,6 @@ from afmrl_jax.retrieval.scann import ScannIndex, ScannSettings
 from afmrl_jax.retrieval.vector_file import VectorFile
 from afmrl_jax.runtime.files import atomic_path, disk_full, file_hash, is_disk_full, write_json
 from afmrl_jax.runtime.progress import Progress, say
-from afmrl_jax.serving import annotate_catalogue
-from afmrl_jax.systems import FinishedRun
 
 ABOUT = "embedded.json"
 LISTINGS = "listings.jsonl"

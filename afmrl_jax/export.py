@@ -21,12 +21,12 @@ from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.prompts import SYSTEM
 from afmrl_jax.data.records import Catalogue, Listing
 from afmrl_jax.errors import RunError
+from afmrl_jax.inference.systems import FinishedRun, System
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.huggingface.folder import base_folder, save_model
 from afmrl_jax.models.lora import merge_lora
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.runtime.files import atomic_path, read_json, write_json, write_text
-from afmrl_jax.systems import FinishedRun, System
 
 PORTABLE = Path(__file__).parent / "portable"
 MODULE = "afmrl_embedder.py"

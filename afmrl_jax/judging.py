@@ -23,9 +23,9 @@ from afmrl_jax.evaluation.evaluate import (
 from afmrl_jax.evaluation.external_embedders import OutsideEmbedder
 from afmrl_jax.evaluation.per_query import QueryValues
 from afmrl_jax.evaluation.tasks import RETRIEVAL, TASKS, PerQuery, Task, TaskInputs, evaluate_row
+from afmrl_jax.inference.annotate import annotate_catalogue, read, select
+from afmrl_jax.inference.systems import FinishedRun, systems_of
 from afmrl_jax.runtime.progress import say
-from afmrl_jax.serving import annotate_catalogue, read, select
-from afmrl_jax.systems import FinishedRun, systems_of
 
 
 def _divided(name: str, split: str, *, skip_bad: bool) -> tuple[Catalogue, Catalogue]:

@@ -24,13 +24,13 @@ from afmrl_jax.data.pipeline import RowBuilder
 from afmrl_jax.data.records import Catalogue
 from afmrl_jax.data.text import BpeTokenizer
 from afmrl_jax.evaluation.evaluate import EvaluationData, peak_memory, write_evaluation
+from afmrl_jax.inference.systems import TEXTS, evaluate_systems, systems_of
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.objectives.rewards import find_reward
 from afmrl_jax.parallel.mesh import host_share, make_mesh
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.runtime.files import read_json, write_json
 from afmrl_jax.runtime.progress import say
-from afmrl_jax.systems import TEXTS, evaluate_systems, systems_of
 from afmrl_jax.training.agcl import train_agcl
 from afmrl_jax.training.annotate import annotate
 from afmrl_jax.training.cit import cit_settings, cycle_attributes, listings_to_annotate

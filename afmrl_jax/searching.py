@@ -14,9 +14,9 @@ from afmrl_jax.data.images import decode
 from afmrl_jax.data.records import Catalogue, Listing
 from afmrl_jax.embedding import ABOUT, LISTINGS
 from afmrl_jax.errors import AfmrlError, CatalogueError, RunError
+from afmrl_jax.inference.systems import FinishedRun
 from afmrl_jax.retrieval.index import load_index
 from afmrl_jax.runtime.files import read_json
-from afmrl_jax.systems import FinishedRun
 from afmrl_jax.training.annotate import write_attributes
 
 BATCH = 256

@@ -36,12 +36,12 @@ from afmrl_jax.data.attributes import format_attributes, read_attributes
 from afmrl_jax.data.oracle import oracle_texts
 from afmrl_jax.errors import AfmrlError
 from afmrl_jax.evaluation.metrics import positive_ranks
+from afmrl_jax.inference.systems import FinishedRun, System
 from afmrl_jax.pipeline import TEXTS, Pipeline
 from afmrl_jax.runtime.files import write_json, write_text
 from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.runtime.progress import say, tell
 from afmrl_jax.runtime.setup import open_run, reported
-from afmrl_jax.systems import FinishedRun, System
 from afmrl_jax.training.model_store import WEIGHTS
 
 HERE = Path(__file__).parent

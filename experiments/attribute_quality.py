@@ -23,9 +23,9 @@ from afmrl_jax.data.attributes import format_attributes, parse_attributes, read_
 from afmrl_jax.data.catalogue import load_catalogue
 from afmrl_jax.data.records import Listing
 from afmrl_jax.evaluation.metrics import positive_ranks, recall_at_k
+from afmrl_jax.inference.systems import ANNOTATIONS, FinishedRun
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.setup import reported, set_up
-from afmrl_jax.systems import ANNOTATIONS, FinishedRun
 
 
 @dataclass(frozen=True)

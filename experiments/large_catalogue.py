@@ -33,10 +33,10 @@ from PIL import Image, ImageDraw
 from afmrl_jax.data.catalogue import load_catalogue
 from afmrl_jax.data.records import Catalogue
 from afmrl_jax.errors import RunError
+from afmrl_jax.inference.systems import FinishedRun
 from afmrl_jax.runtime.files import read_json
 from afmrl_jax.runtime.progress import Progress, say
 from afmrl_jax.runtime.setup import reported
-from afmrl_jax.systems import FinishedRun
 
 HERE = Path(__file__).parent
 KINDS = ("chair", "table", "lamp", "shelf", "sofa", "bed", "desk", "stool", "bench", "cabinet")

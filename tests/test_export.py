@@ -17,12 +17,12 @@ from afmrl_jax.config.model import Execution, ImageConfig, LoraConfig, ModelSett
 from afmrl_jax.config.run import RunConfig, TextBudget
 from afmrl_jax.config.serialization import to_dict
 from afmrl_jax.errors import RunError
+from afmrl_jax.inference.systems import FinishedRun
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.huggingface.folder import save_model
 from afmrl_jax.models.lora import add_lora, with_lora
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.runtime.files import write_json
-from afmrl_jax.systems import FinishedRun
 from afmrl_jax.testing import tiny_config
 from afmrl_jax.training.model_store import ModelStore
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from afmrl_jax import cli, embedding
+from afmrl_jax.inference.systems import FinishedRun
 from afmrl_jax.retrieval.vector_file import VectorFile
-from afmrl_jax.systems import FinishedRun
 from afmrl_jax.testing import write_badge_catalogue
 
 ROOT = Path(__file__).parents[2]

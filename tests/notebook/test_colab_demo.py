@@ -14,9 +14,9 @@ import pytest
 from nbclient import NotebookClient
 
 from afmrl_jax.config.run import RunConfig
+from afmrl_jax.inference.systems import FinishedRun, systems_of
 from afmrl_jax.notebook import live
 from afmrl_jax.reporting import fragments
-from afmrl_jax.systems import FinishedRun, systems_of
 
 NOTEBOOK = Path(__file__).parents[2] / "experiments" / "colab_demo.ipynb"
 REPOSITORY = "https://github.com/someone/some-repository"

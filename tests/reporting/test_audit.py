@@ -8,8 +8,8 @@ import pytest
 from afmrl_jax import auditing, cli
 from afmrl_jax.config.model import QwenVLConfig
 from afmrl_jax.config.run import AgclConfig, BackboneConfig, MeshConfig, MiningConfig, RunConfig
+from afmrl_jax.inference.systems import TEXTS, FinishedRun
 from afmrl_jax.pipeline import Pipeline
-from afmrl_jax.systems import TEXTS, FinishedRun
 from afmrl_jax.testing import tiny_config, write_badge_catalogue
 
 from .conftest import HOSTILE

@@ -1,0 +1,1 @@
+"""Using trained models: a finished run, its systems, its generator."""
