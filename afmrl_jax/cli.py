@@ -10,20 +10,20 @@ from typing import Annotated, Literal
 
 import tyro
 
-from afmrl_jax import auditing
 from afmrl_jax.cli_catalogue import Annotate, CatalogueCheck, CatalogueConvert, OnCatalogue, Oracle
 from afmrl_jax.cli_evaluation import Baselines, Compare, Evaluate
-from afmrl_jax.embedding import IndexSettings, embed_catalogue
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.export import export
 from afmrl_jax.inference import annotate as serving
 from afmrl_jax.inference.systems import FinishedRun
 from afmrl_jax.parallel.mesh import simulate_devices
 from afmrl_jax.performance import plan as planning
+from afmrl_jax.runs import audit as auditing
+from afmrl_jax.runs.embed import IndexSettings, embed_catalogue
+from afmrl_jax.runs.export import export
+from afmrl_jax.runs.search import Query, Searcher
 from afmrl_jax.runtime.distributed import launched_together
 from afmrl_jax.runtime.object_store import working_copy
 from afmrl_jax.runtime.setup import reported, set_up
-from afmrl_jax.searching import Query, Searcher
 
 
 @dataclass(frozen=True)

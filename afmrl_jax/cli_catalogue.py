@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import tyro
 
-from afmrl_jax.asking import oracle_by_checkpoint, oracle_by_endpoint
 from afmrl_jax.data.check import check_catalogue
 from afmrl_jax.data.convert import Conversion, convert
 from afmrl_jax.data.endpoint import Endpoint
@@ -21,6 +20,7 @@ from afmrl_jax.data.rows import open_rows
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.inference import annotate as serving
 from afmrl_jax.inference.systems import FinishedRun
+from afmrl_jax.runs.oracle import oracle_by_checkpoint, oracle_by_endpoint
 
 
 @dataclass(frozen=True)

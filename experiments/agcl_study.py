@@ -37,7 +37,7 @@ from afmrl_jax.data.oracle import oracle_texts
 from afmrl_jax.errors import AfmrlError
 from afmrl_jax.evaluation.metrics import positive_ranks
 from afmrl_jax.inference.systems import FinishedRun, System
-from afmrl_jax.pipeline import TEXTS, Pipeline
+from afmrl_jax.runs.pipeline import TEXTS, Pipeline
 from afmrl_jax.runtime.files import write_json, write_text
 from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.runtime.progress import say, tell

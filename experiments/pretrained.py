@@ -20,8 +20,8 @@ import tyro
 
 from afmrl_jax.config.run import RunConfig
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.pipeline import Pipeline
 from afmrl_jax.reporting.tables import text_table
+from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime.distributed import ClusterConfig
 from afmrl_jax.runtime.progress import tell
 from afmrl_jax.runtime.setup import open_run, reported

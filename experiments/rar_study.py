@@ -25,7 +25,7 @@ import tyro
 from study.rar_plot import draw_rar_study
 
 from afmrl_jax.config.run import RarConfig, RunConfig
-from afmrl_jax.pipeline import Pipeline
+from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.runtime.progress import say, tell

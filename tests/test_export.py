@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afmrl_jax import cli, export
+from afmrl_jax import cli
 from afmrl_jax.config.model import Execution, ImageConfig, LoraConfig, ModelSettings, QwenVLConfig
 from afmrl_jax.config.run import RunConfig, TextBudget
 from afmrl_jax.config.serialization import to_dict
@@ -22,6 +22,7 @@ from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.huggingface.folder import save_model
 from afmrl_jax.models.lora import add_lora, with_lora
 from afmrl_jax.parallel.mesh import make_mesh
+from afmrl_jax.runs import export
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.testing import tiny_config
 from afmrl_jax.training.model_store import ModelStore
@@ -221,7 +222,7 @@ def test_transformers_reads_every_weight_and_the_tokenizer(exported, runs, kind)
 @pytest.mark.filterwarnings("ignore")
 def test_very_long_pictures_are_cut_alike(exported, runs):
     from afmrl_jax.data.images import patchify
-    from afmrl_jax.portable.afmrl_embedder import Settings, pixels
+    from afmrl_jax.runs.portable.afmrl_embedder import Settings, pixels
 
     folder, _ = exported["demo"]
     settings = Settings(**json.loads((folder / export.SETTINGS).read_text()))
@@ -252,7 +253,7 @@ def test_very_long_pictures_are_cut_alike(exported, runs):
     ],
 )
 def test_the_module_refuses_what_it_cannot_embed(exported, given, message):
-    from afmrl_jax.portable.afmrl_embedder import AfmrlEmbedder
+    from afmrl_jax.runs.portable.afmrl_embedder import AfmrlEmbedder
 
     embedder = AfmrlEmbedder.load(str(exported["demo"][0]))
     with pytest.raises(ValueError, match=message):
@@ -316,7 +317,7 @@ def test_without_torch_it_says_that_nothing_was_checked(runs, tmp_path, monkeypa
         lambda name, *rest: None if name == "torch" else found(name, *rest),
     )
     # What needs torch must not even be imported.
-    monkeypatch.setitem(sys.modules, "afmrl_jax.portable.afmrl_embedder", None)
+    monkeypatch.setitem(sys.modules, "afmrl_jax.runs.portable.afmrl_embedder", None)
     out = tmp_path / "unchecked"
     cli.main(["export", "--run", str(runs["demo"]), "--out", str(out)])
     assert "NOT CHECKED: torch is not installed" in capsys.readouterr().out

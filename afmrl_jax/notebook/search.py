@@ -9,7 +9,7 @@ from pathlib import Path
 from afmrl_jax.data.records import Catalogue
 from afmrl_jax.notebook.commands import afmrl
 from afmrl_jax.reporting import fragments
-from afmrl_jax.searching import Found
+from afmrl_jax.runs.search import Found
 
 
 def search(run: Path, index: Path, photo: Path, words: str | None = None, k: int = 5) -> Found:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from afmrl_jax.config.run import RunConfig
 from afmrl_jax.config.serialization import from_dict
-from afmrl_jax.pipeline import Pipeline
+from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime.files import read_json
 from afmrl_jax.runtime.hardware import machine
 from afmrl_jax.runtime.progress import say

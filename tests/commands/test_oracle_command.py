@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-from afmrl_jax.asking import oracle_by_checkpoint
 from afmrl_jax.cli import main
 from afmrl_jax.config.run import OracleConfig, RunConfig
 from afmrl_jax.data.attributes import read_attributes
@@ -15,6 +14,7 @@ from afmrl_jax.data.oracle import oracle_inputs, taught_texts
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.huggingface.folder import save_model
+from afmrl_jax.runs.oracle import oracle_by_checkpoint
 from afmrl_jax.testing import tiny_config
 
 
@@ -25,7 +25,7 @@ def test_replies_become_a_file_that_a_run_learns_from(badges, tmp_path, monkeypa
         texts = {x.listing_id: f"letter: {x.title[0].lower()}" for x in listings[1:]}
         return Replies(texts, [], {listings[0].listing_id: "no reply"})
 
-    monkeypatch.setattr("afmrl_jax.asking.ask_endpoint", answer)
+    monkeypatch.setattr("afmrl_jax.runs.oracle.ask_endpoint", answer)
     out = tmp_path / "oracle.jsonl"
     main(
         [

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from afmrl_jax import cli, embedding
+from afmrl_jax import cli
 from afmrl_jax.inference.systems import FinishedRun
 from afmrl_jax.retrieval.vector_file import VectorFile
+from afmrl_jax.runs import embed as embedding
 from afmrl_jax.testing import write_badge_catalogue
 
 ROOT = Path(__file__).parents[2]

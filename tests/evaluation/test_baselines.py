@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afmrl_jax import cli, judging
+from afmrl_jax import cli
 from afmrl_jax.data.attributes import format_attributes
 from afmrl_jax.data.catalogue import load_catalogue
 from afmrl_jax.data.terms import Bm25Vocabulary
@@ -17,6 +17,7 @@ from afmrl_jax.evaluation import latency
 from afmrl_jax.evaluation.baselines import Bm25Scorer, bm25_texts, run_baselines
 from afmrl_jax.evaluation.external_embedders import OutsideEmbedder
 from afmrl_jax.objectives.bm25 import bm25_scores, fit_bm25
+from afmrl_jax.runs import evaluate as judging
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS += ["badge", "enamel", "circle", "square", "triangle", "red", "green", "blue", "a", "b", "c"]

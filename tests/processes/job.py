@@ -22,7 +22,7 @@ from afmrl_jax.config.run import (
     RunConfig,
 )
 from afmrl_jax.config.stages import InputDropout
-from afmrl_jax.pipeline import Pipeline
+from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime.distributed import ClusterConfig
 from afmrl_jax.runtime.setup import open_run, reported
 from afmrl_jax.testing import tiny_config

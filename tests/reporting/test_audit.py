@@ -5,11 +5,12 @@ import json
 
 import pytest
 
-from afmrl_jax import auditing, cli
+from afmrl_jax import cli
 from afmrl_jax.config.model import QwenVLConfig
 from afmrl_jax.config.run import AgclConfig, BackboneConfig, MeshConfig, MiningConfig, RunConfig
 from afmrl_jax.inference.systems import TEXTS, FinishedRun
-from afmrl_jax.pipeline import Pipeline
+from afmrl_jax.runs import audit as auditing
+from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.testing import tiny_config, write_badge_catalogue
 
 from .conftest import HOSTILE

@@ -13,7 +13,7 @@ from afmrl_jax.config.run import AgclConfig
 from afmrl_jax.data.attributes import parse_attributes, read_attributes
 from afmrl_jax.errors import AfmrlError
 from afmrl_jax.objectives.agcl import agcl_loss
-from afmrl_jax.pipeline import Pipeline
+from afmrl_jax.runs.pipeline import Pipeline
 
 
 @pytest.fixture(scope="module")

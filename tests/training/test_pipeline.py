@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from afmrl_jax.errors import ConfigError, RunError
 from afmrl_jax.evaluation.per_query import read_query_values
-from afmrl_jax.pipeline import Pipeline
+from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.training import loop
 from afmrl_jax.training.run_directory import Run
 

@@ -9,13 +9,13 @@ from afmrl_jax.config.model import Execution, LoraConfig, ModelSettings
 from afmrl_jax.config.run import RunConfig, TextBudget
 from afmrl_jax.data.text import BpeTokenizer
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.export import export
 from afmrl_jax.inference.systems import FinishedRun
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.huggingface.folder import load_model, save_model
 from afmrl_jax.models.huggingface.peft import is_peft_folder
 from afmrl_jax.parallel.mesh import make_mesh
-from afmrl_jax.pipeline import Pipeline
+from afmrl_jax.runs.export import export
+from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime.files import read_json
 from afmrl_jax.testing import tiny_config
 from afmrl_jax.training.model_store import ModelStore

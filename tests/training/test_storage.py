@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.pipeline import Pipeline
+from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime import object_store as storage
 from afmrl_jax.runtime import run_mirror as copies
 from afmrl_jax.runtime.files import place

@@ -219,7 +219,7 @@ def _theirs(folder: Path, inputs: Sequence[dict[str, Any]]) -> np.ndarray:
     """Unit vectors [n d] that torch computes in float32 from the exported folder."""
     import torch
 
-    from afmrl_jax.portable.afmrl_embedder import AfmrlEmbedder
+    from afmrl_jax.runs.portable.afmrl_embedder import AfmrlEmbedder
 
     embedder = AfmrlEmbedder.load(str(folder), model_kwargs={"dtype": torch.float32})
     opened = [x | ({"image": io.BytesIO(x["image"])} if "image" in x else {}) for x in inputs]

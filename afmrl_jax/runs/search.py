@@ -12,10 +12,10 @@ from typing import Any
 from afmrl_jax.data.attributes import salvage_attributes
 from afmrl_jax.data.images import decode
 from afmrl_jax.data.records import Catalogue, Listing
-from afmrl_jax.embedding import ABOUT, LISTINGS
 from afmrl_jax.errors import AfmrlError, CatalogueError, RunError
 from afmrl_jax.inference.systems import FinishedRun
 from afmrl_jax.retrieval.index import load_index
+from afmrl_jax.runs.embed import ABOUT, LISTINGS
 from afmrl_jax.runtime.files import read_json
 from afmrl_jax.training.annotate import write_attributes
 
