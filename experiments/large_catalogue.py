@@ -112,7 +112,7 @@ def measured(command: list[str], kill_after: float | None = None) -> dict[str, A
     """
     say("afmrl " + " ".join(command))
     began = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "afmrl_jax.cli", *command])
+    process = subprocess.Popen([sys.executable, "-m", "afmrl_jax.cli.main", *command])
     timer = threading.Timer(kill_after or 0, process.kill) if kill_after is not None else None
     if timer is not None:
         timer.start()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afmrl_jax import cli
+from afmrl_jax.cli import main as cli
 from afmrl_jax.config.model import Execution, ImageConfig, LoraConfig, ModelSettings, QwenVLConfig
 from afmrl_jax.config.run import RunConfig, TextBudget
 from afmrl_jax.config.serialization import to_dict

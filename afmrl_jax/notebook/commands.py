@@ -38,7 +38,7 @@ def afmrl(*arguments: object) -> str:
         RunError: it failed; the message repeats the end of what it said.
     """
     words = [str(x) for x in arguments]
-    command = [sys.executable, "-m", "afmrl_jax.cli", *words]
+    command = [sys.executable, "-m", "afmrl_jax.cli.main", *words]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
     if ended.returncode:
         raise failure(["afmrl", *words], ended.returncode, ended.stdout + ended.stderr)

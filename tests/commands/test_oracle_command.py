@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from afmrl_jax.cli import main
+from afmrl_jax.cli.main import main
 from afmrl_jax.config.run import OracleConfig, RunConfig
 from afmrl_jax.data.attributes import read_attributes
 from afmrl_jax.data.catalogue import load_catalogue

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from afmrl_jax import cli
+from afmrl_jax.cli import main as cli
 from afmrl_jax.inference.systems import FinishedRun
 from afmrl_jax.retrieval.vector_file import VectorFile
 from afmrl_jax.runs import embed as embedding

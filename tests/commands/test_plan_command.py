@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from afmrl_jax.cli import main
+from afmrl_jax.cli.main import main
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.qwen_vl.presets import PRESETS
 

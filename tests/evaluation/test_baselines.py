@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afmrl_jax import cli
+from afmrl_jax.cli import main as cli
 from afmrl_jax.data.attributes import format_attributes
 from afmrl_jax.data.catalogue import load_catalogue
 from afmrl_jax.data.terms import Bm25Vocabulary

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from afmrl_jax import cli
+from afmrl_jax.cli import main as cli
 from afmrl_jax.errors import ConfigError, RunError
 from afmrl_jax.evaluation.bootstrap import paired_difference
 from afmrl_jax.evaluation.compare import check_comparable, compare, find_values

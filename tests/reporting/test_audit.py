@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from afmrl_jax import cli
+from afmrl_jax.cli import main as cli
 from afmrl_jax.config.model import QwenVLConfig
 from afmrl_jax.config.run import AgclConfig, BackboneConfig, MeshConfig, MiningConfig, RunConfig
 from afmrl_jax.inference.systems import TEXTS, FinishedRun

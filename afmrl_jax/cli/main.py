@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from afmrl_jax.cli_catalogue import Annotate, CatalogueCheck, CatalogueConvert, OnCatalogue, Oracle
-from afmrl_jax.cli_evaluation import Baselines, Compare, Evaluate
+from afmrl_jax.cli.catalogue import Annotate, CatalogueCheck, CatalogueConvert, OnCatalogue, Oracle
+from afmrl_jax.cli.evaluation import Baselines, Compare, Evaluate
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.inference import annotate as serving
 from afmrl_jax.inference.systems import FinishedRun

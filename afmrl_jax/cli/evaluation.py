@@ -9,7 +9,7 @@ from typing import Literal
 
 import tyro
 
-from afmrl_jax.cli_catalogue import OnCatalogue
+from afmrl_jax.cli.catalogue import OnCatalogue
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.evaluation.compare import compare, find_values
 from afmrl_jax.evaluation.evaluate import write_evaluation
