@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from afmrl_jax.config.model import ImageConfig, LoraConfig, QwenVLConfig, TextConfig, VisionConfig
-from afmrl_jax.data.images import Patches, _cut
+from afmrl_jax.data.batching.images import Patches, _cut
 
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {"red": "#d11", "blue": "#14c", "green": "#182", "black": "#222", "amber": "#e90"}

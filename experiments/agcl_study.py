@@ -32,8 +32,8 @@ from study.variations import DISTILLED, ORACLE, TRUE, Variation, variations
 
 from afmrl_jax.config.run import AgclConfig, RunConfig
 from afmrl_jax.config.serialization import to_dict
-from afmrl_jax.data.attributes import format_attributes, read_attributes
-from afmrl_jax.data.oracle import oracle_texts
+from afmrl_jax.data.attributes.oracle import oracle_texts
+from afmrl_jax.data.attributes.text_format import format_attributes, read_attributes
 from afmrl_jax.errors import AfmrlError
 from afmrl_jax.evaluation.metrics import positive_ranks
 from afmrl_jax.inference.systems import FinishedRun, System

@@ -19,9 +19,13 @@ from typing import Any
 import numpy as np
 import tyro
 
-from afmrl_jax.data.attributes import format_attributes, parse_attributes, read_attributes
-from afmrl_jax.data.catalogue import load_catalogue
-from afmrl_jax.data.records import Listing
+from afmrl_jax.data.attributes.text_format import (
+    format_attributes,
+    parse_attributes,
+    read_attributes,
+)
+from afmrl_jax.data.catalogue.load import load_catalogue
+from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.evaluation.metrics import positive_ranks, recall_at_k
 from afmrl_jax.inference.systems import ANNOTATIONS, FinishedRun
 from afmrl_jax.runtime.files import write_json

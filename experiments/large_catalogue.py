@@ -30,8 +30,8 @@ import tyro
 from benchmarks.record import write_record
 from PIL import Image, ImageDraw
 
-from afmrl_jax.data.catalogue import load_catalogue
-from afmrl_jax.data.records import Catalogue
+from afmrl_jax.data.catalogue.load import load_catalogue
+from afmrl_jax.data.catalogue.records import Catalogue
 from afmrl_jax.errors import RunError
 from afmrl_jax.inference.systems import FinishedRun
 from afmrl_jax.runtime.files import read_json

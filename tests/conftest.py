@@ -58,13 +58,13 @@ def badges(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def badge_listings(badges):
-    from afmrl_jax.data.catalogue import load_catalogue
+    from afmrl_jax.data.catalogue.load import load_catalogue
 
     return load_catalogue(badges).listings
 
 
 @pytest.fixture(scope="session")
 def tokenizer(badge_listings):
-    from afmrl_jax.data.text import BpeTokenizer
+    from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 
     return BpeTokenizer.train([x.title for x in badge_listings], 320)

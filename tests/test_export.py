@@ -221,7 +221,7 @@ def test_transformers_reads_every_weight_and_the_tokenizer(exported, runs, kind)
 
 @pytest.mark.filterwarnings("ignore")
 def test_very_long_pictures_are_cut_alike(exported, runs):
-    from afmrl_jax.data.images import patchify
+    from afmrl_jax.data.batching.images import patchify
     from afmrl_jax.runs.portable.afmrl_embedder import Settings, pixels
 
     folder, _ = exported["demo"]

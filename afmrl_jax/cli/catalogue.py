@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import tyro
 
-from afmrl_jax.data.check import check_catalogue
-from afmrl_jax.data.convert import Conversion, convert
-from afmrl_jax.data.endpoint import Endpoint
-from afmrl_jax.data.records import Problem
-from afmrl_jax.data.rows import open_rows
+from afmrl_jax.data.attributes.captioner import Endpoint
+from afmrl_jax.data.catalogue.check import check_catalogue
+from afmrl_jax.data.catalogue.convert import Conversion, convert
+from afmrl_jax.data.catalogue.readers import open_rows
+from afmrl_jax.data.catalogue.records import Problem
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.inference import annotate as serving
 from afmrl_jax.inference.systems import FinishedRun

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from afmrl_jax.data.records import Catalogue
+from afmrl_jax.data.catalogue.records import Catalogue
 from afmrl_jax.errors import RunError
 from afmrl_jax.evaluation.tasks import PerQuery
 from afmrl_jax.runtime.files import atomic_path

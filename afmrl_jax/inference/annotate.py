@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from afmrl_jax.data.catalogue import load_catalogue, say_skipped
-from afmrl_jax.data.records import Catalogue
+from afmrl_jax.data.catalogue.load import load_catalogue, say_skipped
+from afmrl_jax.data.catalogue.records import Catalogue
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.inference.systems import FinishedRun
 from afmrl_jax.training.annotate import annotate

@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 
 from afmrl_jax.config.run import RunConfig
 from afmrl_jax.config.serialization import from_dict
-from afmrl_jax.data.pipeline import RowBuilder
-from afmrl_jax.data.records import Catalogue
-from afmrl_jax.data.text import BpeTokenizer
+from afmrl_jax.data.batching.tokenizer import BpeTokenizer
+from afmrl_jax.data.catalogue.records import Catalogue
+from afmrl_jax.data.sources.loader import RowBuilder
 from afmrl_jax.errors import RunError
 from afmrl_jax.evaluation.evaluate import (
     Evaluated,

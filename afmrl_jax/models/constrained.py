@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from afmrl_jax.data.grammar import Grammar
+from afmrl_jax.data.attributes.token_grammar import Grammar
 
 
 class Progress(NamedTuple):

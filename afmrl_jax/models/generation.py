@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from afmrl_jax.data.grammar import Grammar
+from afmrl_jax.data.attributes.token_grammar import Grammar
 from afmrl_jax.models import constrained as following
 from afmrl_jax.models.qwen_vl.attention import MASKED
 from afmrl_jax.models.qwen_vl.decoder import KeyValue

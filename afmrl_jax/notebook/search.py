@@ -6,7 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from afmrl_jax.data.records import Catalogue
+from afmrl_jax.data.catalogue.records import Catalogue
 from afmrl_jax.notebook.commands import afmrl
 from afmrl_jax.reporting import fragments
 from afmrl_jax.runs.search import Found

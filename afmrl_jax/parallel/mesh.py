@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from jax.sharding import AxisType, Mesh
 
-from afmrl_jax.data.hosts import HostShare
+from afmrl_jax.data.batching.host_share import HostShare
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.parallel.layout import AXES
 from afmrl_jax.runtime.distributed import several

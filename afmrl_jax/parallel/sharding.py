@@ -9,7 +9,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from afmrl_jax.data.chunk_arrays import Chunks
+from afmrl_jax.data.batching.chunk_arrays import Chunks
 from afmrl_jax.models.huggingface.names import is_stacked
 from afmrl_jax.parallel.layout import fit_spec
 from afmrl_jax.runtime.distributed import put

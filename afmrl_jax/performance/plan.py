@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from afmrl_jax.config.model import Execution, LoraConfig, QwenVLConfig, require
 from afmrl_jax.config.run import RunConfig
-from afmrl_jax.data.batches import VLBatch
+from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.models.lora import with_lora

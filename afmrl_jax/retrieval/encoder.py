@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from afmrl_jax.data.batches import VLBatch, bucket_length
-from afmrl_jax.data.pipeline import RowBuilder
+from afmrl_jax.data.batching.collate import VLBatch, bucket_length
+from afmrl_jax.data.sources.loader import RowBuilder
 from afmrl_jax.models.architecture import Architecture, Params, identity
 from afmrl_jax.models.embedder import embed_batch
 from afmrl_jax.parallel.sharding import place, place_batch

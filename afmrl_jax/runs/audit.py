@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from afmrl_jax.config.run import AgclConfig
-from afmrl_jax.data.attributes import read_attributes
-from afmrl_jax.data.catalogue import load_catalogue
-from afmrl_jax.data.contrastive import ContrastiveSource
-from afmrl_jax.data.negatives import MinedTables
-from afmrl_jax.data.pipeline import RowBuilder
+from afmrl_jax.data.attributes.text_format import read_attributes
+from afmrl_jax.data.catalogue.load import load_catalogue
+from afmrl_jax.data.sources.contrastive import ContrastiveSource
+from afmrl_jax.data.sources.loader import RowBuilder
+from afmrl_jax.data.sources.mined_negatives import MinedTables
 from afmrl_jax.errors import AfmrlError, RunError
 from afmrl_jax.evaluation.pair_audit import Masking, Pairs, examples, summarise
 from afmrl_jax.inference.systems import ANNOTATIONS, TEXTS, FinishedRun

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from afmrl_jax.data.attributes import read_attributes
-from afmrl_jax.data.batches import Row
-from afmrl_jax.data.pipeline import RowBuilder
-from afmrl_jax.data.records import Catalogue, Listing
+from afmrl_jax.data.attributes.text_format import read_attributes
+from afmrl_jax.data.batching.collate import Row
+from afmrl_jax.data.catalogue.records import Catalogue, Listing
+from afmrl_jax.data.sources.loader import RowBuilder
 from afmrl_jax.errors import CatalogueError, ConfigError
 from afmrl_jax.inference.annotate import annotate_catalogue
 from afmrl_jax.inference.systems import FinishedRun

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from afmrl_jax.data.attributes import format_attributes, read_attributes
-from afmrl_jax.data.records import Catalogue, Listing
+from afmrl_jax.data.attributes.text_format import format_attributes, read_attributes
+from afmrl_jax.data.catalogue.records import Catalogue, Listing
 from afmrl_jax.evaluation.baselines import baseline_inputs, bm25_inputs, known_inputs
 from afmrl_jax.evaluation.evaluate import (
     Evaluated,

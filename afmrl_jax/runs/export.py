@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from afmrl_jax.data.attributes import format_attributes
-from afmrl_jax.data.catalogue import load_catalogue
-from afmrl_jax.data.pipeline import RowBuilder
-from afmrl_jax.data.prompts import SYSTEM
-from afmrl_jax.data.records import Catalogue, Listing
+from afmrl_jax.data.attributes.text_format import format_attributes
+from afmrl_jax.data.batching.prompts import SYSTEM
+from afmrl_jax.data.catalogue.load import load_catalogue
+from afmrl_jax.data.catalogue.records import Catalogue, Listing
+from afmrl_jax.data.sources.loader import RowBuilder
 from afmrl_jax.errors import RunError
 from afmrl_jax.inference.systems import FinishedRun, System
 from afmrl_jax.models.architecture import Architecture, Params

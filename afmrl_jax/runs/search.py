@@ -9,9 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from afmrl_jax.data.attributes import salvage_attributes
-from afmrl_jax.data.images import decode
-from afmrl_jax.data.records import Catalogue, Listing
+from afmrl_jax.data.attributes.text_format import salvage_attributes
+from afmrl_jax.data.batching.images import decode
+from afmrl_jax.data.catalogue.records import Catalogue, Listing
 from afmrl_jax.errors import AfmrlError, CatalogueError, RunError
 from afmrl_jax.inference.systems import FinishedRun
 from afmrl_jax.retrieval.index import load_index

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from afmrl_jax.config.run import DistillConfig, RunConfig
-from afmrl_jax.data.pipeline import DistillSource, RowBuilder
+from afmrl_jax.data.sources.loader import DistillSource, RowBuilder
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.embedder import hidden_at, unit
 from afmrl_jax.objectives.agcl import agcl_loss

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from afmrl_jax.data.chunk_arrays import Chunks, PatchChunks, TextChunks
+from afmrl_jax.data.batching.chunk_arrays import Chunks, PatchChunks, TextChunks
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.embedder import hidden_at, last_token, unit
 from afmrl_jax.parallel.layout import rows_over_data

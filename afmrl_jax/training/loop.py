@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from afmrl_jax.config.run import GuardConfig, KeptCheckpoints, RunConfig
-from afmrl_jax.data.padding import padding_counts
-from afmrl_jax.data.pipeline import iterate
+from afmrl_jax.data.batching.padding import padding_counts
+from afmrl_jax.data.sources.loader import iterate
 from afmrl_jax.models.architecture import Params
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place, place_batch

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from afmrl_jax.config.run import MiningConfig
-from afmrl_jax.data.negatives import MinedTables, NegativeTable
-from afmrl_jax.data.pipeline import RowBuilder
+from afmrl_jax.data.sources.loader import RowBuilder
+from afmrl_jax.data.sources.mined_negatives import MinedTables, NegativeTable
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import identity
 from afmrl_jax.retrieval.encoder import Encoder

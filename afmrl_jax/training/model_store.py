@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from afmrl_jax.config.model import InitConfig, ModelSettings, QwenVLConfig, require
 from afmrl_jax.config.run import RunConfig
-from afmrl_jax.data.text import BpeTokenizer
+from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.huggingface.folder import MANIFEST, base_folder, save_model
 from afmrl_jax.training.partition import pretrained, read_model

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from afmrl_jax.data.terms import batch_vocabulary
+from afmrl_jax.data.attributes.bm25_terms import batch_vocabulary
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.objectives.bm25 import Bm25Statistics, Bm25Terms, fit_bm25
 from afmrl_jax.runtime.progress import Progress, say

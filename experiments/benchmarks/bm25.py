@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from scipy import sparse
 
-from afmrl_jax.data.terms import batch_vocabulary
+from afmrl_jax.data.attributes.bm25_terms import batch_vocabulary
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.objectives.bm25 import Bm25Statistics, bm25_scores, fit_bm25
 from afmrl_jax.runtime.progress import Progress, say

@@ -22,14 +22,14 @@ from afmrl_jax.config.model import (
     VisionConfig,
 )
 from afmrl_jax.config.run import AgclConfig, InputDropout, TextBudget
-from afmrl_jax.data.attributes import format_attributes
-from afmrl_jax.data.batches import Row, collate
-from afmrl_jax.data.chunks import Chunker
-from afmrl_jax.data.contrastive import ContrastiveSource
-from afmrl_jax.data.images import Patches
-from afmrl_jax.data.padding import padding_counts
-from afmrl_jax.data.pipeline import RowBuilder
-from afmrl_jax.data.text import BpeTokenizer
+from afmrl_jax.data.attributes.text_format import format_attributes
+from afmrl_jax.data.batching.chunks import Chunker
+from afmrl_jax.data.batching.collate import Row, collate
+from afmrl_jax.data.batching.images import Patches
+from afmrl_jax.data.batching.padding import padding_counts
+from afmrl_jax.data.batching.tokenizer import BpeTokenizer
+from afmrl_jax.data.sources.contrastive import ContrastiveSource
+from afmrl_jax.data.sources.loader import RowBuilder
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.runtime.progress import Progress, ShapeCounter, say
 from afmrl_jax.training.agcl import make_agcl_step

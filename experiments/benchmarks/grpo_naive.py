@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from afmrl_jax.config.run import RarConfig
-from afmrl_jax.data.batches import VLBatch
+from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.objectives.grpo import group_advantages, grpo_loss
 from afmrl_jax.training.rar.policy_gradient import Samples

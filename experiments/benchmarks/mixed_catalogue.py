@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from afmrl_jax.data.records import Listing
+from afmrl_jax.data.catalogue.records import Listing
 
 SYLLABLES = ("ba", "lo", "chi", "ren", "tus", "mar", "vel", "so", "kin", "dra", "pe", "wool")
 KEYS = ("colour", "material", "style", "size", "pattern", "collar", "sleeve", "season", "brand")

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from afmrl_jax.config.model import ImageConfig
-from afmrl_jax.data.images import open_picture, patchify
-from afmrl_jax.data.pipeline import iterate
+from afmrl_jax.data.batching.images import open_picture, patchify
+from afmrl_jax.data.sources.loader import iterate
 from afmrl_jax.runtime.progress import Progress, say
 from benchmarks.record import check_writable, ratios, spread, write_record
 

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from afmrl_jax.config.model import ImageConfig, LoraConfig, QwenVLConfig, TextConfig, VisionConfig
-from afmrl_jax.data.batches import Row, VLBatch, collate
-from afmrl_jax.data.images import patchify
+from afmrl_jax.data.batching.collate import Row, VLBatch, collate
+from afmrl_jax.data.batching.images import patchify
 
 PATCH = 14
 MERGE = 2

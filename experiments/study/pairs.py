@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from afmrl_jax.config.run import AgclConfig
-from afmrl_jax.data.records import Listing
-from afmrl_jax.data.sampler import PairSampler
-from afmrl_jax.data.terms import Bm25Vocabulary
+from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
+from afmrl_jax.data.catalogue.records import Listing
+from afmrl_jax.data.sources.sampler import PairSampler
 from afmrl_jax.objectives.bm25 import bm25_scores, fit_bm25
 
 PAIR_FIGURES = {

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from benchmarks.record import spread
 
-from afmrl_jax.data.pipeline import iterate
+from afmrl_jax.data.sources.loader import iterate
 from afmrl_jax.errors import RunError
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.performance.accelerators import CHIPS, chip_of

@@ -186,7 +186,7 @@ def _visual_point(programs: list[Program]) -> list[str]:
         f"of devices. On {data} of them ({name}) it is {amount / 1e9:.1f} of {whole / 1e9:.1f} GB "
         "a step. With `chunk_tokens` each device keeps its own rows' pictures, at the price of a "
         f"second pass forward and of gathering weights for every chunk{beside}. Better: deal bins "
-        "by device without chunks too, as `data/chunks.py` does."
+        "by device without chunks too, as `data/batching/chunks.py` does."
     ]
 
 

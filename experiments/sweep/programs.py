@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from afmrl_jax.data.chunk_arrays import Chunks, PatchChunks, TextChunks
+from afmrl_jax.data.batching.chunk_arrays import Chunks, PatchChunks, TextChunks
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.parallel.layout import fit_spec

@@ -16,10 +16,10 @@ from jax.sharding import Mesh
 from afmrl_jax.config.model import Execution, ImageConfig, LoraConfig, TextBudget
 from afmrl_jax.config.run import AgclConfig, DistillConfig, RarConfig
 from afmrl_jax.config.stages import InputDropout
-from afmrl_jax.data.attributes import format_attributes
-from afmrl_jax.data.catalogue import load_catalogue
-from afmrl_jax.data.pipeline import DistillSource, PromptSource, RowBuilder
-from afmrl_jax.data.text import BpeTokenizer
+from afmrl_jax.data.attributes.text_format import format_attributes
+from afmrl_jax.data.batching.tokenizer import BpeTokenizer
+from afmrl_jax.data.catalogue.load import load_catalogue
+from afmrl_jax.data.sources.loader import DistillSource, PromptSource, RowBuilder
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import generate

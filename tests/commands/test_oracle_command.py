@@ -7,10 +7,10 @@ import pytest
 
 from afmrl_jax.cli.main import main
 from afmrl_jax.config.run import OracleConfig, RunConfig
-from afmrl_jax.data.attributes import read_attributes
-from afmrl_jax.data.catalogue import load_catalogue
-from afmrl_jax.data.endpoint import Replies
-from afmrl_jax.data.oracle import oracle_inputs, taught_texts
+from afmrl_jax.data.attributes.captioner import Replies
+from afmrl_jax.data.attributes.oracle import oracle_inputs, taught_texts
+from afmrl_jax.data.attributes.text_format import read_attributes
+from afmrl_jax.data.catalogue.load import load_catalogue
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.huggingface.folder import save_model

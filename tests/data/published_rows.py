@@ -1,6 +1,6 @@
 """Reading raw folders in the tests of published datasets."""
 
-from afmrl_jax.data.published import layout_of
+from afmrl_jax.data.catalogue.published import layout_of
 
 
 class Fatal(AssertionError):

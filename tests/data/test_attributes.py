@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from afmrl_jax.data.attributes import (
+from afmrl_jax.data.attributes.text_format import (
     drop_attributes,
     format_attributes,
     is_malformed,

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from afmrl_jax.data.catalogue import load_catalogue, require_splits, require_teaching
-from afmrl_jax.data.check import check_catalogue
-from afmrl_jax.data.records import SPLITS, Catalogue, hash_splits
+from afmrl_jax.data.catalogue.check import check_catalogue
+from afmrl_jax.data.catalogue.load import load_catalogue, require_splits, require_teaching
+from afmrl_jax.data.catalogue.records import SPLITS, Catalogue, hash_splits
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.testing import write_badge_catalogue
 

@@ -4,12 +4,19 @@ import numpy as np
 import pytest
 
 from afmrl_jax.config.model import ImageConfig, TextBudget
-from afmrl_jax.data.batches import Row
-from afmrl_jax.data.chunk_shapes import MOST_SHAPES, Budget, Misfit, Shape, chunks_needed, divide
-from afmrl_jax.data.chunks import Chunker
-from afmrl_jax.data.images import _cut
-from afmrl_jax.data.packing import best_fit_decreasing
-from afmrl_jax.data.padding import padding_counts
+from afmrl_jax.data.batching.chunk_shapes import (
+    MOST_SHAPES,
+    Budget,
+    Misfit,
+    Shape,
+    chunks_needed,
+    divide,
+)
+from afmrl_jax.data.batching.chunks import Chunker
+from afmrl_jax.data.batching.collate import Row
+from afmrl_jax.data.batching.images import _cut
+from afmrl_jax.data.batching.packing import best_fit_decreasing
+from afmrl_jax.data.batching.padding import padding_counts
 from afmrl_jax.errors import CatalogueError
 
 CONFIG = ImageConfig()

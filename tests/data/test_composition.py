@@ -11,13 +11,13 @@ import pytest
 
 from afmrl_jax.config.model import ImageConfig
 from afmrl_jax.config.run import InputDropout, TextBudget
-from afmrl_jax.data import batches
-from afmrl_jax.data.contrastive import ContrastiveSource
-from afmrl_jax.data.hosts import HostShare
-from afmrl_jax.data.pipeline import RowBuilder, iterate
-from afmrl_jax.data.records import linked
-from afmrl_jax.data.sampler import PairSampler
-from afmrl_jax.data.terms import Bm25Vocabulary
+from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
+from afmrl_jax.data.batching import collate as batches
+from afmrl_jax.data.batching.host_share import HostShare
+from afmrl_jax.data.catalogue.records import linked
+from afmrl_jax.data.sources.contrastive import ContrastiveSource
+from afmrl_jax.data.sources.loader import RowBuilder, iterate
+from afmrl_jax.data.sources.sampler import PairSampler
 from afmrl_jax.errors import CatalogueError, ConfigError
 
 # 200 products of three listings, four products a family, five categories of unequal size.

@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from afmrl_jax.data import endpoint as module
-from afmrl_jax.data.endpoint import Endpoint, ask_endpoint, tidy
+from afmrl_jax.data.attributes import captioner as module
+from afmrl_jax.data.attributes.captioner import Endpoint, ask_endpoint, tidy
 from afmrl_jax.errors import ConfigError, RunError
 
 

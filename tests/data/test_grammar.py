@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from afmrl_jax.data.attributes import is_malformed, parse_attributes
-from afmrl_jax.data.grammar import NEVER, attribute_grammar
-from afmrl_jax.data.text import BpeTokenizer
+from afmrl_jax.data.attributes.text_format import is_malformed, parse_attributes
+from afmrl_jax.data.attributes.token_grammar import NEVER, attribute_grammar
+from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.errors import ConfigError
 
 KEYS = ("color", "collar", "size")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from afmrl_jax.config.model import ImageConfig
-from afmrl_jax.data.images import decode, patchify, smart_resize
+from afmrl_jax.data.batching.images import decode, patchify, smart_resize
 from afmrl_jax.errors import CatalogueError
 
 

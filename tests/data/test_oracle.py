@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from afmrl_jax.config.run import OracleConfig
-from afmrl_jax.data.attributes import is_malformed, parse_attributes
-from afmrl_jax.data.oracle import oracle_texts, values_by_key, write_oracle
+from afmrl_jax.data.attributes.oracle import oracle_texts, values_by_key, write_oracle
+from afmrl_jax.data.attributes.text_format import is_malformed, parse_attributes
 
 TRUTH = {"type": "gadget", "color": "mauve", "dims": "3x4x5", "shape": "odd"}
 CHOICES = {key: [value, "other"] for key, value in TRUTH.items()}

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from afmrl_jax.config.model import ImageConfig
-from afmrl_jax.data.batches import Row, collate, merged_grid, mrope_positions
-from afmrl_jax.data.images import _cut
-from afmrl_jax.data.packing import bin_count, first_fit_decreasing, pack
+from afmrl_jax.data.batching.collate import Row, collate, merged_grid, mrope_positions
+from afmrl_jax.data.batching.images import _cut
+from afmrl_jax.data.batching.packing import bin_count, first_fit_decreasing, pack
 from afmrl_jax.errors import CatalogueError
 
 CONFIG = ImageConfig(max_pictures=2)  # Bins of 128 patches.

@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
-from afmrl_jax.data.catalogue import to_listing
-from afmrl_jax.data.published import LAYOUTS, layout_of, m5product
-from afmrl_jax.data.published.reading import training_split
-from afmrl_jax.data.records import SPLIT_SHARES
+from afmrl_jax.data.catalogue.load import to_listing
+from afmrl_jax.data.catalogue.published import LAYOUTS, layout_of, m5product
+from afmrl_jax.data.catalogue.published.reading import training_split
+from afmrl_jax.data.catalogue.records import SPLIT_SHARES
 from afmrl_jax.errors import CatalogueError
 from tests.data.published_rows import Fatal, fatal, known, read, row
 

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from etils import epath
 
-from afmrl_jax.data.examples import PART
-from afmrl_jax.data.published import layout_of, shards
-from afmrl_jax.data.published.examples import stored_rows
+from afmrl_jax.data.catalogue.published import layout_of, shards
+from afmrl_jax.data.catalogue.published.examples import stored_rows
+from afmrl_jax.data.catalogue.tfds_examples import PART
 from afmrl_jax.errors import CatalogueError
 
 # TFDS 4.9.10 under protobuf 6, which Apache Beam needs.
@@ -39,7 +39,7 @@ def stored(builder):
 
 @pytest.mark.parametrize("name", RAW)
 def test_builders_give_back_the_rows(name, raw_folder, tmp_path):
-    from afmrl_jax.data.published.builders import BUILDERS, prepare
+    from afmrl_jax.data.catalogue.published.builders import BUILDERS, prepare
 
     folder = raw_folder(name)
     builder = prepare(BUILDERS[name], folder, tmp_path / "data")
@@ -53,7 +53,7 @@ def test_builders_give_back_the_rows(name, raw_folder, tmp_path):
 
 
 def test_configs_are_the_options_of_the_reader(raw_folder, tmp_path):
-    from afmrl_jax.data.published.builders import Abo, ListingsConfig, M5Product, prepare
+    from afmrl_jax.data.catalogue.published.builders import Abo, ListingsConfig, M5Product, prepare
 
     folder = raw_folder("m5product")
     for task in ("coarse", "classification"):
@@ -68,14 +68,14 @@ def test_configs_are_the_options_of_the_reader(raw_folder, tmp_path):
 
 
 def test_a_folder_of_another_layout_is_refused(raw_folder, tmp_path):
-    from afmrl_jax.data.published.builders import Product1m, prepare
+    from afmrl_jax.data.catalogue.published.builders import Product1m, prepare
 
     with pytest.raises(CatalogueError, match=r"abo is not a raw folder of product1m; download"):
         prepare(Product1m, raw_folder("abo"), tmp_path / "data")
 
 
 def test_a_broken_record_stops_or_is_left_out(raw_folder, tmp_path):
-    from afmrl_jax.data.published.builders import ListingsConfig, Product1m, prepare
+    from afmrl_jax.data.catalogue.published.builders import ListingsConfig, Product1m, prepare
 
     folder = raw_folder("product1m")
     (folder / "images/3.jpg").write_bytes(b"no picture")
@@ -89,7 +89,7 @@ def test_a_broken_record_stops_or_is_left_out(raw_folder, tmp_path):
 
 
 def test_a_repeated_id_is_named(raw_folder, tmp_path):
-    from afmrl_jax.data.published.builders import Product1m, prepare
+    from afmrl_jax.data.catalogue.published.builders import Product1m, prepare
 
     folder = raw_folder("product1m")
     path = folder / "product1m_gallery_ossurl_v2.txt"
@@ -101,7 +101,7 @@ def test_a_repeated_id_is_named(raw_folder, tmp_path):
 def test_builders_are_registered(raw_folder, tmp_path):
     import tensorflow_datasets as tfds
 
-    from afmrl_jax.data.published.builders import BUILDERS
+    from afmrl_jax.data.catalogue.published.builders import BUILDERS
 
     names = [builder.name for builder in BUILDERS.values()]
     assert names == [
@@ -169,7 +169,7 @@ def tfds_online_products(raw_folder, tmp_path):
 
 
 def test_online_products_of_tfds(tfds_online_products, tmp_path):
-    from afmrl_jax.data.published.builders import OnlineProductsTfds, prepare
+    from afmrl_jax.data.catalogue.published.builders import OnlineProductsTfds, prepare
 
     folder, stored_folder = tfds_online_products
     layout = layout_of(stored_folder)
@@ -234,7 +234,7 @@ def test_broken_shards(shard_folder):
 
 
 def test_without_beam_the_remedy_is_named(shard_folder, tmp_path, monkeypatch):
-    from afmrl_jax.data.published.builders import ListingShards, prepare
+    from afmrl_jax.data.catalogue.published.builders import ListingShards, prepare
 
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(CatalogueError, match=r"pip install 'afmrl-jax\[beam\]'"):
@@ -259,7 +259,7 @@ def beam_inside():
 
 
 def test_beam_equals_one_process(shard_folder, tmp_path, beam_options):
-    from afmrl_jax.data.published.builders import ListingsConfig, ListingShards, prepare
+    from afmrl_jax.data.catalogue.published.builders import ListingsConfig, ListingShards, prepare
 
     alone = ListingsConfig(name="alone")
     want = stored(prepare(ListingShards, shard_folder, tmp_path / "data", config=alone))
@@ -269,7 +269,7 @@ def test_beam_equals_one_process(shard_folder, tmp_path, beam_options):
 
 
 def test_beam_reads_a_published_layout(raw_folder, tmp_path, beam_options):
-    from afmrl_jax.data.published.builders import Abo, ListingsConfig, prepare
+    from afmrl_jax.data.catalogue.published.builders import Abo, ListingsConfig, prepare
 
     folder = raw_folder("abo")
     want = wanted(layout_of(folder).rows(folder, pytest.fail), folder)
@@ -279,7 +279,7 @@ def test_beam_reads_a_published_layout(raw_folder, tmp_path, beam_options):
 
 
 def test_beam_names_or_leaves_out_broken_records(shard_folder, tmp_path, beam_inside):
-    from afmrl_jax.data.published.builders import ListingsConfig, ListingShards, prepare
+    from afmrl_jax.data.catalogue.published.builders import ListingsConfig, ListingShards, prepare
 
     path = shard_folder / "part-0.jsonl"
     path.write_text(path.read_text() + '\n{"listing_id": "x"}\n{')
@@ -291,7 +291,7 @@ def test_beam_names_or_leaves_out_broken_records(shard_folder, tmp_path, beam_in
 
 
 def test_beam_refuses_a_repeated_id(shard_folder, tmp_path, beam_inside):
-    from afmrl_jax.data.published.builders import ListingShards, prepare
+    from afmrl_jax.data.catalogue.published.builders import ListingShards, prepare
 
     shutil.copy(shard_folder / "part-0.jsonl", shard_folder / "part-3.jsonl")
     with pytest.raises(

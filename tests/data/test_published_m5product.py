@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from afmrl_jax.data.published import json_table
-from afmrl_jax.data.published.json_table import read_table
-from afmrl_jax.data.published.reading import training_split
+from afmrl_jax.data.catalogue.published import json_table
+from afmrl_jax.data.catalogue.published.json_table import read_table
+from afmrl_jax.data.catalogue.published.reading import training_split
 from afmrl_jax.errors import CatalogueError
 from tests.data.published_rows import Fatal, fatal, known, read, row
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 
-from afmrl_jax.data.pipeline import iterate
+from afmrl_jax.data.sources.loader import iterate
 
 
 class Squares:

@@ -7,13 +7,13 @@ import pytest
 
 from afmrl_jax.config.model import ImageConfig
 from afmrl_jax.config.run import InputDropout, TextBudget
-from afmrl_jax.data.batches import bucket_length
-from afmrl_jax.data.contrastive import ContrastiveSource
-from afmrl_jax.data.images import erase_patches
-from afmrl_jax.data.pipeline import DistillSource, PromptSource, RowBuilder, iterate
-from afmrl_jax.data.sampler import PairSampler, epoch_indices
-from afmrl_jax.data.terms import Bm25Vocabulary
-from afmrl_jax.data.text import drop_words
+from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
+from afmrl_jax.data.batching.collate import bucket_length
+from afmrl_jax.data.batching.images import erase_patches
+from afmrl_jax.data.batching.tokenizer import drop_words
+from afmrl_jax.data.sources.contrastive import ContrastiveSource
+from afmrl_jax.data.sources.loader import DistillSource, PromptSource, RowBuilder, iterate
+from afmrl_jax.data.sources.sampler import PairSampler, epoch_indices
 from afmrl_jax.errors import CatalogueError
 
 

@@ -7,13 +7,13 @@ import pickle
 import numpy as np
 import pytest
 
-from afmrl_jax.data import catalogue as reading
-from afmrl_jax.data import fields
-from afmrl_jax.data.catalogue import load_catalogue
-from afmrl_jax.data.check import check_catalogue
-from afmrl_jax.data.convert import Conversion, convert
-from afmrl_jax.data.records import SPLITS
-from afmrl_jax.data.rows import open_rows
+from afmrl_jax.data.catalogue import load as reading
+from afmrl_jax.data.catalogue import schema as fields
+from afmrl_jax.data.catalogue.check import check_catalogue
+from afmrl_jax.data.catalogue.convert import Conversion, convert
+from afmrl_jax.data.catalogue.load import load_catalogue
+from afmrl_jax.data.catalogue.readers import open_rows
+from afmrl_jax.data.catalogue.records import SPLITS
 from afmrl_jax.errors import CatalogueError, ConfigError
 from afmrl_jax.testing import write_badge_catalogue
 
@@ -102,7 +102,7 @@ def test_a_store_can_be_converted_checked_and_moved(store, tmp_path):
 
 
 def test_a_published_folder_and_what_tfds_made_of_it_are_catalogues(raw_folder, tmp_path):
-    from afmrl_jax.data.published.builders import M5Product, prepare
+    from afmrl_jax.data.catalogue.published.builders import M5Product, prepare
 
     folder = raw_folder("m5product")
     plain = load_catalogue(folder)
@@ -225,7 +225,7 @@ def test_object_storage_that_cannot_be_reached_is_named(bucket, monkeypatch):
 def test_batches_of_a_store_are_those_of_the_folder(folder, store, tokenizer):
     from afmrl_jax.config.model import ImageConfig
     from afmrl_jax.config.run import TextBudget
-    from afmrl_jax.data.pipeline import PromptSource, RowBuilder
+    from afmrl_jax.data.sources.loader import PromptSource, RowBuilder
 
     found = []
     for where in (folder, store):

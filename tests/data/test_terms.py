@@ -5,7 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from afmrl_jax.data.terms import Bm25Vocabulary, attribute_terms, batch_vocabulary, split_terms
+from afmrl_jax.data.attributes.bm25_terms import (
+    Bm25Vocabulary,
+    attribute_terms,
+    batch_vocabulary,
+    split_terms,
+)
 from afmrl_jax.errors import AfmrlError
 
 

@@ -5,7 +5,13 @@ import pickle
 import numpy as np
 import pytest
 
-from afmrl_jax.data.text import SPECIALS, BpeTokenizer, open_keys, swap_words, word_pool
+from afmrl_jax.data.batching.tokenizer import (
+    SPECIALS,
+    BpeTokenizer,
+    open_keys,
+    swap_words,
+    word_pool,
+)
 from afmrl_jax.errors import RunError
 
 

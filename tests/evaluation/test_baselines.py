@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from afmrl_jax.cli import main as cli
-from afmrl_jax.data.attributes import format_attributes
-from afmrl_jax.data.catalogue import load_catalogue
-from afmrl_jax.data.terms import Bm25Vocabulary
+from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
+from afmrl_jax.data.attributes.text_format import format_attributes
+from afmrl_jax.data.catalogue.load import load_catalogue
 from afmrl_jax.errors import RunError
 from afmrl_jax.evaluation import latency
 from afmrl_jax.evaluation.baselines import Bm25Scorer, bm25_texts, run_baselines

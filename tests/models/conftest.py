@@ -4,7 +4,7 @@ import pytest
 
 from afmrl_jax.config.model import ImageConfig
 from afmrl_jax.config.run import TextBudget
-from afmrl_jax.data.pipeline import RowBuilder
+from afmrl_jax.data.sources.loader import RowBuilder
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.testing import tiny_config
 

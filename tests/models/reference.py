@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from afmrl_jax.config.model import ImageConfig, QwenVLConfig, TextConfig, VisionConfig
-from afmrl_jax.data.batches import Row, collate
+from afmrl_jax.data.batching.collate import Row, collate
 from afmrl_jax.testing import patches_of
 
 torch = pytest.importorskip("torch", reason="the reference needs `pip install torch`")

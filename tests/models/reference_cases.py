@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from afmrl_jax.config.model import ImageConfig
-from afmrl_jax.data.batches import Row, collate
+from afmrl_jax.data.batching.collate import Row, collate
 from afmrl_jax.testing import patches_of
 
 PAD, IMAGE_PAD, IMAGE_START, IMAGE_END, TEXT_END = 2, 90, 92, 93, 80

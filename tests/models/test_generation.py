@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from afmrl_jax.data.attributes import parse_attributes
-from afmrl_jax.data.grammar import attribute_grammar
+from afmrl_jax.data.attributes.text_format import parse_attributes
+from afmrl_jax.data.attributes.token_grammar import attribute_grammar
 from afmrl_jax.models.generation import completion_logprobs, generate
 
 

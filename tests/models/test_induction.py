@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from afmrl_jax.config.model import ImageConfig, InitConfig, QwenVLConfig
-from afmrl_jax.data.batches import Row, collate
+from afmrl_jax.data.batching.collate import Row, collate
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.induction import add_induction_head

@@ -6,7 +6,7 @@ import types
 import pytest
 from PIL import Image
 
-from afmrl_jax.data.catalogue import load_catalogue
+from afmrl_jax.data.catalogue.load import load_catalogue
 from afmrl_jax.notebook import photo
 from afmrl_jax.testing import write_badge_catalogue
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import rank_bm25
 
-from afmrl_jax.data.terms import batch_vocabulary
+from afmrl_jax.data.attributes.bm25_terms import batch_vocabulary
 from afmrl_jax.objectives.bm25 import (
     Bm25Terms,
     TermFactors,

@@ -9,9 +9,9 @@ from PIL import Image
 
 from afmrl_jax.config.model import ImageConfig
 from afmrl_jax.config.run import TextBudget
-from afmrl_jax.data.pipeline import RowBuilder
-from afmrl_jax.data.records import Listing
-from afmrl_jax.data.sampler import epoch_indices
+from afmrl_jax.data.catalogue.records import Listing
+from afmrl_jax.data.sources.loader import RowBuilder
+from afmrl_jax.data.sources.sampler import epoch_indices
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.embedder import embed_batch
 from afmrl_jax.retrieval import encoder as encode

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from afmrl_jax.config.run import AgclConfig
-from afmrl_jax.data.attributes import parse_attributes, read_attributes
+from afmrl_jax.data.attributes.text_format import parse_attributes, read_attributes
 from afmrl_jax.errors import AfmrlError
 from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.runs.pipeline import Pipeline

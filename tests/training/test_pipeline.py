@@ -100,7 +100,7 @@ def test_stages_log_how_many_shapes_they_compiled(finished):
 
 
 def test_no_listing_is_annotated_by_a_generator_distilled_on_its_family(finished, tiny_run):
-    from afmrl_jax.data.catalogue import load_catalogue
+    from afmrl_jax.data.catalogue.load import load_catalogue
 
     catalogue = load_catalogue(tiny_run.catalogue)
     taught = {x.group for x in catalogue.subset("distill").listings}

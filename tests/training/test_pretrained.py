@@ -7,7 +7,7 @@ import pytest
 
 from afmrl_jax.config.model import Execution, LoraConfig, ModelSettings
 from afmrl_jax.config.run import RunConfig, TextBudget
-from afmrl_jax.data.text import BpeTokenizer
+from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.inference.systems import FinishedRun
 from afmrl_jax.models.architecture import Architecture

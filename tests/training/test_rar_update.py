@@ -9,8 +9,8 @@ import pytest
 
 from afmrl_jax.config.model import ImageConfig
 from afmrl_jax.config.run import RarConfig, TextBudget
-from afmrl_jax.data.batches import Row
-from afmrl_jax.data.pipeline import RowBuilder
+from afmrl_jax.data.batching.collate import Row
+from afmrl_jax.data.sources.loader import RowBuilder
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.objectives.grpo import group_advantages, grpo_loss
 from afmrl_jax.parallel.mesh import make_mesh

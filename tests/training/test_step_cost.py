@@ -9,7 +9,7 @@ import pytest
 
 from afmrl_jax.config.model import Execution, LoraConfig, QwenVLConfig, TextConfig, VisionConfig
 from afmrl_jax.config.run import AgclConfig
-from afmrl_jax.data.batches import VLBatch
+from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.training.agcl import make_agcl_step
 from afmrl_jax.training.partition import learns

@@ -13,9 +13,9 @@ from afmrl_jax.config.run import (
     OptimiserConfig,
     TextBudget,
 )
-from afmrl_jax.data.contrastive import ContrastiveSource
-from afmrl_jax.data.pipeline import DistillSource, RowBuilder
-from afmrl_jax.data.terms import Bm25Vocabulary
+from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
+from afmrl_jax.data.sources.contrastive import ContrastiveSource
+from afmrl_jax.data.sources.loader import DistillSource, RowBuilder
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.embedder import embed_batch
 from afmrl_jax.models.generation import generate

@@ -15,10 +15,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from afmrl_jax.config.run import RarConfig
-from afmrl_jax.data.attributes import parse_attributes
-from afmrl_jax.data.batches import bucket_length
-from afmrl_jax.data.grammar import Grammar, attribute_grammar
-from afmrl_jax.data.pipeline import RowBuilder
+from afmrl_jax.data.attributes.text_format import parse_attributes
+from afmrl_jax.data.attributes.token_grammar import Grammar, attribute_grammar
+from afmrl_jax.data.batching.collate import bucket_length
+from afmrl_jax.data.sources.loader import RowBuilder
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate

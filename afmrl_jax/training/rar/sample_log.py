@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from afmrl_jax.data.pipeline import RowBuilder
+from afmrl_jax.data.sources.loader import RowBuilder
 from afmrl_jax.runtime.files import read_lines, write_text, writes
 from afmrl_jax.training.rar.environment import Rollout
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from afmrl_jax.config.run import RarConfig, RunConfig
-from afmrl_jax.data.pipeline import PromptSource
+from afmrl_jax.data.sources.loader import PromptSource
 from afmrl_jax.models.architecture import Params
 from afmrl_jax.models.huggingface.safetensors import TensorToWrite, stored_tensors, write_tensors
 from afmrl_jax.objectives import rewards as objectives

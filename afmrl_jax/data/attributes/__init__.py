@@ -1,0 +1,1 @@
+"""Attribute lists: their text, grammar and terms, and who writes them first."""

@@ -1,0 +1,1 @@
+"""Listings as arrays: pictures, tokens, rows, batches and chunks."""

@@ -1,0 +1,95 @@
+"""A large batch as arrays in chunks of a few shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from afmrl_jax.data.batching.chunk_shapes import Shape
+from afmrl_jax.data.batching.collate import Row
+
+
+class TextChunks(NamedTuple):
+    """n chunks of one shape: rows of text for s devices, r each, of t places."""
+
+    tokens: Any
+    """int32 [n s r t]"""
+    token_mask: Any
+    """bool [n s r t]; of an empty row the first place alone, so that no softmax is void."""
+    positions: Any
+    """int32 [n s r 3 t]"""
+    visual_start: Any
+    """int32 [n s r]; counted through all visual tokens of the row's device."""
+    bare_last: Any
+    """int32 [n s r]; see `Row.bare_last`."""
+    used: Any
+    """int32 []; the first so many chunks hold rows, and the others need not be computed."""
+
+
+class PatchChunks(NamedTuple):
+    """n chunks of one shape: bins of p patches for s devices, m each; fields as in `VLBatch`."""
+
+    patches: Any
+    """float32 [n s m p d]"""
+    patch_segment: Any
+    """int32 [n s m p]"""
+    patch_position: Any
+    """int32 [n s m p 2]"""
+    used: Any
+    """int32 []; as in `TextChunks`."""
+
+
+class Chunks(NamedTuple):
+    """A batch in chunks. Every device holds an equal share of each, and its rows' pictures.
+
+    The visual tokens of a device are those of its bins, shape by shape and chunk by chunk.
+    """
+
+    texts: tuple[TextChunks, ...]
+    pictures: tuple[PatchChunks, ...]
+    visual_tokens: Any
+    """[s v d] where they are known without the vision tower, else None."""
+    place: Any
+    """int32 [b]; where row i of the batch stands among all rows of all chunks."""
+
+
+def empty_bins(shape: Shape, shares: int, width: int, used: int) -> PatchChunks:
+    """Bins of one shape without pictures.
+
+    Args:
+        shape: chunks, bins of each on one device, and patches of a bin.
+        shares: devices.
+        width: numbers of a patch.
+        used: chunks that will hold pictures.
+    """
+    lead = (shape.chunks, shares, shape.rows, shape.length)
+    return PatchChunks(
+        np.zeros((*lead, width), np.float32),
+        np.zeros(lead, np.int32),
+        np.zeros((*lead, 2), np.int32),
+        np.int32(used),
+    )
+
+
+def fill_bin(
+    chunks: PatchChunks, place: tuple[int, int, int], rows: Sequence[Row], *, with_pixels: bool
+) -> None:
+    """Put the pictures of some rows into a bin, one behind the other.
+
+    Args:
+        chunks: written to.
+        place: chunk, device and bin.
+        rows: their pictures fit into the bin.
+        with_pixels: False where the bin lies on another process's devices; of its pictures, then
+            not decoded, only segments and positions are written.
+    """
+    offset = 0
+    for inside, picture in enumerate((p for row in rows for p in row.pictures), 1):
+        own = slice(offset, offset + len(picture.pixels))
+        if with_pixels:
+            chunks.patches[place][own] = picture.pixels
+        chunks.patch_segment[place][own] = inside
+        chunks.patch_position[place][own] = picture.position
+        offset = own.stop

@@ -1,0 +1,306 @@
+"""Rows to batches of fixed shape: M-RoPE positions, padding, bins of patches (NumPy only)."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from afmrl_jax.config.model import ImageConfig
+from afmrl_jax.config.run import TextBudget
+from afmrl_jax.data.batching.host_share import HostShare
+from afmrl_jax.data.batching.images import Patches, patchify, undecoded
+from afmrl_jax.data.batching.packing import pack
+from afmrl_jax.data.batching.tokenizer import Tokenizer
+from afmrl_jax.data.catalogue.records import Listing
+from afmrl_jax.errors import CatalogueError
+from afmrl_jax.runtime.progress import say
+
+
+class VLBatch(NamedTuple):
+    """Rows of text padded on one side, and their pictures packed in bins of p patches.
+
+    Bins are no rows: a row finds its visual tokens by `visual_start`. Fields are NumPy arrays on
+    the host and JAX arrays on a device.
+    """
+
+    tokens: Any
+    """int32 [b t]"""
+    token_mask: Any
+    """bool [b t]; False is padding."""
+    positions: Any
+    """int32 [b 3 t]; M-RoPE positions (time, row, column), 0 for padding."""
+    patches: Any
+    """float32 [n p d]; normalised pixels, d = channels * frames * side * side."""
+    patch_segment: Any
+    """int32 [n p]; number of the picture inside the bin, from 1; 0 is padding."""
+    patch_position: Any
+    """int32 [n p 2]; (row, column) in patches, merge-block order."""
+    visual_start: Any
+    """int32 [b]; the j-th picture place of a row takes visual token visual_start + j, counted
+    through all bins, n * p / merge_size^2 of them."""
+    visual_tokens: Any = None
+    """[n s d]; where they are known without the vision tower, which then has no patches to see."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence before padding."""
+
+    tokens: list[int]
+    pictures: tuple[Patches, ...] = ()
+    """In the order of their places among the tokens."""
+    bare_length: int | None = None
+    """How many tokens the row would have without its attributes; None: it has none."""
+
+    @property
+    def bare_last(self) -> int:
+        """Number of the last token before the attributes, or of the last token."""
+        return (len(self.tokens) if self.bare_length is None else self.bare_length) - 1
+
+
+class PatchStore:
+    """Patches of each listing's picture, decoded once while they fit in memory.
+
+    Args:
+        listings: whose pictures.
+        config: patch geometry.
+        max_bytes: of what is kept.
+        deferred: pictures come `Undecoded`, for a process that needs only some of a batch's.
+            Whether a picture can be decoded is then not known to all processes, so bad ones are
+            fatal.
+    """
+
+    def __init__(
+        self,
+        listings: Sequence[Listing],
+        config: ImageConfig,
+        max_bytes: int = 1 << 29,
+        *,
+        deferred: bool = False,
+    ):
+        self._listings = listings
+        self.config = config
+        self._deferred = deferred and config.bad_pictures == "fatal"
+        self._kept: OrderedDict[int, Patches] = OrderedDict()
+        self._bytes = 0
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._bad: set[int] = set()
+
+    def bad(self, indices: Iterable[int]) -> int:
+        """How many of some listings' pictures were found to be undecodable."""
+        return sum(int(i) in self._bad for i in indices)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Worker processes get an empty store: pictures are cheaper to decode than to send."""
+        state = self.__dict__.copy()
+        state.update(_kept=OrderedDict(), _bytes=0, _lock=None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    def __getitem__(self, index: int) -> Patches | None:
+        """Patches of listing number `index`, most recently used ones kept.
+
+        None for a picture that cannot be decoded, where such are left out.
+
+        Raises:
+            CatalogueError: it cannot be decoded, where that is fatal.
+        """
+        with self._lock:
+            if index in self._bad:
+                return None
+            found = self._kept.get(index)
+            if found is not None:
+                self._kept.move_to_end(index)
+                return found
+        listing = self._listings[index]
+        try:
+            data = listing.read_image_bytes()
+            if self._deferred:
+                return undecoded(data, self.config, partial(self._pixels, index, data))
+            patches = patchify(data, self.config)
+        except CatalogueError as error:
+            if self.config.bad_pictures == "fatal":
+                raise _unusable(listing, error) from error
+            with self._lock:
+                self._bad.add(index)
+            say(f"left out: the picture of listing {listing.listing_id!r}: {error}")
+            return None
+        self._keep(index, patches)
+        return patches
+
+    def _pixels(self, index: int, data: bytes) -> np.ndarray:
+        """Of a picture that came undecoded, from the bytes of its file."""
+        try:
+            patches = patchify(data, self.config)
+        except CatalogueError as error:
+            raise _unusable(self._listings[index], error) from error
+        self._keep(index, patches)
+        return patches.pixels
+
+    def _keep(self, index: int, patches: Patches) -> None:
+        with self._lock:
+            if index not in self._kept:
+                self._kept[index] = patches
+                self._bytes += patches.pixels.nbytes
+            while self._bytes > self._max_bytes and len(self._kept) > 1:
+                _, dropped = self._kept.popitem(last=False)
+                self._bytes -= dropped.pixels.nbytes
+
+
+def _unusable(listing: Listing, error: CatalogueError) -> CatalogueError:
+    return CatalogueError(
+        f"listing {listing.listing_id!r}: {error} (--image.bad-pictures skip goes on without such "
+        "pictures)"
+    )
+
+
+def picture_patches(row: Row) -> int:
+    """Patches of all pictures of a row."""
+    return sum(len(picture.pixels) for picture in row.pictures)
+
+
+def visual_tokens(row: Row) -> np.ndarray:
+    """Known visual tokens of a row's pictures, [s d]; s = 0 for a row without pictures."""
+    found = [picture.tokens for picture in row.pictures if picture.tokens is not None]
+    if not found:
+        return np.zeros((0, 0), np.float32)
+    return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def merged_grid(picture: Patches, config: ImageConfig) -> tuple[int, int]:
+    """Rows and columns of visual tokens that a picture takes in a sequence."""
+    return picture.grid[0] // config.merge_size, picture.grid[1] // config.merge_size
+
+
+def mrope_positions(
+    tokens: Sequence[int], grids: Sequence[tuple[int, int]], image_pad_id: int
+) -> np.ndarray:
+    """Positions int32 (3, t) of one row with any number of pictures.
+
+    Text counts up in all three axes. A picture block that starts at position p has time p, row
+    p + r and column p + c; the text behind it goes on from the largest of them plus one
+    (Qwen2-VL, section 2.1).
+
+    Args:
+        tokens: the row, with a run of `image_pad_id` for each picture.
+        grids: merged rows and columns of the pictures, in order.
+        image_pad_id: id of a picture place.
+
+    Raises:
+        ValueError: picture places and grids do not match.
+    """
+    ids = np.asarray(tokens)
+    pads = np.flatnonzero(ids == image_pad_id)
+    if len(pads) != sum(rows * columns for rows, columns in grids):
+        raise ValueError(f"a row has {len(pads)} picture places for pictures of sizes {[*grids]}")
+    out = np.empty((3, len(ids)), np.int32)
+    place = position = used = 0
+    for rows, columns in grids:
+        start, count = int(pads[used]), rows * columns
+        if pads[used + count - 1] != start + count - 1:
+            raise ValueError("the places of a picture must stand side by side")
+        out[:, place:start] = position + np.arange(start - place)
+        position += start - place
+        out[0, start : start + count] = position
+        out[1, start : start + count] = position + np.repeat(np.arange(rows), columns)
+        out[2, start : start + count] = position + np.tile(np.arange(columns), rows)
+        place, used, position = start + count, used + count, position + max(rows, columns)
+    out[:, place:] = position + np.arange(len(ids) - place)
+    return out
+
+
+def bucket_length(longest: int, budget: TextBudget) -> int:
+    """The smallest bucket that holds `longest` tokens.
+
+    Raises:
+        CatalogueError: none does.
+    """
+    for size in budget.buckets:
+        if longest <= size:
+            return size
+    raise CatalogueError(
+        f"a row of {longest} tokens, those of its pictures included, exceeds the largest text "
+        f"bucket {budget.buckets[-1]}; add a bucket to text.buckets, or lower "
+        "text.max_title_tokens, text.max_attribute_tokens or image.max_pixels"
+    )
+
+
+def collate(
+    rows: Sequence[Row],
+    tokenizer: Tokenizer,
+    config: ImageConfig,
+    length: int,
+    *,
+    with_patches: bool = True,
+    side: Literal["right", "left"] = "right",
+    host: HostShare | None = None,
+) -> VLBatch:
+    """Pad rows to `length` tokens, and pack their pictures in bins.
+
+    Args:
+        rows: sequences no longer than `length`.
+        tokenizer: for the ids of padding and of the picture places.
+        config: patch geometry and bins.
+        length: tokens per row, usually of `bucket_length`.
+        with_patches: False leaves the patch arrays empty (n = 0), for callers that hold visual
+            tokens and set `visual_start` themselves.
+        side: where the padding stands.
+        host: the process whose pictures are filled in; None: all pictures are.
+
+    Raises:
+        CatalogueError: a row is longer than `length`, or its pictures do not fit a bin.
+    """
+    size = len(rows)
+    tokens = np.full((size, length), tokenizer.pad_id, np.int32)
+    mask = np.zeros((size, length), bool)
+    positions = np.zeros((size, 3, length), np.int32)
+    for number, row in enumerate(rows):
+        count = len(row.tokens)
+        if count > length:
+            raise CatalogueError(
+                f"row {number} of a batch has {count} tokens, and the batch room for {length}; "
+                "lower text.max_title_tokens, text.max_attribute_tokens or image.max_pixels, or "
+                "choose a longer bucket of text.buckets"
+            )
+        own = slice(0, count) if side == "right" else slice(length - count, length)
+        tokens[number, own] = row.tokens
+        mask[number, own] = True
+        grids = [merged_grid(picture, config) for picture in row.pictures]
+        positions[number, :, own] = mrope_positions(row.tokens, grids, tokenizer.image_pad_id)
+    known = [visual_tokens(row) for row in rows] if with_patches else []
+    if any(len(x) for x in known):
+        with_patches = False
+    if with_patches:
+        return VLBatch(tokens, mask, positions, *pack([row.pictures for row in rows], config, host))
+    blind = VLBatch(
+        tokens,
+        mask,
+        positions,
+        patches=np.zeros((0, 0, config.patch_dim), np.float32),
+        patch_segment=np.zeros((0, 0), np.int32),
+        patch_position=np.zeros((0, 0, 2), np.int32),
+        visual_start=np.zeros(size, np.int32),
+    )
+    return _with_known(blind, known, config) if any(len(x) for x in known) else blind
+
+
+def _with_known(batch: VLBatch, known: list[np.ndarray], config: ImageConfig) -> VLBatch:
+    """A batch with visual tokens that need no vision tower, as many places for every row."""
+    room = config.bin_patches // config.merge_size**2
+    example = next(x for x in known if len(x))
+    tokens = np.zeros((len(known), room, example.shape[1]), example.dtype)
+    for number, found in enumerate(known):
+        if len(found):
+            tokens[number, : len(found)] = found
+    start = np.arange(len(known), dtype=np.int32) * room
+    return batch._replace(visual_start=start, visual_tokens=tokens)

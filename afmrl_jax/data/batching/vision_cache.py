@@ -1,0 +1,189 @@
+"""Visual tokens on disk: what a frozen vision tower says of a picture never changes.
+
+A folder of shards. Each is a file of raw numbers and a manifest that names its pictures by the
+SHA-256 of their bytes; the manifest is written last, so a shard without one is no shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from afmrl_jax.config.model import ImageConfig
+from afmrl_jax.data.batching.images import Patches
+from afmrl_jax.data.catalogue.records import Listing
+from afmrl_jax.errors import CatalogueError, RunError
+from afmrl_jax.runtime.files import atomic_path, locked, read_json, write_json, writes
+from afmrl_jax.runtime.progress import say
+
+DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+
+
+class Entry(NamedTuple):
+    """Where a picture's tokens are."""
+
+    shard: str
+    """File name."""
+    offset: int
+    """Number of its first token in the shard."""
+    rows: int
+    columns: int
+    """Of the merged grid; as many tokens as their product."""
+
+
+def picture_hash(listing: Listing) -> str:
+    """SHA-256 of the picture's bytes, in hexadecimal."""
+    return hashlib.sha256(listing.read_image_bytes()).hexdigest()
+
+
+def preprocessing(config: ImageConfig) -> dict[str, Any]:
+    """The settings that decide a picture's pixels; how pictures share bins is none of them."""
+    names = ("patch_size", "merge_size", "temporal_patch_size", "min_pixels", "max_pixels")
+    return {name: getattr(config, name) for name in (*names, "mean", "std")}
+
+
+@dataclass(frozen=True)
+class TokenCache:
+    """Tokens of one vision tower under one preprocessing."""
+
+    folder: Path
+    """Named by whoever knows the tower; see `training.visual_tokens`."""
+    width: int
+    dtype: str
+    """`float32` or `bfloat16`: that in which the tower computes, so that nothing is rounded."""
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let one process at a time add to the cache; readers need not ask."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not writes():
+            # The first process of this job holds it.
+            yield
+            return
+        words = f"{self.folder}: another process is filling the cache, waiting for it"
+        with locked(self.folder / ".lock", waiting=partial(say, words)):
+            yield
+
+    def entries(self) -> dict[str, Entry]:
+        """All pictures of whole shards, by hash.
+
+        A shard that is cut off, gone or described by a broken manifest is removed with a warning,
+        so that its pictures count as missing. Ask while the cache is `held`.
+        """
+        found: dict[str, Entry] = {}
+        for manifest in sorted(self.folder.glob("*.json")):
+            shard = manifest.with_suffix(".tokens")
+            try:
+                told = read_json(manifest)
+                places = {key: Entry(shard.name, *map(int, x)) for key, x in told["places"].items()}
+                expected = int(told["tokens"]) * self.width * np.dtype(DTYPES[self.dtype]).itemsize
+                size = shard.stat().st_size if shard.is_file() else 0
+            except (RunError, OSError, LookupError, TypeError, ValueError, AttributeError):
+                warnings.warn(
+                    f"{manifest} cannot be read; its pictures are computed again", stacklevel=2
+                )
+                _remove(manifest, shard)
+                continue
+            if size != expected:
+                warnings.warn(
+                    f"{shard} has {size} bytes where {expected} belong: it was cut off or lost; "
+                    f"its {len(places)} pictures are computed again",
+                    stacklevel=2,
+                )
+                _remove(manifest, shard)
+                continue
+            found |= places
+        return found
+
+    def add(self, tokens: Mapping[str, tuple[np.ndarray, tuple[int, int]]]) -> None:
+        """Write a shard.
+
+        Args:
+            tokens: visual tokens [s d] and the merged grid of each picture, by hash.
+        """
+        # A name of its own, so that two processes never write one file.
+        name = uuid.uuid4().hex
+        places, offset = {}, 0
+        with atomic_path(self.folder / f"{name}.tokens") as path, path.open("wb") as file:
+            for key, (found, grid) in tokens.items():
+                file.write(np.ascontiguousarray(found, DTYPES[self.dtype]).tobytes())
+                places[key] = [offset, *grid]
+                offset += len(found)
+            file.flush()
+            # The manifest must not outlive a crash that the numbers do not.
+            os.fsync(file.fileno())
+        write_json(self.folder / f"{name}.json", {"tokens": offset, "places": places})
+
+
+def _remove(manifest: Path, shard: Path) -> None:
+    # The manifest first: what has none is no shard. Who has mapped the file keeps its bytes.
+    manifest.unlink(missing_ok=True)
+    shard.unlink(missing_ok=True)
+
+
+@dataclass
+class CachedPictures:
+    """Stands in for a `PatchStore` where visual tokens are known: pictures without pixels.
+
+    Worker processes map the files anew, so it is cheap to send.
+    """
+
+    listings: Sequence[Listing]
+    config: ImageConfig
+    cache: TokenCache
+    places: Sequence[Entry | None]
+    """Of each listing's picture; None of a bad one."""
+    _maps: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        listings: Sequence[Listing],
+        config: ImageConfig,
+        cache: TokenCache,
+        hashes: Sequence[str],
+    ) -> CachedPictures:
+        """Pictures of some listings, all of which must be in the cache."""
+        entries = cache.entries()
+        for listing, key in zip(listings, hashes, strict=True):
+            if key not in entries and config.bad_pictures == "fatal":
+                raise CatalogueError(
+                    f"listing {listing.listing_id!r}: its picture is not in {cache.folder}; "
+                    "start the same command again to compute what is missing"
+                )
+        return cls(listings, config, cache, [entries.get(key) for key in hashes])
+
+    def bad(self, indices: Iterable[int]) -> int:
+        """How many of some listings have no picture that can be decoded."""
+        return sum(self.places[int(i)] is None for i in indices)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}
+
+    def __getitem__(self, index: int) -> Patches | None:
+        """Tokens and grid of listing number `index`; None where its picture is bad."""
+        place = self.places[index]
+        if place is None:
+            return None
+        if place.shard not in self._maps:
+            dtype = DTYPES[self.cache.dtype]
+            flat = np.memmap(self.cache.folder / place.shard, dtype, mode="r")
+            self._maps[place.shard] = flat.reshape(-1, self.cache.width)
+        merge = self.config.merge_size
+        tokens = self._maps[place.shard][place.offset :][: place.rows * place.columns]
+        grid = (place.rows * merge, place.columns * merge)
+        count = grid[0] * grid[1]
+        # As many rows as there were patches: the random numbers of a batch go by their number.
+        empty = np.zeros((count, 0), np.float32)
+        return Patches(empty, grid, np.zeros((count, 2), np.int32), tokens)

@@ -1,0 +1,1 @@
+"""Listings: read, checked, split, converted and stored."""

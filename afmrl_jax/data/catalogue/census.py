@@ -1,0 +1,165 @@
+"""What only the whole of a catalogue shows, in bounded memory: the counting is SQLite's."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from afmrl_jax.data.catalogue.records import SPLITS, Listing, Problem, hash_splits, linked
+from afmrl_jax.errors import CatalogueError
+
+COVERED = (
+    "category", "attributes", "oracle", "seller", "family_id", "duplicate_of", "duplicate_group",
+    "role",
+)  # fmt: skip
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS listing (
+    listing_id TEXT PRIMARY KEY, product TEXT, family TEXT, duplicates TEXT, split TEXT,
+    taught INTEGER
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS together (name TEXT PRIMARY KEY, split TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS shard (
+    number INTEGER PRIMARY KEY, listings INTEGER, consumed INTEGER, bytes INTEGER, sha256 TEXT
+);
+CREATE TABLE IF NOT EXISTS note (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+"""
+
+
+class Census:
+    """The ids of a catalogue's listings, and what they say together.
+
+    In memory for a catalogue that is loaded; in a file, which is kept on `commit`, for one that is
+    read through or converted.
+    """
+
+    def __init__(self, path: Path | None = None):
+        self.db = sqlite3.connect(":memory:" if path is None else path)
+        # A killed process loses what was not committed; a power cut may cost the conversion.
+        self.db.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {SCHEMA}")
+        self._covered: Counter[str] = Counter(json.loads(self.note("covered") or "{}"))
+
+    def close(self) -> None:
+        """Drop what was not committed."""
+        self.db.close()
+
+    def note(self, name: str) -> str | None:
+        """A note that was committed, or None."""
+        found = self.db.execute("SELECT value FROM note WHERE name = ?", (name,)).fetchone()
+        return None if found is None else found[0]
+
+    def commit(self, **notes: str) -> None:
+        """Keep what was taken, and some notes with it."""
+        notes["covered"] = json.dumps(self._covered)
+        self.db.executemany("INSERT OR REPLACE INTO note VALUES (?, ?)", notes.items())
+        self.db.commit()
+
+    def take(self, x: Listing) -> None:
+        """Count a listing in.
+
+        Raises:
+            CatalogueError: it cannot stand beside those before it, and is not counted. The message
+                is "what is wrong; the remedy".
+        """
+        run = self.db.execute
+        known = run("SELECT 1 FROM listing WHERE listing_id = ?", (x.listing_id,)).fetchone()
+        if known:
+            raise CatalogueError("the listing id occurs twice; give every listing an id of its own")
+        names = [x.group] + ([f"duplicate group {x.duplicate_group}"] if x.duplicate_group else [])
+        for name in names:
+            found = run("SELECT split FROM together WHERE name = ?", (name,)).fetchone()
+            # Splits for a part of the listings are refused when all are known.
+            if found and None not in (found[0], x.split) and found[0] != x.split:
+                raise CatalogueError(
+                    f"{name} is in split {found[0]!r} and in {x.split!r}; keep all listings of a "
+                    "family, and of a duplicate group, in one split"
+                )
+        for name in names:
+            run("INSERT OR IGNORE INTO together VALUES (?, ?)", (name, x.split))
+        taught = x.attributes is not None or x.oracle is not None
+        values = (x.listing_id, x.product_id, x.group, x.duplicate_group, x.split, taught)
+        run("INSERT INTO listing VALUES (?, ?, ?, ?, ?, ?)", values)
+        self._covered.update(name for name in COVERED if getattr(x, name) is not None)
+
+    def _count(self, what: str, rest: str = "") -> int:
+        return int(self.db.execute(f"SELECT {what} FROM listing {rest}").fetchone()[0])
+
+    def __len__(self) -> int:
+        return self._count("COUNT(*)")
+
+    def refuse(self, file: str) -> None:
+        """Check what no single listing shows.
+
+        Raises:
+            CatalogueError: fewer than two products, or splits for a part of the listings.
+        """
+        products = self._count("COUNT(DISTINCT product)")
+        if products < 2:
+            raise CatalogueError(
+                f"{file} holds {products} usable product(s); retrieval needs at least two"
+            )
+        without = self._count("COUNT(*)", "WHERE split IS NULL")
+        if 0 < without < len(self):
+            first = "SELECT listing_id FROM listing WHERE split IS NULL LIMIT 1"
+            raise CatalogueError(
+                f"{file}: listing {self.db.execute(first).fetchone()[0]!r} and {without - 1} more "
+                "have no split while others have; give all a split or none"
+            )
+
+    def draw_splits(self) -> None:
+        """Give every listing the split that a run would draw, where the catalogue has none."""
+        if not self._count("COUNT(*)", "WHERE split IS NULL"):
+            return
+        pairs = self.db.execute("SELECT DISTINCT family, duplicates FROM listing").fetchall()
+        splits = draw_splits([x for x, _ in pairs], [x for _, x in pairs])
+        self.db.execute("CREATE TEMP TABLE drawn (name TEXT PRIMARY KEY, split TEXT) WITHOUT ROWID")
+        self.db.executemany("INSERT INTO drawn VALUES (?, ?)", splits.items())
+        self.db.execute(
+            "UPDATE listing SET split = (SELECT split FROM drawn WHERE name = listing.family)"
+        )
+
+    def warnings(self, file: str) -> list[Problem]:
+        """What can be lived with."""
+        out = []
+        products = self._count("COUNT(DISTINCT product)")
+        alone = self.db.execute(
+            "SELECT COUNT(*) FROM (SELECT 1 FROM listing GROUP BY product HAVING COUNT(*) = 1)"
+        ).fetchone()[0]
+        if alone:
+            what = f"{alone} of {products} products have a single listing, so nothing to find"
+            remedy = "they serve as distractors only; add a second listing where there is one"
+            out.append(Problem("catalogue", file, what, remedy, "warning"))
+        if not self._count("COUNT(*)", "WHERE taught AND split = 'distill'"):
+            what = "no listing of the distill split has attributes or an oracle text"
+            out.append(Problem("catalogue", file, what, "distillation needs either", "warning"))
+        return out
+
+    def summary(self) -> dict[str, Any]:
+        """Counts of listings, products and families, by split, and how many have each field."""
+
+        def counts(rest: str = "") -> dict[str, int]:
+            return {
+                "listings": self._count("COUNT(*)", rest),
+                "products": self._count("COUNT(DISTINCT product)", rest),
+                "families": self._count("COUNT(DISTINCT family)", rest),
+            }
+
+        total = len(self)
+        coverage = {x: round(self._covered[x] / total, 3) for x in COVERED} if total else {}
+        splits = {split: counts(f"WHERE split = '{split}'") for split in SPLITS}
+        return {**counts(), "splits": splits, "coverage": coverage}
+
+
+def draw_splits(groups: list[str], duplicates: list[str | None]) -> dict[str, str]:
+    """Split of each family (or product), by a hash; families that a duplicate group links share it.
+
+    Args:
+        groups: [n], `Listing.group` of every listing, or of every pair that occurs.
+        duplicates: [n], `Listing.duplicate_group` of the same.
+    """
+    first = linked(groups, duplicates)
+    splits = hash_splits(list(first.values()))
+    return {group: splits[first[group]] for group in first}

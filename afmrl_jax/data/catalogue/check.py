@@ -1,0 +1,57 @@
+"""What is wrong with a catalogue, record by record; read through once, whatever its size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from afmrl_jax.data.catalogue.census import Census
+from afmrl_jax.data.catalogue.load import Look, read_listings
+from afmrl_jax.data.catalogue.readers import open_rows
+from afmrl_jax.data.catalogue.records import Problem, Report
+from afmrl_jax.errors import CatalogueError
+from afmrl_jax.runtime.progress import Progress
+
+
+def check_catalogue(
+    path: str | Path,
+    report: Report,
+    *,
+    look: Look = "decode",
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Read a whole catalogue and go on behind each problem.
+
+    Args:
+        path: as for `load_catalogue`.
+        report: called with each problem as it is found.
+        look: at pictures.
+        options: of a published layout's reader.
+
+    Returns:
+        Counts of what is usable, and how many listings have each field.
+    """
+    source = open_rows(path, options)
+    with (
+        TemporaryDirectory(prefix="afmrl-check-") as folder,
+        closing(Census(Path(folder) / "census.sqlite")) as census,
+        Progress("catalogue-check", source.count) as progress,
+    ):
+        if source.store is not None:
+            for problem in source.store.verify():
+                report(problem)
+        looked: Look = "none" if source.trusted else look
+        for x in read_listings(source, census, report, look=looked):
+            progress.update(x.number)
+        try:
+            census.refuse(source.file)
+            census.draw_splits()
+        except CatalogueError as error:
+            what, _, remedy = str(error).rpartition("; ")
+            report(Problem("catalogue", source.file, what, remedy))
+        for problem in census.warnings(source.file):
+            report(problem)
+        return census.summary()

@@ -1,0 +1,161 @@
+"""Reading catalogues: records become listings, checked one by one and together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from afmrl_jax.data.batching.images import decode, open_picture
+from afmrl_jax.data.catalogue.census import Census, draw_splits
+from afmrl_jax.data.catalogue.readers import RowSource, open_rows
+from afmrl_jax.data.catalogue.records import SPLITS, Catalogue, Listing, Problem, Report
+from afmrl_jax.data.catalogue.schema import problem_of, to_listing
+from afmrl_jax.errors import CatalogueError
+from afmrl_jax.runtime.progress import say
+
+Look = Literal["decode", "open", "none"]
+"""How closely pictures are looked at: decoded, their header read, or not at all."""
+
+
+def load_catalogue(name_or_path: str | Path, *, skip_bad: bool = False) -> Catalogue:
+    """A catalogue by name or folder, ready for a run.
+
+    The listings of a store are read when they are needed; all others are in memory, with the paths
+    of their pictures.
+
+    Args:
+        name_or_path: `furniture`, a folder, or its `listings` file.
+        skip_bad: leave unusable records out (they are listed in `skipped`) instead of stopping.
+            Pictures are then decoded here and not only opened, so that none fails later.
+
+    Raises:
+        CatalogueError: names the record, the file and the remedy.
+    """
+    source = open_rows(name_or_path)
+    if source.store is not None:
+        return Catalogue(source.name, source.store.listings())
+    skipped: list[Problem] = []
+    report = stopping(skipped.append, skip_bad=skip_bad)
+    look: Look = "none" if source.trusted else "decode" if skip_bad else "open"
+    with closing(Census()) as census:
+        listings = [x.listing for x in read_listings(source, census, report, look=look)]
+        census.refuse(source.file)
+    return Catalogue(source.name, tuple(_with_splits(listings)), tuple(skipped))
+
+
+def stopping(left_out: Report, *, skip_bad: bool) -> Report:
+    """A report that says warnings, and stops at the first error unless `skip_bad`.
+
+    Args:
+        left_out: is told of each record that is left out.
+        skip_bad: leave unusable records out.
+    """
+
+    def report(problem: Problem) -> None:
+        if problem.severity == "warning":
+            say(f"warning: {problem}")
+        elif skip_bad:
+            left_out(problem)
+        else:
+            raise CatalogueError(f"{problem} (--skip-bad leaves such records out)")
+
+    return report
+
+
+def say_skipped(catalogue: Catalogue) -> None:
+    """Name every record that `skip_bad` left out, and their number."""
+    for problem in catalogue.skipped:
+        say(f"left out: {problem}")
+    if catalogue.skipped:
+        say(f"{len(catalogue.skipped)} record(s) left out (--skip-bad)")
+
+
+class Read(NamedTuple):
+    """A usable record."""
+
+    number: int
+    """Records read so far, unusable ones with them."""
+    listing: Listing
+    picture: bytes
+    """Empty where pictures are not looked at."""
+
+
+def read_listings(
+    source: RowSource, census: Census, report: Report, *, look: Look, begin: int = 0
+) -> Iterator[Read]:
+    """Usable records of a catalogue, one by one; the others go to `report`.
+
+    Args:
+        source: of the records.
+        census: counts the usable ones in, and refuses what cannot stand beside others.
+        report: called with each problem; may raise.
+        look: at pictures.
+        begin: as many records are passed over, which were reported when they were read first.
+    """
+    number = 0
+
+    def report_new(problem: Problem) -> None:
+        if number >= begin:
+            report(problem)
+
+    for where, row in source.read(report_new):
+        number += 1
+        if number <= begin:
+            continue
+        try:
+            listing, picture = to_listing(row, source.folder), b""
+            if look != "none":
+                picture = listing.read_image_bytes()
+                decode(picture) if look == "decode" else open_picture(picture)
+            census.take(listing)
+        except CatalogueError as error:
+            report(problem_of(error, row, where, source.file))
+            continue
+        yield Read(number, listing, picture)
+
+
+def _with_splits(listings: list[Listing]) -> list[Listing]:
+    if all(x.split is not None for x in listings):
+        return listings
+    splits = draw_splits([x.group for x in listings], [x.duplicate_group for x in listings])
+    return [replace(x, split=splits[x.group]) for x in listings]
+
+
+def require_splits(catalogue: Catalogue) -> None:
+    """Check that every split that a run uses has something to find.
+
+    Raises:
+        CatalogueError: a split has fewer than two products, or no product with two listings.
+    """
+    for split in SPLITS:
+        counts = Counter(catalogue.subset(split).column("product_id"))
+        pairs = sum(n > 1 for n in counts.values())
+        if len(counts) < 2 or (not pairs and split != "distill"):
+            raise CatalogueError(
+                f"catalogue {catalogue.name}: the `{split}` split has {len(counts)} product(s), "
+                f"{pairs} of them with two listings or more; a run needs at least two products in "
+                "each split, and pairs of listings in train, reward and test: move products there, "
+                "or leave `split` out everywhere to have it drawn"
+            )
+
+
+def require_teaching(catalogue: Catalogue, oracle_file: str | None = None) -> None:
+    """Check that a run has splits to find things in, and something to teach G.
+
+    Raises:
+        CatalogueError: a split is too small; or no listing of `distill` has attributes or an
+            oracle text, and no file of an oracle is given.
+    """
+    require_splits(catalogue)
+    listings = catalogue.subset("distill").listings
+    if oracle_file is None and not any(x.attributes or x.oracle for x in listings):
+        raise CatalogueError(
+            f"catalogue {catalogue.name}: none of the {len(listings)} listings of the `distill` "
+            "split has `attributes` or an `oracle` text, and distillation learns from them; add "
+            "either column for a part of the catalogue (R needs none), or let a larger model write "
+            "them: `afmrl oracle`, then --oracle.file"
+        )

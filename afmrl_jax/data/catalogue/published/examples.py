@@ -1,0 +1,46 @@
+"""Examples of a raw folder for a TFDS builder, and the rows of a dataset that one has written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from afmrl_jax.data.batching.images import open_picture
+from afmrl_jax.data.catalogue.published.reading import Layout
+from afmrl_jax.data.catalogue.records import Report, Row
+from afmrl_jax.data.catalogue.schema import problem_of, to_listing
+from afmrl_jax.data.catalogue.tfds_examples import from_example, to_example
+from afmrl_jax.errors import CatalogueError
+
+
+def stored_rows(source: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+    """The rows of a stored dataset, in the order of their hashes.
+
+    Args:
+        source: of one of our builders, `builder.as_data_source(split="listings")`.
+    """
+    for number in range(len(source)):
+        yield f"example {number}", from_example(source[number])
+
+
+def examples(
+    layout: Layout, folder: Path, report: Report, **options: Any
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Listing id and example of every usable row of a raw folder; the others go to `report`.
+
+    Args:
+        layout: of the folder.
+        folder: the raw folder.
+        report: called with each problem.
+        options: of the layout's `rows`.
+    """
+    for where, row in layout.rows(folder, report, **options):
+        try:
+            listing = to_listing(row, folder)
+            picture = listing.read_image_bytes()
+            open_picture(picture)
+        except CatalogueError as error:
+            report(problem_of(error, row, where, str(folder)))
+            continue
+        yield listing.listing_id, to_example(listing, picture)

@@ -1,0 +1,148 @@
+"""What the readers of published datasets share: rows, problems, lines, splits."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from afmrl_jax.data.catalogue.records import SPLIT_SHARES, SPLITS, Problem, Report, Row
+
+DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error)
+NAMED = 20
+"""So many unknown ids of a list are named one by one; the others are counted."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The form in which a dataset's authors publish it."""
+
+    name: str
+    description: str
+    citation: str
+    """Authors, title, year, and the page of the data."""
+    download: str
+    """What the user must have done: a remedy, as errors end with it."""
+    inputs: Callable[[Path], list[Path]]
+    """The files of a folder that hold the listings, in order; none where the folder is another."""
+    rows: Callable[..., Iterator[Row]]
+    """`rows(folder, report, *, files=None, **options)`; `files` are some of the inputs."""
+
+    def found(self, folder: Path) -> bool:
+        """Whether a folder has this layout."""
+        return folder.is_dir() and bool(self.inputs(folder))
+
+
+def training_split(group: str) -> str:
+    """The split of a group of the authors' training listings: distill, train or reward.
+
+    A pure function of the name, so that it can be applied to one record after another: the shares
+    are those of `SPLIT_SHARES` among the three, and hold in the mean.
+
+    Args:
+        group: the family or product that must stay in one split, as `Listing.group` names it.
+
+    Example:
+        >>> [training_split(f"product {n}") for n in range(4)]
+        ['distill', 'distill', 'train', 'distill']
+    """
+    shares = SPLIT_SHARES[:3]
+    digest = hashlib.sha256(group.encode()).digest()
+    position = int.from_bytes(digest[:8], "big") / 2**64 * sum(shares)
+    for split, share in zip(SPLITS, shares, strict=False):
+        position -= share
+        if position < 0:
+            return split
+    return SPLITS[2]
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[IO[bytes]]:
+    """A file for reading, decompressed where its name ends in .gz; local or a remote path."""
+    with path.open("rb") as file:
+        if path.suffix == ".gz":
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield unpacked  # type: ignore[misc]
+        else:
+            yield file
+
+
+def read_lines(path: Path, report: Report) -> Iterator[tuple[int, str]]:
+    """Lines that are not blank, with their numbers from 1 and without their ends.
+
+    Reports lines that are not UTF-8, and a damaged archive, behind which the file cannot be read.
+    """
+    number = 0
+    try:
+        with open_bytes(path) as file:
+            for raw in file:
+                number += 1
+                try:
+                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                except UnicodeDecodeError as error:
+                    what = f"not UTF-8 (byte {error.start})"
+                    report(Problem(f"line {number}", str(path), what, "mend or remove the line"))
+                    continue
+                if line.strip():
+                    yield number, line
+    except DAMAGED as error:
+        what = f"the compressed file is damaged ({error})"
+        report(Problem(f"line {number + 1}", str(path), what, "download the file again"))
+
+
+def read_json_lines(path: Path, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Objects of a file with one on a line, with the lines' numbers; others are reported."""
+    for number, line in read_lines(path, report):
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            what = f"not valid JSON ({error.msg} at column {error.colno})"
+            report(Problem(f"line {number}", str(path), what, "mend or remove the line"))
+            continue
+        if not isinstance(value, dict):
+            what = "not a JSON object"
+            report(Problem(f"line {number}", str(path), what, "write one object a line"))
+            continue
+        yield number, value
+
+
+def text(value: Any) -> str:
+    """A value as text without space around it; empty for None and for what is no text."""
+    return str(value).strip() if isinstance(value, str | int | float) else ""
+
+
+def lacks(values: Mapping[str, Any]) -> str:
+    """What is wrong with a record whose values must not be empty; empty where nothing is.
+
+    Example:
+        >>> lacks({"title": "Mug", "label": " "})
+        "the column 'label' is missing or empty"
+    """
+    names = [repr(name) for name, value in values.items() if not text(value)]
+    if not names:
+        return ""
+    return f"the column {', '.join(names)} is missing or empty"
+
+
+def report_unknown(ids: Iterable[str], file: Path, where: str, report: Report) -> None:
+    """Report the ids of a list that no record has.
+
+    Args:
+        ids: in the order to be named; the first `NAMED` are named, the others counted.
+        file: the list.
+        where: the file that should have the records.
+        report: called with the problems.
+    """
+    ids = list(ids)
+    remedy = f"complete {where}, or remove the id from the list"
+    for name in ids[:NAMED]:
+        report(Problem(f"id {name!r}", str(file), f"{where} has no record of it", remedy))
+    if len(ids) > NAMED:
+        what = f"{where} has no record of {len(ids) - NAMED} more ids"
+        report(Problem("list", str(file), what, remedy))

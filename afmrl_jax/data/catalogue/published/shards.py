@@ -1,0 +1,80 @@
+"""Catalogues in many files of our own columns: JSON lines (.gz or not) and Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from afmrl_jax.data.catalogue.published.reading import Layout, read_json_lines
+from afmrl_jax.data.catalogue.records import Problem, Report, Row
+from afmrl_jax.data.catalogue.schema import REQUIRED
+
+ENDS = (".jsonl", ".jsonl.gz", ".parquet")
+BATCH = 256
+"""Rows of a Parquet file in memory at a time: they may hold pictures."""
+
+
+def inputs(folder: Path) -> list[Path]:
+    """The files of a folder that hold listings."""
+    return sorted(path for path in folder.iterdir() if path.name.endswith(ENDS))
+
+
+def rows(folder: Path, report: Report, *, files: Sequence[Path] | None = None) -> Iterator[Row]:
+    """The rows of all files.
+
+    Args:
+        folder: that names of pictures count from.
+        report: called with each broken record, and with files that cannot be read.
+        files: of any folder; by default those of this one.
+    """
+    for file in inputs(folder) if files is None else files:
+        if file.name.endswith(".parquet"):
+            yield from _parquet_rows(file, report)
+        else:
+            for number, record in read_json_lines(file, report):
+                yield f"{file.name}, line {number}", record
+
+
+def count(path: Path) -> int | None:
+    """Records of a file, where it says how many it has."""
+    if not path.name.endswith(".parquet"):
+        return None
+    try:
+        with path.open("rb") as file:
+            return int(pq.ParquetFile(file).metadata.num_rows)
+    except pa.ArrowInvalid:
+        return None
+
+
+def _parquet_rows(path: Path, report: Report) -> Iterator[Row]:
+    with path.open("rb") as file:
+        try:
+            table = pq.ParquetFile(file)
+        except pa.ArrowInvalid as error:
+            what = f"not a Parquet file ({error})"
+            report(Problem("file", str(path), what, "write it again"))
+            return
+        missing = [name for name in REQUIRED if name not in table.schema_arrow.names]
+        if missing:
+            what = f"the column {', '.join(missing)} is missing"
+            report(Problem("file", str(path), what, "add it"))
+            return
+        number = 0
+        for batch in table.iter_batches(batch_size=BATCH):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path.name}, row {number}", row
+
+
+LAYOUT = Layout(
+    name="shards",
+    description="a catalogue of the user's own, in files of JSON lines or Parquet",
+    citation="",
+    download=f"give a folder with files that end in {', '.join(ENDS)}",
+    inputs=inputs,
+    rows=rows,
+)
+"""Not among the published layouts: any catalogue folder would be taken for it."""

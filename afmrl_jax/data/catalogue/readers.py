@@ -1,0 +1,147 @@
+"""Raw records of a catalogue one by one: JSON lines, Parquet, a store, a published layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.resources import files
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from afmrl_jax.data.catalogue.published import LAYOUTS, Layout, layout_of, shards
+from afmrl_jax.data.catalogue.published.examples import stored_rows
+from afmrl_jax.data.catalogue.records import Report, Row
+from afmrl_jax.data.catalogue.store import MANIFEST, Store
+from afmrl_jax.data.catalogue.tfds_examples import PART
+from afmrl_jax.errors import CatalogueError, ConfigError
+from afmrl_jax.runtime.files import is_local, place
+
+FILES = ("listings.parquet", "listings.jsonl", "listings.jsonl.gz")
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """Where raw records come from; they can be read again and again, in the same order."""
+
+    name: str
+    file: str
+    """What problems name."""
+    folder: Path
+    """Names of pictures start here."""
+    read: Callable[[Report], Iterator[Row]]
+    """Records that have the form of one; the others go to the report."""
+    count: int | None = None
+    """Records, where it is known."""
+    store: Store | None = None
+    trusted: bool = False
+    """Whether pictures need no look."""
+
+    inputs: tuple[Path, ...] = ()
+    """Files that the records come from."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """How a published layout is read."""
+
+    @property
+    def stamp(self) -> str:
+        """Changes where the files or the way of reading them do."""
+        about: list[Any] = []
+        for path in self.inputs:
+            found: Any = path.stat()
+            local = is_local(path)
+            size = found.st_size if local else found.length
+            about.append([str(path), size, found.st_mtime_ns if local else found.mtime])
+        return json.dumps([self.file, dict(self.options), about], sort_keys=True)
+
+
+def open_rows(name_or_path: str | Path, options: Mapping[str, Any] | None = None) -> RowSource:
+    """The records of a catalogue.
+
+    Args:
+        name_or_path: `furniture`; a folder with listings.parquet, listings.jsonl or a store, one
+            that a TFDS builder of ours has written, or one in a published layout; or the listings'
+            file itself. Folders and files may lie in object storage, stores may not.
+        options: of a published layout's `rows`.
+
+    Raises:
+        CatalogueError: there is none.
+        ConfigError: an option that it does not have.
+    """
+    options = options or {}
+    source = _open(name_or_path, options)
+    if options and source.options != options:
+        raise ConfigError(f"{source.file} is read without options; leave --options out")
+    return source
+
+
+def _open(name_or_path: str | Path, options: Mapping[str, Any]) -> RowSource:
+    if str(name_or_path) == "furniture":
+        path = Path(str(files("afmrl_jax.data.furniture") / "listings.parquet"))
+        return _own(path, "furniture", trusted=True)
+    path = place(name_or_path)
+    if (path / MANIFEST).is_file():
+        store = Store.open(path)
+        inputs = (path / MANIFEST,)
+        return RowSource(path.name, str(path), path, store.rows, len(store), store, inputs=inputs)
+    if (path / "dataset_info.json").is_file():
+        return _prepared(path)
+    layout = layout_of(path) if not any((path / x).is_file() for x in FILES) else None
+    if layout is not None:
+        return _published(path, layout, options)
+    path = find_listings(path)
+    return _own(path, path.parent.name)
+
+
+def find_listings(path: Path) -> Path:
+    """The listings file of a folder, or the file itself."""
+    if path.is_file():
+        return path
+    for name in FILES:
+        if (path / name).is_file():
+            return path / name
+    what = "does not exist"
+    if path.is_dir():
+        what = f"holds neither {', '.join(FILES)} nor a store, nor has it a published layout "
+        what += f"({', '.join(LAYOUTS)})"
+    raise CatalogueError(f"catalogue {path} {what}; give `furniture` or a catalogue folder")
+
+
+def _own(path: Path, name: str, *, trusted: bool = False) -> RowSource:
+    """A listings file of our own columns."""
+    read = partial(shards.rows, path.parent, files=[path])
+    count = shards.count(path)
+    return RowSource(name, str(path), path.parent, read, count, trusted=trusted, inputs=(path,))
+
+
+def _published(path: Path, layout: Layout, options: Mapping[str, Any]) -> RowSource:
+    known = [x for x in signature(layout.rows).parameters if x not in ("folder", "report", "files")]
+    unknown = [x for x in options if x not in known]
+    if unknown:
+        raise ConfigError(
+            f"{path} is in the layout of {layout.name}, whose reader has no option {unknown[0]!r}; "
+            f"it has {', '.join(known) or 'none'}"
+        )
+    inputs = tuple(layout.inputs(path))
+    read = partial(layout.rows, path, **options)
+    return RowSource(path.name, str(path), path, read, inputs=inputs, options=dict(options))
+
+
+def _prepared(path: Path) -> RowSource:
+    """What a TFDS builder has written; only ours have our columns."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(path)
+    missing = {"listing_id", "image"} - set(builder.info.features or ())
+    if missing or PART not in builder.info.splits:
+        raise CatalogueError(
+            f"{path} is a TFDS dataset of other columns; write it with a builder of "
+            "afmrl_jax.data.catalogue.published.builders"
+        )
+    source = builder.as_data_source(split=PART)
+
+    inputs = (path / "dataset_info.json",)
+    return RowSource(
+        path.name, str(path), path, lambda _: stored_rows(source), len(source), inputs=inputs
+    )

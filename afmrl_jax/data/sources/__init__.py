@@ -1,0 +1,1 @@
+"""Which rows make up batch number i, and the Grain loader that reads them."""

@@ -1,0 +1,175 @@
+"""Batches of contrastive training, each a function of the catalogue, the seed and its number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from afmrl_jax.config.run import InputDropout
+from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
+from afmrl_jax.data.attributes.text_format import drop_attributes
+from afmrl_jax.data.batching import prompts
+from afmrl_jax.data.batching.chunks import Chunker
+from afmrl_jax.data.batching.collate import Row
+from afmrl_jax.data.batching.images import erase_patches
+from afmrl_jax.data.batching.tokenizer import drop_words
+from afmrl_jax.data.sources.loader import RowBuilder
+from afmrl_jax.data.sources.mined_negatives import MinedTables, fill_up
+from afmrl_jax.data.sources.sampler import PairSampler
+
+MOST_SAMPLES, SAMPLE_ROWS = 8, 8192
+"""Batches, and rows of them, from which the shapes of chunks are judged; never fewer than two
+batches."""
+
+
+class ContrastiveSource:
+    """Batches for AGCL: `rows` (queries, then candidates), product numbers and BM25 term ids.
+
+    Where rows hold attributes, `prompt_last` says which token ends what stands before them.
+    With `mined` tables, k hard negatives a query follow behind the q candidates: those of query i
+    are candidates q + i k to q + (i + 1) k - 1 in `rows` and `candidate_terms`, and
+    `candidate_products` holds the product numbers of all c = q + q k candidates.
+
+    With `chunk_tokens` the rows are `Chunks`, so many places for each of `shares` devices at once,
+    in shapes judged from the first batches; the content of a batch is the same.
+
+    Batch `i` depends on (catalogue, seed, `i`, the mined table of its segment) alone: neither on
+    the number of loader workers nor on the number of processes.
+    """
+
+    def __init__(
+        self,
+        builder: RowBuilder,
+        *,
+        steps: int,
+        batch_size: int,
+        sibling_share: float,
+        seed: int,
+        attributes_in_input: Mapping[str, str] | None,
+        attributes_for_terms: Mapping[str, str] | None,
+        vocabulary: Bm25Vocabulary | None,
+        dropout: InputDropout,
+        chunk_tokens: int | None = None,
+        shares: int = 1,
+        category_share: float = 0.0,
+        category_batch: int = 16,
+        duplicate_share: float = 0.0,
+        mask_duplicate_groups: bool = True,
+        mined: MinedTables | None = None,
+    ):
+        listings = builder.listings
+        self._builder = builder
+        self._steps = steps
+        self._seed = seed
+        self._sampler = PairSampler(
+            [x.product_id for x in listings],
+            [x.family_id for x in listings],
+            batch_size=batch_size,
+            sibling_share=sibling_share,
+            seed=seed,
+            categories=[x.category for x in listings],
+            category_share=category_share,
+            category_batch=category_batch,
+            duplicate_groups=[x.duplicate_group for x in listings],
+            duplicate_share=duplicate_share,
+            merge_duplicates=mask_duplicate_groups,
+        )
+        self._mined = mined
+        self._attributes = attributes_in_input
+        self._dropout = dropout
+        texts = attributes_for_terms or {}
+        width = builder.text.max_terms
+        self._terms = (
+            np.full((len(listings), 1), -1, np.int32)
+            if vocabulary is None
+            else vocabulary.encode([texts.get(x.listing_id, "") for x in listings], width)
+        )
+        self._collate: Callable[[Sequence[Row]], Any] = builder.batch
+        if chunk_tokens is not None:
+            seen = max(2, min(MOST_SAMPLES, SAMPLE_ROWS // (2 * self.batch_size)))
+            self._collate = Chunker.of(
+                # Nothing is mined yet; any listings are as long.
+                [self._rows(step, *self._drawn(step, None)) for step in range(seen)],
+                builder.tokenizer,
+                builder.image,
+                builder.text,
+                tokens=chunk_tokens,
+                shares=shares,
+                host=builder.host,
+            )
+
+    @property
+    def batch_size(self) -> int:
+        """Pairs a batch; fewer than asked for where the catalogue has fewer products."""
+        return self._sampler.batch_size
+
+    @property
+    def identity(self) -> np.ndarray:
+        """Product number of every listing, int32 [n], as batches have it."""
+        return self._sampler.identity
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __repr__(self) -> str:
+        return f"ContrastiveSource(listings={len(self._builder.listings)}, seed={self._seed})"
+
+    def _row(self, index: int, rng: np.random.Generator) -> Row:
+        drop, builder = self._dropout, self._builder
+        listing, attributes = builder.listings[index], None
+        no_list, hidden = rng.random(2)
+        text = self._attributes.get(listing.listing_id) if self._attributes is not None else None
+        if text and no_list >= drop.whole_list:
+            attributes = drop_attributes(text, rng, drop.attributes)
+        title = drop_words(listing.title, rng, drop.words)
+        pictures = tuple(
+            erase_patches(x, rng, drop.patches, builder.image) for x in builder.picture(index)
+        )
+        blind = drop.title <= hidden < drop.title + drop.picture
+        return prompts.embedder_row(
+            builder.tokenizer,
+            builder.text,
+            builder.image,
+            title=title if hidden >= drop.title else None,
+            attributes=attributes,
+            pictures=() if blind else pictures,
+        )
+
+    def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the listings of batch `step`: queries int [q], and candidates int [c].
+
+        Candidates behind the first q are the hard negatives, query by query.
+        """
+        return self._drawn(step, self._mined)
+
+    def _drawn(self, step: int, mined: MinedTables | None) -> tuple[np.ndarray, np.ndarray]:
+        queries, candidates, _ = self._sampler.draw(step)
+        if self._mined is None:
+            return queries, candidates
+        rng = np.random.default_rng(np.random.SeedSequence([self._seed, step, 3]))
+        shape = (len(queries), self._mined.count)
+        known = mined[step].places[queries] if mined else np.full(shape, -1, np.int32)
+        found = fill_up(known, queries, self.identity, rng)
+        return queries, np.concatenate([candidates, found.ravel()])
+
+    def _rows(self, step: int, queries: np.ndarray, candidates: np.ndarray) -> list[Row]:
+        rng = np.random.default_rng(np.random.SeedSequence([self._seed, step, 1]))
+        return [self._row(int(i), rng) for i in np.concatenate([queries, candidates])]
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        queries, candidates = self.draw(step)
+        rows = self._rows(step, queries, candidates)
+        batch = {
+            "rows": self._collate(rows),
+            "products": self.identity[queries],
+            "query_terms": self._terms[queries],
+            "candidate_terms": self._terms[candidates],
+            **self._builder.bad_pictures(np.concatenate([queries, candidates])),
+        }
+        if self._mined is not None:
+            batch["candidate_products"] = self.identity[candidates]
+        if self._attributes is not None:
+            batch["prompt_last"] = np.array([row.bare_last for row in rows], np.int32)
+        return batch
