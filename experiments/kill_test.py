@@ -26,12 +26,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tyro
-from benchmarks.record import write_record
 from run_copies import copy_up_to, finished
 
 from afmrl_jax.config.run import KeptCheckpoints
 from afmrl_jax.errors import RunError
 from afmrl_jax.local_job import LocalJob
+from afmrl_jax.performance.benchmarks.record import write_record
 from afmrl_jax.runtime.files import read_json, write_json
 from afmrl_jax.runtime.preemption import STATUS
 from afmrl_jax.runtime.progress import Progress, say

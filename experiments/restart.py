@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from benchmarks.record import ratios, spread, write_record
 from run_copies import copy_up_to, finished
 
 from afmrl_jax.local_job import LocalJob
+from afmrl_jax.performance.benchmarks.record import ratios, spread, write_record
 from afmrl_jax.runtime.progress import Progress
 from afmrl_jax.runtime.setup import CACHE, reported
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from drawing import INK, SERIES, SOFT, drawn, plain
+from afmrl_jax.reporting.drawing import INK, SERIES, SOFT, drawn, plain
 
 
 def _curve(axes: Any, lines: list[dict[str, Any]], name: str, **style: Any) -> None:

@@ -1,4 +1,4 @@
-"""`experiments/bench.py` at tiny sizes: the figures are there, and are numbers."""
+"""`afmrl_jax/cli/bench.py` at tiny sizes: the figures are there, and are numbers."""
 
 import json
 import math

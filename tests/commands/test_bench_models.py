@@ -1,4 +1,4 @@
-"""`experiments/bench.py models` at tiny sizes: every part runs, and both sides agree."""
+"""`afmrl_jax/cli/bench.py models` at tiny sizes: every part runs, and both sides agree."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""`experiments/scaling.py`: programs of a tiny model, and predictions by hand."""
+"""`afmrl_jax/performance/benchmarks/scaling.py`: programs of a tiny model, and predictions by hand."""
 
 import dataclasses
 

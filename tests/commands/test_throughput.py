@@ -1,4 +1,4 @@
-"""`experiments/throughput.py` with tiny models: rows, what does not fit, resuming."""
+"""`afmrl_jax/performance/benchmarks/throughput.py` with tiny models: rows, what does not fit, resuming."""
 
 import json
 

@@ -1,13 +1,13 @@
 """Measure how fast this package is.
 
-    python experiments/bench.py models --out experiments/results/bench_models.json
-    python experiments/bench.py agcl --out experiments/results/bench_agcl.json
-    python experiments/bench.py bm25 --out experiments/results/bench_bm25.json
-    python experiments/bench.py grpo --out experiments/results/bench_grpo.json
-    python experiments/bench.py decode --out experiments/results/bench_decode.json
-    python experiments/bench.py input --out experiments/results/bench_input.json
-    python experiments/bench.py search --out experiments/results/bench_search.json
-    python experiments/bench.py evaluate --out experiments/results/bench_evaluate.json
+    python afmrl_jax/cli/bench.py models --out experiments/results/bench_models.json
+    python afmrl_jax/cli/bench.py agcl --out experiments/results/bench_agcl.json
+    python afmrl_jax/cli/bench.py bm25 --out experiments/results/bench_bm25.json
+    python afmrl_jax/cli/bench.py grpo --out experiments/results/bench_grpo.json
+    python afmrl_jax/cli/bench.py decode --out experiments/results/bench_decode.json
+    python afmrl_jax/cli/bench.py input --out experiments/results/bench_input.json
+    python afmrl_jax/cli/bench.py search --out experiments/results/bench_search.json
+    python afmrl_jax/cli/bench.py evaluate --out experiments/results/bench_evaluate.json
 
 `models`: embedding, a training step of R on adapters and greedy decoding, against transformers on
 the same weights and cores; compilation, looped, unrolled and from a warm cache; and on a GPU or TPU

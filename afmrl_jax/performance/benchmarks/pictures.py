@@ -16,8 +16,8 @@ from PIL import Image
 from afmrl_jax.config.model import ImageConfig
 from afmrl_jax.data.batching.images import open_picture, patchify
 from afmrl_jax.data.sources.loader import iterate
+from afmrl_jax.performance.benchmarks.record import check_writable, ratios, spread, write_record
 from afmrl_jax.runtime.progress import Progress, say
-from benchmarks.record import check_writable, ratios, spread, write_record
 
 FACTOR = 28
 """Pixels a side of a visual token."""

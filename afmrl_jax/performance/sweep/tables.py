@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from drawing import INK, SERIES, SOFT, drawn, plain
+from afmrl_jax.reporting.drawing import INK, SERIES, SOFT, drawn, plain
 
 MARKS = "osD^vP"
 Row = dict[str, Any]

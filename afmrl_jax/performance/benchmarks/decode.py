@@ -14,9 +14,9 @@ import jax
 from afmrl_jax.config.model import Execution
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate
+from afmrl_jax.performance.benchmarks.record import check_writable, spread, write_record
+from afmrl_jax.performance.benchmarks.workload import TOKEN, Size, make_rows
 from afmrl_jax.runtime.progress import Progress
-from benchmarks.record import check_writable, spread, write_record
-from benchmarks.workload import TOKEN, Size, make_rows
 
 HOST = re.compile(r"callback|infeed|outfeed|\bsend\(|\brecv\(")
 """How a compiled program asks the host for something while it runs."""

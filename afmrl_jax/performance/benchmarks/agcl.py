@@ -15,12 +15,18 @@ import numpy as np
 from afmrl_jax.data.attributes.bm25_terms import batch_vocabulary
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.objectives.bm25 import Bm25Statistics, Bm25Terms, fit_bm25
+from afmrl_jax.performance.benchmarks import gradcache
+from afmrl_jax.performance.benchmarks.agcl_reference import (
+    Loss,
+    dense,
+    dense_by_hand,
+    form,
+    row_chunks,
+)
+from afmrl_jax.performance.benchmarks.gradcache import GradcacheSettings
+from afmrl_jax.performance.benchmarks.record import check_writable, ratios, spread, write_record
+from afmrl_jax.performance.benchmarks.texts import attribute_texts
 from afmrl_jax.runtime.progress import Progress, say
-from benchmarks import gradcache
-from benchmarks.agcl_reference import Loss, dense, dense_by_hand, form, row_chunks
-from benchmarks.gradcache import GradcacheSettings
-from benchmarks.record import check_writable, ratios, spread, write_record
-from benchmarks.texts import attribute_texts
 
 Part = Literal["memory", "time", "gradcache"]
 Measured = tuple[dict[str, float], list[dict[str, Any]]]

@@ -9,7 +9,7 @@ import numpy as np
 
 from afmrl_jax.config.model import QwenVLConfig
 from afmrl_jax.performance.flops import Passes, decoder_flops, head_flops
-from sweep.cell import Cell
+from afmrl_jax.performance.sweep.cell import Cell
 
 
 @dataclass(frozen=True)

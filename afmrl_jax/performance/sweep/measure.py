@@ -11,20 +11,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmarks.record import spread
 
 from afmrl_jax.data.sources.loader import iterate
 from afmrl_jax.errors import RunError
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.performance.accelerators import CHIPS, chip_of
+from afmrl_jax.performance.benchmarks.record import spread
 from afmrl_jax.performance.collectives import bytes_by_axis, collectives
 from afmrl_jax.performance.flops import utilisation
 from afmrl_jax.performance.memory import DEVICES
+from afmrl_jax.performance.sweep.cell import Cell
+from afmrl_jax.performance.sweep.counts import Counts, count
+from afmrl_jax.performance.sweep.tables import MEASURED
+from afmrl_jax.performance.sweep.work import Work
 from afmrl_jax.runtime.hardware import machine
-from sweep.cell import Cell
-from sweep.counts import Counts, count
-from sweep.tables import MEASURED
-from sweep.work import Work
 
 WARM_UP = 2
 """Steps before the clock starts."""

@@ -15,13 +15,13 @@ from afmrl_jax.config.model import Execution
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.huggingface.folder import save_model
+from afmrl_jax.performance.benchmarks.accelerator import measure_accelerator
+from afmrl_jax.performance.benchmarks.compile_time import measure_compile
+from afmrl_jax.performance.benchmarks.record import check_writable, ratios, spread, write_record
+from afmrl_jax.performance.benchmarks.workers import Worker, restrict
+from afmrl_jax.performance.benchmarks.workload import Size
 from afmrl_jax.runtime.hardware import cores
 from afmrl_jax.runtime.progress import Progress, say
-from benchmarks.accelerator import measure_accelerator
-from benchmarks.compile_time import measure_compile
-from benchmarks.record import check_writable, ratios, spread, write_record
-from benchmarks.workers import Worker, restrict
-from benchmarks.workload import Size
 
 Part = Literal["forward", "train", "decode", "compile", "accelerator"]
 FIGURES = {
@@ -57,14 +57,14 @@ class Settings:
 def _our_side(folder: Path, size: Size, scan: bool, chosen: list[int]) -> Any:
     restrict(chosen)
     jax.config.update("jax_platforms", "cpu")
-    from benchmarks.jax_side import JaxSide
+    from afmrl_jax.performance.benchmarks.jax_side import JaxSide
 
     return JaxSide(folder, size, Execution(scan=scan))
 
 
 def _their_side(folder: Path, size: Size, chosen: list[int]) -> Any:
     restrict(chosen)
-    from benchmarks.torch_side import TorchSide
+    from afmrl_jax.performance.benchmarks.torch_side import TorchSide
 
     return TorchSide(folder, size, len(chosen))
 

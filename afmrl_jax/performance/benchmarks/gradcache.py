@@ -31,12 +31,12 @@ from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
 from afmrl_jax.data.sources.loader import RowBuilder
 from afmrl_jax.models.architecture import Architecture
+from afmrl_jax.performance.benchmarks.mixed_catalogue import mixed_catalogue
+from afmrl_jax.performance.benchmarks.record import ratios, spread
 from afmrl_jax.runtime.progress import Progress, ShapeCounter, say
 from afmrl_jax.training.agcl import make_agcl_step
 from afmrl_jax.training.partition import learns
 from afmrl_jax.training.state import initial_state, make_optimiser
-from benchmarks.mixed_catalogue import mixed_catalogue
-from benchmarks.record import ratios, spread
 
 TOKEN = SimpleNamespace(pad_id=0, vision_start=1, vision_end=2, image_pad_id=3)
 FIRST_WORD = 8

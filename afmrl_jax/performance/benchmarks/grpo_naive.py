@@ -12,8 +12,8 @@ from afmrl_jax.config.run import RarConfig
 from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.objectives.grpo import group_advantages, grpo_loss
+from afmrl_jax.performance.benchmarks.workload import MERGE
 from afmrl_jax.training.rar.policy_gradient import Samples
-from benchmarks.workload import MERGE
 
 
 def repeated(samples: Samples) -> VLBatch:

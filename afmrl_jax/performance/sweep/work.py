@@ -26,13 +26,13 @@ from afmrl_jax.models.generation import generate
 from afmrl_jax.models.lora import with_lora
 from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.parallel.sharding import place, place_batch, shardings
+from afmrl_jax.performance.sweep.cell import Cell
 from afmrl_jax.training.agcl import contrastive_source, make_agcl_step, term_statistics
 from afmrl_jax.training.distill import make_distill_step
 from afmrl_jax.training.partition import learns
 from afmrl_jax.training.rar.environment import look, sample
 from afmrl_jax.training.rar.policy_gradient import Samples, score, update
 from afmrl_jax.training.state import initial_state, make_optimiser
-from sweep.cell import Cell
 
 WORDS = 2048
 """Entries of the tokenizer; the vocabulary of the model may be larger."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from afmrl_jax.config.model import QwenVLConfig
 from afmrl_jax.performance.accelerators import CHIPS, chip
-from sweep.predict import Assumptions, Prediction, fits, predict, useful
-from sweep.programs import Case
+from afmrl_jax.performance.sweep.predict import Assumptions, Prediction, fits, predict, useful
+from afmrl_jax.performance.sweep.programs import Case
 
 Program = tuple[Case, tuple[int, int], dict[str, Any]]
 """A case, the sizes of its mesh, and what was compiled for it."""
@@ -28,7 +28,7 @@ PREDICTED = (
 )
 HEAD = """# How training scales
 
-This page is written by `python experiments/scaling.py`; change that, not this. It predicts, and
+This page is written by `python afmrl_jax/performance/benchmarks/scaling.py`; change that, not this. It predicts, and
 nothing on it was measured on the chips that it names. Programs, bytes and assumptions are in
 `results/scaling.json`.
 

@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from afmrl_jax.performance.benchmarks.record import ratios, spread
 from afmrl_jax.runtime.progress import Progress
-from benchmarks.record import ratios, spread
 
 PROGRAM = """
 import json, sys, time
@@ -43,10 +43,10 @@ def lowered_step(layers: int, scan: bool) -> Any:
     from afmrl_jax.config.model import Execution
     from afmrl_jax.models.architecture import Architecture
     from afmrl_jax.models.huggingface.names import is_adapter
+    from afmrl_jax.performance.benchmarks.jax_side import settings
+    from afmrl_jax.performance.benchmarks.workload import Size, make_rows
     from afmrl_jax.training.agcl import make_agcl_step
     from afmrl_jax.training.state import initial_state, make_optimiser
-    from benchmarks.jax_side import settings
-    from benchmarks.workload import Size, make_rows
 
     # Compilation takes as long for narrow layers as for wide ones.
     size = dataclasses.replace(Size.tiny(), layers=layers, vision_depth=layers)

@@ -13,9 +13,9 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from transformers import Qwen2VLForConditionalGeneration
 
-from benchmarks.jax_side import settings
-from benchmarks.profiles import profile_torch
-from benchmarks.workload import TOKEN, Size, make_rows
+from afmrl_jax.performance.benchmarks.jax_side import settings
+from afmrl_jax.performance.benchmarks.profiles import profile_torch
+from afmrl_jax.performance.benchmarks.workload import TOKEN, Size, make_rows
 
 
 class TorchSide:

@@ -1,7 +1,7 @@
 """Predict step time and efficiency on 8, 64 and 256 chips; writes experiments/SCALING.md.
 
-    python experiments/scaling.py            # compiles what results/scaling.json lacks
-    python experiments/scaling.py --again    # compiles everything anew, minutes on two cores
+    python afmrl_jax/performance/benchmarks/scaling.py            # compiles what results/scaling.json lacks
+    python afmrl_jax/performance/benchmarks/scaling.py --again    # compiles everything anew, minutes on two cores
 
 The training steps of the published sizes are lowered from shapes alone for meshes of simulated
 devices, partitioned by XLA, and what each device would send is counted (performance/collectives.py).
@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from benchmarks.record import versions
-from sweep.page import page
-from sweep.predict import Assumptions
-from sweep.programs import Case, exchanged
 
 from afmrl_jax.parallel.mesh import simulate_devices
+from afmrl_jax.performance.benchmarks.record import versions
 from afmrl_jax.performance.plan import Request
+from afmrl_jax.performance.sweep.page import page
+from afmrl_jax.performance.sweep.predict import Assumptions
+from afmrl_jax.performance.sweep.programs import Case, exchanged
 from afmrl_jax.runtime.files import read_json, write_json, write_text
 from afmrl_jax.runtime.hardware import machine
 from afmrl_jax.runtime.progress import say

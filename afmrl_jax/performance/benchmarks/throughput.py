@@ -1,11 +1,11 @@
 """Sweep model x batch x image budget x precision x mesh x rematerialisation: how fast is training.
 
-    python experiments/throughput.py                     # demo size on this machine
-    python experiments/throughput.py --devices 8 --mesh data=8,model=1 data=4,model=2 \
+    python afmrl_jax/performance/benchmarks/throughput.py                     # demo size on this machine
+    python afmrl_jax/performance/benchmarks/throughput.py --devices 8 --mesh data=8,model=1 data=4,model=2 \
         --task agcl --batch 16 --visual 16 --dtype float32 --remat none --name throughput_mesh
-    python experiments/throughput.py --model qwen2vl_2b --task agcl --trained lora --batch 0 64 \
+    python afmrl_jax/performance/benchmarks/throughput.py --model qwen2vl_2b --task agcl --trained lora --batch 0 64 \
         --visual 256 --text 64 --dtype bfloat16 --remat full dots --name throughput_2b     # a GPU
-    python experiments/throughput.py --model qwen2_5vl_3b --task generate rar --trained decoder \
+    python afmrl_jax/performance/benchmarks/throughput.py --model qwen2_5vl_3b --task generate rar --trained decoder \
         --batch 0 --visual 256 --text 96 --max-new-tokens 80 --name throughput_3b          # a GPU
 
 Writes experiments/results/NAME.json, NAME.md beside it and docs/NAME.png, and prints the table.
@@ -38,14 +38,14 @@ from typing import Any, Literal
 
 import jax
 import tyro
-from benchmarks.record import versions
-from sweep.cell import Cell, Task, changes, largest_batch, plan_of
-from sweep.measure import Peak, capacity, compiling_anew, measure
-from sweep.tables import draw, markdown, with_one_peak
 
 from afmrl_jax.errors import AfmrlError, ConfigError
 from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.parallel.mesh import simulate_devices
+from afmrl_jax.performance.benchmarks.record import versions
+from afmrl_jax.performance.sweep.cell import Cell, Task, changes, largest_batch, plan_of
+from afmrl_jax.performance.sweep.measure import Peak, capacity, compiling_anew, measure
+from afmrl_jax.performance.sweep.tables import draw, markdown, with_one_peak
 from afmrl_jax.runtime.files import read_lines, write_json, write_text
 from afmrl_jax.runtime.hardware import machine
 from afmrl_jax.runtime.progress import say

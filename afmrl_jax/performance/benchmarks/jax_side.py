@@ -19,11 +19,11 @@ from afmrl_jax.models.generation import generate
 from afmrl_jax.models.huggingface.folder import load_model
 from afmrl_jax.models.lora import add_lora, with_lora
 from afmrl_jax.parallel.mesh import make_mesh
+from afmrl_jax.performance.benchmarks.profiles import profile_jax
+from afmrl_jax.performance.benchmarks.workload import Size, make_rows
 from afmrl_jax.training.agcl import make_agcl_step
 from afmrl_jax.training.partition import Trainee
 from afmrl_jax.training.state import initial_state, make_optimiser
-from benchmarks.profiles import profile_jax
-from benchmarks.workload import Size, make_rows
 
 
 def settings(steps: int) -> AgclConfig:

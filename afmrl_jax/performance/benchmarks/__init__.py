@@ -1,0 +1,1 @@
+"""What `afmrl_jax/cli/bench.py` measures."""

@@ -1,1 +1,0 @@
-"""What `experiments/bench.py` measures."""

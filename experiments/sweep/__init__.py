@@ -1,1 +1,0 @@
-"""What `experiments/throughput.py` and `experiments/scaling.py` are made of."""
