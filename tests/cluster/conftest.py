@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from afmrl_jax.local_job import free_ports
+from experiments.reliability.local_job import free_ports
 
 ROOT = Path(__file__).parents[2]
 LAUNCHERS = ROOT / "experiments" / "cluster"

@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from afmrl_jax.local_job import LocalJob
+from experiments.reliability.local_job import LocalJob
 
 SCRIPT = Path(__file__).with_name("job.py")
 

@@ -1,7 +1,7 @@
 """Two processes against one: the same losses, the same batches; death, SIGTERM, other shapes.
 
 How many seconds the end of a process takes to end the others is measured by
-experiments/kill_test.py.
+experiments/reliability/kill_test.py.
 """
 
 import json

@@ -1,7 +1,7 @@
 """What gamma, delta and the source of the attributes do to `agcl`, against `infonce`.
 
-    python experiments/agcl_study.py                              # five seeds, hours on two cores
-    python experiments/agcl_study.py --fast --out runs/study-smoke --seeds 0 1 \
+    python experiments/studies/agcl_study.py                              # five seeds, hours on two cores
+    python experiments/studies/agcl_study.py --fast --out runs/study-smoke --seeds 0 1 \
         --result runs/study-smoke/study.json --plot runs/study-smoke/study.png
 
 Writes experiments/results/agcl_study.json and docs/agcl_study.png, anew after every seed. A run
@@ -25,10 +25,6 @@ from typing import Any
 
 import numpy as np
 import tyro
-from study.pairs import PAIR_FIGURES, has_mask, judge_pairs
-from study.plot import draw_study
-from study.summary import BASELINE, LOGGED, SeedScores, summarise, table
-from study.variations import DISTILLED, ORACLE, TRUE, Variation, variations
 
 from afmrl_jax.config.run import AgclConfig, RunConfig
 from afmrl_jax.config.serialization import to_dict
@@ -43,6 +39,10 @@ from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.runtime.progress import say, tell
 from afmrl_jax.runtime.setup import open_run, reported
 from afmrl_jax.training.model_store import WEIGHTS
+from experiments.studies.agcl.pairs import PAIR_FIGURES, has_mask, judge_pairs
+from experiments.studies.agcl.plot import draw_study
+from experiments.studies.agcl.summary import BASELINE, LOGGED, SeedScores, summarise, table
+from experiments.studies.agcl.variations import DISTILLED, ORACLE, TRUE, Variation, variations
 
 HERE = Path(__file__).parent
 ON_REQUEST = ("delta-0.3", "default-oracle")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from afmrl_jax.data.furniture.lexicon import COLOUR_WORDS, COLOURS, SYNONYMS
-from furniture_builder.render import Studio
-from furniture_builder.source import Item
+from experiments.furniture.render import Studio
+from experiments.furniture.source import Item
 
 PALETTE = np.array(list(COLOURS.values())) / 255.0
 NAMES = list(COLOURS)

@@ -1,6 +1,6 @@
 """How much sooner a restarted demo does its first step than one that compiles everything.
 
-    python experiments/restart.py                  # writes experiments/results/restart.json
+    python experiments/reliability/restart.py                  # writes experiments/results/restart.json
 
 The fast demo is finished once up to every stage. Then each stage is begun anew on top of those
 before it, in turn with an empty cache of compiled programs and with the one that the cold start
@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from run_copies import copy_up_to, finished
 
-from afmrl_jax.local_job import LocalJob
 from afmrl_jax.performance.benchmarks.record import ratios, spread, write_record
 from afmrl_jax.runtime.progress import Progress
 from afmrl_jax.runtime.setup import CACHE, reported
+from experiments.reliability.local_job import LocalJob
+from experiments.reliability.run_copies import copy_up_to, finished
 
 HERE = Path(__file__).parent
 

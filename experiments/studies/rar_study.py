@@ -1,7 +1,7 @@
 """How RAR behaves over seeds, over a long run, and when it is made to collapse.
 
-    python experiments/rar_study.py                              # hours on two cores
-    python experiments/rar_study.py --fast --out runs/rar-smoke --seeds 0 \
+    python experiments/studies/rar_study.py                              # hours on two cores
+    python experiments/studies/rar_study.py --fast --out runs/rar-smoke --seeds 0 \
         --result runs/rar-smoke/study.json --plot runs/rar-smoke/study.png
 
 Writes experiments/results/rar_study.json and docs/rar_study.png, anew after every stage. A run that
@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import tyro
-from study.rar_plot import draw_rar_study
 
 from afmrl_jax.config.run import RarConfig, RunConfig
 from afmrl_jax.runs.pipeline import Pipeline
@@ -31,6 +30,7 @@ from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.runtime.progress import say, tell
 from afmrl_jax.runtime.setup import open_run, reported
 from afmrl_jax.training.rar.monitor import raised
+from experiments.studies.rar_plot import draw_rar_study
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"

@@ -1,7 +1,7 @@
 """End stages at random moments, resume them, and compare their weights bit by bit.
 
-    python experiments/kill_test.py --out runs/kill     # writes experiments/results/kill_test.json
-    python experiments/kill_test.py --kills 100 --processes 1 2     # hours on two cores
+    python experiments/reliability/kill_test.py --out runs/kill     # writes experiments/results/kill_test.json
+    python experiments/reliability/kill_test.py --kills 100 --processes 1 2     # hours on two cores
 
 An uninterrupted run of each number of processes comes first. Then a stage is done anew on top of
 the stages before it, one of its processes gets SIGKILL or SIGTERM at a random moment of its work,
@@ -26,11 +26,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tyro
-from run_copies import copy_up_to, finished
 
 from afmrl_jax.config.run import KeptCheckpoints
 from afmrl_jax.errors import RunError
-from afmrl_jax.local_job import LocalJob
 from afmrl_jax.performance.benchmarks.record import write_record
 from afmrl_jax.runtime.files import read_json, write_json
 from afmrl_jax.runtime.preemption import STATUS
@@ -38,6 +36,8 @@ from afmrl_jax.runtime.progress import Progress, say
 from afmrl_jax.runtime.setup import reported
 from afmrl_jax.training.checkpoint import DAMAGED
 from afmrl_jax.training.model_store import WEIGHTS
+from experiments.reliability.local_job import LocalJob
+from experiments.reliability.run_copies import copy_up_to, finished
 
 HERE = Path(__file__).parent
 

@@ -2,7 +2,7 @@
 
     apt-get download sweethome3d-furniture && dpkg-deb -x sweethome3d-furniture_*.deb furniture-deb
     pip install moderngl && pip install -e .
-    python experiments/build_furniture.py --source furniture-deb
+    python experiments/furniture/build_furniture.py --source furniture-deb
 
 Writes `listings.parquet` and `ATTRIBUTION.md` into `afmrl_jax/data/furniture/`. Needed only to
 change the catalogue: what it writes is part of the package. Takes about ten minutes on two cores.
@@ -23,13 +23,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
-from furniture_builder import words
-from furniture_builder.render import Renderer, jpeg
-from furniture_builder.source import Item, Mesh, read_items, read_mesh
 from PIL import Image
 from tqdm import tqdm
 
 from afmrl_jax.runtime.files import atomic_path, write_text
+from experiments.furniture import words
+from experiments.furniture.render import Renderer, jpeg
+from experiments.furniture.source import Item, Mesh, read_items, read_mesh
 
 HERE = Path(__file__).resolve().parent
 LICENCES = {

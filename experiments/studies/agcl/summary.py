@@ -14,8 +14,8 @@ from afmrl_jax.evaluation.bootstrap import paired_difference
 from afmrl_jax.evaluation.metrics import recall_at_k
 from afmrl_jax.evaluation.spread import spread, verdict
 from afmrl_jax.runtime.files import read_json
-from study.pairs import PAIR_FIGURES
-from study.variations import Variation
+from experiments.studies.agcl.pairs import PAIR_FIGURES
+from experiments.studies.agcl.variations import Variation
 
 METRICS = {"R@1": 1, "R@5": 5}
 BASELINE = "infonce"

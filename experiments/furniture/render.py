@@ -13,7 +13,7 @@ import moderngl
 import numpy as np
 from PIL import Image
 
-from furniture_builder.source import Mesh
+from experiments.furniture.source import Mesh
 
 RENDER_SIZE = 160
 

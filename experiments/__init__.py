@@ -1,0 +1,1 @@
+"""Studies, reliability runs and cluster launchers of the project."""

@@ -1,0 +1,1 @@
+"""Kills, restarts and sizes that a test suite cannot hold."""

@@ -1,0 +1,1 @@
+"""What the steps of the method do to the results."""

@@ -1,0 +1,1 @@
+"""The parts of experiments/studies/agcl_study.py."""

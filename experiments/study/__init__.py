@@ -1,1 +1,0 @@
-"""The parts of experiments/agcl_study.py."""
