@@ -1,13 +1,13 @@
 """Measure how fast this package is.
 
-    python afmrl_jax/cli/bench.py models --out experiments/results/bench_models.json
-    python afmrl_jax/cli/bench.py agcl --out experiments/results/bench_agcl.json
-    python afmrl_jax/cli/bench.py bm25 --out experiments/results/bench_bm25.json
-    python afmrl_jax/cli/bench.py grpo --out experiments/results/bench_grpo.json
-    python afmrl_jax/cli/bench.py decode --out experiments/results/bench_decode.json
-    python afmrl_jax/cli/bench.py input --out experiments/results/bench_input.json
-    python afmrl_jax/cli/bench.py search --out experiments/results/bench_search.json
-    python afmrl_jax/cli/bench.py evaluate --out experiments/results/bench_evaluate.json
+    afmrl bench models --out experiments/results/bench_models.json
+    afmrl bench agcl --out experiments/results/bench_agcl.json
+    afmrl bench bm25 --out experiments/results/bench_bm25.json
+    afmrl bench grpo --out experiments/results/bench_grpo.json
+    afmrl bench decode --out experiments/results/bench_decode.json
+    afmrl bench input --out experiments/results/bench_input.json
+    afmrl bench search --out experiments/results/bench_search.json
+    afmrl bench evaluate --out experiments/results/bench_evaluate.json
 
 `models`: embedding, a training step of R on adapters and greedy decoding, against transformers on
 the same weights and cores; compilation, looped, unrolled and from a warm cache; and on a GPU or TPU
@@ -31,8 +31,17 @@ from types import ModuleType
 from typing import Annotated, Any, ClassVar
 
 import tyro
-from benchmarks import agcl, bm25, decode, evaluate, grpo, models, pictures, search
 
+from afmrl_jax.performance.benchmarks import (
+    agcl,
+    bm25,
+    decode,
+    evaluate,
+    grpo,
+    models,
+    pictures,
+    search,
+)
 from afmrl_jax.runtime.setup import reported
 
 FLAT = tyro.conf.arg(name="")

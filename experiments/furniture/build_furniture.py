@@ -2,7 +2,7 @@
 
     apt-get download sweethome3d-furniture && dpkg-deb -x sweethome3d-furniture_*.deb furniture-deb
     pip install moderngl && pip install -e .
-    python experiments/furniture/build_furniture.py --source furniture-deb
+    python -m experiments.furniture.build_furniture --source furniture-deb
 
 Writes `listings.parquet` and `ATTRIBUTION.md` into `afmrl_jax/data/furniture/`. Needed only to
 change the catalogue: what it writes is part of the package. Takes about ten minutes on two cores.

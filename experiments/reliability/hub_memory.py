@@ -1,6 +1,6 @@
 """Peak host memory of loading a Hugging Face folder, above the parameters themselves.
 
-    python experiments/reliability/hub_memory.py --size 2b --out experiments/results/hub_memory.json
+    python -m experiments.reliability.hub_memory --size 2b --out experiments/results/hub_memory.json
 
 Writes a checkpoint of random bfloat16 numbers as a stream, loads it in a fresh process on the CPU,
 and compares that process' peak with the bound: the largest tensor and 1 GB. Linux only.

@@ -1,7 +1,7 @@
 """End stages at random moments, resume them, and compare their weights bit by bit.
 
-    python experiments/reliability/kill_test.py --out runs/kill     # writes experiments/results/kill_test.json
-    python experiments/reliability/kill_test.py --kills 100 --processes 1 2     # hours on two cores
+    python -m experiments.reliability.kill_test --out runs/kill  # writes results/kill_test.json
+    python -m experiments.reliability.kill_test --kills 100 --processes 1 2     # hours on two cores
 
 An uninterrupted run of each number of processes comes first. Then a stage is done anew on top of
 the stages before it, one of its processes gets SIGKILL or SIGTERM at a random moment of its work,

@@ -1,7 +1,7 @@
 """Check, convert and embed a million generated listings in bounded memory, with kills in between.
 
-    python experiments/demo.py --fast --out runs/fast          # a tiny R
-    python experiments/reliability/large_catalogue.py --run runs/fast      # writes results/large_catalogue.json
+    make demo ARGS="--fast --out runs/fast"            # a tiny R
+    python -m experiments.reliability.large_catalogue --run runs/fast
 
 Writes one Parquet file with a million listings and their pictures. `afmrl catalogue-check` reads
 it; `afmrl catalogue-convert` and `afmrl embed` are killed with SIGKILL at random moments and

@@ -1,6 +1,6 @@
 """How much sooner a restarted demo does its first step than one that compiles everything.
 
-    python experiments/reliability/restart.py                  # writes experiments/results/restart.json
+    python -m experiments.reliability.restart  # writes results/restart.json
 
 The fast demo is finished once up to every stage. Then each stage is begun anew on top of those
 before it, in turn with an empty cache of compiled programs and with the one that the cold start

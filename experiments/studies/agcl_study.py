@@ -1,7 +1,7 @@
 """What gamma, delta and the source of the attributes do to `agcl`, against `infonce`.
 
-    python experiments/studies/agcl_study.py                              # five seeds, hours on two cores
-    python experiments/studies/agcl_study.py --fast --out runs/study-smoke --seeds 0 1 \
+    python -m experiments.studies.agcl_study  # five seeds, hours on two cores
+    python -m experiments.studies.agcl_study --fast --out runs/study-smoke --seeds 0 1 \
         --result runs/study-smoke/study.json --plot runs/study-smoke/study.png
 
 Writes experiments/results/agcl_study.json and docs/agcl_study.png, anew after every seed. A run

@@ -1,6 +1,6 @@
 """How right a run's generators are on the test split, and what R would make of the truth.
 
-    python experiments/studies/attribute_quality.py --run runs/demo
+    python -m experiments.studies.attribute_quality --run runs/demo
 
 Writes experiments/results/attribute_quality.json: for each generator the share of right values by
 key, and for the embedder of `agcl+distilled` the R@1 without attributes, with each generator's, and

@@ -1,7 +1,7 @@
 """How RAR behaves over seeds, over a long run, and when it is made to collapse.
 
-    python experiments/studies/rar_study.py                              # hours on two cores
-    python experiments/studies/rar_study.py --fast --out runs/rar-smoke --seeds 0 \
+    python -m experiments.studies.rar_study                              # hours on two cores
+    python -m experiments.studies.rar_study --fast --out runs/rar-smoke --seeds 0 \
         --result runs/rar-smoke/study.json --plot runs/rar-smoke/study.png
 
 Writes experiments/results/rar_study.json and docs/rar_study.png, anew after every stage. A run that

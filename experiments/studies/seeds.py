@@ -1,6 +1,6 @@
 """Repeat the demo over seeds, and say which of the paper's five steps hold.
 
-    python experiments/studies/seeds.py --out runs/seeds        # writes experiments/results/seeds.json
+    python -m experiments.studies.seeds --out runs/seeds  # writes results/seeds.json
 
 A seed that is finished is not repeated, so the command may be interrupted and started again.
 """

@@ -1,7 +1,8 @@
-"""`afmrl_jax/cli/bench.py` at tiny sizes: the figures are there, and are numbers."""
+"""`afmrl bench` at tiny sizes: the figures are there, and are numbers."""
 
 import json
 import math
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,8 @@ def figures_of(path: Path, bench: str) -> dict[str, float]:
     return record["figures"]
 
 
-def test_agcl(benchmarks, tmp_path):
-    bench = benchmarks("benchmarks.agcl")
+def test_agcl(tmp_path):
+    bench = import_module("afmrl_jax.performance.benchmarks.agcl")
     settings = bench.Settings(
         size=16,
         memory_batches=(128, 256),
@@ -42,25 +43,25 @@ def test_agcl(benchmarks, tmp_path):
     }
 
 
-def test_bm25(benchmarks, tmp_path):
-    bench = benchmarks("benchmarks.bm25")
+def test_bm25(tmp_path):
+    bench = import_module("afmrl_jax.performance.benchmarks.bm25")
     settings = bench.Settings(batch=32, vocab=300, longest=6, repeats=2, slow_repeats=2)
     found = bench.run(settings, tmp_path / "bm25.json")
     assert found == figures_of(tmp_path / "bm25.json", "bm25")
     assert found.keys() == {"speedup_rank_bm25", "speedup_bm25s", "speedup_scipy"}
 
 
-def test_an_unwritable_place_is_said_before_anything_is_measured(benchmarks, tmp_path):
+def test_an_unwritable_place_is_said_before_anything_is_measured(tmp_path):
     from afmrl_jax.errors import ConfigError
 
     for name in ("agcl", "bm25", "grpo", "decode", "pictures", "search", "evaluate"):
-        bench = benchmarks(f"benchmarks.{name}")
+        bench = import_module(f"afmrl_jax.performance.benchmarks.{name}")
         with pytest.raises(ConfigError, match="no folder"):
             bench.run(bench.Settings(), tmp_path / "missing" / "x.json")
 
 
-def test_gradcache(benchmarks):
-    bench = benchmarks("benchmarks.gradcache")
+def test_gradcache():
+    bench = import_module("afmrl_jax.performance.benchmarks.gradcache")
     settings = bench.GradcacheSettings.tiny()
     ratio, details = bench.time_ratio(settings)
     assert ratio > 0
@@ -70,8 +71,8 @@ def test_gradcache(benchmarks):
     assert more
 
 
-def test_grpo(benchmarks, tmp_path):
-    bench = benchmarks("benchmarks.grpo")
+def test_grpo(tmp_path):
+    bench = import_module("afmrl_jax.performance.benchmarks.grpo")
     found = bench.run(bench.tiny(), tmp_path / "grpo.json")
     assert found == figures_of(tmp_path / "grpo.json", "grpo")
     assert found.keys() == {
@@ -84,8 +85,11 @@ def test_grpo(benchmarks, tmp_path):
     assert found["shared_prefix_flops_ratio"] > 2
 
 
-def test_decode(benchmarks, tmp_path):
-    bench, size = benchmarks("benchmarks.decode"), benchmarks("benchmarks.workload").Size.tiny()
+def test_decode(tmp_path):
+    bench, size = (
+        import_module("afmrl_jax.performance.benchmarks.decode"),
+        import_module("afmrl_jax.performance.benchmarks.workload").Size.tiny(),
+    )
     settings = bench.Settings(size=size, prompts=2, group_size=2, repeats=2)
     found = bench.run(settings, tmp_path / "decode.json")
     record = json.loads((tmp_path / "decode.json").read_text())
@@ -95,8 +99,8 @@ def test_decode(benchmarks, tmp_path):
     assert record["details"][0]["loops_in_the_program"] >= 1
 
 
-def test_input(benchmarks, tmp_path):
-    bench = benchmarks("benchmarks.pictures")
+def test_input(tmp_path):
+    bench = import_module("afmrl_jax.performance.benchmarks.pictures")
     settings = bench.Settings(
         pictures=3, side=160, visual_tokens=(4, 16), repeats=2, workers=(0, 2), batches=3
     )
@@ -111,8 +115,8 @@ def test_input(benchmarks, tmp_path):
     assert details[-1]["images_per_second"].keys() == {"0", "2"}
 
 
-def test_search(benchmarks, tmp_path):
-    bench = benchmarks("benchmarks.search")
+def test_search(tmp_path):
+    bench = import_module("afmrl_jax.performance.benchmarks.search")
     settings = bench.Settings(
         gallery=21_000, dim=16, clusters=500, queries=64, recall=0.8, changed=200, repeats=2
     )
@@ -125,8 +129,8 @@ def test_search(benchmarks, tmp_path):
     assert {("changed", "scann"), ("changed", "exact"), ("saved", "scann")} <= kinds
 
 
-def test_evaluate(benchmarks, tmp_path):
-    bench = benchmarks("benchmarks.evaluate")
+def test_evaluate(tmp_path):
+    bench = import_module("afmrl_jax.performance.benchmarks.evaluate")
     settings = bench.Settings(
         queries=300, gallery=500, dim=16, categories=9, repeats=2, checked=100, noise=2.0
     )

@@ -1,16 +1,20 @@
-"""`afmrl_jax/cli/bench.py models` at tiny sizes: every part runs, and both sides agree."""
+"""`afmrl bench models` at tiny sizes: every part runs, and both sides agree."""
 
 import dataclasses
 import json
 import math
+from importlib import import_module
 
 import pytest
 
 
-def test_against_torch(benchmarks, tmp_path):
+def test_against_torch(tmp_path):
     for name in ("torch", "peft"):
         pytest.importorskip(name)
-    models, workload = benchmarks("benchmarks.models"), benchmarks("benchmarks.workload")
+    models, workload = (
+        import_module("afmrl_jax.performance.benchmarks.models"),
+        import_module("afmrl_jax.performance.benchmarks.workload"),
+    )
     settings = models.Settings(
         parts=("forward", "train", "decode"), repeats=1, size=workload.Size.tiny()
     )
@@ -26,16 +30,19 @@ def test_against_torch(benchmarks, tmp_path):
         assert part["speedup"]["median"] > 0
 
 
-def test_compilation(benchmarks):
-    figures, details = benchmarks("benchmarks.compile_time").measure_compile(2, 1)
+def test_compilation():
+    figures, details = import_module(
+        "afmrl_jax.performance.benchmarks.compile_time"
+    ).measure_compile(2, 1)
     assert figures.keys() == {"compile_scan_speedup", "warm_start_speedup"}
     assert all(value > 0 for value in figures.values())
     assert {x["part"] for x in details} >= {"compile_unrolled", "compile_loop", "compile_warm"}
 
 
-def test_the_accelerator_part_runs_on_any_device(benchmarks):
+def test_the_accelerator_part_runs_on_any_device():
     accelerator, workload = (
-        benchmarks(f"benchmarks.{name}") for name in ("accelerator", "workload")
+        import_module(f"afmrl_jax.performance.benchmarks.{name}")
+        for name in ("accelerator", "workload")
     )
     size = workload.Size.tiny()
     adapted = dataclasses.replace(size.config, lora=size.lora)

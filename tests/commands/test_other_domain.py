@@ -14,6 +14,7 @@ from afmrl_jax.inference.systems import FinishedRun
 from afmrl_jax.retrieval.vector_file import VectorFile
 from afmrl_jax.runs import embed as embedding
 from afmrl_jax.testing import write_badge_catalogue
+from experiments.reliability import large_catalogue
 
 ROOT = Path(__file__).parents[2]
 
@@ -175,19 +176,11 @@ def test_queries_of_a_file(run, shop, tmp_path, capsys):
 
 
 def test_a_large_catalogue_survives_kills(run, tmp_path):
-    spec = importlib.util.spec_from_file_location(
-        "large_catalogue", ROOT / "experiments" / "large_catalogue.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "experiments"))
-        patch.setitem(sys.modules, "large_catalogue", module)
-        spec.loader.exec_module(module)
-        settings = module.Settings(
-            run=run, listings=300, pictures=20, kills=1, out=tmp_path / "large",
-            result=tmp_path / "large.json",
-        )  # fmt: skip
-        module.main(settings)
+    settings = large_catalogue.Settings(
+        run=run, listings=300, pictures=20, kills=1, out=tmp_path / "large",
+        result=tmp_path / "large.json",
+    )  # fmt: skip
+    large_catalogue.main(settings)
     record = json.loads((tmp_path / "large.json").read_text())
     assert record["figures"]["listings"] == 300
     assert record["figures"]["largest_difference"] < 1e-4

@@ -1,6 +1,7 @@
-"""`afmrl_jax/performance/benchmarks/scaling.py`: programs of a tiny model, and predictions by hand."""
+"""`afmrl bench scaling`: programs of a tiny model, and predictions by hand."""
 
 import dataclasses
+from importlib import import_module
 
 import pytest
 
@@ -18,8 +19,8 @@ def tiny(monkeypatch):
 
 
 @pytest.mark.parametrize("chunks", [0, 2])
-def test_a_program_is_compiled_and_read(benchmarks, tiny, chunks):
-    programs = benchmarks("sweep.programs")
+def test_a_program_is_compiled_and_read(tiny, chunks):
+    programs = import_module("afmrl_jax.performance.sweep.programs")
     found = programs.exchanged(programs.Case("tiny", tiny, chunks), 4, 1)
     assert found["rows"] == 16
     assert found["all_loops_known"]
@@ -30,8 +31,8 @@ def test_a_program_is_compiled_and_read(benchmarks, tiny, chunks):
     assert sum(found["compiled_for_cpu"]["data"].values()) == pytest.approx(sent, rel=0.2)
 
 
-def test_chunks_that_do_not_divide_are_refused(benchmarks, tiny):
-    programs = benchmarks("sweep.programs")
+def test_chunks_that_do_not_divide_are_refused(tiny):
+    programs = import_module("afmrl_jax.performance.sweep.programs")
     with pytest.raises(programs.RunError, match="3 equal chunks"):
         programs.exchanged(programs.Case("tiny", tiny, 3), 4, 1)
 
@@ -56,8 +57,8 @@ def program(sent, sliced=0, big=10, group=8, axes="data"):
     }
 
 
-def test_a_prediction_by_hand(benchmarks):
-    predict = benchmarks("sweep.predict")
+def test_a_prediction_by_hand():
+    predict = import_module("afmrl_jax.performance.sweep.predict")
     given = predict.Assumptions(mfu_alone=0.5, link_share=0.8, node_seconds=1e-3)
     request = Request(batch_size=128, mesh="data=8,model=1", trained="lora")
     found = predict.predict(program(72e9, sliced=14e9), request, CHIPS["h200"], given)
@@ -72,9 +73,12 @@ def test_a_prediction_by_hand(benchmarks):
     assert predict.useful(whole) == pytest.approx(2 * predict.useful(request))
 
 
-def test_the_page_says_what_was_predicted(benchmarks, tiny):
-    page, programs = benchmarks("sweep.page"), benchmarks("sweep.programs")
-    given = benchmarks("sweep.predict").Assumptions()
+def test_the_page_says_what_was_predicted(tiny):
+    page, programs = (
+        import_module("afmrl_jax.performance.sweep.page"),
+        import_module("afmrl_jax.performance.sweep.programs"),
+    )
+    given = import_module("afmrl_jax.performance.sweep.predict").Assumptions()
     case = programs.Case("R, at once", tiny)
     mixed = program(9_000_000, axes="model", group=4)
     text = page.page(

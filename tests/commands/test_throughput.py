@@ -1,6 +1,7 @@
-"""`afmrl_jax/performance/benchmarks/throughput.py` with tiny models: rows, what does not fit, resuming."""
+"""`afmrl bench throughput` with tiny models: rows, what does not fit, resuming."""
 
 import json
+from importlib import import_module
 
 import pytest
 
@@ -10,11 +11,11 @@ from afmrl_jax.testing import tiny_config
 
 
 @pytest.fixture
-def sweep(benchmarks, tmp_path, monkeypatch, badges):
+def sweep(tmp_path, monkeypatch, badges):
     monkeypatch.setitem(PRESETS, "tiny_r", tiny_config())
     monkeypatch.setitem(PRESETS, "tiny_g", tiny_config("qwen2_5_vl"))
-    module = benchmarks("throughput")
-    work = benchmarks("sweep.work")
+    module = import_module("afmrl_jax.performance.benchmarks.throughput")
+    work = import_module("afmrl_jax.performance.sweep.work")
     monkeypatch.setattr(work, "WORDS", 300)
     work.catalogue.cache_clear()
 
@@ -45,7 +46,7 @@ def rows_of(tmp_path):
     return json.loads((tmp_path / "try.json").read_text())["rows"]
 
 
-def test_every_task_is_measured_and_kept(sweep, tmp_path, benchmarks, monkeypatch, capsys):
+def test_every_task_is_measured_and_kept(sweep, tmp_path, monkeypatch, capsys):
     asked = sweep(task=("agcl", "distill", "generate", "rar"))
     asked.execute()
     rows = rows_of(tmp_path)
@@ -68,7 +69,9 @@ def test_every_task_is_measured_and_kept(sweep, tmp_path, benchmarks, monkeypatc
     def never(*_):
         raise AssertionError("a finished row is measured again")
 
-    monkeypatch.setattr(benchmarks("throughput"), "measure", never)
+    monkeypatch.setattr(
+        import_module("afmrl_jax.performance.benchmarks.throughput"), "measure", never
+    )
     asked.execute()
     assert rows_of(tmp_path) == rows
 
@@ -93,8 +96,8 @@ def test_what_does_not_fit_is_said_and_not_run(sweep, tmp_path):
     assert "needs 512 devices, found 8" in row["why"]
 
 
-def test_the_largest_batch_fits_and_twice_it_does_not(benchmarks, sweep):
-    cells = benchmarks("sweep.cell")
+def test_the_largest_batch_fits_and_twice_it_does_not(sweep):
+    cells = import_module("afmrl_jax.performance.sweep.cell")
     (cell,) = sweep(model=("tiny_r",), batch=(0,)).cells()
     room = 40_000_000
     size = cells.largest_batch(cell, lambda _: room)
@@ -108,8 +111,8 @@ def test_the_largest_batch_fits_and_twice_it_does_not(benchmarks, sweep):
     assert cells.largest_batch(cell, lambda _: 1000) == 0
 
 
-def test_rar_keeps_its_reference_too(benchmarks, sweep):
-    cells = benchmarks("sweep.cell")
+def test_rar_keeps_its_reference_too(sweep):
+    cells = import_module("afmrl_jax.performance.sweep.cell")
     (cell,) = sweep(model=("tiny_g",), task=("rar",)).cells()
     lines = {x.what: x.bytes for x in cells.plan_of(cell, 1 << 40).lines}
     assert lines["reference policy (float32)"] == lines["weights that learn (float32)"]
@@ -131,8 +134,8 @@ def test_a_batch_that_the_catalogue_cannot_fill_is_a_failed_row(sweep, tmp_path)
     assert "--catalogue" in row["why"]
 
 
-def test_rows_share_the_highest_peak_that_was_measured(benchmarks):
-    tables = benchmarks("sweep.tables")
+def test_rows_share_the_highest_peak_that_was_measured():
+    tables = import_module("afmrl_jax.performance.sweep.tables")
     common = {"status": "done", "seconds_per_step": {"median": 2.0}, "mfu": 0.1}
     measured = common | {"peak_source": tables.MEASURED, "useful_tflop_per_step": 1.0}
     rows = [

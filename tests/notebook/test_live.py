@@ -92,7 +92,8 @@ def test_a_failed_command_is_an_error_with_its_last_words(run, shown):
 
 def test_a_notebook_of_a_larger_job_trains_alone(run, shown, monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    alone = "from afmrl_jax.runtime.distributed import launched_together as f; assert not f(), 'not alone'"
+    alone = "from afmrl_jax.runtime.distributed import launched_together as f; "
+    alone += "assert not f(), 'not alone'"
     live.follow([sys.executable, "-c", alone], run, every=0.05)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from contextlib import closing
-from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,21 +14,17 @@ from afmrl_jax.data.attributes.text_format import parse_attributes, read_attribu
 from afmrl_jax.errors import AfmrlError
 from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.runs.pipeline import Pipeline
+from experiments.studies import agcl_study
+from experiments.studies.agcl import pairs, plot, variations
+from experiments.studies.agcl import summary as summing
 
 
 @pytest.fixture(scope="module")
 def study():
-    """The modules of the study, which lie beside the script."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[2] / "experiments"))
-        import agcl_study
-        import study.pairs
-        import study.plot
-        import study.summary
-        import study.variations
-
-        study.script = agcl_study
-        yield study
+    """The study and its parts."""
+    return SimpleNamespace(
+        script=agcl_study, pairs=pairs, plot=plot, summary=summing, variations=variations
+    )
 
 
 def test_variations_are_valid_and_change_only_weights_and_masks(study):

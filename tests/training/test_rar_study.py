@@ -2,21 +2,13 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
-import pytest
 from PIL import Image
 
-
-@pytest.fixture
-def study(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "experiments"))
-    import rar_study
-
-    return rar_study
+from experiments.studies import rar_study as study
 
 
-def test_seeds_long_run_and_collapse(study, tiny_run, tiny_models, tmp_path, monkeypatch, capsys):
+def test_seeds_long_run_and_collapse(tiny_run, tiny_models, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         study.Study, "base", lambda self, seed: dataclasses.replace(tiny_run, seed=seed)
     )

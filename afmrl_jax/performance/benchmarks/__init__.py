@@ -1,1 +1,1 @@
-"""What `afmrl_jax/cli/bench.py` measures."""
+"""What `afmrl bench` measures."""

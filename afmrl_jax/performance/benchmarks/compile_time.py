@@ -20,9 +20,9 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.block_until_ready(jax.jit(lambda x: x + 1)(jax.numpy.zeros(1)))
-from benchmarks.compile_time import lowered_step
+from afmrl_jax.performance.benchmarks.compile_time import lowered_step
 # Imports take as long as the work of a small step, and are the same for all.
-import benchmarks.jax_side
+import afmrl_jax.performance.benchmarks.jax_side
 began = time.perf_counter()
 program = lowered_step(int(sys.argv[1]), sys.argv[2] == "loop")
 middle = time.perf_counter()

@@ -1,13 +1,13 @@
 """Predict step time and efficiency on 8, 64 and 256 chips; writes experiments/SCALING.md.
 
-    python afmrl_jax/performance/benchmarks/scaling.py            # compiles what results/scaling.json lacks
-    python afmrl_jax/performance/benchmarks/scaling.py --again    # compiles everything anew, minutes on two cores
+    afmrl bench scaling            # compiles what results/scaling.json lacks
+    afmrl bench scaling --again    # compiles everything anew, minutes on two cores
 
 The training steps of the published sizes are lowered from shapes alone for meshes of simulated
-devices, partitioned by XLA, and what each device would send is counted (performance/collectives.py).
-With useful operations (performance/flops.py) and the speeds that makers state
-(performance/accelerators.py) that gives a step's time. Programs are kept in results/scaling.json, one after
-the other, so that an interrupted run goes on with the same command; the assumptions are flags, and
+devices, partitioned by XLA, and what each device would send is counted
+(performance/collectives.py). With useful operations (performance/flops.py) and the speeds that
+makers state (performance/accelerators.py) that gives a step's time. Programs are kept in
+results/scaling.json, one after the other, so that an interrupted run goes on with the same command; the assumptions are flags, and
 changing them compiles nothing anew.
 """
 

@@ -1,11 +1,11 @@
 """Sweep model x batch x image budget x precision x mesh x rematerialisation: how fast is training.
 
-    python afmrl_jax/performance/benchmarks/throughput.py                     # demo size on this machine
-    python afmrl_jax/performance/benchmarks/throughput.py --devices 8 --mesh data=8,model=1 data=4,model=2 \
+    afmrl bench throughput                     # demo size on this machine
+    afmrl bench throughput --devices 8 --mesh data=8,model=1 data=4,model=2 \
         --task agcl --batch 16 --visual 16 --dtype float32 --remat none --name throughput_mesh
-    python afmrl_jax/performance/benchmarks/throughput.py --model qwen2vl_2b --task agcl --trained lora --batch 0 64 \
+    afmrl bench throughput --model qwen2vl_2b --task agcl --trained lora --batch 0 64 \
         --visual 256 --text 64 --dtype bfloat16 --remat full dots --name throughput_2b     # a GPU
-    python afmrl_jax/performance/benchmarks/throughput.py --model qwen2_5vl_3b --task generate rar --trained decoder \
+    afmrl bench throughput --model qwen2_5vl_3b --task generate rar --trained decoder \
         --batch 0 --visual 256 --text 96 --max-new-tokens 80 --name throughput_3b          # a GPU
 
 Writes experiments/results/NAME.json, NAME.md beside it and docs/NAME.png, and prints the table.

@@ -1,1 +1,1 @@
-"""What `afmrl_jax/performance/benchmarks/throughput.py` and `afmrl_jax/performance/benchmarks/scaling.py` are made of."""
+"""The parts of `afmrl bench throughput` and `afmrl bench scaling`."""

@@ -28,7 +28,7 @@ PREDICTED = (
 )
 HEAD = """# How training scales
 
-This page is written by `python afmrl_jax/performance/benchmarks/scaling.py`; change that, not this. It predicts, and
+This page is written by `afmrl bench scaling`; change that, not this. It predicts, and
 nothing on it was measured on the chips that it names. Programs, bytes and assumptions are in
 `results/scaling.json`.
 
@@ -98,9 +98,9 @@ def _bytes(programs: list[Program]) -> str:
     return (
         "## What each device sends in a step\n\n"
         "Counted in the program behind XLA's partitioner, loops multiplied, by the ring algorithm "
-        "(`afmrl_jax/performance/collectives.py`). In the program finished for simulated CPU devices, "
-        "the last column, XLA has widened bfloat16 to float32, which no accelerator does. Compiled "
-        "for as many devices as the mesh has.\n\n" + _table(head, rows)
+        "(`afmrl_jax/performance/collectives.py`). In the program finished for simulated CPU "
+        "devices, the last column, XLA has widened bfloat16 to float32, which no accelerator does. "
+        "Compiled for as many devices as the mesh has.\n\n" + _table(head, rows)
     )
 
 
