@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-from afmrl_jax.config.model import ImageConfig, LoraConfig, QwenVLConfig, TextConfig, VisionConfig
+from afmrl_jax.config import ImageConfig, LoraConfig, QwenVLConfig, TextConfig, VisionConfig
 from afmrl_jax.data.batching.images import Patches, _cut
 
 SHAPES = ("circle", "square", "triangle")

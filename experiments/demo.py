@@ -16,7 +16,7 @@ from typing import Annotated
 
 import tyro
 
-from afmrl_jax.config.run import RunConfig
+from afmrl_jax.config import RunConfig
 from afmrl_jax.reporting.tables import text_table
 from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime.distributed import ClusterConfig

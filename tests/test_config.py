@@ -2,19 +2,24 @@
 
 import pytest
 
-from afmrl_jax.config.model import ImageConfig, QwenVLConfig, TextConfig, VisionConfig
-from afmrl_jax.config.run import (
+from afmrl_jax.config import (
     AgclConfig,
     CitConfig,
+    ImageConfig,
     InputDropout,
     MiningConfig,
     OptimiserConfig,
     OracleConfig,
+    QwenVLConfig,
     RarConfig,
     RunConfig,
     TextBudget,
+    TextConfig,
+    VisionConfig,
+    fingerprint,
+    from_dict,
+    to_dict,
 )
-from afmrl_jax.config.serialization import fingerprint, from_dict, to_dict
 from afmrl_jax.errors import ConfigError
 
 

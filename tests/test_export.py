@@ -13,11 +13,18 @@ import pytest
 from PIL import Image
 
 from afmrl_jax.cli import main as cli
-from afmrl_jax.config.model import Execution, ImageConfig, LoraConfig, ModelSettings, QwenVLConfig
-from afmrl_jax.config.run import RunConfig, TextBudget
-from afmrl_jax.config.serialization import to_dict
+from afmrl_jax.config import (
+    Execution,
+    ImageConfig,
+    LoraConfig,
+    ModelSettings,
+    QwenVLConfig,
+    RunConfig,
+    TextBudget,
+    to_dict,
+)
 from afmrl_jax.errors import RunError
-from afmrl_jax.inference.systems import FinishedRun
+from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.huggingface.folder import save_model
 from afmrl_jax.models.lora import add_lora, with_lora

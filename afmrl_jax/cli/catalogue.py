@@ -19,7 +19,7 @@ from afmrl_jax.data.catalogue.readers import open_rows
 from afmrl_jax.data.catalogue.records import Problem
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.inference import annotate as serving
-from afmrl_jax.inference.systems import FinishedRun
+from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.runs.oracle import oracle_by_checkpoint, oracle_by_endpoint
 
 

@@ -13,7 +13,7 @@ from afmrl_jax.cli.catalogue import OnCatalogue
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.evaluation.compare import compare, find_values
 from afmrl_jax.evaluation.evaluate import write_evaluation
-from afmrl_jax.inference.systems import FinishedRun
+from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.reporting.comparison import comparison_table
 from afmrl_jax.reporting.tables import text_table
 from afmrl_jax.runs.evaluate import evaluate, evaluate_baselines

@@ -14,7 +14,7 @@ from afmrl_jax.cli.catalogue import Annotate, CatalogueCheck, CatalogueConvert, 
 from afmrl_jax.cli.evaluation import Baselines, Compare, Evaluate
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.inference import annotate as serving
-from afmrl_jax.inference.systems import FinishedRun
+from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.parallel.mesh import simulate_devices
 from afmrl_jax.performance import plan as planning
 from afmrl_jax.runs import audit as auditing

@@ -1,1 +1,57 @@
-"""Every setting of the system."""
+"""Every setting of the system, as frozen dataclasses that refuse nonsense when they are built.
+
+`RunConfig` holds all of a run's, with `RunConfig.demo()`, `RunConfig.fast()` and
+`RunConfig.pretrained()` as the shipped ones. `tyro` turns them into command lines, so the docstring
+of a field is also its `--help` text.
+"""
+
+from afmrl_jax.config.data import ImageConfig, InputDropout, OracleConfig, TextBudget
+from afmrl_jax.config.model import (
+    Execution,
+    InitConfig,
+    LoraConfig,
+    ModelSettings,
+    QwenVLConfig,
+    TextConfig,
+    VisionConfig,
+)
+from afmrl_jax.config.rar import CitConfig, RarConfig
+from afmrl_jax.config.run import GuardConfig, KeptCheckpoints, MeshConfig, RunConfig
+from afmrl_jax.config.serialization import fingerprint, from_dict, to_dict
+from afmrl_jax.config.stages import (
+    AgclConfig,
+    BackboneConfig,
+    DistillConfig,
+    EvaluationConfig,
+    MiningConfig,
+    OptimiserConfig,
+)
+
+__all__ = [
+    "AgclConfig",
+    "BackboneConfig",
+    "CitConfig",
+    "DistillConfig",
+    "EvaluationConfig",
+    "Execution",
+    "GuardConfig",
+    "ImageConfig",
+    "InitConfig",
+    "InputDropout",
+    "KeptCheckpoints",
+    "LoraConfig",
+    "MeshConfig",
+    "MiningConfig",
+    "ModelSettings",
+    "OptimiserConfig",
+    "OracleConfig",
+    "QwenVLConfig",
+    "RarConfig",
+    "RunConfig",
+    "TextBudget",
+    "TextConfig",
+    "VisionConfig",
+    "fingerprint",
+    "from_dict",
+    "to_dict",
+]

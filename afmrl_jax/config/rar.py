@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from afmrl_jax.config.model import require
 from afmrl_jax.config.stages import OptimiserConfig
+from afmrl_jax.config.validation import require
 
 
 @dataclass(frozen=True)

@@ -11,36 +11,17 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from afmrl_jax.config.model import Execution, ImageConfig, ModelSettings, TextBudget, require
+from afmrl_jax.config.data import ImageConfig, OracleConfig, TextBudget
+from afmrl_jax.config.model import Execution, ModelSettings
 from afmrl_jax.config.rar import CitConfig, RarConfig
 from afmrl_jax.config.stages import (
     AgclConfig,
     BackboneConfig,
     DistillConfig,
     EvaluationConfig,
-    InputDropout,
-    MiningConfig,
     OptimiserConfig,
-    OracleConfig,
 )
-
-__all__ = [
-    "AgclConfig",
-    "BackboneConfig",
-    "CitConfig",
-    "DistillConfig",
-    "EvaluationConfig",
-    "GuardConfig",
-    "InputDropout",
-    "KeptCheckpoints",
-    "MeshConfig",
-    "MiningConfig",
-    "OptimiserConfig",
-    "OracleConfig",
-    "RarConfig",
-    "RunConfig",
-    "TextBudget",
-]
+from afmrl_jax.config.validation import require
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import hashlib
 import json
 from typing import Any, get_args, get_type_hints
 
-from afmrl_jax.config.model import require
+from afmrl_jax.config.validation import require
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from afmrl_jax.config.model import require
+from afmrl_jax.config.data import InputDropout
+from afmrl_jax.config.validation import require
 
 
 @dataclass(frozen=True)
@@ -60,33 +61,6 @@ class DistillConfig:
         require(self.structure_weight > 0, "structure_weight must be positive")
         at_once = self.logits_at_once
         require(at_once is None or at_once > 0, "logits_at_once must be positive")
-
-
-@dataclass(frozen=True)
-class InputDropout:
-    """What R does not get to see of a listing, drawn anew for every row it is trained on.
-
-    Hiding parts keeps R from learning the few training products by heart, and teaches it the
-    inputs it will meet: short lists, no list, a text or a picture alone.
-    """
-
-    attributes: float = 0.2
-    """Chance that one attribute of a list is left out: R must know the short lists of RAR."""
-    whole_list: float = 0.1
-    """Chance that a row sees no attribute at all."""
-    title: float = 0.05
-    """Chance that a row has no title, so that pictures alone can be searched."""
-    picture: float = 0.05
-    """Chance that a row has no picture, so that text alone can be searched."""
-    words: float = 0.2
-    """Chance that one word of a title is left out; one always stays."""
-    patches: float = 0.3
-    """Chance that the pixels behind one visual token are erased."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            require(0 <= value < 1, f"{name} must lie in [0, 1)")
-        require(self.title + self.picture < 1, "title and picture dropout leave nothing")
 
 
 @dataclass(frozen=True)
@@ -214,34 +188,6 @@ class BackboneConfig:
         size = {"steps": self.steps, "batch_size": self.batch_size}
         # What an R of random weights takes for near is noise.
         return replace(agcl.infonce(), dropout=dropout, mining=MiningConfig(), **size)
-
-
-@dataclass(frozen=True)
-class OracleConfig:
-    """The oracle from which G is distilled: how often it departs from the true attributes, or a
-    file of what another one wrote.
-    """
-
-    synonym_rate: float = 0.3
-    """Chance that a value is written as a synonym."""
-    omit_rate: float = 0.25
-    """Chance that a key is left out."""
-    generic_rate: float = 0.25
-    """Chance that a listing gets a filler such as `style: beautiful`."""
-    wrong_rate: float = 0.05
-    """Chance that a value is another product's."""
-    guess_rate: float = 0.1
-    """Chance that a value of digits (dimensions) is written although the title states no number;
-    a captioner sees no more than picture and title."""
-    shuffle_rate: float = 0.3
-    """Chance that a listing's keys are written in an order of their own."""
-    file: str | None = None
-    """JSON lines with `listing_id` and `attributes`, as `afmrl oracle` writes them; G learns from
-    those of the `distill` split, and the rates above say nothing. None: from the catalogue."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            require(name == "file" or 0 <= value <= 1, f"{name} must lie in [0, 1]")
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from afmrl_jax.evaluation.metrics import metric_values
 from afmrl_jax.evaluation.ranking import ranked_lists
 from afmrl_jax.evaluation.tasks import RETRIEVAL, Task, TaskInputs
 from afmrl_jax.retrieval.exact import ExactIndex
-from afmrl_jax.retrieval.index import SearchResult
 from afmrl_jax.retrieval.scann import ScannIndex
+from afmrl_jax.retrieval.types import SearchResult
 
 K = 10
 MOST_QUERIES = 10_000

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary, attribute_terms, split_terms
-from afmrl_jax.data.batching.images import decode
+from afmrl_jax.data.catalogue.pictures import decode
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.evaluation.tasks import RECALL, Task, TaskInputs, per_query_values
 from afmrl_jax.objectives.bm25 import fit_bm25

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from afmrl_jax.config.run import RunConfig
+from afmrl_jax.config import RunConfig
 from afmrl_jax.data.attributes.text_format import format_attributes
 from afmrl_jax.data.catalogue.records import ROLES
-from afmrl_jax.data.sources.loader import RowBuilder
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.evaluation.approximate import scann_effect
 from afmrl_jax.evaluation.baselines import run_baselines

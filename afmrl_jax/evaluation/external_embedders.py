@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from afmrl_jax.data.batching.images import decode
+from afmrl_jax.data.catalogue.pictures import decode
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.errors import RunError
 from afmrl_jax.evaluation.baselines import unit

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from afmrl_jax.data.sources.loader import RowBuilder
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import AfmrlError
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.retrieval.exact import ExactIndex

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from afmrl_jax.config.run import AgclConfig
+from afmrl_jax.config import AgclConfig
 
 REASONS = ("identity", "margin", "agreement")
 DELTAS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)

@@ -9,11 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from afmrl_jax.evaluation.bootstrap import intervals
-from afmrl_jax.evaluation.classification import classify
-from afmrl_jax.evaluation.clustering import cluster, clustering_intervals, clustering_scores
 from afmrl_jax.evaluation.metrics import depth, macro, metric_values
+from afmrl_jax.evaluation.probes import classify, cluster, clustering_intervals, clustering_scores
 from afmrl_jax.evaluation.ranking import Scorer, VectorScorer, rank_gallery
+from afmrl_jax.evaluation.statistics import intervals
 
 View = Literal["both", "text", "image"]
 PerQuery = dict[str, np.ndarray]

@@ -9,7 +9,7 @@ import numpy as np
 from afmrl_jax.data.catalogue.load import load_catalogue, say_skipped
 from afmrl_jax.data.catalogue.records import Catalogue
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.inference.systems import FinishedRun
+from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.training.annotate import annotate
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from afmrl_jax.config.model import Execution, InitConfig, QwenVLConfig
+from afmrl_jax.config import Execution, InitConfig, QwenVLConfig
 from afmrl_jax.models.induction import add_induction_head
 from afmrl_jax.models.qwen_vl.layers import Keys
 from afmrl_jax.models.qwen_vl.model import QwenVL

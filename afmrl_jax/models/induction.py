@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from afmrl_jax.config.model import TextConfig, require
+from afmrl_jax.config import TextConfig
+from afmrl_jax.config.validation import require
 
 SPAN = 30
 """Tokens over which contents are matched: slower rotations than 1 / SPAN leave them as they are."""

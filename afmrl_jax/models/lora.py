@@ -7,9 +7,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from afmrl_jax.config.model import LoraConfig
+from afmrl_jax.config import LoraConfig
 from afmrl_jax.models.architecture import Architecture, Params
-from afmrl_jax.models.huggingface.names import is_adapter
+from afmrl_jax.parallel.param_paths import is_adapter
 
 
 def with_lora(architecture: Architecture, lora: LoraConfig | None) -> Architecture:

@@ -10,8 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from afmrl_jax.config.run import RunConfig
-from afmrl_jax.config.serialization import to_dict
+from afmrl_jax.config import RunConfig, to_dict
 from afmrl_jax.notebook.commands import environment, failure
 from afmrl_jax.reporting import fragments
 from afmrl_jax.runtime.files import write_json

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from afmrl_jax.data.batching.images import decode
+from afmrl_jax.data.catalogue.pictures import decode
 from afmrl_jax.data.catalogue.records import Catalogue, Listing
 from afmrl_jax.runtime.files import atomic_path
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from afmrl_jax.config.run import RunConfig
-from afmrl_jax.config.serialization import from_dict
+from afmrl_jax.config import RunConfig, from_dict
 from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime.files import read_json
 from afmrl_jax.runtime.hardware import machine

@@ -10,8 +10,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from afmrl_jax.data.batching.chunk_arrays import Chunks
-from afmrl_jax.models.huggingface.names import is_stacked
 from afmrl_jax.parallel.layout import fit_spec
+from afmrl_jax.parallel.param_paths import is_stacked
 from afmrl_jax.runtime.distributed import put
 
 # The lines speak of one layer; a stack has the layers along a further first axis, which stays

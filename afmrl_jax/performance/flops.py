@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from afmrl_jax.config.model import QwenVLConfig
+from afmrl_jax.config import QwenVLConfig
 from afmrl_jax.errors import RunError
 
 Trained = Literal["all", "decoder", "lora", "nothing"]

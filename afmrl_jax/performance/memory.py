@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from afmrl_jax.config.model import Execution, QwenVLConfig
+from afmrl_jax.config import Execution, QwenVLConfig
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.parallel.layout import AXES
 from afmrl_jax.parallel.sharding import shardings

@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from afmrl_jax.config.model import Execution, LoraConfig, QwenVLConfig, require
-from afmrl_jax.config.run import RunConfig
+from afmrl_jax.config import Execution, LoraConfig, QwenVLConfig, RunConfig
+from afmrl_jax.config.validation import require
 from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate

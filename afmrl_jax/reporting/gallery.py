@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from afmrl_jax.data.attributes.text_format import is_malformed, parse_attributes
-from afmrl_jax.data.batching.images import decode
+from afmrl_jax.data.catalogue.pictures import decode
 from afmrl_jax.errors import CatalogueError
 
 SIDE = 240

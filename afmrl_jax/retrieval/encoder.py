@@ -12,12 +12,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from afmrl_jax.data.batching.collate import VLBatch, bucket_length
-from afmrl_jax.data.sources.loader import RowBuilder
+from afmrl_jax.data.batching.shapes import ShapeCounter
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture, Params, identity
 from afmrl_jax.models.embedder import embed_batch
 from afmrl_jax.parallel.sharding import place, place_batch
 from afmrl_jax.runtime.distributed import fetch
-from afmrl_jax.runtime.progress import Progress, ShapeCounter, say
+from afmrl_jax.runtime.progress import Progress, say
 
 
 @partial(jax.jit, static_argnums=0)

@@ -14,8 +14,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from afmrl_jax.parallel.layout import AXES
-from afmrl_jax.retrieval.index import SearchResult, check_known, check_new, check_vectors
 from afmrl_jax.retrieval.top_k import padded_rows, search_part
+from afmrl_jax.retrieval.types import SearchResult, check_known, check_new, check_vectors
 from afmrl_jax.runtime.files import atomic_path, write_json
 
 PART_BYTES = 1 << 28

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.retrieval.index import SearchResult, check_known, check_new, check_vectors
+from afmrl_jax.retrieval.types import SearchResult, check_known, check_new, check_vectors
 from afmrl_jax.runtime.files import atomic_path, write_json
 
 HASH_FROM, TREE_FROM = 20_000, 100_000

@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from afmrl_jax.config.run import AgclConfig
+from afmrl_jax.config import AgclConfig
 from afmrl_jax.data.attributes.text_format import read_attributes
 from afmrl_jax.data.catalogue.load import load_catalogue
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
-from afmrl_jax.data.sources.loader import RowBuilder
 from afmrl_jax.data.sources.mined_negatives import MinedTables
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import AfmrlError, RunError
 from afmrl_jax.evaluation.pair_audit import Masking, Pairs, examples, summarise
-from afmrl_jax.inference.systems import ANNOTATIONS, TEXTS, FinishedRun
+from afmrl_jax.inference.finished_run import FinishedRun
+from afmrl_jax.inference.systems import ANNOTATIONS, TEXTS
 from afmrl_jax.objectives.bm25 import Bm25Statistics, bm25_scores
 from afmrl_jax.reporting.audit import write_page
 from afmrl_jax.retrieval.encoder import Encoder

@@ -16,14 +16,14 @@ import numpy as np
 from afmrl_jax.data.attributes.text_format import read_attributes
 from afmrl_jax.data.batching.collate import Row
 from afmrl_jax.data.catalogue.records import Catalogue, Listing
-from afmrl_jax.data.sources.loader import RowBuilder
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import CatalogueError, ConfigError
 from afmrl_jax.inference.annotate import annotate_catalogue
-from afmrl_jax.inference.systems import FinishedRun
+from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.retrieval.exact import Dtype, ExactIndex
-from afmrl_jax.retrieval.index import Index
 from afmrl_jax.retrieval.scann import ScannIndex, ScannSettings
+from afmrl_jax.retrieval.types import SearchIndex
 from afmrl_jax.retrieval.vector_file import VectorFile
 from afmrl_jax.runtime.files import atomic_path, disk_full, file_hash, is_disk_full, write_json
 from afmrl_jax.runtime.progress import Progress, say
@@ -188,7 +188,7 @@ def _chunks(
 
 def make_index(
     ids: list[str], vectors: np.ndarray, embedder: str, settings: IndexSettings, seed: int = 0
-) -> Index:
+) -> SearchIndex:
     """An index of vectors [n d], by the settings."""
     if settings.kind == "exact":
         return ExactIndex(ids, vectors, embedder, dtype=settings.dtype)

@@ -24,7 +24,8 @@ from afmrl_jax.evaluation.external_embedders import OutsideEmbedder
 from afmrl_jax.evaluation.per_query import QueryValues
 from afmrl_jax.evaluation.tasks import RETRIEVAL, TASKS, PerQuery, Task, TaskInputs, evaluate_row
 from afmrl_jax.inference.annotate import annotate_catalogue, read, select
-from afmrl_jax.inference.systems import FinishedRun, systems_of
+from afmrl_jax.inference.finished_run import FinishedRun
+from afmrl_jax.inference.systems import systems_of
 from afmrl_jax.runtime.progress import say
 
 

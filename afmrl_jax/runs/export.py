@@ -19,9 +19,10 @@ from afmrl_jax.data.attributes.text_format import format_attributes
 from afmrl_jax.data.batching.prompts import SYSTEM
 from afmrl_jax.data.catalogue.load import load_catalogue
 from afmrl_jax.data.catalogue.records import Catalogue, Listing
-from afmrl_jax.data.sources.loader import RowBuilder
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import RunError
-from afmrl_jax.inference.systems import FinishedRun, System
+from afmrl_jax.inference.finished_run import FinishedRun
+from afmrl_jax.inference.systems import System
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.huggingface.folder import base_folder, save_model
 from afmrl_jax.models.lora import merge_lora

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from afmrl_jax.config.run import RunConfig
+from afmrl_jax.config import RunConfig
 from afmrl_jax.data.attributes.captioner import Endpoint, Replies, ask_endpoint
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.data.catalogue.records import Catalogue
-from afmrl_jax.data.sources.loader import RowBuilder
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.huggingface.folder import base_folder
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.runtime.files import write_text

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from afmrl_jax.config.run import AgclConfig, RarConfig, RunConfig
-from afmrl_jax.config.serialization import to_dict
+from afmrl_jax.config import AgclConfig, RarConfig, RunConfig, to_dict
 from afmrl_jax.data.attributes.oracle import oracle_inputs, taught_texts
 from afmrl_jax.data.attributes.text_format import read_attributes
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.data.catalogue.load import load_catalogue, require_teaching, say_skipped
 from afmrl_jax.data.catalogue.records import Catalogue
-from afmrl_jax.data.sources.loader import RowBuilder
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.evaluation.evaluate import EvaluationData, peak_memory, write_evaluation
 from afmrl_jax.inference.systems import TEXTS, evaluate_systems, systems_of
 from afmrl_jax.models.architecture import Architecture, Params

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from afmrl_jax.data.attributes.text_format import salvage_attributes
-from afmrl_jax.data.batching.images import decode
+from afmrl_jax.data.catalogue.pictures import decode
 from afmrl_jax.data.catalogue.records import Catalogue, Listing
 from afmrl_jax.errors import AfmrlError, CatalogueError, RunError
-from afmrl_jax.inference.systems import FinishedRun
+from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.retrieval.index import load_index
 from afmrl_jax.runs.embed import ABOUT, LISTINGS
 from afmrl_jax.runtime.files import read_json

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
 
 from tqdm import tqdm
 
@@ -33,39 +32,6 @@ def tell(message: str) -> None:
     """A result, on standard output."""
     if _SPEAKS:
         print(message, flush=True)
-
-
-class ShapeCounter:
-    """The different shapes among the batches of a piece of work: so many programs were compiled."""
-
-    def __init__(self) -> None:
-        self._seen: set[tuple[tuple[int, ...], ...]] = set()
-
-    def add(self, rows: Any) -> None:
-        """Count a `VLBatch`, whose length in tokens and number of patch bins may vary, or `Chunks`,
-        whose shapes may.
-        """
-        if hasattr(rows, "texts"):
-            parts = [*(x.tokens for x in rows.texts), *(x.patch_segment for x in rows.pictures)]
-            self._seen.add(tuple(x.shape for x in parts))
-        else:
-            self._seen.add((rows.tokens.shape, (len(rows.patches),)))
-
-    def __len__(self) -> int:
-        return len(self._seen)
-
-    def __str__(self) -> str:
-        plural = "" if len(self) == 1 else "s"
-        if any(len(shape) == 4 for seen in self._seen for shape in seen):
-            shapes = "; ".join(
-                ", ".join("x".join(map(str, shape)) for shape in seen)
-                for seen in sorted(self._seen)
-            )
-            what = "chunks x devices x rows or bins x places"
-        else:
-            shapes = ", ".join(f"{b}x{t}/{n}" for (b, t), (n,) in sorted(self._seen))
-            what = "rows x tokens / patch bins"
-        return f"{len(self)} shape{plural} compiled ({what}): {shapes}"
 
 
 class Progress:

@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 
-from afmrl_jax.config.run import AgclConfig, RunConfig
+from afmrl_jax.config import AgclConfig, RunConfig
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
-from afmrl_jax.data.sources.loader import RowBuilder
 from afmrl_jax.data.sources.mined_negatives import MinedTables
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.objectives.bm25 import Bm25Statistics, Bm25Terms, fit_bm25

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from afmrl_jax.data.attributes.text_format import is_malformed, salvage_attributes
 from afmrl_jax.data.batching.collate import bucket_length
-from afmrl_jax.data.sources.loader import RowBuilder
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture, Params, identity
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.parallel.sharding import place, place_batch

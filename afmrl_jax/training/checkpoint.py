@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from afmrl_jax.config.run import KeptCheckpoints
+from afmrl_jax.config import KeptCheckpoints
 from afmrl_jax.runtime.distributed import agree, is_first, meet
 from afmrl_jax.runtime.files import disk_full, is_disk_full, read_json, unused, write_json
 from afmrl_jax.runtime.object_store import keep

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from afmrl_jax.config.run import AgclConfig, RunConfig
+from afmrl_jax.config import AgclConfig, RunConfig
 
 
 def cit_settings(config: RunConfig) -> AgclConfig:

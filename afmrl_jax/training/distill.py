@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from afmrl_jax.config.run import DistillConfig, RunConfig
-from afmrl_jax.data.sources.loader import DistillSource, RowBuilder
+from afmrl_jax.config import DistillConfig, RunConfig
+from afmrl_jax.data.sources.distill import DistillSource
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.embedder import hidden_at, unit
 from afmrl_jax.objectives.agcl import agcl_loss

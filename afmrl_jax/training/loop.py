@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from afmrl_jax.config.run import GuardConfig, KeptCheckpoints, RunConfig
-from afmrl_jax.data.batching.padding import padding_counts
+from afmrl_jax.config import GuardConfig, KeptCheckpoints, RunConfig
+from afmrl_jax.data.batching.shapes import ShapeCounter, padding_counts
 from afmrl_jax.data.sources.loader import iterate
 from afmrl_jax.models.architecture import Params
 from afmrl_jax.parallel.mesh import make_mesh
@@ -24,7 +24,7 @@ from afmrl_jax.runtime.compilation import compiling
 from afmrl_jax.runtime.distributed import meet
 from afmrl_jax.runtime.metrics_log import MetricsLog, resident_memory
 from afmrl_jax.runtime.preemption import Preempted, deferred, reached
-from afmrl_jax.runtime.progress import Progress, ShapeCounter, say
+from afmrl_jax.runtime.progress import Progress, say
 from afmrl_jax.training.checkpoint import Checkpointer
 from afmrl_jax.training.guard import LossGuard, Watchdog, stopped, write_batch
 from afmrl_jax.training.state import HALTED, scalars

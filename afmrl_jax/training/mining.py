@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from afmrl_jax.config.run import MiningConfig
-from afmrl_jax.data.sources.loader import RowBuilder
+from afmrl_jax.config import MiningConfig
 from afmrl_jax.data.sources.mined_negatives import MinedTables, NegativeTable
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import identity
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.retrieval.exact import ExactIndex
-from afmrl_jax.retrieval.index import Index
+from afmrl_jax.retrieval.types import SearchIndex
 from afmrl_jax.runtime.distributed import first_sees, meet
 from afmrl_jax.runtime.progress import say
 from afmrl_jax.training.loop import Refresh
@@ -91,7 +91,7 @@ def mine(
     settings: MiningConfig,
     attributes: Mapping[str, str] | None = None,
     *,
-    index: Callable[[Sequence[str], np.ndarray], Index] = ExactIndex,
+    index: Callable[[Sequence[str], np.ndarray], SearchIndex] = ExactIndex,
 ) -> np.ndarray:
     """Hard negatives of every listing of `builder`, int32 [n k].
 

@@ -8,8 +8,8 @@ from typing import Literal
 
 from jax.sharding import Mesh
 
-from afmrl_jax.config.model import InitConfig, ModelSettings, QwenVLConfig, require
-from afmrl_jax.config.run import RunConfig
+from afmrl_jax.config import InitConfig, ModelSettings, QwenVLConfig, RunConfig
+from afmrl_jax.config.validation import require
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.huggingface.folder import MANIFEST, base_folder, save_model

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from afmrl_jax.config.model import ModelSettings
+from afmrl_jax.config import ModelSettings
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.huggingface.folder import load_model
-from afmrl_jax.models.huggingface.names import is_adapter
 from afmrl_jax.models.lora import add_lora, with_lora
+from afmrl_jax.parallel.param_paths import is_adapter
 from afmrl_jax.parallel.sharding import place, shardings
 
 

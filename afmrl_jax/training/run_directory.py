@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from afmrl_jax.config.run import PLACEMENT, RunConfig
-from afmrl_jax.config.serialization import fingerprint, to_dict
+from afmrl_jax.config import RunConfig, fingerprint, to_dict
+from afmrl_jax.config.run import PLACEMENT
 from afmrl_jax.errors import RunError
 from afmrl_jax.runtime.distributed import check_shared, first_does, first_sees, is_first
 from afmrl_jax.runtime.files import file_hash, read_json, take_lock, write_json

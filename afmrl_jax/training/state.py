@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from afmrl_jax.config.run import OptimiserConfig
+from afmrl_jax.config import OptimiserConfig
 from afmrl_jax.models.architecture import Params
-from afmrl_jax.models.huggingface.names import is_matrix
+from afmrl_jax.parallel.param_paths import is_matrix
 
 HALTED = "halted"
 """Metric, and entry of the state: a gradient was no number, and nothing is taken over any more."""

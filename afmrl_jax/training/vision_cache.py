@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from afmrl_jax.config.model import ImageConfig
+from afmrl_jax.config import ImageConfig
 from afmrl_jax.data.batching.packing import pack
 from afmrl_jax.data.batching.vision_cache import (
     CachedPictures,
@@ -20,7 +20,7 @@ from afmrl_jax.data.batching.vision_cache import (
     picture_hash,
     preprocessing,
 )
-from afmrl_jax.data.sources.loader import RowBuilder
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.runtime.distributed import fetch, meet

@@ -20,7 +20,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from afmrl_jax.config.model import QwenVLConfig, TextConfig, VisionConfig
+from afmrl_jax.config import QwenVLConfig, TextConfig, VisionConfig
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.huggingface.config import to_hub_config
 from afmrl_jax.models.huggingface.names import hub_tensors

@@ -27,9 +27,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tyro
 
-from afmrl_jax.config.run import KeptCheckpoints
+from afmrl_jax.config import KeptCheckpoints
 from afmrl_jax.errors import RunError
-from afmrl_jax.performance.benchmarks.record import write_record
+from afmrl_jax.performance.record import write_record
 from afmrl_jax.runtime.files import read_json, write_json
 from afmrl_jax.runtime.preemption import STATUS
 from afmrl_jax.runtime.progress import Progress, say

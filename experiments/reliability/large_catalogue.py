@@ -32,8 +32,8 @@ from PIL import Image, ImageDraw
 from afmrl_jax.data.catalogue.load import load_catalogue
 from afmrl_jax.data.catalogue.records import Catalogue
 from afmrl_jax.errors import RunError
-from afmrl_jax.inference.systems import FinishedRun
-from afmrl_jax.performance.benchmarks.record import write_record
+from afmrl_jax.inference.finished_run import FinishedRun
+from afmrl_jax.performance.record import write_record
 from afmrl_jax.runtime.files import read_json
 from afmrl_jax.runtime.progress import Progress, say
 from afmrl_jax.runtime.setup import reported

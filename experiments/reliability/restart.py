@@ -21,7 +21,7 @@ from typing import Any
 
 import tyro
 
-from afmrl_jax.performance.benchmarks.record import ratios, spread, write_record
+from afmrl_jax.performance.record import ratios, spread, write_record
 from afmrl_jax.runtime.progress import Progress
 from afmrl_jax.runtime.setup import CACHE, reported
 from experiments.reliability.local_job import LocalJob

@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 import tyro
 
-from afmrl_jax.config.run import AgclConfig, RunConfig
-from afmrl_jax.config.serialization import to_dict
+from afmrl_jax.config import AgclConfig, RunConfig, to_dict
 from afmrl_jax.data.attributes.oracle import oracle_texts
 from afmrl_jax.data.attributes.text_format import format_attributes, read_attributes
 from afmrl_jax.errors import AfmrlError
 from afmrl_jax.evaluation.metrics import positive_ranks
-from afmrl_jax.inference.systems import FinishedRun, System
+from afmrl_jax.inference.finished_run import FinishedRun
+from afmrl_jax.inference.systems import System
 from afmrl_jax.runs.pipeline import TEXTS, Pipeline
 from afmrl_jax.runtime.files import write_json, write_text
 from afmrl_jax.runtime.metrics_log import read_metrics

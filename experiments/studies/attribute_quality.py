@@ -27,7 +27,8 @@ from afmrl_jax.data.attributes.text_format import (
 from afmrl_jax.data.catalogue.load import load_catalogue
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.evaluation.metrics import positive_ranks, recall_at_k
-from afmrl_jax.inference.systems import ANNOTATIONS, FinishedRun
+from afmrl_jax.inference.finished_run import FinishedRun
+from afmrl_jax.inference.systems import ANNOTATIONS
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.setup import reported, set_up
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from afmrl_jax.config.run import RarConfig, RunConfig
+from afmrl_jax.config import RarConfig, RunConfig
 from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.metrics_log import read_metrics

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from afmrl_jax.evaluation.spread import spread, verdict
+from afmrl_jax.evaluation.statistics import spread, verdict
 from afmrl_jax.evaluation.tasks import TASKS
 from afmrl_jax.runtime.distributed import first_task
 from afmrl_jax.runtime.files import read_json, write_json

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from afmrl_jax.cli.main import main
-from afmrl_jax.config.run import OracleConfig, RunConfig
+from afmrl_jax.config import OracleConfig, RunConfig
 from afmrl_jax.data.attributes.captioner import Replies
 from afmrl_jax.data.attributes.oracle import oracle_inputs, taught_texts
 from afmrl_jax.data.attributes.text_format import read_attributes

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from afmrl_jax.cli import main as cli
-from afmrl_jax.inference.systems import FinishedRun
+from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.retrieval.vector_file import VectorFile
 from afmrl_jax.runs import embed as embedding
 from afmrl_jax.testing import write_badge_catalogue

@@ -10,7 +10,8 @@ from PIL import Image
 
 from afmrl_jax.data.catalogue.check import check_catalogue
 from afmrl_jax.data.catalogue.load import load_catalogue, require_splits, require_teaching
-from afmrl_jax.data.catalogue.records import SPLITS, Catalogue, hash_splits
+from afmrl_jax.data.catalogue.records import SPLITS, Catalogue
+from afmrl_jax.data.catalogue.splits import hash_splits
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.testing import write_badge_catalogue
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from afmrl_jax.config.model import ImageConfig, TextBudget
+from afmrl_jax.config import ImageConfig, TextBudget
 from afmrl_jax.data.batching.chunk_shapes import (
     MOST_SHAPES,
     Budget,
@@ -16,7 +16,7 @@ from afmrl_jax.data.batching.chunks import Chunker
 from afmrl_jax.data.batching.collate import Row
 from afmrl_jax.data.batching.images import _cut
 from afmrl_jax.data.batching.packing import best_fit_decreasing
-from afmrl_jax.data.batching.padding import padding_counts
+from afmrl_jax.data.batching.shapes import padding_counts
 from afmrl_jax.errors import CatalogueError
 
 CONFIG = ImageConfig()

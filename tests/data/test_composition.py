@@ -9,14 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from afmrl_jax.config.model import ImageConfig
-from afmrl_jax.config.run import InputDropout, TextBudget
+from afmrl_jax.config import ImageConfig, InputDropout, TextBudget
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
 from afmrl_jax.data.batching import collate as batches
 from afmrl_jax.data.batching.host_share import HostShare
-from afmrl_jax.data.catalogue.records import linked
+from afmrl_jax.data.catalogue.splits import linked
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
-from afmrl_jax.data.sources.loader import RowBuilder, iterate
+from afmrl_jax.data.sources.loader import iterate
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.data.sources.sampler import PairSampler
 from afmrl_jax.errors import CatalogueError, ConfigError
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from afmrl_jax.data import furniture
-from afmrl_jax.data.batching.images import decode
 from afmrl_jax.data.catalogue.load import load_catalogue
+from afmrl_jax.data.catalogue.pictures import decode
 from afmrl_jax.data.catalogue.records import SPLITS
 from afmrl_jax.evaluation.baselines import run_baselines
 

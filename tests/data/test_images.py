@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afmrl_jax.config.model import ImageConfig
-from afmrl_jax.data.batching.images import decode, patchify, smart_resize
+from afmrl_jax.config import ImageConfig
+from afmrl_jax.data.batching.images import patchify, smart_resize
+from afmrl_jax.data.catalogue.pictures import decode
 from afmrl_jax.errors import CatalogueError
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from afmrl_jax.config.run import OracleConfig
+from afmrl_jax.config import OracleConfig
 from afmrl_jax.data.attributes.oracle import oracle_texts, values_by_key, write_oracle
 from afmrl_jax.data.attributes.text_format import is_malformed, parse_attributes
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from afmrl_jax.config.model import ImageConfig
+from afmrl_jax.config import ImageConfig
 from afmrl_jax.data.batching.collate import Row, collate, merged_grid, mrope_positions
 from afmrl_jax.data.batching.images import _cut
 from afmrl_jax.data.batching.packing import bin_count, first_fit_decreasing, pack

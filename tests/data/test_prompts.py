@@ -10,13 +10,13 @@ import pytest
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HubTokenizer
 
-from afmrl_jax.config.model import ImageConfig
-from afmrl_jax.config.run import InputDropout, TextBudget
+from afmrl_jax.config import ImageConfig, InputDropout, TextBudget
 from afmrl_jax.data.batching.images import _cut
 from afmrl_jax.data.batching.prompts import completion_tokens, embedder_row, generator_prompt
 from afmrl_jax.data.batching.tokenizer import _SPLIT, SPECIALS, BpeTokenizer
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
-from afmrl_jax.data.sources.loader import DistillSource, RowBuilder
+from afmrl_jax.data.sources.distill import DistillSource
+from afmrl_jax.data.sources.row_builder import RowBuilder
 
 IMAGE = ImageConfig(max_pictures=2)
 CHAT = TextBudget(buckets=(256,), layout="chat", max_title_tokens=1000, max_attribute_tokens=1000)

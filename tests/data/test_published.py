@@ -9,7 +9,7 @@ import pytest
 from afmrl_jax.data.catalogue.load import to_listing
 from afmrl_jax.data.catalogue.published import LAYOUTS, layout_of, m5product
 from afmrl_jax.data.catalogue.published.reading import training_split
-from afmrl_jax.data.catalogue.records import SPLIT_SHARES
+from afmrl_jax.data.catalogue.splits import SPLIT_SHARES
 from afmrl_jax.errors import CatalogueError
 from tests.data.published_rows import Fatal, fatal, known, read, row
 

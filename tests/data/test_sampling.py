@@ -5,14 +5,16 @@ import itertools
 import numpy as np
 import pytest
 
-from afmrl_jax.config.model import ImageConfig
-from afmrl_jax.config.run import InputDropout, TextBudget
+from afmrl_jax.config import ImageConfig, InputDropout, TextBudget
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
+from afmrl_jax.data.batching.augmentation import drop_words
 from afmrl_jax.data.batching.collate import bucket_length
 from afmrl_jax.data.batching.images import erase_patches
-from afmrl_jax.data.batching.tokenizer import drop_words
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
-from afmrl_jax.data.sources.loader import DistillSource, PromptSource, RowBuilder, iterate
+from afmrl_jax.data.sources.distill import DistillSource
+from afmrl_jax.data.sources.loader import iterate
+from afmrl_jax.data.sources.prompts import PromptSource
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.data.sources.sampler import PairSampler, epoch_indices
 from afmrl_jax.errors import CatalogueError
 

@@ -223,9 +223,9 @@ def test_object_storage_that_cannot_be_reached_is_named(bucket, monkeypatch):
 
 
 def test_batches_of_a_store_are_those_of_the_folder(folder, store, tokenizer):
-    from afmrl_jax.config.model import ImageConfig
-    from afmrl_jax.config.run import TextBudget
-    from afmrl_jax.data.sources.loader import PromptSource, RowBuilder
+    from afmrl_jax.config import ImageConfig, TextBudget
+    from afmrl_jax.data.sources.prompts import PromptSource
+    from afmrl_jax.data.sources.row_builder import RowBuilder
 
     found = []
     for where in (folder, store):

@@ -5,13 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from afmrl_jax.data.batching.tokenizer import (
-    SPECIALS,
-    BpeTokenizer,
-    open_keys,
-    swap_words,
-    word_pool,
-)
+from afmrl_jax.data.batching.augmentation import open_keys, swap_words, word_pool
+from afmrl_jax.data.batching.tokenizer import SPECIALS, BpeTokenizer
 from afmrl_jax.errors import RunError
 
 

@@ -8,10 +8,9 @@ import pytest
 
 from afmrl_jax.cli import main as cli
 from afmrl_jax.errors import ConfigError, RunError
-from afmrl_jax.evaluation.bootstrap import paired_difference
 from afmrl_jax.evaluation.compare import check_comparable, compare, find_values
 from afmrl_jax.evaluation.per_query import QueryValues, read_query_values, write_query_values
-from afmrl_jax.evaluation.permutation import sign_flip_p_value
+from afmrl_jax.evaluation.statistics import paired_difference, sign_flip_p_value
 from afmrl_jax.reporting.comparison import comparison_table
 from afmrl_jax.runtime.files import write_json
 

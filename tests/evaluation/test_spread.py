@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from afmrl_jax.evaluation.spread import spread, verdict
+from afmrl_jax.evaluation.statistics import spread, verdict
 
 
 def test_spread_is_students_interval_of_the_mean(rng):

@@ -7,10 +7,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from afmrl_jax.evaluation import bootstrap, permutation
-from afmrl_jax.evaluation.bootstrap import interval, intervals, paired_difference
-from afmrl_jax.evaluation.classification import classify
-from afmrl_jax.evaluation.clustering import cluster, clustering_scores, purity
-from afmrl_jax.evaluation.permutation import sign_flip_p_value
+from afmrl_jax.evaluation.probes import classify, cluster, clustering_scores, purity
+from afmrl_jax.evaluation.statistics import (
+    interval,
+    intervals,
+    paired_difference,
+    sign_flip_p_value,
+)
 
 
 def test_interval_of_independent_values_is_the_normal_one(rng):

@@ -2,9 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afmrl_jax.config.model import ImageConfig
-from afmrl_jax.config.run import TextBudget
-from afmrl_jax.data.sources.loader import RowBuilder
+from afmrl_jax.config import ImageConfig, TextBudget
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.testing import tiny_config
 

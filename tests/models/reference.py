@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from afmrl_jax.config.model import ImageConfig, QwenVLConfig, TextConfig, VisionConfig
+from afmrl_jax.config import ImageConfig, QwenVLConfig, TextConfig, VisionConfig
 from afmrl_jax.data.batching.collate import Row, collate
 from afmrl_jax.testing import patches_of
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from afmrl_jax.config.model import ImageConfig
+from afmrl_jax.config import ImageConfig
 from afmrl_jax.data.batching.collate import Row, collate
 from afmrl_jax.testing import patches_of
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afmrl_jax.config.run import TextBudget
+from afmrl_jax.config import TextBudget
 from afmrl_jax.models.embedder import embed_batch, hidden_at, unit
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from afmrl_jax.config.model import QwenVLConfig
+from afmrl_jax.config import QwenVLConfig
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.huggingface.config import from_hub_config, to_hub_config

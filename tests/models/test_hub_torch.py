@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from afmrl_jax.config.model import QwenVLConfig
+from afmrl_jax.config import QwenVLConfig
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.huggingface.config import from_hub_config, to_hub_config
 from afmrl_jax.models.huggingface.folder import load_model, save_model

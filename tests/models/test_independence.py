@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afmrl_jax.config.model import ImageConfig
-from afmrl_jax.config.run import TextBudget
+from afmrl_jax.config import ImageConfig, TextBudget
 from afmrl_jax.data.batching.collate import Row, collate
 from afmrl_jax.data.catalogue.records import Listing
-from afmrl_jax.data.sources.loader import RowBuilder
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.embedder import embed_batch
 
 SIZES = [(64, 64), (32, 32), (120, 30), (33, 60), (16, 16), (30, 110), (200, 200), (48, 32)]

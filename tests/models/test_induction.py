@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afmrl_jax.config.model import ImageConfig, InitConfig, QwenVLConfig
+from afmrl_jax.config import ImageConfig, InitConfig, QwenVLConfig
 from afmrl_jax.data.batching.collate import Row, collate
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture

@@ -8,12 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from afmrl_jax.config.model import LORA_TARGETS, LoraConfig, ModelSettings
+from afmrl_jax.config import LoraConfig, ModelSettings
+from afmrl_jax.config.model import LORA_TARGETS
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture
-from afmrl_jax.models.huggingface.names import is_adapter
 from afmrl_jax.models.lora import add_lora, merge_lora, with_lora
 from afmrl_jax.parallel.mesh import make_mesh
+from afmrl_jax.parallel.param_paths import is_adapter
 from afmrl_jax.testing import tiny_config
 from afmrl_jax.training.partition import Trainee
 from afmrl_jax.training.state import gradient_step, initial_state

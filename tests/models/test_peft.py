@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from afmrl_jax.config.model import LORA_TARGETS, LoraConfig
+from afmrl_jax.config import LoraConfig
+from afmrl_jax.config.model import LORA_TARGETS
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.huggingface.folder import load_model, save_model
-from afmrl_jax.models.huggingface.names import is_adapter
 from afmrl_jax.models.huggingface.safetensors import TensorToWrite, stored_tensors, write_tensors
 from afmrl_jax.models.lora import add_lora, merge_lora, with_lora
+from afmrl_jax.parallel.param_paths import is_adapter
 from afmrl_jax.testing import tiny_config
 
 WEIGHTS = "adapter_model.safetensors"

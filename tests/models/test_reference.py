@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afmrl_jax.config.model import Execution
+from afmrl_jax.config import Execution
 from afmrl_jax.models.embedder import last_token, unit
 from afmrl_jax.models.generation import generate
 from afmrl_jax.models.huggingface.folder import load_model, read_architecture

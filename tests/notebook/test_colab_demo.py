@@ -13,8 +13,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from afmrl_jax.config.run import RunConfig
-from afmrl_jax.inference.systems import FinishedRun, systems_of
+from afmrl_jax.config import RunConfig
+from afmrl_jax.inference.finished_run import FinishedRun
+from afmrl_jax.inference.systems import systems_of
 from afmrl_jax.notebook import live
 from afmrl_jax.reporting import fragments
 

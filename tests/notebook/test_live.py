@@ -7,8 +7,7 @@ import time
 
 import pytest
 
-from afmrl_jax.config.run import RunConfig
-from afmrl_jax.config.serialization import to_dict
+from afmrl_jax.config import RunConfig, to_dict
 from afmrl_jax.errors import RunError
 from afmrl_jax.notebook import live
 from afmrl_jax.runtime.files import read_json, write_json, write_text

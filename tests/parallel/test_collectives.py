@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from afmrl_jax.config.model import Execution, LoraConfig
+from afmrl_jax.config import Execution, LoraConfig
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.qwen_vl.presets import PRESETS

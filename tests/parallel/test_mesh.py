@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from afmrl_jax.config.model import LoraConfig
+from afmrl_jax.config import LoraConfig
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.parallel.layout import constrain, fit_spec

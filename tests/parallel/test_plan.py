@@ -6,8 +6,7 @@ import math
 import jax
 import pytest
 
-from afmrl_jax.config.model import Execution
-from afmrl_jax.config.run import OptimiserConfig
+from afmrl_jax.config import Execution, OptimiserConfig
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.qwen_vl.presets import PRESETS

@@ -9,19 +9,19 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from afmrl_jax.config.model import QwenVLConfig
-from afmrl_jax.config.run import (
+from afmrl_jax.config import (
     AgclConfig,
     BackboneConfig,
     CitConfig,
     DistillConfig,
     EvaluationConfig,
     GuardConfig,
+    InputDropout,
     OptimiserConfig,
+    QwenVLConfig,
     RarConfig,
     RunConfig,
 )
-from afmrl_jax.config.stages import InputDropout
 from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime.distributed import ClusterConfig
 from afmrl_jax.runtime.setup import open_run, reported

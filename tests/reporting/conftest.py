@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from afmrl_jax.config.run import RunConfig
-from afmrl_jax.config.serialization import to_dict
+from afmrl_jax.config import RunConfig, to_dict
 
 ROWS = ("infonce", "agcl", "agcl+distilled", "afmrl", "afmrl+cit")
 FINE = (55.1, 56.0, 62.4, 63.3, 64.0)

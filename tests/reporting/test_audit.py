@@ -6,9 +6,16 @@ import json
 import pytest
 
 from afmrl_jax.cli import main as cli
-from afmrl_jax.config.model import QwenVLConfig
-from afmrl_jax.config.run import AgclConfig, BackboneConfig, MeshConfig, MiningConfig, RunConfig
-from afmrl_jax.inference.systems import TEXTS, FinishedRun
+from afmrl_jax.config import (
+    AgclConfig,
+    BackboneConfig,
+    MeshConfig,
+    MiningConfig,
+    QwenVLConfig,
+    RunConfig,
+)
+from afmrl_jax.inference.finished_run import FinishedRun
+from afmrl_jax.inference.systems import TEXTS
 from afmrl_jax.runs import audit as auditing
 from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.testing import tiny_config, write_badge_catalogue

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afmrl_jax.config.model import Execution, LoraConfig
+from afmrl_jax.config import Execution, LoraConfig
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.qwen_vl.presets import preset

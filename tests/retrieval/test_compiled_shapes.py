@@ -7,16 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afmrl_jax.config.model import ImageConfig
-from afmrl_jax.config.run import TextBudget
+from afmrl_jax.config import ImageConfig, TextBudget
+from afmrl_jax.data.batching.shapes import ShapeCounter
 from afmrl_jax.data.catalogue.records import Listing
-from afmrl_jax.data.sources.loader import RowBuilder
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.data.sources.sampler import epoch_indices
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.embedder import embed_batch
 from afmrl_jax.retrieval import encoder as encode
 from afmrl_jax.retrieval.encoder import Encoder
-from afmrl_jax.runtime.progress import ShapeCounter
 from afmrl_jax.testing import tiny_config
 
 COUNT, BATCH = 160, 4

@@ -2,14 +2,14 @@ import dataclasses
 
 import pytest
 
-from afmrl_jax.config.model import QwenVLConfig
-from afmrl_jax.config.run import (
+from afmrl_jax.config import (
     AgclConfig,
     BackboneConfig,
     CitConfig,
     DistillConfig,
     EvaluationConfig,
     MeshConfig,
+    QwenVLConfig,
     RarConfig,
     RunConfig,
 )

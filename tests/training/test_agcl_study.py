@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afmrl_jax.config.run import AgclConfig
+from afmrl_jax.config import AgclConfig
 from afmrl_jax.data.attributes.text_format import parse_attributes, read_attributes
 from afmrl_jax.errors import AfmrlError
 from afmrl_jax.objectives.agcl import agcl_loss

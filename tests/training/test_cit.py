@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from afmrl_jax.config.run import CitConfig, RunConfig
+from afmrl_jax.config import CitConfig, RunConfig
 from afmrl_jax.training.cit import (
     annotation_order,
     cycle_attributes,

@@ -11,12 +11,18 @@ import numpy as np
 import optax
 import pytest
 
-from afmrl_jax.config.model import Execution, ImageConfig, LoraConfig
-from afmrl_jax.config.run import AgclConfig, InputDropout, TextBudget
+from afmrl_jax.config import (
+    AgclConfig,
+    Execution,
+    ImageConfig,
+    InputDropout,
+    LoraConfig,
+    TextBudget,
+)
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
 from afmrl_jax.data.batching import chunk_shapes
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
-from afmrl_jax.data.sources.loader import RowBuilder
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.objectives.bm25 import fit_bm25
 from afmrl_jax.parallel.mesh import make_mesh

@@ -12,7 +12,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from afmrl_jax.config.run import GuardConfig, KeptCheckpoints
+from afmrl_jax.config import GuardConfig, KeptCheckpoints
 from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.errors import RunError
 from afmrl_jax.parallel.mesh import make_mesh

@@ -7,10 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from afmrl_jax.config.model import ImageConfig, ModelSettings
-from afmrl_jax.config.run import AgclConfig, MiningConfig, TextBudget
-from afmrl_jax.data.sources.loader import RowBuilder
+from afmrl_jax.config import AgclConfig, ImageConfig, MiningConfig, ModelSettings, TextBudget
 from afmrl_jax.data.sources.mined_negatives import MinedTables, NegativeTable, fill_up
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.objectives.agcl import agcl_loss

@@ -5,11 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from afmrl_jax.config.model import Execution, LoraConfig, ModelSettings
-from afmrl_jax.config.run import RunConfig, TextBudget
+from afmrl_jax.config import Execution, LoraConfig, ModelSettings, RunConfig, TextBudget
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.inference.systems import FinishedRun
+from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.huggingface.folder import load_model, save_model
 from afmrl_jax.models.huggingface.peft import is_peft_folder

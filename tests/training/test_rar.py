@@ -5,15 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from afmrl_jax.config.model import ImageConfig
-from afmrl_jax.config.run import RarConfig, TextBudget
-from afmrl_jax.data.sources.loader import RowBuilder
+from afmrl_jax.config import ImageConfig, RarConfig, TextBudget
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.objectives.rewards import Outcome
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.testing import tiny_config
-from afmrl_jax.training.rar.environment import RarEnvironment, Rollout
+from afmrl_jax.training.rar.environment import RarEnvironment
 from afmrl_jax.training.rar.held_out import HeldOutJudge, cluster_error
+from afmrl_jax.training.rar.rollout import Rollout
 
 SETTINGS = RarConfig(queries=2, group_size=2, evaluation_samples=2)
 

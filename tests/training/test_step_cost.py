@@ -7,8 +7,14 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from afmrl_jax.config.model import Execution, LoraConfig, QwenVLConfig, TextConfig, VisionConfig
-from afmrl_jax.config.run import AgclConfig
+from afmrl_jax.config import (
+    AgclConfig,
+    Execution,
+    LoraConfig,
+    QwenVLConfig,
+    TextConfig,
+    VisionConfig,
+)
 from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.training.agcl import make_agcl_step

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from afmrl_jax.config.model import LoraConfig
+from afmrl_jax.config import LoraConfig
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.lora import with_lora
 from afmrl_jax.performance.plan import Request, compiled

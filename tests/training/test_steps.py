@@ -5,17 +5,18 @@ import numpy as np
 import optax
 import pytest
 
-from afmrl_jax.config.model import ImageConfig
-from afmrl_jax.config.run import (
+from afmrl_jax.config import (
     AgclConfig,
     DistillConfig,
+    ImageConfig,
     InputDropout,
     OptimiserConfig,
     TextBudget,
 )
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
-from afmrl_jax.data.sources.loader import DistillSource, RowBuilder
+from afmrl_jax.data.sources.distill import DistillSource
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.embedder import embed_batch
 from afmrl_jax.models.generation import generate

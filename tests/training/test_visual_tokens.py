@@ -7,9 +7,17 @@ import threading
 import numpy as np
 import pytest
 
-from afmrl_jax.config.model import Execution, ImageConfig, ModelSettings
-from afmrl_jax.config.run import AgclConfig, InputDropout, MeshConfig, RunConfig, TextBudget
-from afmrl_jax.data.sources.loader import RowBuilder
+from afmrl_jax.config import (
+    AgclConfig,
+    Execution,
+    ImageConfig,
+    InputDropout,
+    MeshConfig,
+    ModelSettings,
+    RunConfig,
+    TextBudget,
+)
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.parallel.mesh import make_mesh

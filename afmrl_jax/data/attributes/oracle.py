@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from afmrl_jax.config.run import OracleConfig
+from afmrl_jax.config import OracleConfig
 from afmrl_jax.data.attributes.text_format import format_attributes, read_attributes
 from afmrl_jax.data.catalogue.records import Catalogue, Listing
 from afmrl_jax.data.furniture.lexicon import GENERIC, SYNONYMS

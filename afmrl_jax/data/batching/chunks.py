@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from afmrl_jax.config.model import ImageConfig, TextBudget
+from afmrl_jax.config import ImageConfig, TextBudget
 from afmrl_jax.data.batching.chunk_arrays import (
     Chunks,
     PatchChunks,

@@ -11,8 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from afmrl_jax.config.model import ImageConfig
-from afmrl_jax.config.run import TextBudget
+from afmrl_jax.config import ImageConfig, TextBudget
 from afmrl_jax.data.batching.host_share import HostShare
 from afmrl_jax.data.batching.images import Patches, patchify, undecoded
 from afmrl_jax.data.batching.packing import pack

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from afmrl_jax.config.model import ImageConfig
+from afmrl_jax.config import ImageConfig
 from afmrl_jax.data.batching.host_share import HostShare
 from afmrl_jax.data.batching.images import Patches
 from afmrl_jax.errors import CatalogueError

@@ -24,8 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from afmrl_jax.config.model import ImageConfig
-from afmrl_jax.config.run import TextBudget
+from afmrl_jax.config import ImageConfig, TextBudget
 from afmrl_jax.data.batching.collate import Row, merged_grid
 from afmrl_jax.data.batching.images import Patches
 from afmrl_jax.data.batching.tokenizer import Tokenizer

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from afmrl_jax.config.model import ImageConfig
+from afmrl_jax.config import ImageConfig
 from afmrl_jax.data.batching.images import Patches
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.errors import CatalogueError, RunError

@@ -8,7 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from afmrl_jax.data.catalogue.records import SPLITS, Listing, Problem, hash_splits, linked
+from afmrl_jax.data.catalogue.records import SPLITS, Listing, Problem
+from afmrl_jax.data.catalogue.splits import draw_splits
 from afmrl_jax.errors import CatalogueError
 
 COVERED = (
@@ -151,15 +152,3 @@ class Census:
         coverage = {x: round(self._covered[x] / total, 3) for x in COVERED} if total else {}
         splits = {split: counts(f"WHERE split = '{split}'") for split in SPLITS}
         return {**counts(), "splits": splits, "coverage": coverage}
-
-
-def draw_splits(groups: list[str], duplicates: list[str | None]) -> dict[str, str]:
-    """Split of each family (or product), by a hash; families that a duplicate group links share it.
-
-    Args:
-        groups: [n], `Listing.group` of every listing, or of every pair that occurs.
-        duplicates: [n], `Listing.duplicate_group` of the same.
-    """
-    first = linked(groups, duplicates)
-    splits = hash_splits(list(first.values()))
-    return {group: splits[first[group]] for group in first}

@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from afmrl_jax.data.batching.images import decode, open_picture
-from afmrl_jax.data.catalogue.census import Census, draw_splits
+from afmrl_jax.data.catalogue.census import Census
+from afmrl_jax.data.catalogue.pictures import decode, open_picture
 from afmrl_jax.data.catalogue.readers import RowSource, open_rows
 from afmrl_jax.data.catalogue.records import SPLITS, Catalogue, Listing, Problem, Report
 from afmrl_jax.data.catalogue.schema import problem_of, to_listing
+from afmrl_jax.data.catalogue.splits import draw_splits
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.progress import say
 

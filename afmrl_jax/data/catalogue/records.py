@@ -16,7 +16,6 @@ from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.files import place
 
 SPLITS = ("distill", "train", "reward", "test")
-SPLIT_SHARES = (0.45, 0.25, 0.10, 0.20)
 ROLES = ("query", "gallery")
 
 
@@ -165,53 +164,3 @@ class Catalogue:
             digest.update(json.dumps(fields, ensure_ascii=False, sort_keys=True).encode())
             digest.update(hashlib.sha256(x.read_image_bytes()).digest())
         return digest.hexdigest()[:16]
-
-
-def linked(names: Sequence[str], links: Sequence[str | None]) -> dict[str, str]:
-    """Names that share a link, directly or through others, under the first of them in order.
-
-    Args:
-        names: [n], repeats allowed.
-        links: [n], what each is linked by, or None.
-
-    Returns:
-        The first name of its set by name; without links every name its own.
-
-    Example:
-        >>> linked(["b", "a", "c", "c"], ["x", "x", None, "y"])
-        {'b': 'a', 'a': 'a', 'c': 'c'}
-    """
-    first: dict[str, str] = {name: name for name in names}
-
-    def root(name: str) -> str:
-        while first[name] != name:
-            first[name] = first[first[name]]
-            name = first[name]
-        return name
-
-    holder: dict[str, str] = {}
-    for name, link in zip(names, links, strict=True):
-        if link is not None:
-            one, other = sorted((root(name), root(holder.setdefault(link, name))))
-            first[other] = one
-    return {name: root(name) for name in first}
-
-
-def hash_splits(groups: list[str]) -> dict[str, str]:
-    """Split of each group (family or product) by the order of their hashes.
-
-    The shares are those of `SPLIT_SHARES`; every split gets at least one group.
-
-    Raises:
-        CatalogueError: fewer groups than splits.
-    """
-    order = sorted(set(groups), key=lambda g: hashlib.sha256(g.encode()).hexdigest())
-    if len(order) < len(SPLITS):
-        raise CatalogueError(
-            f"a catalogue without a `split` column needs {len(SPLITS)} families or more (products, "
-            f"where no family_id is given) to divide, found {len(order)}; add products"
-        )
-    edges = np.round(np.cumsum(SPLIT_SHARES) * len(order)).astype(int)
-    edges = np.maximum(edges, np.arange(1, len(SPLITS) + 1))
-    edges = np.minimum(edges, len(order) - np.arange(len(SPLITS))[::-1])
-    return {g: SPLITS[int(np.searchsorted(edges, n, "right"))] for n, g in enumerate(order)}

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from afmrl_jax.data.catalogue.census import draw_splits
 from afmrl_jax.data.catalogue.records import SPLITS, Listing, Problem, Report, Row, StoredListings
 from afmrl_jax.data.catalogue.schema import REQUIRED
+from afmrl_jax.data.catalogue.splits import draw_splits
 from afmrl_jax.data.catalogue.tfds_examples import (
     COLUMNS,
     PART,

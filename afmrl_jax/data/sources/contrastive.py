@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from afmrl_jax.config.run import InputDropout
+from afmrl_jax.config import InputDropout
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
 from afmrl_jax.data.attributes.text_format import drop_attributes
 from afmrl_jax.data.batching import prompts
+from afmrl_jax.data.batching.augmentation import drop_words
 from afmrl_jax.data.batching.chunks import Chunker
 from afmrl_jax.data.batching.collate import Row
 from afmrl_jax.data.batching.images import erase_patches
-from afmrl_jax.data.batching.tokenizer import drop_words
-from afmrl_jax.data.sources.loader import RowBuilder
 from afmrl_jax.data.sources.mined_negatives import MinedTables, fill_up
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.data.sources.sampler import PairSampler
 
 MOST_SAMPLES, SAMPLE_ROWS = 8, 8192

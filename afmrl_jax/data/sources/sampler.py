@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from afmrl_jax.data.catalogue.records import linked
+from afmrl_jax.data.catalogue.splits import linked
 from afmrl_jax.errors import CatalogueError
 
 SIBLINGS_PER_FAMILY = 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from afmrl_jax.config.model import QwenVLConfig, TextConfig, VisionConfig
+from afmrl_jax.config import QwenVLConfig, TextConfig, VisionConfig
 from afmrl_jax.errors import RunError
 
 _FAMILIES = {

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from afmrl_jax.config.model import Execution
+from afmrl_jax.config import Execution
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.huggingface.config import from_hub_config, to_hub_config

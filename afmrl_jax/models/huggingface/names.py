@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from afmrl_jax.models.architecture import Architecture
+from afmrl_jax.parallel.param_paths import STACKS, is_adapter, is_stacked
 
 _RENAMES = (
     (r"^visual_tower/", "visual/"),
@@ -16,7 +17,6 @@ _RENAMES = (
     (r"embed_tokens$", "embed_tokens/weight"),
     (r"^lm_head$", "lm_head/weight"),
 )
-_STACKS = re.compile(r"(^|/)(layers|blocks)/")
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,6 @@ class HubTensor:
     kind: Literal["plain", "matrix", "patches"]
     """`matrix` is transposed there ([out, in]); `patches` is a convolution's kernel
     [out, channels, frames, side, side]."""
-
-
-def is_stacked(ours: str) -> bool:
-    """Whether the first axis of a parameter counts layers."""
-    return _STACKS.search(ours) is not None
-
-
-def is_matrix(ours: str) -> bool:
-    """Whether a parameter multiplies (kernel, adapter, token table) and is no bias or scale."""
-    return ours.rpartition("/")[2] in ("kernel", "lora_a", "lora_b", "embed_tokens", "lm_head")
-
-
-def is_adapter(ours: str) -> bool:
-    """Whether a parameter belongs to a low-rank adapter."""
-    return ours.rpartition("/")[2] in ("lora_a", "lora_b")
 
 
 def hub_tensors(architecture: Architecture) -> list[HubTensor]:
@@ -76,7 +61,7 @@ def _hub_name(ours: str, layer: int | None) -> str:
     for pattern, replacement in _RENAMES:
         name = re.sub(pattern, replacement, name)
     if layer is not None:
-        name = _STACKS.sub(rf"\1\2/{layer}/", name)
+        name = STACKS.sub(rf"\1\2/{layer}/", name)
     return name.replace("/", ".")
 
 

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from afmrl_jax.config.model import LORA_TARGETS, LoraConfig
+from afmrl_jax.config import LoraConfig
+from afmrl_jax.config.model import LORA_TARGETS
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.huggingface.names import canonical_name

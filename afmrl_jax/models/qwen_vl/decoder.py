@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from afmrl_jax.config.model import Execution, InitConfig, LoraConfig, TextConfig
+from afmrl_jax.config import Execution, InitConfig, LoraConfig, TextConfig
 from afmrl_jax.models.qwen_vl.attention import MASKED, attend
 from afmrl_jax.models.qwen_vl.layers import Keys, Linear, RMSNorm, run_stack, stack_layers, unstack
 from afmrl_jax.models.qwen_vl.rope import mrope_angles, rotate

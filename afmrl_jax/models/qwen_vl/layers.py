@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from afmrl_jax.config.model import Execution, LoraConfig
+from afmrl_jax.config import Execution, LoraConfig
 
 Layer = TypeVar("Layer", bound=nnx.Module)
 

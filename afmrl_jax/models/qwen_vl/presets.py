@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from afmrl_jax.config.model import QwenVLConfig, TextConfig, VisionConfig
+from afmrl_jax.config import QwenVLConfig, TextConfig, VisionConfig
 from afmrl_jax.errors import ConfigError
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from afmrl_jax.config.model import Execution, LoraConfig, QwenVLConfig, VisionConfig
+from afmrl_jax.config import Execution, LoraConfig, QwenVLConfig, VisionConfig
 from afmrl_jax.models.qwen_vl.attention import attend
 from afmrl_jax.models.qwen_vl.layers import (
     Keys,

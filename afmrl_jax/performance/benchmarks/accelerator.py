@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from afmrl_jax.config.model import Execution, LoraConfig, QwenVLConfig
+from afmrl_jax.config import Execution, LoraConfig, QwenVLConfig
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import generate
-from afmrl_jax.models.huggingface.names import is_adapter
 from afmrl_jax.models.qwen_vl.presets import preset
+from afmrl_jax.parallel.param_paths import is_adapter
 from afmrl_jax.performance.benchmarks.jax_side import settings
-from afmrl_jax.performance.benchmarks.record import spread
 from afmrl_jax.performance.benchmarks.workload import Size, make_rows
+from afmrl_jax.performance.record import spread
 from afmrl_jax.runtime.progress import say
 from afmrl_jax.training.agcl import make_agcl_step
 from afmrl_jax.training.state import initial_state, make_optimiser

@@ -24,8 +24,8 @@ from afmrl_jax.performance.benchmarks.agcl_reference import (
     row_chunks,
 )
 from afmrl_jax.performance.benchmarks.gradcache import GradcacheSettings
-from afmrl_jax.performance.benchmarks.record import check_writable, ratios, spread, write_record
 from afmrl_jax.performance.benchmarks.texts import attribute_texts
+from afmrl_jax.performance.record import check_writable, ratios, spread, write_record
 from afmrl_jax.runtime.progress import Progress, say
 
 Part = Literal["memory", "time", "gradcache"]

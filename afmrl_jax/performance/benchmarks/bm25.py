@@ -15,8 +15,8 @@ from scipy import sparse
 from afmrl_jax.data.attributes.bm25_terms import batch_vocabulary
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.objectives.bm25 import Bm25Statistics, bm25_scores, fit_bm25
-from afmrl_jax.performance.benchmarks.record import check_writable, ratios, spread, write_record
 from afmrl_jax.performance.benchmarks.texts import attribute_texts
+from afmrl_jax.performance.record import check_writable, ratios, spread, write_record
 from afmrl_jax.runtime.progress import Progress, say
 
 K1, B = 1.5, 0.75

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from afmrl_jax.performance.benchmarks.record import ratios, spread
+from afmrl_jax.performance.record import ratios, spread
 from afmrl_jax.runtime.progress import Progress
 
 PROGRAM = """
@@ -40,9 +40,9 @@ def lowered_step(layers: int, scan: bool) -> Any:
     import jax
     import jax.numpy as jnp
 
-    from afmrl_jax.config.model import Execution
+    from afmrl_jax.config import Execution
     from afmrl_jax.models.architecture import Architecture
-    from afmrl_jax.models.huggingface.names import is_adapter
+    from afmrl_jax.parallel.param_paths import is_adapter
     from afmrl_jax.performance.benchmarks.jax_side import settings
     from afmrl_jax.performance.benchmarks.workload import Size, make_rows
     from afmrl_jax.training.agcl import make_agcl_step

@@ -11,11 +11,11 @@ from typing import Any
 
 import jax
 
-from afmrl_jax.config.model import Execution
+from afmrl_jax.config import Execution
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate
-from afmrl_jax.performance.benchmarks.record import check_writable, spread, write_record
 from afmrl_jax.performance.benchmarks.workload import TOKEN, Size, make_rows
+from afmrl_jax.performance.record import check_writable, spread, write_record
 from afmrl_jax.runtime.progress import Progress
 
 HOST = re.compile(r"callback|infeed|outfeed|\bsend\(|\brecv\(")

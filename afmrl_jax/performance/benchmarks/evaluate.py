@@ -17,7 +17,7 @@ import numpy as np
 from afmrl_jax.evaluation.metrics import depth, metric_values
 from afmrl_jax.evaluation.ranking import VectorScorer, rank_gallery
 from afmrl_jax.evaluation.tasks import TASKS
-from afmrl_jax.performance.benchmarks.record import check_writable, spread, write_record
+from afmrl_jax.performance.record import check_writable, spread, write_record
 from afmrl_jax.runtime.progress import Progress, say
 
 FINE, COARSE = TASKS[:2]

@@ -13,27 +13,29 @@ from typing import Any
 import jax
 import numpy as np
 
-from afmrl_jax.config.model import (
+from afmrl_jax.config import (
+    AgclConfig,
     Execution,
     ImageConfig,
+    InputDropout,
     LoraConfig,
     QwenVLConfig,
+    TextBudget,
     TextConfig,
     VisionConfig,
 )
-from afmrl_jax.config.run import AgclConfig, InputDropout, TextBudget
 from afmrl_jax.data.attributes.text_format import format_attributes
 from afmrl_jax.data.batching.chunks import Chunker
 from afmrl_jax.data.batching.collate import Row, collate
 from afmrl_jax.data.batching.images import Patches
-from afmrl_jax.data.batching.padding import padding_counts
+from afmrl_jax.data.batching.shapes import ShapeCounter, padding_counts
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
-from afmrl_jax.data.sources.loader import RowBuilder
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.performance.benchmarks.mixed_catalogue import mixed_catalogue
-from afmrl_jax.performance.benchmarks.record import ratios, spread
-from afmrl_jax.runtime.progress import Progress, ShapeCounter, say
+from afmrl_jax.performance.record import ratios, spread
+from afmrl_jax.runtime.progress import Progress, say
 from afmrl_jax.training.agcl import make_agcl_step
 from afmrl_jax.training.partition import learns
 from afmrl_jax.training.state import initial_state, make_optimiser

@@ -14,14 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from afmrl_jax.config.model import Execution, QwenVLConfig
-from afmrl_jax.config.run import RarConfig
+from afmrl_jax.config import Execution, QwenVLConfig, RarConfig
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.objectives.ranks import standing
 from afmrl_jax.performance.benchmarks.grpo_naive import naive_gradient, repeated
-from afmrl_jax.performance.benchmarks.record import check_writable, ratios, spread, write_record
 from afmrl_jax.performance.benchmarks.workload import FIRST_WORD, TOKEN, Size, make_rows
+from afmrl_jax.performance.record import check_writable, ratios, spread, write_record
 from afmrl_jax.runtime.progress import Progress, say
 from afmrl_jax.training.rar.policy_gradient import Samples, policy_gradient, score
 

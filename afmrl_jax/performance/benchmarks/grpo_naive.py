@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from afmrl_jax.config.run import RarConfig
+from afmrl_jax.config import RarConfig
 from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.objectives.grpo import group_advantages, grpo_loss

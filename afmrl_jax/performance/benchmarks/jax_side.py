@@ -12,8 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from afmrl_jax.config.model import Execution, ModelSettings
-from afmrl_jax.config.run import AgclConfig
+from afmrl_jax.config import AgclConfig, Execution, ModelSettings
 from afmrl_jax.models.embedder import embed_batch
 from afmrl_jax.models.generation import generate
 from afmrl_jax.models.huggingface.folder import load_model

@@ -11,15 +11,15 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from afmrl_jax.config.model import Execution
+from afmrl_jax.config import Execution
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.huggingface.folder import save_model
 from afmrl_jax.performance.benchmarks.accelerator import measure_accelerator
 from afmrl_jax.performance.benchmarks.compile_time import measure_compile
-from afmrl_jax.performance.benchmarks.record import check_writable, ratios, spread, write_record
 from afmrl_jax.performance.benchmarks.workers import Worker, restrict
 from afmrl_jax.performance.benchmarks.workload import Size
+from afmrl_jax.performance.record import check_writable, ratios, spread, write_record
 from afmrl_jax.runtime.hardware import cores
 from afmrl_jax.runtime.progress import Progress, say
 

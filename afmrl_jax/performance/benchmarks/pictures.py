@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from afmrl_jax.config.model import ImageConfig
-from afmrl_jax.data.batching.images import open_picture, patchify
+from afmrl_jax.config import ImageConfig
+from afmrl_jax.data.batching.images import patchify
+from afmrl_jax.data.catalogue.pictures import open_picture
 from afmrl_jax.data.sources.loader import iterate
-from afmrl_jax.performance.benchmarks.record import check_writable, ratios, spread, write_record
+from afmrl_jax.performance.record import check_writable, ratios, spread, write_record
 from afmrl_jax.runtime.progress import Progress, say
 
 FACTOR = 28

@@ -7,8 +7,8 @@ The training steps of the published sizes are lowered from shapes alone for mesh
 devices, partitioned by XLA, and what each device would send is counted
 (performance/collectives.py). With useful operations (performance/flops.py) and the speeds that
 makers state (performance/accelerators.py) that gives a step's time. Programs are kept in
-results/scaling.json, one after the other, so that an interrupted run goes on with the same command; the assumptions are flags, and
-changing them compiles nothing anew.
+results/scaling.json, one after the other, so that an interrupted run goes on with the same command;
+the assumptions are flags, and changing them compiles nothing anew.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 import tyro
 
 from afmrl_jax.parallel.mesh import simulate_devices
-from afmrl_jax.performance.benchmarks.record import versions
 from afmrl_jax.performance.plan import Request
+from afmrl_jax.performance.record import versions
 from afmrl_jax.performance.sweep.page import page
 from afmrl_jax.performance.sweep.predict import Assumptions
 from afmrl_jax.performance.sweep.programs import Case, exchanged

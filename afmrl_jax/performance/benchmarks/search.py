@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from afmrl_jax.performance.benchmarks.record import check_writable, ratios, spread, write_record
+from afmrl_jax.performance.record import check_writable, ratios, spread, write_record
 from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.retrieval.index import load_index
 from afmrl_jax.retrieval.scann import ScannIndex, ScannSettings, recall_of

@@ -42,7 +42,7 @@ import tyro
 from afmrl_jax.errors import AfmrlError, ConfigError
 from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.parallel.mesh import simulate_devices
-from afmrl_jax.performance.benchmarks.record import versions
+from afmrl_jax.performance.record import versions
 from afmrl_jax.performance.sweep.cell import Cell, Task, changes, largest_batch, plan_of
 from afmrl_jax.performance.sweep.measure import Peak, capacity, compiling_anew, measure
 from afmrl_jax.performance.sweep.tables import draw, markdown, with_one_peak

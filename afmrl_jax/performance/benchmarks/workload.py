@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from afmrl_jax.config.model import ImageConfig, LoraConfig, QwenVLConfig, TextConfig, VisionConfig
+from afmrl_jax.config import ImageConfig, LoraConfig, QwenVLConfig, TextConfig, VisionConfig
 from afmrl_jax.data.batching.collate import Row, VLBatch, collate
 from afmrl_jax.data.batching.images import patchify
 

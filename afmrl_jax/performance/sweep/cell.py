@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from afmrl_jax.config.model import require
+from afmrl_jax.config.validation import require
 from afmrl_jax.performance.memory import Line, Plan, abstract_mesh, parse_mesh, shard_bytes
 from afmrl_jax.performance.plan import Request, advise, divide, estimated, exact_lines
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from afmrl_jax.config.model import QwenVLConfig
+from afmrl_jax.config import QwenVLConfig
 from afmrl_jax.performance.flops import Passes, decoder_flops, head_flops
 from afmrl_jax.performance.sweep.cell import Cell
 

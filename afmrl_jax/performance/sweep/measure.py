@@ -16,10 +16,10 @@ from afmrl_jax.data.sources.loader import iterate
 from afmrl_jax.errors import RunError
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.performance.accelerators import CHIPS, chip_of
-from afmrl_jax.performance.benchmarks.record import spread
 from afmrl_jax.performance.collectives import bytes_by_axis, collectives
 from afmrl_jax.performance.flops import utilisation
 from afmrl_jax.performance.memory import DEVICES
+from afmrl_jax.performance.record import spread
 from afmrl_jax.performance.sweep.cell import Cell
 from afmrl_jax.performance.sweep.counts import Counts, count
 from afmrl_jax.performance.sweep.tables import MEASURED

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from afmrl_jax.config.model import QwenVLConfig
+from afmrl_jax.config import QwenVLConfig
 from afmrl_jax.performance.accelerators import CHIPS, chip
 from afmrl_jax.performance.sweep.predict import Assumptions, Prediction, fits, predict, useful
 from afmrl_jax.performance.sweep.programs import Case

@@ -13,13 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from afmrl_jax.config.model import Execution, ImageConfig, LoraConfig, TextBudget
-from afmrl_jax.config.run import AgclConfig, DistillConfig, RarConfig
-from afmrl_jax.config.stages import InputDropout
+from afmrl_jax.config import (
+    AgclConfig,
+    DistillConfig,
+    Execution,
+    ImageConfig,
+    InputDropout,
+    LoraConfig,
+    RarConfig,
+    TextBudget,
+)
 from afmrl_jax.data.attributes.text_format import format_attributes
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.data.catalogue.load import load_catalogue
-from afmrl_jax.data.sources.loader import DistillSource, PromptSource, RowBuilder
+from afmrl_jax.data.sources.distill import DistillSource
+from afmrl_jax.data.sources.prompts import PromptSource
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import generate
@@ -30,8 +39,8 @@ from afmrl_jax.performance.sweep.cell import Cell
 from afmrl_jax.training.agcl import contrastive_source, make_agcl_step, term_statistics
 from afmrl_jax.training.distill import make_distill_step
 from afmrl_jax.training.partition import learns
-from afmrl_jax.training.rar.environment import look, sample
 from afmrl_jax.training.rar.policy_gradient import Samples, score, update
+from afmrl_jax.training.rar.rollout import look, sample
 from afmrl_jax.training.state import initial_state, make_optimiser
 
 WORDS = 2048

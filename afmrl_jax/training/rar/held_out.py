@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from afmrl_jax.config.run import RarConfig
+from afmrl_jax.config import RarConfig
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.objectives.rewards import Outcome
 from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.runtime.distributed import first_sees, meet
 from afmrl_jax.runtime.files import atomic_path, read_json, write_json
-from afmrl_jax.training.rar.environment import RarEnvironment, Rollout, sample
+from afmrl_jax.training.rar.environment import RarEnvironment
+from afmrl_jax.training.rar.rollout import Rollout, sample
 
 CANDIDATE_K = (1, 2, 3, 5, 10, 20, 50, 100)
 BATCH = 32

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from afmrl_jax.config.run import RarConfig
+from afmrl_jax.config import RarConfig
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import completion_logprobs
 from afmrl_jax.objectives.grpo import dead_groups, group_advantages, grpo_loss, token_weights

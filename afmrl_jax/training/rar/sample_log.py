@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from afmrl_jax.data.sources.loader import RowBuilder
+from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.runtime.files import read_lines, write_text, writes
-from afmrl_jax.training.rar.environment import Rollout
+from afmrl_jax.training.rar.rollout import Rollout
 
 QUERIES = 3
 """Queries of a step that are kept."""

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from afmrl_jax.config.run import RarConfig, RunConfig
-from afmrl_jax.data.sources.loader import PromptSource
+from afmrl_jax.config import RarConfig, RunConfig
+from afmrl_jax.data.sources.prompts import PromptSource
 from afmrl_jax.models.architecture import Params
 from afmrl_jax.models.huggingface.safetensors import TensorToWrite, stored_tensors, write_tensors
 from afmrl_jax.objectives import rewards as objectives
@@ -25,10 +25,11 @@ from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.training.encode_batch import tower_learns
 from afmrl_jax.training.loop import LoopConfig, run_loop
 from afmrl_jax.training.partition import Trainee
-from afmrl_jax.training.rar.environment import RarEnvironment, Rollout, look, sample, trimmed_length
+from afmrl_jax.training.rar.environment import RarEnvironment
 from afmrl_jax.training.rar.held_out import HeldOutJudge
 from afmrl_jax.training.rar.monitor import Health
 from afmrl_jax.training.rar.policy_gradient import Samples, parts_of, score, update
+from afmrl_jax.training.rar.rollout import Rollout, look, sample, trimmed_length
 from afmrl_jax.training.rar.sample_log import SampleLog
 from afmrl_jax.training.state import initial_state, make_optimiser, scalars
 

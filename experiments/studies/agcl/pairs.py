@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from afmrl_jax.config.run import AgclConfig
+from afmrl_jax.config import AgclConfig
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.data.sources.sampler import PairSampler

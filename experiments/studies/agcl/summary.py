@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from afmrl_jax.evaluation.bootstrap import paired_difference
 from afmrl_jax.evaluation.metrics import recall_at_k
-from afmrl_jax.evaluation.spread import spread, verdict
+from afmrl_jax.evaluation.statistics import paired_difference, spread, verdict
 from afmrl_jax.runtime.files import read_json
 from experiments.studies.agcl.pairs import PAIR_FIGURES
 from experiments.studies.agcl.variations import Variation

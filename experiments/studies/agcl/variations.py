@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from afmrl_jax.config.run import AgclConfig
+from afmrl_jax.config import AgclConfig
 
 DISTILLED, TRUE, ORACLE = "annotate-distilled", "attributes-true", "attributes-oracle"
 """Stages that hold attribute lists of the train split."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from afmrl_jax.data.batching.images import open_picture
+from afmrl_jax.data.catalogue.pictures import open_picture
 from afmrl_jax.data.catalogue.published.reading import Layout
 from afmrl_jax.data.catalogue.records import Report, Row
 from afmrl_jax.data.catalogue.schema import problem_of, to_listing

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from afmrl_jax.data.catalogue.records import SPLIT_SHARES, SPLITS, Problem, Report, Row
+from afmrl_jax.data.catalogue.records import SPLITS, Problem, Report, Row
+from afmrl_jax.data.catalogue.splits import SPLIT_SHARES
 
 DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error)
 NAMED = 20

@@ -1,0 +1,174 @@
+"""Settings of pictures, texts, dropout and the oracle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from afmrl_jax.config.validation import require
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+
+
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """How a picture becomes patches; the defaults of the field names follow Qwen2-VL."""
+
+    patch_size: int = 8
+    """Side of a patch in pixels."""
+    merge_size: int = 2
+    """Patches per side that the merger joins into one visual token."""
+    temporal_patch_size: int = 1
+    """Frames per patch; a still picture is repeated to fill it."""
+    min_pixels: int = 32 * 32
+    """Pictures with fewer pixels are enlarged to this many."""
+    max_pixels: int = 64 * 64
+    """Pictures with more pixels are reduced to this many."""
+    mean: tuple[float, float, float] = CLIP_MEAN
+    """Mean of the three colour channels, subtracted."""
+    std: tuple[float, float, float] = CLIP_STD
+    """Deviation of the three colour channels, divided by."""
+    max_pictures: int = 1
+    """Pictures a row may hold; a bin of patches has room for as many of full size."""
+    pack_shares: tuple[float, ...] = (0.25, 0.5, 1.0)
+    """How many bins of patches a batch may have, as shares of its rows, ascending, the last one 1.
+    Small pictures share bins; their number is rounded up to one of these, for every number of bins
+    is a program to compile."""
+
+    scaled_decoding: bool = False
+    """Let libjpeg decode large JPEGs at a half, a quarter or an eighth of their size, as far as the
+    patches need no more: faster, and pixels that differ a little from the reference's."""
+    bad_pictures: Literal["fatal", "skip"] = "fatal"
+    """What a picture that cannot be decoded does to training: stop it, or be left out of its row,
+    counted as `bad_pictures` in the log and named once."""
+
+    def __post_init__(self) -> None:
+        factor = self.patch_size * self.merge_size
+        require(self.max_pictures > 0, "max_pictures must be positive")
+        require(
+            list(self.pack_shares) == sorted(set(self.pack_shares))
+            and self.pack_shares[:1] > (0,)
+            and self.pack_shares[-1] == 1,
+            f"pack_shares {self.pack_shares} must be positive, ascend and end with 1",
+        )
+        require(self.min_pixels <= self.max_pixels, "min_pixels must not exceed max_pixels")
+        require(
+            self.max_pixels >= factor * factor,
+            f"max_pixels {self.max_pixels} holds no merged patch of {factor} x {factor} pixels",
+        )
+
+    @classmethod
+    def qwen(cls, *, min_pixels: int = 56 * 56, max_pixels: int = 256 * 28 * 28) -> ImageConfig:
+        """Patches of the published Qwen2-VL and Qwen2.5-VL, by default 256 visual tokens."""
+        return cls(
+            patch_size=14,
+            merge_size=2,
+            temporal_patch_size=2,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+        )
+
+    @property
+    def max_patches(self) -> int:
+        """Patches of the largest picture."""
+        unit = self.merge_size**2
+        return max(unit, self.max_pixels // self.patch_size**2 // unit * unit)
+
+    @property
+    def bin_patches(self) -> int:
+        """Patches a bin has room for: any row's pictures fit one bin."""
+        return self.max_patches * self.max_pictures
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in one flattened patch."""
+        return 3 * self.temporal_patch_size * self.patch_size**2
+
+
+@dataclass(frozen=True)
+class TextBudget:
+    """Fixed sequence shapes: a batch takes the smallest bucket its longest row fits."""
+
+    buckets: tuple[int, ...] = (24, 48, 64, 80, 112)
+    """Sequence lengths, visual tokens included, ascending."""
+    max_title_tokens: int = 40
+    """Titles are cut to this many tokens."""
+    max_attribute_tokens: int = 48
+    """Attribute text is cut to this many tokens, and G may write no more."""
+    max_terms: int = 32
+    """BM25 terms kept per attribute text."""
+    layout: Literal["bare", "chat"] = "bare"
+    """`bare`: picture, title and attributes with nothing around them, for a vocabulary learned from
+    a catalogue. `chat`: the published Qwen2-VL chat format, for a pretrained model."""
+    generator_instruction: str = (
+        "Write the key attributes of this product in the form `key: value; key: value`.\nTitle: "
+    )
+    """What stands before the title in the generator's turn of the chat layout."""
+    embedder_instruction: str = "Represent this product for retrieval: "
+    """What stands before the title in the embedder's turn of the chat layout."""
+
+    def __post_init__(self) -> None:
+        require(self.max_title_tokens > 0, "max_title_tokens must be positive")
+        require(self.max_attribute_tokens > 1, "max_attribute_tokens must hold a token and the end")
+        require(
+            len(self.buckets) > 0 and list(self.buckets) == sorted(set(self.buckets)),
+            f"buckets {self.buckets} must ascend",
+        )
+
+
+@dataclass(frozen=True)
+class InputDropout:
+    """What R does not get to see of a listing, drawn anew for every row it is trained on.
+
+    Hiding parts keeps R from learning the few training products by heart, and teaches it the
+    inputs it will meet: short lists, no list, a text or a picture alone.
+    """
+
+    attributes: float = 0.2
+    """Chance that one attribute of a list is left out: R must know the short lists of RAR."""
+    whole_list: float = 0.1
+    """Chance that a row sees no attribute at all."""
+    title: float = 0.05
+    """Chance that a row has no title, so that pictures alone can be searched."""
+    picture: float = 0.05
+    """Chance that a row has no picture, so that text alone can be searched."""
+    words: float = 0.2
+    """Chance that one word of a title is left out; one always stays."""
+    patches: float = 0.3
+    """Chance that the pixels behind one visual token are erased."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            require(0 <= value < 1, f"{name} must lie in [0, 1)")
+        require(self.title + self.picture < 1, "title and picture dropout leave nothing")
+
+
+@dataclass(frozen=True)
+class OracleConfig:
+    """The oracle from which G is distilled: how often it departs from the true attributes, or a
+    file of what another one wrote.
+    """
+
+    synonym_rate: float = 0.3
+    """Chance that a value is written as a synonym."""
+    omit_rate: float = 0.25
+    """Chance that a key is left out."""
+    generic_rate: float = 0.25
+    """Chance that a listing gets a filler such as `style: beautiful`."""
+    wrong_rate: float = 0.05
+    """Chance that a value is another product's."""
+    guess_rate: float = 0.1
+    """Chance that a value of digits (dimensions) is written although the title states no number;
+    a captioner sees no more than picture and title."""
+    shuffle_rate: float = 0.3
+    """Chance that a listing's keys are written in an order of their own."""
+    file: str | None = None
+    """JSON lines with `listing_id` and `attributes`, as `afmrl oracle` writes them; G learns from
+    those of the `distill` split, and the rates above say nothing. None: from the catalogue."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            require(name == "file" or 0 <= value <= 1, f"{name} must lie in [0, 1]")

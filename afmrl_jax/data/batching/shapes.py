@@ -1,0 +1,62 @@
+"""Shapes of batches: those compiled for, and how much of them is padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from afmrl_jax.data.batching.chunk_arrays import Chunks
+
+
+class ShapeCounter:
+    """The different shapes among the batches of a piece of work: so many programs were compiled."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[tuple[int, ...], ...]] = set()
+
+    def add(self, rows: Any) -> None:
+        """Count a `VLBatch`, whose length in tokens and number of patch bins may vary, or `Chunks`,
+        whose shapes may.
+        """
+        if hasattr(rows, "texts"):
+            parts = [*(x.tokens for x in rows.texts), *(x.patch_segment for x in rows.pictures)]
+            self._seen.add(tuple(x.shape for x in parts))
+        else:
+            self._seen.add((rows.tokens.shape, (len(rows.patches),)))
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def __str__(self) -> str:
+        plural = "" if len(self) == 1 else "s"
+        if any(len(shape) == 4 for seen in self._seen for shape in seen):
+            shapes = "; ".join(
+                ", ".join("x".join(map(str, shape)) for shape in seen)
+                for seen in sorted(self._seen)
+            )
+            what = "chunks x devices x rows or bins x places"
+        else:
+            shapes = ", ".join(f"{b}x{t}/{n}" for (b, t), (n,) in sorted(self._seen))
+            what = "rows x tokens / patch bins"
+        return f"{len(self)} shape{plural} compiled ({what}): {shapes}"
+
+
+def padding_counts(rows: Any) -> dict[str, tuple[int, int]]:
+    """Padded and all places of a batch on the host, by kind: `text` and, if there are, `patch`.
+
+    Args:
+        rows: a `VLBatch`, or `Chunks`, whose skipped chunks do not count. Where visual tokens are
+            known, text alone counts.
+    """
+    if isinstance(rows, Chunks):
+        texts = [x.token_mask[: int(x.used)] for x in rows.texts]
+        segments = [x.patch_segment[: int(x.used)] for x in rows.pictures]
+        # The one visible place of each empty row is padding too.
+        empty = sum(x.size // x.shape[-1] for x in texts) - len(rows.place)
+    else:
+        texts, segments, empty = [rows.token_mask], [rows.patch_segment], 0
+    places, patches = (sum(x.size for x in kind) for kind in (texts, segments))
+    padded = places - sum(int(x.sum()) for x in texts) + empty
+    found = {"text": (padded, places)}
+    if patches:
+        found["patch"] = (sum(int((x == 0).sum()) for x in segments), patches)
+    return found

@@ -1,0 +1,90 @@
+"""Batches that the generator is distilled from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from afmrl_jax.data.batching import prompts
+from afmrl_jax.data.batching.augmentation import open_keys, swap_words, word_pool
+from afmrl_jax.data.batching.collate import Row
+from afmrl_jax.data.sources.row_builder import RowBuilder
+from afmrl_jax.data.sources.sampler import epoch_indices
+
+
+class DistillSource:
+    """Teacher-forced rows for G: prompt, then the oracle's list; loss on the list alone.
+
+    The first half of a batch walks through the listings epoch by epoch, the second half holds for
+    each of them another listing of its product, where there is one. In `swap_share`
+    of the rows the words that title and list have in common are replaced in both.
+    """
+
+    def __init__(
+        self,
+        builder: RowBuilder,
+        oracle: Sequence[str],
+        *,
+        steps: int,
+        batch_size: int,
+        seed: int,
+        structure_weight: float = 1.0,
+        swap_share: float = 0.0,
+    ):
+        self._builder = builder
+        self._oracle = oracle
+        self._steps = steps
+        self._pairs = max(1, min(batch_size, len(oracle)) // 2)
+        self._seed = seed
+        self._structure_weight = structure_weight
+        self._swap_share = swap_share
+        self._words = word_pool([x.title for x in builder.listings])
+        self._open_keys = open_keys(oracle)
+        names = sorted({x.product_id for x in builder.listings})
+        number = {name: n for n, name in enumerate(names)}
+        self._products = np.array([number[x.product_id] for x in builder.listings], np.int32)
+        order = np.argsort(self._products, kind="stable")
+        self._of_product = np.split(order, np.cumsum(np.bincount(self._products))[:-1])
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __repr__(self) -> str:
+        return f"DistillSource(listings={len(self._oracle)}, seed={self._seed})"
+
+    def _partner(self, place: int, rng: np.random.Generator) -> int:
+        others = self._of_product[self._products[place]]
+        others = others[others != place]
+        return int(rng.choice(others)) if len(others) else place
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        builder, rng = self._builder, np.random.default_rng([self._seed, step, 2])
+        first = epoch_indices(len(self._oracle), self._pairs, step, self._seed)
+        places = [int(p) for p in first] + [self._partner(int(p), rng) for p in first]
+        rows, starts, weights = [], [], []
+        for place in places:
+            title, text = builder.listings[place].title, self._oracle[place]
+            if rng.random() < self._swap_share:
+                title, text = swap_words(
+                    title, text, keys=self._open_keys, pool=self._words, rng=rng
+                )
+            prompt = builder.prompt(place, title)
+            wanted = prompts.completion_tokens(builder.tokenizer, text, builder.text)
+            weights.append(prompts.value_weights(builder.tokenizer, wanted, self._structure_weight))
+            starts.append(len(prompt.tokens))
+            rows.append(Row(prompt.tokens + wanted, prompt.pictures))
+        batch = builder.batch(rows)
+        weight = np.zeros(batch.tokens.shape, np.float32)
+        for number, (start, values) in enumerate(zip(starts, weights, strict=True)):
+            # Position i predicts token i + 1, so everything moves one to the left.
+            weight[number, start - 1 : start - 1 + len(values)] = values
+        return {
+            "rows": batch,
+            "targets": np.roll(batch.tokens, -1, axis=1),
+            "weights": weight,
+            "prompt_last": np.array(starts, np.int32) - 1,
+            "products": self._products[first],
+            **builder.bad_pictures(places),
+        }

@@ -1,0 +1,99 @@
+"""Listings to rows and batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from afmrl_jax.config import ImageConfig, TextBudget
+from afmrl_jax.data.batching import collate as batches
+from afmrl_jax.data.batching import prompts
+from afmrl_jax.data.batching.collate import PatchStore, Row
+from afmrl_jax.data.batching.host_share import HostShare
+from afmrl_jax.data.batching.images import Patches
+from afmrl_jax.data.batching.tokenizer import Tokenizer
+from afmrl_jax.data.batching.vision_cache import CachedPictures
+from afmrl_jax.data.catalogue.records import Listing
+
+
+@dataclasses.dataclass(frozen=True)
+class RowBuilder:
+    """What turns listings into rows: tokenizer, shapes and the pictures of one list of listings."""
+
+    listings: Sequence[Listing]
+    tokenizer: Tokenizer
+    image: ImageConfig
+    text: TextBudget
+    pictures: PatchStore | CachedPictures
+    host: HostShare = dataclasses.field(default_factory=HostShare)
+    """Whose pictures are decoded."""
+
+    @classmethod
+    def of(
+        cls,
+        listings: Sequence[Listing],
+        tokenizer: Tokenizer,
+        image: ImageConfig,
+        text: TextBudget,
+        host: HostShare | None = None,
+    ) -> RowBuilder:
+        """A builder with an empty picture store, for one process or for one of several."""
+        host = host or HostShare()
+        store = PatchStore(listings, image, deferred=not host.whole)
+        return cls(listings, tokenizer, image, text, store, host)
+
+    def picture(self, index: int) -> tuple[Patches, ...]:
+        """The picture of listing `index`; none where it is bad and such are left out."""
+        found = self.pictures[index]
+        return () if found is None else (found,)
+
+    def bad_pictures(self, indices: Iterable[int]) -> dict[str, int]:
+        """How many pictures of a batch's listings were left out, where that may happen."""
+        if self.image.bad_pictures == "fatal":
+            return {}
+        return {"bad_pictures": self.pictures.bad(indices)}
+
+    def embedder(
+        self, index: int, attributes: str | None, *, title: bool = True, picture: bool = True
+    ) -> Row:
+        """Embedder row of listing `index`."""
+        return prompts.embedder_row(
+            self.tokenizer,
+            self.text,
+            self.image,
+            title=self.listings[index].title if title else None,
+            attributes=attributes,
+            pictures=self.picture(index) if picture else (),
+        )
+
+    def prompt(self, index: int, title: str | None = None) -> Row:
+        """Generator prompt of listing `index`, under another title where one is given."""
+        return prompts.generator_prompt(
+            self.tokenizer,
+            self.text,
+            self.image,
+            title=self.listings[index].title if title is None else title,
+            pictures=self.picture(index),
+        )
+
+    def batch(
+        self,
+        rows: Sequence[Row],
+        length: int | None = None,
+        *,
+        with_patches: bool = True,
+        side: Literal["right", "left"] = "right",
+    ) -> batches.VLBatch:
+        """Rows padded to the smallest bucket, or to `length`; see `collate`."""
+        if length is None:
+            length = batches.bucket_length(max(len(row.tokens) for row in rows), self.text)
+        return batches.collate(
+            rows,
+            self.tokenizer,
+            self.image,
+            length,
+            with_patches=with_patches,
+            side=side,
+            host=self.host,
+        )

@@ -1,0 +1,72 @@
+"""A run directory as a source of models."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from afmrl_jax.config import RunConfig, from_dict
+from afmrl_jax.data.batching.tokenizer import BpeTokenizer
+from afmrl_jax.data.catalogue.records import Catalogue
+from afmrl_jax.data.sources.row_builder import RowBuilder
+from afmrl_jax.errors import RunError
+from afmrl_jax.inference.systems import System, systems_of
+from afmrl_jax.models.architecture import Architecture, Params
+from afmrl_jax.parallel.mesh import host_share, make_mesh
+from afmrl_jax.retrieval.encoder import Encoder
+from afmrl_jax.runtime.files import read_json
+from afmrl_jax.runtime.object_store import working_copy
+from afmrl_jax.training.model_store import ModelStore
+
+
+class FinishedRun:
+    """A run directory as a source of models."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder = working_copy(folder)
+        path = folder / "config.json"
+        if not path.is_file():
+            raise RunError(
+                f"{folder} is no run directory (config.json is missing); give the --out of a demo"
+            )
+        self.config: RunConfig = from_dict(RunConfig, read_json(path))
+
+    @cached_property
+    def mesh(self) -> Mesh:
+        """The devices of this machine, whatever the run was trained on."""
+        return make_mesh(-1, 1)
+
+    @cached_property
+    def tokenizer(self) -> BpeTokenizer:
+        """The run's tokenizer."""
+        folder = self.folder / "tokenizer"
+        if not (folder / "DONE.json").is_file():
+            raise RunError(f"{self.folder} has no tokenizer yet; let the demo finish first")
+        return BpeTokenizer.load(folder)
+
+    def system(self, name: str | None = None) -> System:
+        """The row of a name; the last one without."""
+        rows = {x.name: x for x in systems_of(self.config)}
+        if name is not None and name not in rows:
+            raise RunError(f"{self.folder} has no system {name!r}; choose from {', '.join(rows)}")
+        return rows[name or list(rows)[-1]]
+
+    def model(self, stage: str) -> tuple[Architecture, Params]:
+        """What a finished stage trained."""
+        if not (self.folder / stage / "DONE.json").is_file():
+            raise RunError(
+                f"stage {stage} of {self.folder} is not finished; start its demo command again"
+            )
+        return ModelStore(self.folder, self.config, self.mesh).load(stage)
+
+    def encoder(self, system: System) -> Encoder:
+        """R of a system."""
+        size = self.config.evaluation.batch_size
+        return Encoder.on(self.mesh, *self.model(system.embedder), size)
+
+    def rows(self, catalogue: Catalogue) -> RowBuilder:
+        """Model rows of a catalogue's listings."""
+        config, share = self.config, host_share(self.mesh)
+        return RowBuilder.of(catalogue.listings, self.tokenizer, config.image, config.text, share)

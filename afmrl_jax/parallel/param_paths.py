@@ -1,0 +1,22 @@
+"""What a parameter's path says of it."""
+
+from __future__ import annotations
+
+import re
+
+STACKS = re.compile(r"(^|/)(layers|blocks)/")
+
+
+def is_stacked(ours: str) -> bool:
+    """Whether the first axis of a parameter counts layers."""
+    return STACKS.search(ours) is not None
+
+
+def is_matrix(ours: str) -> bool:
+    """Whether a parameter multiplies (kernel, adapter, token table) and is no bias or scale."""
+    return ours.rpartition("/")[2] in ("kernel", "lora_a", "lora_b", "embed_tokens", "lm_head")
+
+
+def is_adapter(ours: str) -> bool:
+    """Whether a parameter belongs to a low-rank adapter."""
+    return ours.rpartition("/")[2] in ("lora_a", "lora_b")

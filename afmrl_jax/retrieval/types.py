@@ -1,0 +1,117 @@
+"""What every index holds, answers and refuses."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from afmrl_jax.errors import RunError
+
+CHECKED_ROWS = 65_536
+"""Vectors that are checked at a time, so that a mapped file need not fit in memory."""
+
+
+class SearchResult(NamedTuple):
+    """The first k of each query, best first."""
+
+    positions: np.ndarray
+    """int32 [q k]; places in `SearchIndex.ids`"""
+    scores: np.ndarray
+    """float32 [q k]; cosines"""
+    ids: list[list[str]]
+    """Ids of the places"""
+
+
+class SearchIndex(Protocol):
+    """Vectors with string ids, searchable by cosine."""
+
+    kind: str
+    embedder: str
+    """Identity of the embedder whose vectors these are"""
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids by place. Places change when vectors are deleted or the index is loaded anew."""
+        ...
+
+    def __len__(self) -> int:
+        """Vectors that can be found."""
+        ...
+
+    def search(self, queries: np.ndarray, k: int) -> SearchResult:
+        """The k nearest of each query [q d]; fewer where the index holds fewer."""
+        ...
+
+    def add(self, ids: Sequence[str], vectors: np.ndarray) -> None:
+        """Add vectors [n d] under new ids.
+
+        Raises:
+            RunError: an id is known, or repeated; or the vectors do not fit.
+        """
+        ...
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Take vectors out.
+
+        Raises:
+            RunError: an id is not known, or repeated; nothing is deleted then.
+        """
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the index as a folder, whole or not at all."""
+        ...
+
+
+def check_vectors(
+    ids: Sequence[str], vectors: np.ndarray, dtype: Any = np.float32, dim: int | None = None
+) -> np.ndarray:
+    """Vectors [n d] as `dtype`, not copied where they are of it; refuses what no index can hold.
+
+    Raises:
+        RunError: not one vector an id, another dimension than `dim`, or values that are not finite.
+    """
+    vectors = np.asarray(vectors)
+    if vectors.ndim != 2 or len(ids) != len(vectors) or not len(ids):
+        raise RunError(f"an index needs one vector an id, got {len(ids)} ids and {vectors.shape}")
+    if dim is not None and vectors.shape[1] != dim:
+        raise RunError(
+            f"the index holds vectors of dimension {dim}, these have {vectors.shape[1]}; embed "
+            "with the embedder of the index"
+        )
+    for begin in range(0, len(vectors), CHECKED_ROWS):
+        if not np.isfinite(vectors[begin : begin + CHECKED_ROWS]).all():
+            raise RunError("an index cannot hold vectors that are not finite; embed them again")
+    return vectors.astype(dtype, copy=False)
+
+
+def check_new(ids: Sequence[str], known: Any = ()) -> None:
+    """Refuse ids that are repeated, or known.
+
+    Raises:
+        RunError: names the first.
+    """
+    repeated = [x for x, n in Counter(ids).items() if n > 1]
+    if repeated:
+        raise RunError(
+            f"an index needs unique ids, {repeated[0]!r} is repeated; drop the repeated listings"
+        )
+    for x in ids:
+        if x in known:
+            raise RunError(f"the index holds {x!r} already; delete it first to replace it")
+
+
+def check_known(ids: Sequence[str], known: Any) -> None:
+    """Refuse ids that are repeated, or not known.
+
+    Raises:
+        RunError: names the first.
+    """
+    for x, n in Counter(ids).items():
+        if x not in known or n > 1:
+            what = "is repeated" if n > 1 else "is not in the index"
+            raise RunError(f"{x!r} {what}; nothing was deleted")

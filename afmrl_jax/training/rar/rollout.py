@@ -1,0 +1,87 @@
+"""Lists sampled from the generator, and what they earned."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from afmrl_jax.config import RarConfig
+from afmrl_jax.data.attributes.token_grammar import Grammar
+from afmrl_jax.models.architecture import Architecture, Params
+from afmrl_jax.models.generation import Generation, generate
+from afmrl_jax.objectives import rewards as objectives
+from afmrl_jax.objectives.rewards import Outcome
+
+TAIL_STEP = 16
+"""Lengths of continuations are rounded up to multiples of it, so that few shapes are compiled."""
+
+
+def trimmed_length(mask: np.ndarray) -> int:
+    """Places that continuations need, of bool [... n]: the longest, rounded up, at most n."""
+    longest = int(mask.sum(-1).max(initial=1))
+    return min(-(-longest // TAIL_STEP) * TAIL_STEP, mask.shape[-1])
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A group of samples for each query, and what they were worth; all [q g]."""
+
+    rewards: np.ndarray
+    recall: np.ndarray
+    outcome: Outcome
+    """How R found with them, NumPy arrays."""
+    malformed: np.ndarray
+    texts: list[str]
+    """q * g, group by group."""
+
+    def rewarded(self, settings: RarConfig, k: int) -> Rollout:
+        """The same samples under Recall@k, and under the reward that the settings choose."""
+        outcome = self.outcome._replace(k=k)
+        reward = objectives.find_reward(settings.reward, length_price=settings.length_price)
+        values = objectives.rewarded(
+            reward, outcome, jnp.asarray(self.malformed), settings.malformed_reward
+        )
+        recall = np.where(self.malformed, 0.0, np.asarray(objectives.recall(outcome)))
+        return dataclasses.replace(
+            self, rewards=np.asarray(values), recall=recall.astype(np.float32), outcome=outcome
+        )
+
+
+@partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))
+def sample(
+    architecture: Architecture,
+    params: Params,
+    prompts: Any,
+    key: jax.Array,
+    settings: RarConfig,
+    group_size: int,
+    max_new_tokens: int,
+    specials: tuple[int, int],
+    grammar: Grammar | None = None,
+) -> Generation:
+    """A group of attribute lists for each prompt; `specials` are the ids (end, padding)."""
+    return generate(
+        architecture.bind(params),
+        prompts,
+        group_size=group_size,
+        max_new_tokens=max_new_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        key=key,
+        eos_id=specials[0],
+        pad_id=specials[1],
+        grammar=grammar,
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def look(architecture: Architecture, params: Params, prompts: Any) -> jax.Array | None:
+    """What a model's vision tower says of the pictures of prompts, [n s d]."""
+    return architecture.bind(params).visual_of(prompts)
