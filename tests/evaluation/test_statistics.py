@@ -6,7 +6,6 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from afmrl_jax.evaluation import bootstrap, permutation
 from afmrl_jax.evaluation.probes import classify, cluster, clustering_scores, purity
 from afmrl_jax.evaluation.statistics import (
     interval,
@@ -96,7 +95,7 @@ def test_metrics_that_share_resamples_have_the_intervals_of_each_alone(rng, monk
         assert found[name] == pytest.approx(interval(values[name], groups, resamples=300, seed=4))
     assert np.isnan(found["none"]).all()
     # Draws are those of one call, however many are made at a time.
-    monkeypatch.setattr(bootstrap, "AT_ONCE", 70)
+    monkeypatch.setattr(statistics, "AT_ONCE", 70)
     assert intervals(values, groups, resamples=300, seed=4)["a"] == pytest.approx(found["a"])
 
 
@@ -124,7 +123,7 @@ def test_families_flip_as_wholes(rng):
 def test_many_clusters_are_drawn_near_to_the_exact_value(rng, monkeypatch):
     differences = rng.normal(0.45, 1.0, 13)
     exact = sign_flip_p_value(differences)
-    monkeypatch.setattr(permutation, "EXACT", 0)
+    monkeypatch.setattr(statistics, "EXACT", 0)
     drawn = sign_flip_p_value(differences, permutations=20_000, seed=1)
     error = np.sqrt(exact * (1 - exact) / 20_000)
     assert drawn == pytest.approx(exact, abs=4 * error)

@@ -11,7 +11,7 @@ from afmrl_jax.data.catalogue.published import LAYOUTS, layout_of, m5product
 from afmrl_jax.data.catalogue.published.reading import training_split
 from afmrl_jax.data.catalogue.splits import SPLIT_SHARES
 from afmrl_jax.errors import CatalogueError
-from tests.data.published_rows import Fatal, fatal, known, read, row
+from tests.data.catalogue.published_rows import Fatal, fatal, known, read, row
 
 RAW = ["m5product", "abo", "product1m", "online-products", "mbe"]
 

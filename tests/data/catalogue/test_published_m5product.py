@@ -9,7 +9,7 @@ from afmrl_jax.data.catalogue.published import json_table
 from afmrl_jax.data.catalogue.published.json_table import read_table
 from afmrl_jax.data.catalogue.published.reading import training_split
 from afmrl_jax.errors import CatalogueError
-from tests.data.published_rows import Fatal, fatal, known, read, row
+from tests.data.catalogue.published_rows import Fatal, fatal, known, read, row
 
 
 def m5(name, title, category, **more):

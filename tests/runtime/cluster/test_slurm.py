@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from afmrl_jax.testing import write_badge_catalogue
-from tests.processes.jobs import SCRIPT, losses, weights
+from tests.runtime.processes.jobs import SCRIPT, losses, weights
 
 COUNTING = str(Path(__file__).with_name("counting.py"))
 STEPS = 60

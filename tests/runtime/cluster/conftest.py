@@ -16,7 +16,7 @@ import pytest
 
 from experiments.reliability.local_job import free_ports
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LAUNCHERS = ROOT / "experiments" / "cluster"
 LIMIT = 2400
 """Seconds after which a job counts as hung."""
