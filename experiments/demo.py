@@ -20,7 +20,7 @@ from afmrl_jax.config import RunConfig
 from afmrl_jax.reporting.tables import text_table
 from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime.distributed import ClusterConfig
-from afmrl_jax.runtime.progress import tell
+from afmrl_jax.runtime.progress import print_result
 from afmrl_jax.runtime.setup import open_run, reported
 
 
@@ -45,8 +45,8 @@ def main(arguments: list[str]) -> None:
     demo = tyro.cli(Demo, args=arguments, default=default, description=__doc__)
     pipeline = Pipeline(open_run(demo.out, demo.cluster), demo.config)
     report = pipeline.execute()
-    tell(text_table(pipeline.evaluation()))
-    tell(f"report: {report}")
+    print_result(text_table(pipeline.evaluation()))
+    print_result(f"report: {report}")
 
 
 if __name__ == "__main__":

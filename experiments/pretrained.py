@@ -23,7 +23,7 @@ from afmrl_jax.errors import ConfigError
 from afmrl_jax.reporting.tables import text_table
 from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime.distributed import ClusterConfig
-from afmrl_jax.runtime.progress import tell
+from afmrl_jax.runtime.progress import print_result
 from afmrl_jax.runtime.setup import open_run, reported
 
 
@@ -51,8 +51,8 @@ def main(arguments: list[str]) -> None:
             raise ConfigError(f"give --{name}.weights, the folder of a pretrained model")
     pipeline = Pipeline(open_run(chosen.out, chosen.cluster), chosen.config)
     report = pipeline.execute()
-    tell(text_table(pipeline.evaluation()))
-    tell(f"report: {report}")
+    print_result(text_table(pipeline.evaluation()))
+    print_result(f"report: {report}")
 
 
 if __name__ == "__main__":

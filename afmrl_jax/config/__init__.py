@@ -17,14 +17,14 @@ from afmrl_jax.config.model import (
 )
 from afmrl_jax.config.rar import CitConfig, RarConfig
 from afmrl_jax.config.run import GuardConfig, KeptCheckpoints, MeshConfig, RunConfig
-from afmrl_jax.config.serialization import fingerprint, from_dict, to_dict
+from afmrl_jax.config.serialization import fingerprint, from_dict, migrated, to_dict
 from afmrl_jax.config.stages import (
     AgclConfig,
     BackboneConfig,
     DistillConfig,
     EvaluationConfig,
     MiningConfig,
-    OptimiserConfig,
+    OptimizerConfig,
 )
 
 __all__ = [
@@ -43,7 +43,7 @@ __all__ = [
     "MeshConfig",
     "MiningConfig",
     "ModelSettings",
-    "OptimiserConfig",
+    "OptimizerConfig",
     "OracleConfig",
     "QwenVLConfig",
     "RarConfig",
@@ -53,5 +53,6 @@ __all__ = [
     "VisionConfig",
     "fingerprint",
     "from_dict",
+    "migrated",
     "to_dict",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from afmrl_jax.config.stages import OptimiserConfig
+from afmrl_jax.config.stages import OptimizerConfig
 from afmrl_jax.config.validation import require
 
 
@@ -40,7 +40,7 @@ class RarConfig:
     baseline: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
     """Advantage: less the group's mean and over its deviation, less the mean alone, or less the
     mean of the others."""
-    normalisation: Literal["sample", "token", "constant"] = "sample"
+    normalization: Literal["sample", "token", "constant"] = "sample"
     """Whether samples count alike, or tokens (DAPO), or tokens over the budget (Dr. GRPO)."""
     drop_dead_groups: bool = False
     """Leave groups without any advantage out of the mean, and not only without a gradient."""
@@ -58,7 +58,7 @@ class RarConfig:
     chunk_tokens: int | None = None
     """Tokens of prompts and lists in an update at a time, on all devices together. None: all."""
     updates_per_rollout: int = 1
-    """Optimiser steps on the same samples; from the second on the clipped ratio matters."""
+    """Optimizer steps on the same samples; from the second on the clipped ratio matters."""
     held_out_share: float = 0.3
     """Share of the reward families kept for judging RAR; never trained on."""
     evaluate_every: int = 10
@@ -71,8 +71,8 @@ class RarConfig:
     gallery_splits: tuple[str, ...] = ("reward", "train")
     gallery_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the gallery's vectors; bfloat16 halves their memory, and near ties may fall otherwise."""
-    optimiser: OptimiserConfig = field(
-        default_factory=lambda: OptimiserConfig(2e-4, warmup_share=0.05, final_share=1.0)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(2e-4, warmup_share=0.05, final_share=1.0)
     )
 
     def __post_init__(self) -> None:

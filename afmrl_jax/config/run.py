@@ -19,7 +19,7 @@ from afmrl_jax.config.stages import (
     BackboneConfig,
     DistillConfig,
     EvaluationConfig,
-    OptimiserConfig,
+    OptimizerConfig,
 )
 from afmrl_jax.config.validation import require
 
@@ -187,7 +187,7 @@ class RunConfig:
                 contrastive_weight=0.0,
                 structure_weight=1.0,
                 logits_at_once=64,
-                optimiser=OptimiserConfig(1e-5, weight_decay=0.0),
+                optimizer=OptimizerConfig(1e-5, weight_decay=0.0),
             ),
             backbone=replace(demo.backbone, steps=0),
             agcl=replace(
@@ -195,13 +195,13 @@ class RunConfig:
                 steps=1000,
                 temperature=0.02,
                 dropout=replace(demo.agcl.dropout, patches=0.0, words=0.0),
-                optimiser=OptimiserConfig(5e-5),
+                optimizer=OptimizerConfig(5e-5),
             ),
             rar=replace(
                 demo.rar,
                 steps=200,
                 temperature=1.0,
-                optimiser=OptimiserConfig(1e-6, warmup_share=0.05, final_share=1.0),
+                optimizer=OptimizerConfig(1e-6, warmup_share=0.05, final_share=1.0),
             ),
             cit=replace(demo.cit, steps=200, learning_rate=2e-5),
         )

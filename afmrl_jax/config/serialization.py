@@ -15,6 +15,23 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+RENAMED = {"optimiser": "optimizer", "normalisation": "normalization"}
+"""Settings by the name that older run directories have for them."""
+_FIRST_NAMES = {new: old for old, new in RENAMED.items()}
+
+
+def _with_names(value: Any, names: dict[str, str]) -> Any:
+    """JSON values whose keys in `names` are replaced, at any depth."""
+    if isinstance(value, dict):
+        return {names.get(k, k): _with_names(v, names) for k, v in value.items()}
+    return [_with_names(x, names) for x in value] if isinstance(value, list) else value
+
+
+def migrated(value: Any) -> Any:
+    """JSON values of a run directory of any version, under the present names of settings."""
+    return _with_names(value, RENAMED)
+
+
 def from_dict(kind: Any, value: Any) -> Any:
     """A config from what `to_dict` made of it.
 
@@ -26,7 +43,7 @@ def from_dict(kind: Any, value: Any) -> Any:
         ConfigError: a setting is unknown or out of range.
     """
     if dataclasses.is_dataclass(kind):
-        types = get_type_hints(kind)
+        types, value = get_type_hints(kind), migrated(value)
         unknown = sorted(set(value) - set(types))
         require(not unknown, f"unknown setting {', '.join(unknown)} in {kind}")
         return kind(**{k: from_dict(types[k], v) for k, v in value.items()})  # type: ignore[operator]
@@ -37,7 +54,11 @@ def from_dict(kind: Any, value: Any) -> Any:
 
 
 def fingerprint(value: Any) -> str:
-    """A short stable hash of a config or of plain JSON values."""
+    """A short stable hash of a config or of plain JSON values.
+
+    A setting counts under the first name it had, so that stages that were finished before it was
+    renamed stay finished.
+    """
     plain = to_dict(value) if dataclasses.is_dataclass(value) else value
-    text = json.dumps(plain, sort_keys=True, ensure_ascii=False)
+    text = json.dumps(_with_names(plain, _FIRST_NAMES), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -10,7 +10,7 @@ from afmrl_jax.config.validation import require
 
 
 @dataclass(frozen=True)
-class OptimiserConfig:
+class OptimizerConfig:
     """AdamW with linear warm-up and cosine decay to a tenth."""
 
     learning_rate: float = 1e-3
@@ -49,8 +49,8 @@ class DistillConfig:
     logits_at_once: int | None = None
     """Tokens of each row whose vocabulary logits are held at once. A large vocabulary fills the
     memory with them; None forms all, which is fastest for a small one."""
-    optimiser: OptimiserConfig = field(
-        default_factory=lambda: OptimiserConfig(2e-3, warmup_share=0.03, weight_decay=0.5)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(2e-3, warmup_share=0.03, weight_decay=0.5)
     )
 
     def __post_init__(self) -> None:
@@ -140,7 +140,7 @@ class AgclConfig:
     once."""
     mining: MiningConfig = field(default_factory=MiningConfig)
     dropout: InputDropout = field(default_factory=InputDropout)
-    optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(2e-3))
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(2e-3))
 
     def __post_init__(self) -> None:
         chunk = self.chunk_tokens

@@ -28,7 +28,7 @@ from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.preemption import heed
-from afmrl_jax.runtime.progress import say
+from afmrl_jax.runtime.progress import log_info
 
 Texts = Mapping[str, str]
 
@@ -174,7 +174,7 @@ def evaluate_subjects(
     last, single = None, None
     for x in subjects:
         heed()
-        say(f"evaluating {x.name}")
+        log_info(f"evaluating {x.name}")
         single = SingleViews.of(data, x.encoder, single)
         inputs = embed_views(data, x.encoder, x.test_texts, x.train_texts, single)
         row, values[x.name] = evaluate_row(x.name, inputs, seed=seed, resamples=settings.bootstrap)
@@ -192,7 +192,7 @@ def evaluate_subjects(
         "scann": scann_effect(inputs, seed=seed),
     }
     if settings.latency:
-        say("measuring latency")
+        log_info("measuring latency")
         evaluation["latency"] = {"system": subject.name} | latency(
             subject.encoder, data.test, subject.test_texts, inputs.both
         )

@@ -14,7 +14,7 @@ from afmrl_jax.errors import AfmrlError
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.retrieval.scann import ScannIndex
-from afmrl_jax.runtime.distributed import agree
+from afmrl_jax.runtime.distributed import broadcast_from_first
 from afmrl_jax.runtime.hardware import machine
 
 REPEATS = 30
@@ -32,7 +32,7 @@ def timed(work: Callable[[int], Any]) -> dict[str, float]:
     work(0)
     found: list[float] = []
     # Processes differ in speed, and each repetition needs all of them.
-    while agree(len(found) < 3 or (len(found) < REPEATS and sum(found) < SECONDS)):
+    while broadcast_from_first(len(found) < 3 or (len(found) < REPEATS and sum(found) < SECONDS)):
         begin = time.perf_counter()
         work(len(found))
         found.append(time.perf_counter() - begin)

@@ -19,7 +19,7 @@ from afmrl_jax.config import Execution, InitConfig, QwenVLConfig
 from afmrl_jax.models.induction import add_induction_head
 from afmrl_jax.models.qwen_vl.layers import Keys
 from afmrl_jax.models.qwen_vl.model import QwenVL
-from afmrl_jax.runtime.distributed import fetch
+from afmrl_jax.runtime.distributed import to_host
 
 Params = dict[str, jax.Array]
 
@@ -102,5 +102,5 @@ def identity(architecture: Architecture, params: Params) -> str:
     """A hash of a model: what two different ones wrote or embedded must not be mixed."""
     digest = hashlib.sha256(repr(architecture.config).encode())
     for name in sorted(params):
-        digest.update(fetch(params[name]).tobytes())
+        digest.update(to_host(params[name]).tobytes())
     return digest.hexdigest()[:16]

@@ -9,7 +9,7 @@ from afmrl_jax.config import RunConfig, from_dict
 from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime.files import read_json
 from afmrl_jax.runtime.hardware import machine
-from afmrl_jax.runtime.progress import say
+from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.runtime.setup import open_run, reported
 
 
@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> None:
     """Run what a run directory lacks; the arguments are the directory and a config file."""
     folder, config = map(Path, arguments)
     folder = open_run(folder)
-    say(f"on {machine()['device']}")
+    log_info(f"on {machine()['device']}")
     Pipeline(folder, from_dict(RunConfig, read_json(config))).execute()
 
 

@@ -91,7 +91,7 @@ def fit_bm25(
             (`vocab_size` or above) adds to its document's length only.
         vocab_size: v, ids of known terms lie below it.
         k1: saturation of repeated terms, at least 0.
-        b: strength of length normalisation, in [0, 1].
+        b: strength of length normalization, in [0, 1].
 
     Raises:
         ValueError: k1, b or vocab_size is out of range.

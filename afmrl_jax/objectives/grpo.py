@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from afmrl_jax.axes import Array, Bool, Float
 
 Baseline = Literal["grpo", "dr_grpo", "rloo"]
-Normalisation = Literal["sample", "token", "constant"]
+Normalization = Literal["sample", "token", "constant"]
 Importance = Literal["token", "sequence"]
 Divergence = Literal["k1", "k2", "k3"]
 
@@ -97,7 +97,7 @@ def group_advantages(
 def token_weights(
     mask: Bool[Array, "q g n"],
     *,
-    normalisation: Normalisation = "sample",
+    normalization: Normalization = "sample",
     groups: Bool[Array, " q"] | None = None,
 ) -> Float[Array, "q g n"]:
     """Weight of each token in the loss of the whole batch, of which any part may then be summed.
@@ -114,7 +114,7 @@ def token_weights(
 
     Args:
         mask: [q g n], tokens that count.
-        normalisation: which of the three.
+        normalization: which of the three.
         groups: [q], those that take part; the others get 0, and the rest weighs accordingly more.
             None for all. Leaving out dead groups is the dropping of dynamic sampling.
 
@@ -131,7 +131,7 @@ def token_weights(
         "sample": samples * jnp.maximum(lengths, 1.0),
         "token": jnp.sum(lengths),
         "constant": samples * mask.shape[2],
-    }[normalisation]
+    }[normalization]
     return weights / jnp.maximum(total, 1.0)
 
 

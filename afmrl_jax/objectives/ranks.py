@@ -19,7 +19,7 @@ BLOCK = 64
 still near."""
 
 
-class Standing(NamedTuple):
+class PositiveRanks(NamedTuple):
     """How n queries stand against a gallery of m listings."""
 
     rank: Any
@@ -31,7 +31,7 @@ class Standing(NamedTuple):
     None unasked."""
 
 
-def standing(
+def rank_positives(
     query: Float[Array, "n d"],
     gallery: Float[Array, "m d"],
     positives: Int[Array, "n p"],
@@ -40,7 +40,7 @@ def standing(
     size: int | None = None,
     every: bool = False,
     negatives: int = 0,
-) -> Standing:
+) -> PositiveRanks:
     """Rank of the best positive of each query, by counting the negatives at or above its score.
 
         rank = 1 + #{ j neither positive nor own : not (s_j < max over positives of s) }
@@ -52,7 +52,7 @@ def standing(
 
     Example:
         >>> gallery = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
-        >>> standing(gallery[:1], gallery, jnp.array([[0, 2]]), jnp.array([0])).rank.tolist()
+        >>> rank_positives(gallery[:1], gallery, jnp.array([[0, 2]]), jnp.array([0])).rank.tolist()
         [2]
 
     Args:
@@ -68,7 +68,7 @@ def standing(
             a cosine of -1.
 
     Returns:
-        See `Standing`; equal to `standing_dense`.
+        See `PositiveRanks`; equal to `rank_positives_dense`.
     """
     size = gallery.shape[0] if size is None else size
     rows = min(BLOCK, query.shape[0])
@@ -104,7 +104,7 @@ def _all_blocks(
     every: bool,
     negatives: int,
     axes: tuple[str, ...],
-) -> Standing:
+) -> PositiveRanks:
     """The blocks one after the other; `gallery` is the device's part of it."""
     local = gallery.shape[0]
     offset = jax.lax.axis_index(axes) * local if axes else 0
@@ -114,7 +114,7 @@ def _all_blocks(
     def together(reduce: str, x: jax.Array) -> jax.Array:
         return getattr(jax.lax, reduce)(x, axes) if axes else x
 
-    def block(part: tuple[jax.Array, jax.Array, jax.Array]) -> Standing:
+    def block(part: tuple[jax.Array, jax.Array, jax.Array]) -> PositiveRanks:
         query, positives, own = part
         scores = _scores(query, gallery)
         real = (positives >= 0) & (positives != own[:, None])
@@ -148,7 +148,7 @@ def _all_blocks(
                 hardest = jax.lax.all_gather(hardest, axes, axis=1, tiled=True)
                 hardest = jax.lax.top_k(hardest, min(negatives, hardest.shape[1]))[0]
             margin = _margin(jnp.where(nothing, LOWEST_COSINE, best), hardest)
-        return Standing(rank, ranks, margin)
+        return PositiveRanks(rank, ranks, margin)
 
     return jax.lax.map(block, parts)
 
@@ -196,15 +196,15 @@ def _margin(best: jax.Array, hardest: jax.Array) -> jax.Array:
     return best - jnp.where(count > 0, mean, LOWEST_COSINE)
 
 
-def standing_dense(
+def rank_positives_dense(
     query: Float[Array, "n d"],
     gallery: Float[Array, "m d"],
     positives: Int[Array, "n p"],
     own: Int[Array, " n"],
     *,
     negatives: int = 3,
-) -> Standing:
-    """The literal twin of `standing` over all scores at once; arguments as there."""
+) -> PositiveRanks:
+    """The literal twin of `rank_positives` over all scores at once; arguments as there."""
     scores, m = _scores(query, gallery), gallery.shape[0]
     places = jnp.arange(m, dtype=jnp.int32)
     exclude = places[None] == own[:, None]
@@ -221,4 +221,4 @@ def standing_dense(
     above = jnp.sum(~(scores < best[:, None]) & negative, axis=1, dtype=jnp.int32)
     hardest = -jnp.sort(jnp.where(negative, -scores, jnp.inf), axis=1)[:, :negatives]
     margin = _margin(jnp.where(nothing, LOWEST_COSINE, best), hardest)
-    return Standing(jnp.where(nothing, m + 1, 1 + above), ranks, margin)
+    return PositiveRanks(jnp.where(nothing, m + 1, 1 + above), ranks, margin)

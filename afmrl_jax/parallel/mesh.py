@@ -8,7 +8,7 @@ from jax.sharding import AxisType, Mesh
 from afmrl_jax.data.batching.host_share import HostShare
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.parallel.layout import AXES
-from afmrl_jax.runtime.distributed import several
+from afmrl_jax.runtime.distributed import is_multiprocess
 
 
 def host_share(mesh: Mesh) -> HostShare:
@@ -41,7 +41,7 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
         raise ConfigError(
             f"a mesh of {data} x {model} needs {data * model} devices, found {len(devices)}"
         )
-    if several() and data * model != len(devices):
+    if is_multiprocess() and data * model != len(devices):
         raise ConfigError(
             f"a mesh of {data} x {model} leaves devices out, and each of the "
             f"{jax.process_count()} processes needs its own in it: {len(devices)} in all"

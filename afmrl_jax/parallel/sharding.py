@@ -12,11 +12,11 @@ from jax.sharding import PartitionSpec as P
 from afmrl_jax.data.batching.chunk_arrays import Chunks
 from afmrl_jax.parallel.layout import fit_spec
 from afmrl_jax.parallel.param_paths import is_stacked
-from afmrl_jax.runtime.distributed import put
+from afmrl_jax.runtime.distributed import to_devices
 
 # The lines speak of one layer; a stack has the layers along a further first axis, which stays
 # whole, for the loop over layers walks along it.
-# Searched in a leaf's path, first match wins. The trees of the optimiser repeat the parameters'
+# Searched in a leaf's path, first match wins. The trees of the optimizer repeat the parameters'
 # paths, so their moments find the same line.
 TABLE: tuple[tuple[str, P], ...] = (
     # The gradient of a lookup is summed over the batch: split both ways, no device holds it whole.
@@ -72,7 +72,7 @@ TABLE: tuple[tuple[str, P], ...] = (
     (r"(self_attn/o_proj|mlp/down_proj)/lora_b$", P(None, "data")),
     # Norms are a few kilobytes, and every device needs them whole.
     (r"(layernorm|norm|norm1|norm2|ln_q)/(scale|bias)$", P()),
-    # Counters of the training state and of its optimiser.
+    # Counters of the training state and of its optimizer.
     (r"(^|/)(step|count|halted)$", P()),
 )
 
@@ -140,7 +140,7 @@ def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 def place(tree: Any, mesh: Mesh) -> Any:
     """Parameters or a training state moved to where the table wants them."""
-    return put(tree, shardings(tree, mesh))
+    return to_devices(tree, shardings(tree, mesh))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -169,4 +169,4 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
         return Chunks(texts, pictures, *split(P("data"), (node.visual_tokens, node.place)))
 
     layout = jax.tree.map(places, batch, is_leaf=lambda x: isinstance(x, Chunks))
-    return put(batch, layout)
+    return to_devices(batch, layout)

@@ -30,7 +30,7 @@ from afmrl_jax.performance.memory import GIB, Line, Plan
 from afmrl_jax.training.agcl import make_agcl_step
 from afmrl_jax.training.distill import make_distill_step
 from afmrl_jax.training.partition import learns
-from afmrl_jax.training.state import initial_state, make_optimiser
+from afmrl_jax.training.state import initial_state, make_optimizer
 
 Struct = jax.ShapeDtypeStruct
 SETTINGS = RunConfig.pretrained()
@@ -157,8 +157,8 @@ def exact_lines(request: Request, architecture: Architecture) -> list[Line]:
     """The parts that shapes and the sharding table decide: weights, moments, gradients, batch."""
     mesh = counts.abstract_mesh(*request.axes)
     learning, frozen = divide(request, architecture)
-    optimiser = make_optimiser(SETTINGS.agcl.optimiser, 1)
-    state = jax.eval_shape(partial(initial_state, optimiser=optimiser), learning)
+    optimizer = make_optimizer(SETTINGS.agcl.optimizer, 1)
+    state = jax.eval_shape(partial(initial_state, optimizer=optimizer), learning)
     batch = batch_shapes(request, architecture.config)
     pairs = zip(jax.tree.leaves(batch), jax.tree.leaves(_rows_over_data(batch, mesh)), strict=True)
     carried = sum(
@@ -169,7 +169,7 @@ def exact_lines(request: Request, architecture: Architecture) -> list[Line]:
     lines = [
         Line("weights that learn (float32)", own, "exact"),
         Line("frozen weights (bfloat16)", counts.shard_bytes(frozen, mesh), "exact"),
-        Line("optimiser moments", moments, "exact"),
+        Line("optimizer moments", moments, "exact"),
         Line("gradients", own, "exact"),
         Line("batch", carried, "exact"),
     ]
@@ -229,13 +229,13 @@ def lowered(request: Request, architecture: Architecture, mesh: Mesh, batch: Any
     frozen = laid(frozen, shardings(frozen, mesh))
     if request.task == "generate":
         return jax.jit(partial(_write, architecture, request)).lower(frozen, batch["rows"])
-    optimiser = make_optimiser(SETTINGS.agcl.optimiser, 1)
-    state = jax.eval_shape(partial(initial_state, optimiser=optimiser), learning)
+    optimizer = make_optimizer(SETTINGS.agcl.optimizer, 1)
+    state = jax.eval_shape(partial(initial_state, optimizer=optimizer), learning)
     state = laid(state, shardings(state, mesh))
     if request.task == "agcl":
-        step: Any = make_agcl_step(architecture, SETTINGS.agcl, None, optimiser)
+        step: Any = make_agcl_step(architecture, SETTINGS.agcl, None, optimizer)
     else:
-        step = make_distill_step(architecture, SETTINGS.distill, optimiser)
+        step = make_distill_step(architecture, SETTINGS.distill, optimizer)
     key = jax.eval_shape(lambda: jax.random.key(0))
     return step.lower(frozen, state, batch, key)
 

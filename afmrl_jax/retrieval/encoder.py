@@ -17,8 +17,8 @@ from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture, Params, identity
 from afmrl_jax.models.embedder import embed_batch
 from afmrl_jax.parallel.sharding import place, place_batch
-from afmrl_jax.runtime.distributed import fetch
-from afmrl_jax.runtime.progress import Progress, say
+from afmrl_jax.runtime.distributed import to_host
+from afmrl_jax.runtime.progress import Progress, log_info
 
 
 @partial(jax.jit, static_argnums=0)
@@ -98,10 +98,10 @@ class Encoder:
                 pictures = any(row.pictures for row in batch_rows)
                 batch = builder.batch(batch_rows + padding, length, with_patches=pictures)
                 shapes.add(batch)
-                out[chosen] = fetch(self.vectors(batch))[: len(chosen)]
+                out[chosen] = to_host(self.vectors(batch))[: len(chosen)]
                 progress.update(begin + len(chosen))
         if label is not None and shapes:
-            say(f"{label}: {shapes}")
+            log_info(f"{label}: {shapes}")
         return out
 
     def vectors(self, batch: VLBatch) -> jax.Array:

@@ -26,7 +26,7 @@ from afmrl_jax.retrieval.scann import ScannIndex, ScannSettings
 from afmrl_jax.retrieval.types import SearchIndex
 from afmrl_jax.retrieval.vector_file import VectorFile
 from afmrl_jax.runtime.files import atomic_path, disk_full, file_hash, is_disk_full, write_json
-from afmrl_jax.runtime.progress import Progress, say
+from afmrl_jax.runtime.progress import Progress, log_info
 
 ABOUT = "embedded.json"
 LISTINGS = "listings.jsonl"
@@ -149,7 +149,7 @@ def _embed(
     digest = hashlib.sha256(key.encode()).hexdigest()
     vectors = VectorFile(work, (count, dim), digest)
     if vectors.done:
-        say(f"embed: goes on behind {vectors.done} listings")
+        log_info(f"embed: goes on behind {vectors.done} listings")
     size = CHUNK_BATCHES * encoder.batch_size
     with Progress("embed", count, vectors.done) as progress:
         for builder, rows in _chunks(run, catalogue, texts, vectors.done, size):
@@ -203,5 +203,5 @@ def make_index(
         exact = ExactIndex(ids, vectors).search(queries, 50).positions
         reached = index.tune(queries, exact, settings.recall)
         about = index.settings
-        say(f"scann: {about.searched} of {about.leaves} leaves, recall {reached:.3f}")
+        log_info(f"scann: {about.searched} of {about.leaves} leaves, recall {reached:.3f}")
     return index

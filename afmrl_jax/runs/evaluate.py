@@ -26,7 +26,7 @@ from afmrl_jax.evaluation.tasks import RETRIEVAL, TASKS, PerQuery, Task, TaskInp
 from afmrl_jax.inference.annotate import annotate_catalogue, read, select
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.inference.systems import systems_of
-from afmrl_jax.runtime.progress import say
+from afmrl_jax.runtime.progress import log_info
 
 
 def _divided(name: str, split: str, *, skip_bad: bool) -> tuple[Catalogue, Catalogue]:
@@ -68,7 +68,7 @@ def _cached_annotations(
     path = run.folder / "evaluations" / f"{key}-{generator}.jsonl"
     if path.is_file():
         return read_attributes(path)
-    say(f"{generator} writes attributes for {len(catalogue.listings)} listings")
+    log_info(f"{generator} writes attributes for {len(catalogue.listings)} listings")
     return annotate_catalogue(run, generator, catalogue, path)
 
 
@@ -113,7 +113,7 @@ def evaluate_baselines(
     values: dict[str, PerQuery] = {}
 
     def judge(label: str, inputs: TaskInputs, tasks: Sequence[Task]) -> None:
-        say(f"evaluating {label}")
+        log_info(f"evaluating {label}")
         row, values[label] = evaluate_row(
             label, inputs, seed=seed, resamples=resamples, tasks=tasks
         )

@@ -29,13 +29,13 @@ from afmrl_jax.objectives.rewards import find_reward
 from afmrl_jax.parallel.mesh import host_share, make_mesh
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.runtime.files import read_json, write_json
-from afmrl_jax.runtime.progress import say
+from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.training.agcl import train_agcl
 from afmrl_jax.training.annotate import annotate
 from afmrl_jax.training.cit import cit_settings, cycle_attributes, listings_to_annotate
 from afmrl_jax.training.distill import train_distill
 from afmrl_jax.training.model_store import WEIGHTS, ModelStore
-from afmrl_jax.training.partition import Trainee
+from afmrl_jax.training.partition import Partition
 from afmrl_jax.training.rar.environment import RarEnvironment
 from afmrl_jax.training.rar.stage import train_rar
 from afmrl_jax.training.run_directory import Run
@@ -99,7 +99,7 @@ class Pipeline:
         finally:
             self.run.close()
         if not self.run.did_something:
-            say(f"{self.run.folder}: already finished, nothing to do (report: {report})")
+            log_info(f"{self.run.folder}: already finished, nothing to do (report: {report})")
         return report
 
     def evaluation(self) -> dict[str, Any]:
@@ -224,7 +224,7 @@ class Pipeline:
             settings,
             name,
             folder,
-            Trainee.of(architecture, initial, self.config.embedder, self.mesh),
+            Partition.of(architecture, initial, self.config.embedder, self.mesh),
             self._split_builder("train"),
             attributes=texts,
             attributes_in_input=in_input,
@@ -242,7 +242,7 @@ class Pipeline:
         def work(folder: Path) -> None:
             taught, texts = self._taught
             architecture, params = self.models.start("distill", self.tokenizer)
-            trainee = Trainee.of(architecture, params, self.config.generator, self.mesh)
+            trainee = Partition.of(architecture, params, self.config.generator, self.mesh)
             params = train_distill(self.config, folder, trainee, self._rows(taught), texts)
             self.models.save("distill", architecture, params, self.tokenizer)
 
@@ -290,7 +290,7 @@ class Pipeline:
                 config.seed,
                 vocab_size=architecture.config.text.vocab_size,
             )
-            trainee = Trainee.of(architecture, params, config.generator, self.mesh)
+            trainee = Partition.of(architecture, params, config.generator, self.mesh)
             params = train_rar(config, folder, trainee, environment)
             self.models.save(name, architecture, params, self.tokenizer)
 

@@ -156,37 +156,37 @@ def only_first(is_first: bool) -> None:
     progress.only_first_speaks(is_first)
 
 
-def several() -> bool:
+def is_multiprocess() -> bool:
     """Whether there are other processes; does not start JAX's backend to find out."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def is_first() -> bool:
+def is_first_process() -> bool:
     """Whether this is the process that writes files and speaks."""
-    return not several() or jax.process_index() == 0
+    return not is_multiprocess() or jax.process_index() == 0
 
 
-def meet(name: str) -> None:
+def barrier(name: str) -> None:
     """Wait for all processes; what the first one wrote before is then there for all."""
-    if several():
+    if is_multiprocess():
         multihost_utils.sync_global_devices(name)
 
 
-def agree(value: Any) -> Any:
+def broadcast_from_first(value: Any) -> Any:
     """A number, or an array of fixed shape, as the first process has it."""
-    if not several():
+    if not is_multiprocess():
         return value
     return multihost_utils.broadcast_one_to_all(np.asarray(value)).item()
 
 
-def all_of(value: bool) -> bool:
+def all_processes(value: bool) -> bool:
     """Whether a condition holds on every process."""
-    if not several():
+    if not is_multiprocess():
         return value
     return bool(np.all(multihost_utils.process_allgather(np.asarray(value))))
 
 
-def fetch(tree: Any) -> Any:
+def to_host(tree: Any) -> Any:
     """Arrays on the host, NumPy, whichever processes hold their parts; all must ask."""
 
     def one(x: Any) -> Any:
@@ -197,14 +197,14 @@ def fetch(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def put(tree: Any, shardings: Any) -> Any:
+def to_devices(tree: Any, shardings: Any) -> Any:
     """Values that every process has, as arrays on all devices; each copies only its own parts.
 
     `shardings` is one for all, or a tree of them.
 
     Arrays that lie on the devices of several processes are moved there.
     """
-    if not several():
+    if not is_multiprocess():
         return jax.device_put(tree, shardings)
 
     def one(x: Any, sharding: Any) -> jax.Array:
@@ -218,32 +218,32 @@ def put(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(one, tree, shardings)
 
 
-def first_does(work: Callable[[], None], name: str) -> None:
+def run_on_first(work: Callable[[], None], name: str) -> None:
     """Let the first process do what only writes files; the others wait until it is done.
 
     Raises:
         RunError: on the others, where the first one failed; its own error is the cause.
     """
     error: BaseException | None = None
-    if is_first():
+    if is_first_process():
         try:
             work()
         except BaseException as raised:
             error = raised
-    failed = agree(error is not None)
+    failed = broadcast_from_first(error is not None)
     if error is not None:
         raise error
     if failed:
         raise RunError(f"{name} failed on process 0; its log says why")
 
 
-def first_sees(look: Callable[[], bool]) -> bool:
+def check_on_first(look: Callable[[], bool]) -> bool:
     """What the first process finds by looking, for all.
 
     The others must not look themselves for a file that the first one is going to write: where a
     shared folder had none, they may go on seeing none for a while (NFS remembers that).
     """
-    return bool(agree(is_first() and look()))
+    return bool(broadcast_from_first(is_first_process() and look()))
 
 
 def check_shared(folder: Path) -> None:
@@ -252,16 +252,16 @@ def check_shared(folder: Path) -> None:
     Raises:
         RunError: it is another one on this process.
     """
-    if not several():
+    if not is_multiprocess():
         return
     mark = folder / ".shared"
-    number = int(agree(int.from_bytes(os.urandom(4))))
-    if is_first():
+    number = int(broadcast_from_first(int.from_bytes(os.urandom(4))))
+    if is_first_process():
         files.write_text(mark, str(number))
-    meet(f"shared {folder}")
+    barrier(f"shared {folder}")
     seen = mark.is_file() and mark.read_text(encoding="ascii") == str(number)
-    everywhere = all_of(seen)
-    if is_first():
+    everywhere = all_processes(seen)
+    if is_first_process():
         mark.unlink(missing_ok=True)
     if not everywhere:
         raise RunError(

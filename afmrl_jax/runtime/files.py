@@ -31,12 +31,12 @@ def only_first_writes(is_first: bool) -> None:
     _WRITES = is_first
 
 
-def writes() -> bool:
+def is_writer() -> bool:
     """Whether files of this process take their final names."""
     return _WRITES
 
 
-def place(path: Path | str) -> Path:
+def resolve_path(path: Path | str) -> Path:
     """A path on this machine, or in object storage (gs://, s3://, az://).
 
     Raises:
@@ -70,7 +70,7 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "afmrl_jax"
 
 
-def unused(name: Callable[[int], Path]) -> Path:
+def first_unused(name: Callable[[int], Path]) -> Path:
     """The first path of `name(1)`, `name(2)`, ... at which nothing lies."""
     return next(path for path in map(name, itertools.count(1)) if not path.exists())
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from afmrl_jax.runtime.files import disk_full, is_disk_full, read_lines, write_text, writes
+from afmrl_jax.runtime.files import disk_full, is_disk_full, is_writer, read_lines, write_text
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -25,7 +25,7 @@ class MetricsLog:
 
     def __init__(self, folder: Path, resume_step: int = 0):
         self.path = folder / "metrics.jsonl"
-        self._writes = writes()
+        self._writes = is_writer()
         if not self._writes:
             return
         folder.mkdir(parents=True, exist_ok=True)

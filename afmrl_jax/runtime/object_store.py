@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from afmrl_jax.runtime.distributed import first_does, is_first
-from afmrl_jax.runtime.files import REMOTE, place, user_cache
+from afmrl_jax.runtime.distributed import is_first_process, run_on_first
+from afmrl_jax.runtime.files import REMOTE, resolve_path, user_cache
 from afmrl_jax.runtime.run_mirror import WorkingCopy
 
 WORK = "AFMRL_WORK"
@@ -43,8 +43,8 @@ def working_copy(run: Path | str) -> Path:
     """
     folder = working_folder(run)
     if folder != Path(run):
-        copy = _COPIES.setdefault(folder.absolute(), WorkingCopy(place(run), folder))
-        first_does(copy.bring, f"bringing {copy.home}")
+        copy = _COPIES.setdefault(folder.absolute(), WorkingCopy(resolve_path(run), folder))
+        run_on_first(copy.bring, f"bringing {copy.home}")
     return folder
 
 
@@ -67,7 +67,7 @@ def keep(path: Path) -> None:
     """
     path = path.absolute()
     for folder, copy in _COPIES.items():
-        if path.is_relative_to(folder) and is_first():
+        if path.is_relative_to(folder) and is_first_process():
             copy.take_home()
 
 

@@ -14,7 +14,7 @@ from types import FrameType
 
 from jax.experimental import multihost_utils
 
-from afmrl_jax.runtime.distributed import several
+from afmrl_jax.runtime.distributed import is_multiprocess
 
 STATUS = 75
 """Exit status of a process that was preempted (EX_TEMPFAIL of sysexits.h: try again later)."""
@@ -46,7 +46,7 @@ _notice = _Notice()
 def watch() -> None:
     """Catch SIGTERM from now on; after `processes.connect`."""
     # With several processes JAX's own handler must stay: it tells the others.
-    if not several() and threading.current_thread() is threading.main_thread():
+    if not is_multiprocess() and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _notice.received)
 
 
@@ -71,7 +71,7 @@ def reached() -> bool:
 
     Nothing else may ask JAX: it counts by the numbers it is asked with, and these are ours.
     """
-    if not several():
+    if not is_multiprocess():
         return _notice.came
     _notice.asked += 1
     return multihost_utils.reached_preemption_sync_point(_notice.asked)

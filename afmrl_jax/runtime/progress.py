@@ -22,13 +22,13 @@ def only_first_speaks(is_first: bool) -> None:
     _SPEAKS = is_first
 
 
-def say(message: str) -> None:
+def log_info(message: str) -> None:
     """A line for the person who waits."""
     if _SPEAKS:
         print(message, file=sys.stderr, flush=True)
 
 
-def tell(message: str) -> None:
+def print_result(message: str) -> None:
     """A result, on standard output."""
     if _SPEAKS:
         print(message, flush=True)

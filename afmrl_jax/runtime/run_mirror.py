@@ -16,8 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.runtime.files import atomic_path, locked, read_json, take_lock, unused, write_json
-from afmrl_jax.runtime.progress import Progress, say
+from afmrl_jax.runtime.files import (
+    atomic_path,
+    first_unused,
+    locked,
+    read_json,
+    take_lock,
+    write_json,
+)
+from afmrl_jax.runtime.progress import Progress, log_info
 
 KNOWN = ".home.json"
 """In a working copy: what of it is at home, and as of which of its states."""
@@ -101,7 +108,7 @@ class WorkingCopy:
             (self.folder / name).unlink()
             _remove_empty((self.folder / name).parent, self.folder)
         missing = sorted(x for x in wanted if sent.get(x) != wanted[x]["sent"])
-        say(f"{self.home}: bringing {len(missing)} of {len(wanted)} files to {self.folder}")
+        log_info(f"{self.home}: bringing {len(missing)} of {len(wanted)} files to {self.folder}")
         with Progress("bring", len(missing)) as progress:
             for number, name in enumerate(missing, 1):
                 try:
@@ -136,7 +143,7 @@ class WorkingCopy:
             known = NOTHING  # There is no home yet, or none any more.
         moved = there["state"] != known["state"]
         if not self.held and (moved or FINISHED not in there["files"]):
-            say(
+            log_info(
                 f"{self.home}: a job may be working on it, so what this command has written into "
                 f"the run stays in {self.folder}"
             )
@@ -148,7 +155,9 @@ class WorkingCopy:
         seconds = time.monotonic() - began
         if seconds > WORTH_A_WORD:
             amount = sum(here[x][0] for x in changed) / 1e6
-            say(f"{self.home}: {len(changed)} files ({amount:,.0f} MB) sent in {seconds:.0f} s")
+            log_info(
+                f"{self.home}: {len(changed)} files ({amount:,.0f} MB) sent in {seconds:.0f} s"
+            )
 
     def _another(self) -> RunError:
         return RunError(
@@ -237,7 +246,7 @@ class WorkingCopy:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         path = self.folder.with_name(f".{self.folder.name}{LOCK}")
         words = f"{self.home}: another process brings or sends it; waiting"
-        with locked(path, waiting=partial(say, words)):
+        with locked(path, waiting=partial(log_info, words)):
             yield
 
     def _in_use(self) -> bool:
@@ -250,9 +259,9 @@ class WorkingCopy:
 
     def _put_aside(self) -> None:
         """Move what was never sent to where it is not lost; nothing is here then."""
-        aside = unused(lambda n: self.folder.with_name(f"{self.folder.name}.unsent-{n}"))
+        aside = first_unused(lambda n: self.folder.with_name(f"{self.folder.name}.unsent-{n}"))
         self.folder.rename(aside)
-        say(
+        log_info(
             f"warning: {self.home} was changed from elsewhere, and {self.folder} holds what was "
             f"never sent there; that is moved to {aside}"
         )

@@ -15,7 +15,13 @@ import jax
 
 from afmrl_jax.errors import AfmrlError
 from afmrl_jax.runtime.compilation import compiling
-from afmrl_jax.runtime.distributed import ClusterConfig, connect, lost_after, meet, several
+from afmrl_jax.runtime.distributed import (
+    ClusterConfig,
+    barrier,
+    connect,
+    is_multiprocess,
+    lost_after,
+)
 from afmrl_jax.runtime.files import is_disk_full, user_cache
 from afmrl_jax.runtime.object_store import keep_all, working_copy, working_folder
 from afmrl_jax.runtime.preemption import STATUS, Preempted, watch
@@ -105,7 +111,7 @@ def reported() -> Iterator[None]:
                 "command again: finished work is kept and continued",
                 1,
             )
-        if not several():
+        if not is_multiprocess():
             raise
         traceback.print_exc()
         _end(_told(error), 1)
@@ -116,7 +122,7 @@ def _keep_together() -> None:
     process in the midst of it after five minutes.
     """
     keep_all()
-    meet("what was done is at home")
+    barrier("what was done is at home")
 
 
 def _told(error: Exception) -> str:
@@ -138,9 +144,9 @@ def _told(error: Exception) -> str:
 
 def _end(message: str, status: int) -> None:
     """Say why, and end; one of several processes ends at once, without waiting for the others."""
-    who = f"process {jax.process_index()}: " if several() else ""
+    who = f"process {jax.process_index()}: " if is_multiprocess() else ""
     print(who + message, file=sys.stderr, flush=True)
-    if several():
+    if is_multiprocess():
         # An orderly exit would wait for processes that wait for this one.
         os._exit(status)
     sys.exit(status)

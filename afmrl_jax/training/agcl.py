@@ -17,11 +17,11 @@ from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.objectives.bm25 import Bm25Statistics, Bm25Terms, fit_bm25
-from afmrl_jax.training.encode_batch import row_vectors
+from afmrl_jax.training.encode_batch import encode_batch
 from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop
 from afmrl_jax.training.mining import refresh_of
-from afmrl_jax.training.partition import Trainee
-from afmrl_jax.training.state import gradient_step, initial_state, make_optimiser
+from afmrl_jax.training.partition import Partition
+from afmrl_jax.training.state import gradient_step, initial_state, make_optimizer
 from afmrl_jax.training.vision_cache import with_cached_tokens
 
 MINED = "mined"
@@ -33,7 +33,7 @@ def train_agcl(
     settings: AgclConfig,
     name: str,
     folder: Path,
-    trainee: Trainee,
+    trainee: Partition,
     builder: RowBuilder,
     *,
     attributes: Mapping[str, str] | None = None,
@@ -84,9 +84,9 @@ def train_agcl(
         mined=mined,
         shares=loop.mesh.shape["data"],
     )
-    optimiser = make_optimiser(settings.optimiser, settings.steps)
-    step = make_agcl_step(trainee.architecture, settings, statistics, optimiser)
-    state = initial_state(trainee.trainable, optimiser)
+    optimizer = make_optimizer(settings.optimizer, settings.steps)
+    step = make_agcl_step(trainee.architecture, settings, statistics, optimizer)
+    state = initial_state(trainee.trainable, optimizer)
     refresh = None
     if mined is not None:
         products = source.identity
@@ -151,7 +151,7 @@ def make_agcl_step(
     architecture: Architecture,
     settings: AgclConfig,
     statistics: Bm25Statistics | None,
-    optimiser: Any,
+    optimizer: Any,
 ) -> FrozenStepFunction:
     """The jitted step (frozen, state, batch, key) -> (state, metrics) of contrastive training."""
 
@@ -183,7 +183,7 @@ def make_agcl_step(
 
         def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
             wanted = settings.prefix_weight > 0 and "prompt_last" in batch
-            vectors, bare = row_vectors(architecture, frozen, params, batch, prefix=wanted)
+            vectors, bare = encode_batch(architecture, frozen, params, batch, prefix=wanted)
             value, metrics = contrast(vectors)
             if bare is not None:
                 prefix, _ = contrast(bare)
@@ -191,6 +191,6 @@ def make_agcl_step(
                 metrics |= {"loss": value, "prefix_loss": prefix}
             return value, metrics
 
-        return gradient_step(state, loss, optimiser)
+        return gradient_step(state, loss, optimizer)
 
     return step

@@ -20,11 +20,11 @@ from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture, Params, identity
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.parallel.sharding import place, place_batch
-from afmrl_jax.runtime.distributed import fetch, meet
-from afmrl_jax.runtime.files import disk_full, is_disk_full, read_lines, writes
+from afmrl_jax.runtime.distributed import barrier, to_host
+from afmrl_jax.runtime.files import disk_full, is_disk_full, is_writer, read_lines
 from afmrl_jax.runtime.object_store import keep
 from afmrl_jax.runtime.preemption import heed
-from afmrl_jax.runtime.progress import Progress, say
+from afmrl_jax.runtime.progress import Progress, log_info
 
 KEEP_EVERY = 600.0
 """Seconds after which what was written goes home, where the run has one elsewhere."""
@@ -57,7 +57,7 @@ def completion_texts(generation: Generation, tokenizer: Any) -> tuple[list[str],
 
     A list that did not end within the budget is malformed whatever it says.
     """
-    generation = fetch(generation)
+    generation = to_host(generation)
     tokens = generation.tokens.reshape(-1, generation.tokens.shape[-1])
     lengths = generation.mask.sum(-1).reshape(-1)
     finished = generation.finished.reshape(-1)
@@ -129,7 +129,7 @@ def annotate(
     out.parent.mkdir(parents=True, exist_ok=True)
     done = _read_partial(partial_path)
     # All have read what a killed run left before the first one goes on with it.
-    meet(f"{label} starts")
+    barrier(f"{label} starts")
     rest = [int(i) for i in indices if builder.listings[int(i)].listing_id not in done]
     batches = write_attributes(
         architecture, params, builder, rest, mesh=mesh, batch_size=batch_size
@@ -137,7 +137,7 @@ def annotate(
     written, kept_at = 0, time.monotonic()
     try:
         # Of several processes one writes; the others have no file.
-        kept = partial_path if writes() else Path(os.devnull)
+        kept = partial_path if is_writer() else Path(os.devnull)
         with kept.open("a", encoding="utf-8") as file, Progress(label, len(rest)) as bar:
             for batch in batches:
                 for index, text, malformed in batch:
@@ -153,12 +153,12 @@ def annotate(
                 heed()
     except OSError as error:
         raise (disk_full(out) if is_disk_full(error) else error) from error
-    if writes():
+    if is_writer():
         partial_path.replace(out)
     bad = [x for x in done.values() if "raw" in x]
     if bad:
         repaired = sum(bool(x["attributes"]) for x in bad)
-        say(
+        log_info(
             f"{label}: {len(bad)} of {len(done)} lists were malformed "
             f"({100 * len(bad) / len(done):.1f} %), {repaired} of them repaired"
         )
@@ -173,5 +173,5 @@ def _record(listing_id: str, text: str, malformed: bool) -> dict[str, Any]:
 
 def _read_partial(path: Path) -> dict[str, dict[str, Any]]:
     """Records of an unfinished file, by listing id."""
-    records = [json.loads(line) for line in read_lines(path, repair=writes())]
+    records = [json.loads(line) for line in read_lines(path, repair=is_writer())]
     return {record["listing_id"]: record for record in records}

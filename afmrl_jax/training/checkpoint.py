@@ -16,10 +16,10 @@ import jax
 import orbax.checkpoint as ocp
 
 from afmrl_jax.config import KeptCheckpoints
-from afmrl_jax.runtime.distributed import agree, is_first, meet
-from afmrl_jax.runtime.files import disk_full, is_disk_full, read_json, unused, write_json
+from afmrl_jax.runtime.distributed import barrier, broadcast_from_first, is_first_process
+from afmrl_jax.runtime.files import disk_full, first_unused, is_disk_full, read_json, write_json
 from afmrl_jax.runtime.object_store import keep
-from afmrl_jax.runtime.progress import say
+from afmrl_jax.runtime.progress import log_info
 
 DAMAGED = "damaged"
 """First part of the names of folders that hold what could not be read, beside the checkpoints."""
@@ -64,7 +64,7 @@ class Checkpointer:
     @property
     def latest_step(self) -> int | None:
         """Finished steps of the newest checkpoint."""
-        found = agree(-1 if (step := self._manager.latest_step()) is None else step)
+        found = broadcast_from_first(-1 if (step := self._manager.latest_step()) is None else step)
         return None if found < 0 else int(found)
 
     def save(self, step: int, state: Any) -> None:
@@ -79,7 +79,7 @@ class Checkpointer:
             if is_disk_full(error):
                 raise disk_full(self.folder) from error
             raise
-        if is_first():
+        if is_first_process():
             kept = {str(x) for x in self._manager.all_steps()}
             known = {x: sums for x, sums in self._known_sums().items() if x in kept}
             write_json(self._sums, known | {str(step): _sums(self.folder / str(step))})
@@ -96,8 +96,8 @@ class Checkpointer:
         """
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         while (step := self.latest_step) is not None:
-            problem = self._damage(step) if is_first() else None
-            if agree(problem is None):
+            problem = self._damage(step) if is_first_process() else None
+            if broadcast_from_first(problem is None):
                 jax.tree.map(lambda x: x.delete(), state)
                 try:
                     items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
@@ -130,17 +130,17 @@ class Checkpointer:
 
     def _put_aside(self, step: int, problem: str | None) -> None:
         """Move a checkpoint to where it is not taken for one."""
-        say(
+        log_info(
             f"warning: the checkpoint {self.folder / str(step)} is damaged ({problem}); it is "
             f"moved to {DAMAGED}-{step} beside it, and the one before it is taken"
         )
-        if is_first():
+        if is_first_process():
             name = f"{DAMAGED}-{step}"
-            place = unused(lambda n: self.folder.with_name(name if n == 1 else f"{name}-{n}"))
+            place = first_unused(lambda n: self.folder.with_name(name if n == 1 else f"{name}-{n}"))
             (self.folder / str(step)).rename(place)
             # Another may be saved under the same number.
             write_json(self._sums, {x: y for x, y in self._known_sums().items() if x != str(step)})
-        meet(f"checkpoint {step} is put aside")
+        barrier(f"checkpoint {step} is put aside")
         self._manager.reload()
 
     def close(self) -> None:

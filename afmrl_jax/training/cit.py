@@ -12,10 +12,10 @@ from afmrl_jax.config import AgclConfig, RunConfig
 
 def cit_settings(config: RunConfig) -> AgclConfig:
     """AGCL settings of a cycle: fewer steps at a lower rate, everything else as before."""
-    optimiser = dataclasses.replace(
-        config.agcl.optimiser, learning_rate=config.cit.learning_rate, warmup_share=0.05
+    optimizer = dataclasses.replace(
+        config.agcl.optimizer, learning_rate=config.cit.learning_rate, warmup_share=0.05
     )
-    return dataclasses.replace(config.agcl, steps=config.cit.steps, optimiser=optimiser)
+    return dataclasses.replace(config.agcl, steps=config.cit.steps, optimizer=optimizer)
 
 
 def difference(before: str, after: str) -> float:

@@ -17,14 +17,14 @@ from afmrl_jax.models.embedder import hidden_at, unit
 from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.objectives.sft import sft_loss_of_hidden
 from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop
-from afmrl_jax.training.partition import Trainee
-from afmrl_jax.training.state import gradient_step, initial_state, make_optimiser
+from afmrl_jax.training.partition import Partition
+from afmrl_jax.training.state import gradient_step, initial_state, make_optimizer
 
 
 def train_distill(
     config: RunConfig,
     folder: Path,
-    trainee: Trainee,
+    trainee: Partition,
     builder: RowBuilder,
     oracle: list[str],
 ) -> Params:
@@ -41,7 +41,7 @@ def train_distill(
         All of G's parameters.
     """
     settings = config.distill
-    optimiser = make_optimiser(settings.optimiser, settings.steps)
+    optimizer = make_optimizer(settings.optimizer, settings.steps)
 
     source = DistillSource(
         builder,
@@ -52,15 +52,15 @@ def train_distill(
         structure_weight=settings.structure_weight,
         swap_share=settings.swap_share,
     )
-    step = make_distill_step(trainee.architecture, settings, optimiser)
+    step = make_distill_step(trainee.architecture, settings, optimizer)
     loop = LoopConfig.of(config, "distill", folder, settings.steps)
-    state = initial_state(trainee.trainable, optimiser)
+    state = initial_state(trainee.trainable, optimizer)
     state = run_loop(loop, state, source, partial(step, trainee.frozen))
     return trainee.whole(state["params"])
 
 
 def make_distill_step(
-    architecture: Architecture, settings: DistillConfig, optimiser: Any
+    architecture: Architecture, settings: DistillConfig, optimizer: Any
 ) -> FrozenStepFunction:
     """The jitted step (frozen, state, batch, key) -> (state, metrics) of distillation."""
 
@@ -93,6 +93,6 @@ def make_distill_step(
                 metrics = metrics | {"contrastive_loss": contrast}
             return value, metrics
 
-        return gradient_step(state, loss, optimiser)
+        return gradient_step(state, loss, optimizer)
 
     return step

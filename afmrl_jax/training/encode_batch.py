@@ -16,7 +16,7 @@ from afmrl_jax.parallel.layout import rows_over_data
 TOWER = "visual_tower/"
 
 
-def row_vectors(
+def encode_batch(
     architecture: Architecture,
     frozen: Params,
     params: Params,

@@ -16,7 +16,7 @@ import numpy as np
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.parallel.sharding import path_name
-from afmrl_jax.runtime.distributed import several
+from afmrl_jax.runtime.distributed import is_multiprocess
 from afmrl_jax.runtime.files import atomic_path
 
 SEEN = 100
@@ -83,7 +83,7 @@ def stopped(name: str, step: int, why: str, kept: str, batch: Path) -> RunError:
     return RunError(
         f"{name}: {why} in step {step + 1}. {kept}; the batch is in {batch}. The same command "
         "would meet it again: look at the listings of that batch, or choose another --out with a "
-        f"lower learning rate or clip_norm (--{name.split('-')[0]}.optimiser.learning-rate)"
+        f"lower learning rate or clip_norm (--{name.split('-')[0]}.optimizer.learning-rate)"
     )
 
 
@@ -96,7 +96,7 @@ class Watchdog:
 
     def __init__(self, name: str, seconds: int):
         self._name = name
-        self._seconds = seconds if several() else 0
+        self._seconds = seconds if is_multiprocess() else 0
         self._timer: threading.Timer | None = None
         self._step, self._doing = 0, "starting"
 

@@ -21,10 +21,10 @@ from afmrl_jax.models.architecture import Params
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place, place_batch
 from afmrl_jax.runtime.compilation import compiling
-from afmrl_jax.runtime.distributed import meet
+from afmrl_jax.runtime.distributed import barrier
 from afmrl_jax.runtime.metrics_log import MetricsLog, resident_memory
 from afmrl_jax.runtime.preemption import Preempted, deferred, reached
-from afmrl_jax.runtime.progress import Progress, say
+from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.training.checkpoint import Checkpointer
 from afmrl_jax.training.guard import LossGuard, Watchdog, stopped, write_batch
 from afmrl_jax.training.state import HALTED, scalars
@@ -162,7 +162,7 @@ class _Loop:
         config = self._config
         start = int(state["step"])
         # All have read what a killed run left before the first one changes it.
-        meet(f"{config.name} starts")
+        barrier(f"{config.name} starts")
         self._log = MetricsLog(config.folder, resume_step=start)
         if start == 0 and self._evaluate is not None:
             self._log.write(0, self._evaluate(state, 0) or {})
@@ -200,12 +200,12 @@ class _Loop:
                     self._checkpointer.save(done, state)
                 self._watchdog.step(done)
                 if leaving:
-                    say(f"{config.name}: asked to end; step {done} is saved")
+                    log_info(f"{config.name}: asked to end; step {done} is saved")
                     raise Preempted
                 if ended:
                     break
         if self._shapes:
-            say(f"{config.name}: {self._shapes}; {self._padding}")
+            log_info(f"{config.name}: {self._shapes}; {self._padding}")
         return state
 
     def _batches(self, step: int) -> Any:
@@ -331,7 +331,7 @@ class _Stopwatch:
         jax.block_until_ready(metrics)
         seconds = time.perf_counter() - self._began
         found = compiling().since(self._compiled)
-        say(f"{self._name}: first step after {seconds:.1f} s ({found})")
+        log_info(f"{self._name}: first step after {seconds:.1f} s ({found})")
         self._first = {
             "first_step_seconds": round(seconds, 3),
             "compile_seconds": round(found.seconds, 3),

@@ -15,10 +15,10 @@ from afmrl_jax.models.architecture import identity
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.retrieval.types import SearchIndex
-from afmrl_jax.runtime.distributed import first_sees, meet
-from afmrl_jax.runtime.progress import say
+from afmrl_jax.runtime.distributed import barrier, check_on_first
+from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.training.loop import Refresh
-from afmrl_jax.training.partition import Trainee
+from afmrl_jax.training.partition import Partition
 
 BATCH = 128
 """Listings embedded at once; a forward pass alone needs little memory."""
@@ -108,7 +108,7 @@ def mine(
     if not np.isfinite(vectors).all():
         raise RunError(
             "the embedder's vectors are not finite, so no negatives can be mined; lower "
-            "--agcl.optimiser.learning-rate"
+            "--agcl.optimizer.learning-rate"
         )
     searched = index([x.listing_id for x in builder.listings], vectors)
     positives = positive_scores(vectors, products)
@@ -127,7 +127,7 @@ def mine(
 def refresh_of(
     name: str,
     tables: MinedTables,
-    trainee: Trainee,
+    trainee: Partition,
     builder: RowBuilder,
     products: np.ndarray,
     settings: MiningConfig,
@@ -144,14 +144,16 @@ def refresh_of(
         # What is frozen is the same all the stage, and the larger part.
         weights = identity(trainee.architecture, state["params"])
         path = tables.path(step)
-        if first_sees(lambda: path.is_file() and NegativeTable.load(path).embedder == weights):
+        if check_on_first(lambda: path.is_file() and NegativeTable.load(path).embedder == weights):
             return
         params = trainee.whole(state["params"])
         encoder = Encoder.on(mesh, trainee.architecture, params, BATCH)
         places = mine(encoder, builder, products, settings, attributes)
         NegativeTable(places, weights).save(path)
-        meet(f"negatives of step {step} are written")
+        barrier(f"negatives of step {step} are written")
         full = (places >= 0).all(1).mean()
-        say(f"{name}: hard negatives mined at step {step}; {100 * full:.0f} % of listings have all")
+        log_info(
+            f"{name}: hard negatives mined at step {step}; {100 * full:.0f} % of listings have all"
+        )
 
     return Refresh(settings.every, work)

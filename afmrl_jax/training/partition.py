@@ -28,10 +28,10 @@ def learns(name: str, trained: Literal["all", "decoder", "lora"]) -> bool:
 
 
 @dataclass(frozen=True)
-class Trainee:
+class Partition:
     """A model whose parameters are divided in two.
 
-    Only those that learn have gradients, optimiser moments and a place in the checkpoints; no
+    Only those that learn have gradients, optimizer moments and a place in the checkpoints; no
     gradient of the others is ever computed, nor what only leads to one.
     """
 
@@ -44,7 +44,7 @@ class Trainee:
     @classmethod
     def of(
         cls, architecture: Architecture, params: Params, settings: ModelSettings, mesh: Mesh
-    ) -> Trainee:
+    ) -> Partition:
         """Divide a model and lay both parts out on `mesh`."""
         own = {name: learns(name, settings.trained) for name in params}
         trainable = {n: x.astype(jnp.float32) for n, x in params.items() if own[n]}

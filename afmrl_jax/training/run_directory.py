@@ -8,14 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from afmrl_jax.config import RunConfig, fingerprint, to_dict
+from afmrl_jax.config import RunConfig, fingerprint, migrated, to_dict
 from afmrl_jax.config.run import PLACEMENT
 from afmrl_jax.errors import RunError
-from afmrl_jax.runtime.distributed import check_shared, first_does, first_sees, is_first
+from afmrl_jax.runtime.distributed import (
+    check_on_first,
+    check_shared,
+    is_first_process,
+    run_on_first,
+)
 from afmrl_jax.runtime.files import file_hash, read_json, take_lock, write_json
 from afmrl_jax.runtime.object_store import hold, keep
 from afmrl_jax.runtime.preemption import heed
-from afmrl_jax.runtime.progress import say
+from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.runtime.run_mirror import LOCK
 
 
@@ -31,11 +36,11 @@ class Run:
         self.config = config
         self.did_something = False
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder / LOCK).open("w") if is_first() else None
+        self._lock = (folder / LOCK).open("w") if is_first_process() else None
         try:
-            first_does(self._hold, f"taking {folder}")
+            run_on_first(self._hold, f"taking {folder}")
             check_shared(folder)
-            first_does(self._check_config, f"opening {folder}")
+            run_on_first(self._check_config, f"opening {folder}")
         except BaseException:
             self.close()
             raise
@@ -51,7 +56,7 @@ class Run:
     def _check_config(self) -> None:
         path = self.folder / "config.json"
         wanted = to_dict(self.config)
-        found = read_json(path) if path.is_file() else wanted
+        found = migrated(read_json(path)) if path.is_file() else wanted
         # Where a run is computed may change; what is computed may not.
         before, now = ({k: v for k, v in x.items() if k not in PLACEMENT} for x in (found, wanted))
         if before == now:
@@ -97,7 +102,7 @@ class Run:
         done = folder / "DONE.json"
         begun = folder / "inputs.json"
         current = {"inputs": inputs, "fingerprint": fingerprint(inputs)}
-        found = {path: read_json(path) for path in (done, begun) if first_sees(path.is_file)}
+        found = {path: read_json(path) for path in (done, begun) if check_on_first(path.is_file)}
         for before in found.values():
             if before["fingerprint"] != current["fingerprint"]:
                 changed = ", ".join(_differences(before["inputs"], inputs))
@@ -119,8 +124,8 @@ class Run:
             write_json(done, current | {"outputs": hashes, "seconds": seconds})
             keep(folder)
 
-        first_does(finish, name)
-        say(f"{name}: done in {seconds:.0f} s")
+        run_on_first(finish, name)
+        log_info(f"{name}: done in {seconds:.0f} s")
         return folder
 
     def output_hash(self, stage: str, output: str) -> str:

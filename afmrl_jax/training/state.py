@@ -1,4 +1,4 @@
-"""Training state: plain dictionaries of arrays, and the pure optimiser step on them."""
+"""Training state: plain dictionaries of arrays, and the pure optimizer step on them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from afmrl_jax.config import OptimiserConfig
+from afmrl_jax.config import OptimizerConfig
 from afmrl_jax.models.architecture import Params
 from afmrl_jax.parallel.param_paths import is_matrix
 
@@ -23,7 +23,7 @@ def scalars(metrics: dict[str, Any]) -> dict[str, float]:
     return {name: float(np.asarray(x)) for name, x in metrics.items() if name != HALTED}
 
 
-def learning_rate_schedule(config: OptimiserConfig, steps: int) -> optax.Schedule:
+def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Linear warm-up, then a cosine to `final_share` of the peak."""
     warmup = max(1, round(config.warmup_share * steps))
     return optax.warmup_cosine_decay_schedule(
@@ -35,7 +35,7 @@ def learning_rate_schedule(config: OptimiserConfig, steps: int) -> optax.Schedul
     )
 
 
-def make_optimiser(config: OptimiserConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """AdamW with gradient clipping; weight decay touches matrices only."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
@@ -48,13 +48,13 @@ def make_optimiser(config: OptimiserConfig, steps: int) -> optax.GradientTransfo
     )
 
 
-def initial_state(params: Params, optimiser: optax.GradientTransformation) -> dict[str, Any]:
-    """State of a stage: parameters, optimiser state, the number of finished steps, and whether a
+def initial_state(params: Params, optimizer: optax.GradientTransformation) -> dict[str, Any]:
+    """State of a stage: parameters, optimizer state, the number of finished steps, and whether a
     step was met whose gradient is no number.
     """
     return {
         "params": params,
-        "opt_state": optimiser.init(params),
+        "opt_state": optimizer.init(params),
         "step": jnp.zeros((), jnp.int32),
         HALTED: jnp.zeros((), bool),
     }
@@ -63,30 +63,30 @@ def initial_state(params: Params, optimiser: optax.GradientTransformation) -> di
 def gradient_step(
     state: dict[str, Any],
     loss: Callable[[Params], tuple[jax.Array, dict[str, jax.Array]]],
-    optimiser: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """One optimiser step on `loss(params) -> (value, metrics)`; pure, for use inside jit.
+    """One optimizer step on `loss(params) -> (value, metrics)`; pure, for use inside jit.
 
     `params` are those that learn; what is frozen reaches `loss` another way, and has no gradient.
     """
     (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state["params"])
-    return apply_gradients(state, gradients, {"loss": value, **metrics}, optimiser)
+    return apply_gradients(state, gradients, {"loss": value, **metrics}, optimizer)
 
 
 def apply_gradients(
     state: dict[str, Any],
     gradients: Params,
     metrics: dict[str, jax.Array],
-    optimiser: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """The state one optimiser step later, and the metrics with the gradient's norm; pure.
+    """The state one optimizer step later, and the metrics with the gradient's norm; pure.
 
     From a gradient that is not finite on, the state stays as it was before it, so that the last
     good one is still there when the host hears of it some steps later.
     """
     # Optax raises floats to integer powers; the rest of the step holds under strict promotion.
     with jax.numpy_dtype_promotion("standard"):
-        updates, opt_state = optimiser.update(gradients, state["opt_state"], state["params"])
+        updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
     params = optax.apply_updates(state["params"], updates)
     norm = optax.tree.norm(gradients)
     good = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"]) & ~state[HALTED]

@@ -23,7 +23,7 @@ from afmrl_jax.data.batching.vision_cache import (
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.parallel.sharding import place_batch
-from afmrl_jax.runtime.distributed import fetch, meet
+from afmrl_jax.runtime.distributed import barrier, to_host
 from afmrl_jax.runtime.preemption import Preempted, reached
 from afmrl_jax.runtime.progress import Progress
 from afmrl_jax.training.encode_batch import TOWER
@@ -48,7 +48,7 @@ def tower_key(architecture: Architecture, params: Params, image: ImageConfig) ->
     told = [config.family, repr(config.vision), execution.dtype, preprocessing(image)]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for name in sorted(x for x in params if x.startswith(TOWER)):
-        value = fetch(params[name])
+        value = to_host(params[name])
         digest.update(f"{name} {value.dtype} {value.shape}".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()[:32]
@@ -76,13 +76,13 @@ def with_cached_tokens(
     dtype, width = architecture.execution.dtype, architecture.config.text.hidden_dim
     cache = TokenCache(folder / tower_key(architecture, params, builder.image), width, dtype)
     with cache.held():
-        meet("visual cache is held")
+        barrier("visual cache is held")
         known = cache.entries()
         first = {key: index for index, key in reversed([*enumerate(hashes)])}
         missing = {key: index for key, index in sorted(first.items()) if key not in known}
         if missing:
             _fill(cache, missing, builder, architecture, params, mesh)
-            meet("visual cache is filled")
+            barrier("visual cache is filled")
         pictures = CachedPictures.of(builder.listings, builder.image, cache, hashes)
     return dataclasses.replace(builder, pictures=pictures)
 
@@ -108,7 +108,7 @@ def _fill(
             rows = [(x,) for x in pictures] + [none] * (PICTURES - len(own))
             *bins, start = pack(rows, config, builder.host)
             found = _tower(architecture, params, tuple(place_batch(bins, mesh)))
-            tokens = fetch(found).reshape(-1, cache.width)
+            tokens = to_host(found).reshape(-1, cache.width)
             for key, picture, first in zip(own, pictures, start, strict=False):
                 grid = (picture.grid[0] // merge, picture.grid[1] // merge)
                 ready[key] = (tokens[first : first + grid[0] * grid[1]], grid)

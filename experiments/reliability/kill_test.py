@@ -32,7 +32,7 @@ from afmrl_jax.errors import RunError
 from afmrl_jax.performance.record import write_record
 from afmrl_jax.runtime.files import read_json, write_json
 from afmrl_jax.runtime.preemption import STATUS
-from afmrl_jax.runtime.progress import Progress, say
+from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.runtime.setup import reported
 from afmrl_jax.training.checkpoint import DAMAGED
 from afmrl_jax.training.model_store import WEIGHTS
@@ -180,7 +180,7 @@ def main(settings: KillTest) -> None:
             moment = float(rng.uniform(0.05, 0.8)) * seconds
             victim = int(rng.integers(case.processes))
             found.append(interrupt(whole, settings.out / "interrupted", case, moment, victim))
-            say(str(found[-1]))
+            log_info(str(found[-1]))
             write_json(done_before, found)
             progress.update(figures(found)["signals"])
     total = figures(found)

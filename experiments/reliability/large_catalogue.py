@@ -35,7 +35,7 @@ from afmrl_jax.errors import RunError
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.performance.record import write_record
 from afmrl_jax.runtime.files import read_json
-from afmrl_jax.runtime.progress import Progress, say
+from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.runtime.setup import reported
 
 HERE = Path(__file__).parent
@@ -110,7 +110,7 @@ def measured(command: list[str], kill_after: float | None = None) -> dict[str, A
     Raises:
         RunError: it failed by itself.
     """
-    say("afmrl " + " ".join(command))
+    log_info("afmrl " + " ".join(command))
     began = time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", "afmrl_jax.cli.main", *command])
     timer = threading.Timer(kill_after or 0, process.kill) if kill_after is not None else None

@@ -36,7 +36,7 @@ from afmrl_jax.inference.systems import System
 from afmrl_jax.runs.pipeline import TEXTS, Pipeline
 from afmrl_jax.runtime.files import write_json, write_text
 from afmrl_jax.runtime.metrics_log import read_metrics
-from afmrl_jax.runtime.progress import say, tell
+from afmrl_jax.runtime.progress import log_info, print_result
 from afmrl_jax.runtime.setup import open_run, reported
 from afmrl_jax.training.model_store import WEIGHTS
 from experiments.studies.agcl.pairs import PAIR_FIGURES, has_mask, judge_pairs
@@ -147,7 +147,7 @@ def run_seed(folder: Path, config: RunConfig, chosen: Sequence[Variation]) -> np
         source_stages(pipeline, {x.attributes for x in chosen})
         for variation in chosen:
             settings = variation.settings(config.agcl)
-            say(f"{folder.name}: {variation.label}")
+            log_info(f"{folder.name}: {variation.label}")
             pipeline.train_r(variation.name, settings, variation.attributes, in_input=False)
             score_stage(pipeline, variation.name, settings, variation.attributes)
         return np.array([x.group for x in pipeline.catalogue.subset("test").listings])
@@ -166,8 +166,8 @@ def main(study: Study) -> None:
         result["pair_figures"] = PAIR_FIGURES
         write_json(study.result, result)
         draw_study(result, study.plot)
-    tell(table(result))
-    tell(str(study.result))
+    print_result(table(result))
+    print_result(str(study.result))
 
 
 if __name__ == "__main__":

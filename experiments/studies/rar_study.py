@@ -27,7 +27,7 @@ from afmrl_jax.config import RarConfig, RunConfig
 from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.metrics_log import read_metrics
-from afmrl_jax.runtime.progress import say, tell
+from afmrl_jax.runtime.progress import log_info, print_result
 from afmrl_jax.runtime.setup import open_run, reported
 from afmrl_jax.training.rar.monitor import raised
 from experiments.studies.rar_plot import draw_rar_study
@@ -67,9 +67,9 @@ class Study:
     def collapse(self, rar: RarConfig) -> RarConfig:
         """Nothing that holds G back."""
         steps = 6 if self.fast else self.collapse_steps
-        rate = dataclasses.replace(rar.optimiser, learning_rate=5e-3)
+        rate = dataclasses.replace(rar.optimizer, learning_rate=5e-3)
         return dataclasses.replace(
-            rar, steps=steps, evaluate_every=max(1, steps // 6), kl_coefficient=0.0, optimiser=rate
+            rar, steps=steps, evaluate_every=max(1, steps // 6), kl_coefficient=0.0, optimizer=rate
         )
 
 
@@ -125,16 +125,18 @@ def main(study: Study) -> None:
             if seed != study.seeds[0]:
                 continue
             for name, settings in (("long", study.long), ("collapse", study.collapse)):
-                say(f"{folder.name}: {name}")
+                log_info(f"{folder.name}: {name}")
                 pipeline.reinforce(f"rar-{name}", settings(config.rar))
                 result[name] = summary(folder / f"rar-{name}")
                 keep()
     gains = [x["gain"] for x in result["seeds"].values()]
-    tell(f"held-out gain over {len(gains)} seeds: {np.mean(gains):+.3f}, {np.round(gains, 3)}")
+    print_result(
+        f"held-out gain over {len(gains)} seeds: {np.mean(gains):+.3f}, {np.round(gains, 3)}"
+    )
     for name in ("long", "collapse"):
         alarms = ", ".join(f"{x['name']} at {x['step']}" for x in result[name]["alarms"]) or "none"
-        tell(f"{name}: {result[name]['steps']} steps, alarms: {alarms}")
-    tell(str(study.result))
+        print_result(f"{name}: {result[name]['steps']} steps, alarms: {alarms}")
+    print_result(str(study.result))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
+from afmrl_jax.evaluation import statistics
 from afmrl_jax.evaluation.probes import classify, cluster, clustering_scores, purity
 from afmrl_jax.evaluation.statistics import (
     interval,

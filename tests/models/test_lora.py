@@ -16,7 +16,7 @@ from afmrl_jax.models.lora import add_lora, merge_lora, with_lora
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.param_paths import is_adapter
 from afmrl_jax.testing import tiny_config
-from afmrl_jax.training.partition import Trainee
+from afmrl_jax.training.partition import Partition
 from afmrl_jax.training.state import gradient_step, initial_state
 
 LORA = LoraConfig(rank=3, alpha=6.0, targets=LORA_TARGETS)
@@ -103,16 +103,16 @@ def test_only_targets_of_the_decoder_have_adapters(dense):
 def test_a_step_changes_adapters_alone(dense, batch, tmp_path):
     architecture, fresh, _ = adapted(dense)
     settings = ModelSettings(weights="x", trained="lora", lora=LORA, frozen_dtype="float32")
-    trainee = Trainee.of(architecture, fresh, settings, make_mesh(1, 1))
+    trainee = Partition.of(architecture, fresh, settings, make_mesh(1, 1))
     assert set(trainee.trainable) == {n for n in fresh if is_adapter(n)}
-    optimiser = optax.adam(1e-2)
-    state = initial_state(trainee.trainable, optimiser)
+    optimizer = optax.adam(1e-2)
+    state = initial_state(trainee.trainable, optimizer)
 
     def loss(trainable):
         return (architecture.bind(trainee.whole(trainable))(batch) ** 3).mean(), {}
 
     # Twice: lora_a has no gradient while lora_b is zero.
-    step = jax.jit(lambda state: gradient_step(state, loss, optimiser)[0])
+    step = jax.jit(lambda state: gradient_step(state, loss, optimizer)[0])
     state = step(step(state))
     for name, value in trainee.whole(state["params"]).items():
         assert np.array_equal(value, fresh[name]) != is_adapter(name), name

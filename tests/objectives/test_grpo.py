@@ -174,7 +174,7 @@ def test_loss_and_gradient_equal_trls(case):
         new, old, reference, mask = (
             values[x].reshape(group) for x in ("logprobs", "old", "reference", "mask")
         )
-        weights = token_weights(mask, normalisation=NORMALISATION[case["loss_type"]])
+        weights = token_weights(mask, normalization=NORMALISATION[case["loss_type"]])
 
         def loss(new):
             return grpo_loss(
@@ -199,9 +199,9 @@ def test_groups_left_out_give_their_weight_to_the_rest(rng):
     mask = jnp.asarray(np.arange(5) < rng.integers(1, 6, (3, 4))[..., None])
     kept = jnp.array([True, False, True])
     for kind in ("sample", "token", "constant"):
-        found = token_weights(mask, normalisation=kind, groups=kept)
+        found = token_weights(mask, normalization=kind, groups=kept)
         assert not np.asarray(found[1]).any()
-        alone = token_weights(mask[kept], normalisation=kind)
+        alone = token_weights(mask[kept], normalization=kind)
         np.testing.assert_allclose(found[kept], alone, rtol=1e-6)
     nothing = token_weights(mask, groups=jnp.zeros(3, bool))
     assert not np.asarray(nothing).any()

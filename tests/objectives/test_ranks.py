@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from afmrl_jax.objectives import ranks as module
-from afmrl_jax.objectives.ranks import standing, standing_dense
+from afmrl_jax.objectives.ranks import rank_positives, rank_positives_dense
 from afmrl_jax.parallel.mesh import make_mesh
 
 GALLERY = 48
@@ -56,7 +56,7 @@ def by_sorting(query, gallery, positives, own):
 
 def test_ranks_equal_sorting_with_ties_and_several_positives(problem):
     best, every = by_sorting(*problem)
-    found = standing(*map(jnp.asarray, problem), every=True, negatives=3)
+    found = rank_positives(*map(jnp.asarray, problem), every=True, negatives=3)
     assert found.rank.tolist() == best
     assert found.ranks.tolist() == every
 
@@ -65,15 +65,15 @@ def test_ranks_equal_sorting_with_ties_and_several_positives(problem):
 def test_blocks_equal_the_dense_twin(problem, block, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", block)
     arrays = tuple(map(jnp.asarray, problem))
-    found = standing(*arrays, every=True, negatives=3)
-    twin = standing_dense(*arrays, negatives=3)
+    found = rank_positives(*arrays, every=True, negatives=3)
+    twin = rank_positives_dense(*arrays, negatives=3)
     assert found.rank.tolist() == twin.rank.tolist()
     assert found.ranks.tolist() == twin.ranks.tolist()
     np.testing.assert_allclose(found.margin, twin.margin, atol=1e-6)
 
 
 def test_only_what_is_asked_for_is_computed(problem):
-    found = standing(*map(jnp.asarray, problem))
+    found = rank_positives(*map(jnp.asarray, problem))
     assert found.ranks is None
     assert found.margin is None
 
@@ -82,12 +82,12 @@ def test_only_what_is_asked_for_is_computed(problem):
 @pytest.mark.parametrize("filling", [0, 16])
 def test_a_gallery_on_eight_devices_is_counted_the_same(problem, data, model, filling):
     query, gallery, positives, own = map(jnp.asarray, problem)
-    twin = standing_dense(query, gallery, positives, own, negatives=3)
+    twin = rank_positives_dense(query, gallery, positives, own, negatives=3)
     mesh = make_mesh(data, model)
     padded = jnp.pad(gallery, ((0, filling), (0, 0)))
     padded = jax.device_put(padded, NamedSharding(mesh, P(("data", "model"))))
     with jax.set_mesh(mesh):
-        found = jax.jit(standing, static_argnames=("size", "every", "negatives"))(
+        found = jax.jit(rank_positives, static_argnames=("size", "every", "negatives"))(
             query, padded, positives, own, size=GALLERY, every=True, negatives=3
         )
     assert found.rank.tolist() == twin.rank.tolist()
@@ -104,19 +104,19 @@ def test_a_product_never_holds_all_scores(problem):
         shape((4096, 4), jnp.int32),
         shape((4096,), jnp.int32),
     )
-    compiled = jax.jit(standing).lower(*arrays).compile()
+    compiled = jax.jit(rank_positives).lower(*arrays).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * 3 * module.BLOCK * 5000
 
 
 def test_a_tie_counts_against_the_query():
     gallery = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    found = standing(gallery[:1], gallery, jnp.array([[0]]), jnp.array([-1]))
+    found = rank_positives(gallery[:1], gallery, jnp.array([[0]]), jnp.array([-1]))
     assert found.rank.tolist() == [2]
 
 
 def test_a_score_that_is_no_number_counts_against_the_query():
     gallery = jnp.array([[1.0, 0.0], [jnp.nan, 0.0], [0.0, 1.0]])
-    found = standing(gallery[:1], gallery, jnp.array([[0]]), jnp.array([-1]), negatives=1)
+    found = rank_positives(gallery[:1], gallery, jnp.array([[0]]), jnp.array([-1]), negatives=1)
     assert found.rank.tolist() == [2]
     assert np.isnan(found.margin[0])
 
@@ -124,5 +124,5 @@ def test_a_score_that_is_no_number_counts_against_the_query():
 def test_a_bfloat16_gallery_ranks_what_bfloat16_scores(problem):
     query, gallery, positives, own = map(jnp.asarray, problem)
     short = gallery.astype(jnp.bfloat16)
-    found = standing(query, short, positives, own)
-    assert found.rank.tolist() == standing_dense(query, short, positives, own).rank.tolist()
+    found = rank_positives(query, short, positives, own)
+    assert found.rank.tolist() == rank_positives_dense(query, short, positives, own).rank.tolist()

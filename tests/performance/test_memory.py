@@ -6,7 +6,7 @@ import math
 import jax
 import pytest
 
-from afmrl_jax.config import Execution, OptimiserConfig
+from afmrl_jax.config import Execution, OptimizerConfig
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.qwen_vl.presets import PRESETS
@@ -24,7 +24,7 @@ from afmrl_jax.performance.memory import (
     shard_bytes,
 )
 from afmrl_jax.testing import tiny_config
-from afmrl_jax.training.state import initial_state, make_optimiser
+from afmrl_jax.training.state import initial_state, make_optimizer
 
 
 @functools.cache
@@ -36,8 +36,8 @@ def shapes_of(name):
 @pytest.mark.parametrize("name", ["qwen2vl_2b", "qwen2_5vl_3b"])
 def test_a_full_sized_training_state_is_divided_among_the_devices(name, sizes):
     shapes = shapes_of(name)
-    optimiser = make_optimiser(OptimiserConfig(), 1)
-    state = jax.eval_shape(lambda p: initial_state(p, optimiser), shapes)
+    optimizer = make_optimizer(OptimizerConfig(), 1)
+    state = jax.eval_shape(lambda p: initial_state(p, optimizer), shapes)
     wanted = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
     places = jax.tree.leaves(shardings(state, make_mesh(*sizes)))
     found = sum(

@@ -35,7 +35,7 @@ def test_plan_of_a_small_model(task, name, capsys):
     else:
         assert lines["weights that learn (float32)"]["bytes"] == 4 * numbers
         # Two counters beside the moments.
-        assert lines["optimiser moments"]["bytes"] == 8 * numbers + 8
+        assert lines["optimizer moments"]["bytes"] == 8 * numbers + 8
     assert lines["activations, temporaries"]["how"] == "compiled"
     assert found["total"] == sum(x["bytes"] for x in found["lines"])
     assert found["verdict"] == "fits"

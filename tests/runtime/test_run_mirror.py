@@ -12,7 +12,7 @@ from afmrl_jax.errors import RunError
 from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime import object_store as storage
 from afmrl_jax.runtime import run_mirror as copies
-from afmrl_jax.runtime.files import place
+from afmrl_jax.runtime.files import resolve_path
 from afmrl_jax.runtime.object_store import hold, keep, keep_all, working_copy
 from afmrl_jax.runtime.run_mirror import FINISHED, STATE
 from afmrl_jax.runtime.setup import reported
@@ -326,7 +326,7 @@ def test_two_jobs_with_one_home_do_not_mix(bucket, machine):
     write(second, a="by the second")
     keep(second)
     machine("first")
-    storage._COPIES[first.absolute()] = copies.WorkingCopy(place(HOME), first)
+    storage._COPIES[first.absolute()] = copies.WorkingCopy(resolve_path(HOME), first)
     hold(first, True)
     write(first, b="by the first")
     with pytest.raises(RunError, match="changed by another job"):

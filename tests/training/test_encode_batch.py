@@ -29,7 +29,7 @@ from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place, place_batch
 from afmrl_jax.testing import tiny_config
 from afmrl_jax.training.agcl import make_agcl_step
-from afmrl_jax.training.encode_batch import row_vectors
+from afmrl_jax.training.encode_batch import encode_batch
 from afmrl_jax.training.partition import learns
 from afmrl_jax.training.state import initial_state
 
@@ -162,7 +162,7 @@ def test_in_float32_chunks_and_the_whole_batch_are_off_by_few_roundings(builder,
     # sums moves those; the typical row tells how well a program computes.
     def vectors(dtype, batch):
         architecture, trainable, frozen = model(tokenizer, "lora", dtype)
-        encode = partial(row_vectors, architecture, prefix=True)
+        encode = partial(encode_batch, architecture, prefix=True)
         last, bare = jax.jit(encode)(frozen, trainable, batch)
         return np.concatenate([last, bare], axis=1, dtype=np.float64)
 

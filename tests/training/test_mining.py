@@ -20,7 +20,7 @@ from afmrl_jax.testing import tiny_config
 from afmrl_jax.training import loop
 from afmrl_jax.training.agcl import MINED, contrastive_source, train_agcl
 from afmrl_jax.training.mining import choose_negatives, mine, positive_scores
-from afmrl_jax.training.partition import Trainee
+from afmrl_jax.training.partition import Partition
 
 
 def unit(vectors):
@@ -157,7 +157,7 @@ def train(folder, tiny_run, builder, encoder, mining):
     mesh = make_mesh(1, 1)
     stage = dataclasses.replace(settings(), steps=8, mining=mining, delta=0.2, gamma=0.1)
     params = jax.tree.map(np.asarray, encoder.params)  # The step donates what it is given.
-    trainee = Trainee.of(encoder.architecture, params, ModelSettings(), mesh)
+    trainee = Partition.of(encoder.architecture, params, ModelSettings(), mesh)
     texts = {x.listing_id: f"shape: {x.product_id}" for x in builder.listings}
     found = train_agcl(config, stage, "agcl", folder, trainee, builder, attributes=texts, seed=0)
     return {name: np.asarray(value) for name, value in found.items()}

@@ -57,8 +57,8 @@ def step_flops(config, trained, remat):
         )
     trainable = {n: x for n, x in shapes.items() if learns(n, trained)}
     frozen = {n: x for n, x in shapes.items() if n not in trainable}
-    optimiser = optax.sgd(1.0)
-    state = jax.eval_shape(lambda p: initial_state(p, optimiser), trainable)
+    optimizer = optax.sgd(1.0)
+    state = jax.eval_shape(lambda p: initial_state(p, optimizer), trainable)
     tokens, patches = VISUAL + TEXT, 4 * VISUAL
 
     def shape(*sizes, dtype=jnp.int32):
@@ -73,7 +73,7 @@ def step_flops(config, trained, remat):
         patch_position=shape(ROWS, patches, 2),
         visual_start=shape(ROWS),
     )
-    step = make_agcl_step(architecture, AgclConfig(gamma=0.0), None, optimiser)
+    step = make_agcl_step(architecture, AgclConfig(gamma=0.0), None, optimizer)
     batch = {"rows": rows, "products": shape(ROWS // 2)}
     lowered = step.lower(frozen, state, batch, jax.eval_shape(lambda: jax.random.key(0)))
     return lowered.compile().cost_analysis()["flops"] / ROWS

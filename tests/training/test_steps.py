@@ -10,7 +10,7 @@ from afmrl_jax.config import (
     DistillConfig,
     ImageConfig,
     InputDropout,
-    OptimiserConfig,
+    OptimizerConfig,
     TextBudget,
 )
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
@@ -150,7 +150,7 @@ def test_vectors_and_greedy_texts_on_every_mesh(builder, tokenizer, family):
 
 
 def test_learning_rate_rises_then_falls():
-    config = OptimiserConfig(1e-3, warmup_share=0.1, final_share=0.05)
+    config = OptimizerConfig(1e-3, warmup_share=0.1, final_share=0.05)
     rates = [float(learning_rate_schedule(config, 100)(n)) for n in range(101)]
     assert rates[0] == pytest.approx(1e-4)
     assert max(rates) == rates[10] == pytest.approx(1e-3)

@@ -25,7 +25,7 @@ from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.testing import tiny_config
 from afmrl_jax.training import vision_cache as visual_tokens
 from afmrl_jax.training.agcl import train_agcl
-from afmrl_jax.training.partition import Trainee
+from afmrl_jax.training.partition import Partition
 
 NO_ERASING = InputDropout(patches=0.0)
 FROZEN = ModelSettings(trained="decoder", frozen_dtype="float32")
@@ -163,7 +163,7 @@ def test_training_is_the_same_with_the_cache(builder, embedder, towers, tmp_path
         architecture, params = embedder
         # The step donates what it is given.
         params = {n: np.array(x) for n, x in params.items()}
-        trainee = Trainee.of(architecture, params, FROZEN, make_mesh(1, 1))
+        trainee = Partition.of(architecture, params, FROZEN, make_mesh(1, 1))
         folder = tmp_path / str(cache is None)
         train_agcl(config, settings, "agcl", folder, trainee, builder, seed=0)
         lines = read_metrics(folder / "metrics.jsonl")

@@ -22,7 +22,7 @@ from afmrl_jax.data.attributes.text_format import is_malformed, salvage_attribut
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.errors import ConfigError, RunError
 from afmrl_jax.runtime.files import disk_full, is_disk_full, read_lines
-from afmrl_jax.runtime.progress import Progress, say
+from afmrl_jax.runtime.progress import Progress, log_info
 
 INSTRUCTION = (
     "List the key attributes that tell this product from similar ones (type, material, colour, "
@@ -250,7 +250,7 @@ def ask_endpoint(
     finally:
         held.close()
     if label:
-        say(
+        log_info(
             f"{label}: {len(replies.texts)} listings, {len(replies.repaired)} of them repaired, "
             f"{len(replies.failed)} without attributes"
         )

@@ -18,7 +18,7 @@ from afmrl_jax.data.batching.packing import pack
 from afmrl_jax.data.batching.tokenizer import Tokenizer
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.runtime.progress import say
+from afmrl_jax.runtime.progress import log_info
 
 
 class VLBatch(NamedTuple):
@@ -132,7 +132,7 @@ class PatchStore:
                 raise _unusable(listing, error) from error
             with self._lock:
                 self._bad.add(index)
-            say(f"left out: the picture of listing {listing.listing_id!r}: {error}")
+            log_info(f"left out: the picture of listing {listing.listing_id!r}: {error}")
             return None
         self._keep(index, patches)
         return patches

@@ -149,7 +149,7 @@ def erase_patches(
 ) -> Patches:
     """The picture with some visual tokens erased, each with chance `rate`.
 
-    Erased pixels get the mean colour (0 after normalisation), as in random erasing (Zhong et al.
+    Erased pixels get the mean colour (0 after normalization), as in random erasing (Zhong et al.
     2020); all patches that the merger joins into one visual token go together.
     """
     merged = config.merge_size**2

@@ -24,8 +24,8 @@ from afmrl_jax.config import ImageConfig
 from afmrl_jax.data.batching.images import Patches
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.errors import CatalogueError, RunError
-from afmrl_jax.runtime.files import atomic_path, locked, read_json, write_json, writes
-from afmrl_jax.runtime.progress import say
+from afmrl_jax.runtime.files import atomic_path, is_writer, locked, read_json, write_json
+from afmrl_jax.runtime.progress import log_info
 
 DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
@@ -67,12 +67,12 @@ class TokenCache:
     def held(self) -> Iterator[None]:
         """Let one process at a time add to the cache; readers need not ask."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not writes():
+        if not is_writer():
             # The first process of this job holds it.
             yield
             return
         words = f"{self.folder}: another process is filling the cache, waiting for it"
-        with locked(self.folder / ".lock", waiting=partial(say, words)):
+        with locked(self.folder / ".lock", waiting=partial(log_info, words)):
             yield
 
     def entries(self) -> dict[str, Entry]:

@@ -21,8 +21,15 @@ from afmrl_jax.data.catalogue.readers import RowSource
 from afmrl_jax.data.catalogue.records import Problem
 from afmrl_jax.data.catalogue.tfds_examples import COLUMNS, PART, features
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.runtime.files import disk_full, file_hash, is_disk_full, is_local, place, write_json
-from afmrl_jax.runtime.progress import Progress, say
+from afmrl_jax.runtime.files import (
+    disk_full,
+    file_hash,
+    is_disk_full,
+    is_local,
+    resolve_path,
+    write_json,
+)
+from afmrl_jax.runtime.progress import Progress, log_info
 
 SHARD_BYTES = 1 << 28
 
@@ -67,7 +74,7 @@ def convert(source: RowSource, out: Path, how: Conversion) -> dict[str, Any]:
         CatalogueError: a record cannot be used, unless `skip_bad`; or the whole cannot.
         RunError: the disk is full.
     """
-    if not is_local(place(out)):
+    if not is_local(resolve_path(out)):
         raise ConfigError(f"{out}: write the store to this machine, then copy the folder there")
     if out.exists():
         raise ConfigError(f"{out} exists; choose another --out, or remove it")
@@ -87,12 +94,12 @@ def _convert(source: RowSource, work: Path, how: Conversion) -> dict[str, Any]:
         consumed = shards[-1][2] if shards else 0
         left_out = int(census.note("left_out") or 0)
         if shards:
-            say(f"goes on behind {len(shards)} shard(s), {consumed} records")
+            log_info(f"goes on behind {len(shards)} shard(s), {consumed} records")
 
         def count(problem: Problem) -> None:
             nonlocal left_out
             left_out += 1
-            say(f"left out: {problem}")
+            log_info(f"left out: {problem}")
 
         finished = census.note("finished") is not None
         if not finished:
@@ -116,7 +123,7 @@ def _census(work: Path, stamp: str) -> Census:
         if census.note("stamp") == stamp:
             return census
         census.close()
-        say(f"{work}: the catalogue or a setting has changed, so the conversion begins anew")
+        log_info(f"{work}: the catalogue or a setting has changed, so the conversion begins anew")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     census = Census(path)

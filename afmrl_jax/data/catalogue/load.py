@@ -16,7 +16,7 @@ from afmrl_jax.data.catalogue.records import SPLITS, Catalogue, Listing, Problem
 from afmrl_jax.data.catalogue.schema import problem_of, to_listing
 from afmrl_jax.data.catalogue.splits import draw_splits
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.runtime.progress import say
+from afmrl_jax.runtime.progress import log_info
 
 Look = Literal["decode", "open", "none"]
 """How closely pictures are looked at: decoded, their header read, or not at all."""
@@ -58,7 +58,7 @@ def stopping(left_out: Report, *, skip_bad: bool) -> Report:
 
     def report(problem: Problem) -> None:
         if problem.severity == "warning":
-            say(f"warning: {problem}")
+            log_info(f"warning: {problem}")
         elif skip_bad:
             left_out(problem)
         else:
@@ -70,9 +70,9 @@ def stopping(left_out: Report, *, skip_bad: bool) -> Report:
 def say_skipped(catalogue: Catalogue) -> None:
     """Name every record that `skip_bad` left out, and their number."""
     for problem in catalogue.skipped:
-        say(f"left out: {problem}")
+        log_info(f"left out: {problem}")
     if catalogue.skipped:
-        say(f"{len(catalogue.skipped)} record(s) left out (--skip-bad)")
+        log_info(f"{len(catalogue.skipped)} record(s) left out (--skip-bad)")
 
 
 class Read(NamedTuple):

@@ -17,7 +17,7 @@ from afmrl_jax.data.catalogue.records import Report, Row
 from afmrl_jax.data.catalogue.store import MANIFEST, Store
 from afmrl_jax.data.catalogue.tfds_examples import PART
 from afmrl_jax.errors import CatalogueError, ConfigError
-from afmrl_jax.runtime.files import is_local, place
+from afmrl_jax.runtime.files import is_local, resolve_path
 
 FILES = ("listings.parquet", "listings.jsonl", "listings.jsonl.gz")
 
@@ -80,7 +80,7 @@ def _open(name_or_path: str | Path, options: Mapping[str, Any]) -> RowSource:
     if str(name_or_path) == "furniture":
         path = Path(str(files("afmrl_jax.data.furniture") / "listings.parquet"))
         return _own(path, "furniture", trusted=True)
-    path = place(name_or_path)
+    path = resolve_path(name_or_path)
     if (path / MANIFEST).is_file():
         store = Store.open(path)
         inputs = (path / MANIFEST,)

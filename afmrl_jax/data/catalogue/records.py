@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.runtime.files import place
+from afmrl_jax.runtime.files import resolve_path
 
 SPLITS = ("distill", "train", "reward", "test")
 ROLES = ("query", "gallery")
@@ -82,7 +82,7 @@ class Listing:
         if not isinstance(self.image, str):
             return self.image.read()
         try:
-            return place(self.image).read_bytes()
+            return resolve_path(self.image).read_bytes()
         except OSError as error:
             raise CatalogueError(
                 f"listing {self.listing_id!r}: picture {self.image} cannot be read ({error}); "

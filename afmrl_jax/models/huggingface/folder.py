@@ -22,7 +22,7 @@ from afmrl_jax.models.huggingface.peft import (
 from afmrl_jax.models.huggingface.read import Shardings, check_fit, hub_files, load_params
 from afmrl_jax.models.huggingface.write import SHARD_BYTES, save_params
 from afmrl_jax.models.lora import with_lora
-from afmrl_jax.runtime.distributed import put
+from afmrl_jax.runtime.distributed import to_devices
 from afmrl_jax.runtime.files import atomic_path, file_hash, read_json, write_json
 
 MANIFEST = "manifest.json"
@@ -176,7 +176,7 @@ def load_model(
         adapter = load_adapter(folder, architecture)
         if shardings is not None:
             shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in adapter.items()}
-            adapter = put(adapter, dict(shardings(shapes)))
+            adapter = to_devices(adapter, dict(shardings(shapes)))
         return architecture, {**params, **adapter}
     architecture = read_architecture(folder, execution)
     stored = hub_files(folder)

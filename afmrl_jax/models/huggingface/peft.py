@@ -23,7 +23,7 @@ from afmrl_jax.models.huggingface.safetensors import (
     stored_tensors,
     write_tensors,
 )
-from afmrl_jax.runtime.distributed import fetch
+from afmrl_jax.runtime.distributed import to_host
 from afmrl_jax.runtime.files import read_json, write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -160,7 +160,7 @@ def save_adapter(folder: Path, architecture: Architecture, params: Params, base:
 
 
 def _fetch(value: jax.Array, layer: int) -> np.ndarray:
-    return fetch(value[layer]).T.astype(np.float32)
+    return to_host(value[layer]).T.astype(np.float32)
 
 
 def _config(lora: LoraConfig, base: str) -> dict[str, Any]:

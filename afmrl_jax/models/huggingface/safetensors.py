@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.runtime.files import writes
+from afmrl_jax.runtime.files import is_writer
 
 DTYPES: dict[str, Any] = {
     "F64": np.float64,
@@ -124,7 +124,7 @@ def write_tensors(
             "data_offsets": [place, place + tensor.nbytes],
         }
         place += tensor.nbytes
-    if not writes():
+    if not is_writer():
         # Tensors in parts on many processes are brought together by all of them.
         for tensor in tensors:
             tensor.make()

@@ -12,7 +12,7 @@ from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.huggingface.names import HubTensor, hub_tensors
 from afmrl_jax.models.huggingface.read import INDEX, SINGLE
 from afmrl_jax.models.huggingface.safetensors import TensorToWrite, write_tensors
-from afmrl_jax.runtime.distributed import fetch
+from afmrl_jax.runtime.distributed import to_host
 from afmrl_jax.runtime.files import write_json
 
 SHARD_BYTES = 5 * 10**9
@@ -63,5 +63,5 @@ def divide(tensors: Sequence[TensorToWrite], limit: int) -> list[list[TensorToWr
 def _fetch(params: Params, tensor: HubTensor) -> np.ndarray:
     """A tensor on the host, in the file's layout."""
     value = params[tensor.ours]
-    array = fetch(value if tensor.layer is None else value[tensor.layer])
+    array = to_host(value if tensor.layer is None else value[tensor.layer])
     return array if tensor.kind == "plain" else array.T.reshape(tensor.shape)

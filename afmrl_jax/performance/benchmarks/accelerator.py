@@ -21,9 +21,9 @@ from afmrl_jax.parallel.param_paths import is_adapter
 from afmrl_jax.performance.benchmarks.jax_side import settings
 from afmrl_jax.performance.benchmarks.workload import Size, make_rows
 from afmrl_jax.performance.record import spread
-from afmrl_jax.runtime.progress import say
+from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.training.agcl import make_agcl_step
-from afmrl_jax.training.state import initial_state, make_optimiser
+from afmrl_jax.training.state import initial_state, make_optimizer
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ def train_step(load: Load, peak: float, repeats: int) -> tuple[dict[str, float],
     own = {n: x for n, x in architecture.shapes.items() if is_adapter(n)}
     frozen = _random({n: x for n, x in architecture.shapes.items() if n not in own}, jnp.bfloat16)
     configured = settings(1000)
-    optimiser = make_optimiser(configured.optimiser, configured.steps)
-    holder = [initial_state(_random(own, jnp.float32), optimiser)]
-    step = make_agcl_step(architecture, configured, None, optimiser)
+    optimizer = make_optimizer(configured.optimizer, configured.steps)
+    holder = [initial_state(_random(own, jnp.float32), optimizer)]
+    step = make_agcl_step(architecture, configured, None, optimizer)
     products = jnp.arange(load.rows // 2, dtype=jnp.int32)
     batch = {"rows": load.batch, "products": products}
 
@@ -187,14 +187,14 @@ def measure_accelerator(
         repeats: of every measurement.
     """
     peak, bandwidth = peaks(side, repeats)
-    say(f"measured peaks: {peak / 1e12:.0f} TFLOP/s, {bandwidth / 1e12:.2f} TB/s")
+    log_info(f"measured peaks: {peak / 1e12:.0f} TFLOP/s, {bandwidth / 1e12:.2f} TB/s")
     figures = {"peak_tflops": peak / 1e12, "bandwidth_tb_per_second": bandwidth / 1e12}
     details = []
     for found, detail in (
         train_step(embedder or Load.embedder(), peak, repeats),
         decode(generator or Load.generator(), bandwidth, repeats),
     ):
-        say(", ".join(f"{name} {value:.3g}" for name, value in found.items()))
+        log_info(", ".join(f"{name} {value:.3g}" for name, value in found.items()))
         figures |= found
         details.append(detail)
     return figures, details

@@ -26,7 +26,7 @@ from afmrl_jax.performance.benchmarks.agcl_reference import (
 from afmrl_jax.performance.benchmarks.gradcache import GradcacheSettings
 from afmrl_jax.performance.benchmarks.texts import attribute_texts
 from afmrl_jax.performance.record import check_writable, ratios, spread, write_record
-from afmrl_jax.runtime.progress import Progress, say
+from afmrl_jax.runtime.progress import Progress, log_info
 
 Part = Literal["memory", "time", "gradcache"]
 Measured = tuple[dict[str, float], list[dict[str, Any]]]
@@ -144,7 +144,7 @@ def measure_memory(settings: Settings) -> Measured:
             }
             detail = {"part": "memory", "batch": batch, "size": settings.size}
             details.append(detail | {"symmetric": symmetric, "temp_bytes": found, "ratios": ratio})
-            say(f"memory {label}, symmetric {symmetric}: {ratio}")
+            log_info(f"memory {label}, symmetric {symmetric}: {ratio}")
             for name, value in ratio.items():
                 # The weaker of both kinds of loss is quoted.
                 key = f"temp_ratio_{name}_{label}"
@@ -175,7 +175,7 @@ def measure_time(settings: Settings) -> Measured:
             # keeps no scores, is in the JSON alone.
             most = max(v["median"] for k, v in ratio.items() if k.startswith(start))
             worst[kind] = max(worst[kind], most)
-            say(f"time, symmetric {symmetric}: {most:.3f} of the best {kind} form")
+            log_info(f"time, symmetric {symmetric}: {most:.3f} of the best {kind} form")
         shape = {"batch": settings.time_batch, "size": settings.size, "symmetric": symmetric}
         seconds = {name: spread(x) for name, x in samples.items()}
         details.append({"part": "time", **shape, "seconds": seconds, "ours_over": ratio})

@@ -17,7 +17,7 @@ from afmrl_jax.errors import ConfigError
 from afmrl_jax.objectives.bm25 import Bm25Statistics, bm25_scores, fit_bm25
 from afmrl_jax.performance.benchmarks.texts import attribute_texts
 from afmrl_jax.performance.record import check_writable, ratios, spread, write_record
-from afmrl_jax.runtime.progress import Progress, say
+from afmrl_jax.runtime.progress import Progress, log_info
 
 K1, B = 1.5, 0.75
 ENOUGH = 0.2
@@ -180,7 +180,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
         times = settings.slow_repeats if "rank" in figure else settings.repeats
         detail = _pairs(figure, ours, theirs, times)
         figures[figure] = detail["speedup"]["median"]
-        say(f"{figure}: {figures[figure]:.2f}")
+        log_info(f"{figure}: {figures[figure]:.2f}")
         shape = {"batch": settings.batch, "vocab": settings.vocab, "longest": settings.longest}
         details.append(detail | {"largest_difference": difference, "shape": shape})
     write_record(out, "bm25", figures, details)

@@ -46,7 +46,7 @@ def lowered_step(layers: int, scan: bool) -> Any:
     from afmrl_jax.performance.benchmarks.jax_side import settings
     from afmrl_jax.performance.benchmarks.workload import Size, make_rows
     from afmrl_jax.training.agcl import make_agcl_step
-    from afmrl_jax.training.state import initial_state, make_optimiser
+    from afmrl_jax.training.state import initial_state, make_optimizer
 
     # Compilation takes as long for narrow layers as for wide ones.
     size = dataclasses.replace(Size.tiny(), layers=layers, vision_depth=layers)
@@ -55,11 +55,11 @@ def lowered_step(layers: int, scan: bool) -> Any:
     own = {n: x for n, x in architecture.shapes.items() if is_adapter(n)}
     frozen = {n: x for n, x in architecture.shapes.items() if n not in own}
     configured = settings(1000)
-    optimiser = make_optimiser(configured.optimiser, configured.steps)
-    state = jax.eval_shape(lambda p: initial_state(p, optimiser), own)
+    optimizer = make_optimizer(configured.optimizer, configured.steps)
+    state = jax.eval_shape(lambda p: initial_state(p, optimizer), own)
     rows = make_rows(size, 2 * size.pairs)
     batch = {"rows": rows, "products": jnp.arange(size.pairs, dtype=jnp.int32)}
-    step: Any = make_agcl_step(architecture, configured, None, optimiser)
+    step: Any = make_agcl_step(architecture, configured, None, optimizer)
     return step.lower(frozen, state, batch, jax.random.key(0))
 
 

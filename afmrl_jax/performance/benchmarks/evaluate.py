@@ -18,7 +18,7 @@ from afmrl_jax.evaluation.metrics import depth, metric_values
 from afmrl_jax.evaluation.ranking import VectorScorer, rank_gallery
 from afmrl_jax.evaluation.tasks import TASKS
 from afmrl_jax.performance.record import check_writable, spread, write_record
-from afmrl_jax.runtime.progress import Progress, say
+from afmrl_jax.runtime.progress import Progress, log_info
 
 FINE, COARSE = TASKS[:2]
 BLOCK = 512
@@ -178,7 +178,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
         raise RuntimeError(f"{found['disagreements']} of {found['checked']} queries disagree")
     speeds = [settings.queries / x for x in found.pop("seconds")]
     figures = {"rows_per_second": round(float(np.median(speeds)), 1)}
-    say(f"rows_per_second: {figures['rows_per_second']}")
+    log_info(f"rows_per_second: {figures['rows_per_second']}")
     shape = {name: getattr(settings, name) for name in ("queries", "gallery", "dim", "categories")}
     detail = {"part": "evaluate", "rows_per_second": spread(speeds), "shape": shape}
     write_record(out, "evaluate", figures, [detail | found])

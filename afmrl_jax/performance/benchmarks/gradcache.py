@@ -35,10 +35,10 @@ from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.performance.benchmarks.mixed_catalogue import mixed_catalogue
 from afmrl_jax.performance.record import ratios, spread
-from afmrl_jax.runtime.progress import Progress, say
+from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.training.agcl import make_agcl_step
 from afmrl_jax.training.partition import learns
-from afmrl_jax.training.state import initial_state, make_optimiser
+from afmrl_jax.training.state import initial_state, make_optimizer
 
 TOKEN = SimpleNamespace(pad_id=0, vision_start=1, vision_end=2, image_pad_id=3)
 FIRST_WORD = 8
@@ -125,15 +125,15 @@ class _Steps:
         execution = Execution(scan=True)
         self._architecture = Architecture.of(settings.config(), execution)
         agcl = dataclasses.replace(AgclConfig().infonce(), prefix_weight=0.0, steps=1000)
-        self._optimiser = make_optimiser(agcl.optimiser, agcl.steps)
-        self.step: Any = make_agcl_step(self._architecture, agcl, None, self._optimiser)
+        self._optimizer = make_optimizer(agcl.optimizer, agcl.steps)
+        self.step: Any = make_agcl_step(self._architecture, agcl, None, self._optimizer)
 
     def parameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The frozen ones, and a state with the others."""
         params = self._architecture.init(0)
         own = {n: x for n, x in params.items() if learns(n, "lora")}
         frozen = {n: x for n, x in params.items() if n not in own}
-        return frozen, initial_state(own, self._optimiser)
+        return frozen, initial_state(own, self._optimizer)
 
     def whole(self, rows: Sequence[Row]) -> dict[str, Any]:
         """A batch that is encoded at once."""
@@ -245,7 +245,7 @@ def beyond_memory(settings: GradcacheSettings) -> list[dict[str, Any]]:
         "loss": loss,
         "gradient_norm": norm,
     }
-    say(f"{LARGER * fitting} pairs train in {need / 2**20:.0f} MiB, {fitting} fit at once")
+    log_info(f"{LARGER * fitting} pairs train in {need / 2**20:.0f} MiB, {fitting} fit at once")
     return [detail]
 
 
@@ -291,7 +291,7 @@ def padding_waste(settings: GradcacheSettings) -> tuple[float, list[dict[str, An
         "padded_shares": shares,
         "programs": len(shapes),
     }
-    say(f"padding: {shares['in_chunks']} in chunks, {shares['at_once']} at once; {shapes}")
+    log_info(f"padding: {shares['in_chunks']} in chunks, {shares['at_once']} at once; {shapes}")
     return max(shares["in_chunks"].values()), [detail]
 
 

@@ -17,12 +17,12 @@ import numpy as np
 from afmrl_jax.config import Execution, QwenVLConfig, RarConfig
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.qwen_vl.presets import preset
-from afmrl_jax.objectives.ranks import standing
+from afmrl_jax.objectives.ranks import rank_positives
 from afmrl_jax.performance.benchmarks.grpo_naive import naive_gradient, repeated
 from afmrl_jax.performance.benchmarks.workload import FIRST_WORD, TOKEN, Size, make_rows
 from afmrl_jax.performance.record import check_writable, ratios, spread, write_record
-from afmrl_jax.runtime.progress import Progress, say
-from afmrl_jax.training.rar.policy_gradient import Samples, policy_gradient, score
+from afmrl_jax.runtime.progress import Progress, log_info
+from afmrl_jax.training.rar.policy_gradient import Samples, completion_scores, policy_gradient
 
 Part = Literal["update", "flops", "reward"]
 Side = Callable[[], Any]
@@ -70,7 +70,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
         found, detail = parts[name](settings)
         figures |= found
         details.append({"part": name, **detail})
-        say(f"{name}: {found}")
+        log_info(f"{name}: {found}")
     write_record(out, "grpo", figures, details)
     return figures
 
@@ -112,7 +112,7 @@ def measure_update(settings: Settings) -> tuple[dict[str, float], dict[str, Any]
     samples = make_samples(size, settings.groups, settings.group_size, settings.seed)
     # Ratios near 1, as after a rollout of the policy itself.
     arguments = (samples.prompts, samples.tokens, samples.mask, SETTINGS.temperature, 1)
-    own = np.asarray(score(architecture, params, *arguments))
+    own = np.asarray(completion_scores(architecture, params, *arguments))
     rng = np.random.default_rng(settings.seed)
     old, reference = (own + rng.normal(0, 0.05, own.shape).astype(np.float32) for _ in range(2))
     samples = samples._replace(old=old, reference=reference)
@@ -200,7 +200,7 @@ def measure_reward(settings: Settings) -> tuple[dict[str, float], dict[str, Any]
     )
     places = jax.device_put(places)
     positives, own = places[:, :-1], places[:, -1]
-    count = jax.jit(lambda q, g, p, o: standing(q, g, p, o).rank)
+    count = jax.jit(lambda q, g, p, o: rank_positives(q, g, p, o).rank)
     product = jax.jit(lambda q, g: jnp.dot(q, g.T, precision="highest"))
 
     @jax.jit

@@ -21,8 +21,8 @@ from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.performance.benchmarks.profiles import profile_jax
 from afmrl_jax.performance.benchmarks.workload import Size, make_rows
 from afmrl_jax.training.agcl import make_agcl_step
-from afmrl_jax.training.partition import Trainee
-from afmrl_jax.training.state import initial_state, make_optimiser
+from afmrl_jax.training.partition import Partition
+from afmrl_jax.training.state import initial_state, make_optimizer
 
 
 def settings(steps: int) -> AgclConfig:
@@ -71,14 +71,14 @@ class JaxSide:
         architecture = with_lora(self._architecture, self._size.lora)
         params = add_lora(architecture, self._params, 0)
         model = ModelSettings(trained="lora", frozen_dtype="float32")
-        trainee = Trainee.of(architecture, params, model, make_mesh(1, 1))
+        trainee = Partition.of(architecture, params, model, make_mesh(1, 1))
         configured = settings(1000)
-        optimiser = make_optimiser(configured.optimiser, configured.steps)
-        step = partial(make_agcl_step(architecture, configured, None, optimiser), trainee.frozen)
+        optimizer = make_optimizer(configured.optimizer, configured.steps)
+        step = partial(make_agcl_step(architecture, configured, None, optimizer), trainee.frozen)
         products = np.arange(count // 2, dtype=np.int32)
         batch = jax.device_put({"rows": make_rows(self._size, count), "products": products})
         key = jax.random.key(0)
-        holder = [initial_state(trainee.trainable, optimiser)]
+        holder = [initial_state(trainee.trainable, optimizer)]
 
         def call() -> jax.Array:
             holder[0], metrics = step(holder[0], batch, key)

@@ -21,7 +21,7 @@ from afmrl_jax.performance.benchmarks.workers import Worker, restrict
 from afmrl_jax.performance.benchmarks.workload import Size
 from afmrl_jax.performance.record import check_writable, ratios, spread, write_record
 from afmrl_jax.runtime.hardware import cores
-from afmrl_jax.runtime.progress import Progress, say
+from afmrl_jax.runtime.progress import Progress, log_info
 
 Part = Literal["forward", "train", "decode", "compile", "accelerator"]
 FIGURES = {
@@ -125,7 +125,7 @@ def _pairs(part: str, ours: Worker, theirs: Worker, settings: Settings) -> dict[
                 kept.append(side.call("seconds", part))
             progress.update(done)
     speedup = ratios(samples[1], samples[0])
-    say(f"{part}: {speedup['median']:.2f} times as fast as torch")
+    log_info(f"{part}: {speedup['median']:.2f} times as fast as torch")
     return detail | {
         "our_seconds": spread(samples[0]),
         "torch_seconds": spread(samples[1]),
@@ -154,7 +154,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
         figures, details = figures | found, [*details, *detail]
     if "accelerator" in settings.parts:
         if jax.default_backend() == "cpu":
-            say("accelerator: JAX has none here, left out")
+            log_info("accelerator: JAX has none here, left out")
         else:
             found, detail = measure_accelerator()
             figures, details = figures | found, [*details, *detail]

@@ -18,7 +18,7 @@ from afmrl_jax.data.batching.images import patchify
 from afmrl_jax.data.catalogue.pictures import open_picture
 from afmrl_jax.data.sources.loader import iterate
 from afmrl_jax.performance.record import check_writable, ratios, spread, write_record
-from afmrl_jax.runtime.progress import Progress, say
+from afmrl_jax.runtime.progress import Progress, log_info
 
 FACTOR = 28
 """Pixels a side of a visual token."""
@@ -80,7 +80,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
     for tokens in settings.visual_tokens:
         detail = _per_core(settings, pictures, tokens)
         details.append(detail)
-        say(f"{tokens} visual tokens: {detail['speedup']}")
+        log_info(f"{tokens} visual tokens: {detail['speedup']}")
     figures["images_per_core_speedup"] = details[0]["speedup_scaled"]["median"]
     figures["images_per_core_speedup_equal_decoding"] = details[-1]["speedup"]["median"]
     details.append(_with_workers(settings, pictures))
@@ -188,7 +188,7 @@ def _with_workers(settings: Settings, pictures: Sequence[bytes]) -> dict[str, An
             else:
                 count += len(found)
         rates[str(workers)] = round(count / (time.perf_counter() - began), 1)
-        say(f"{workers} workers: {rates[str(workers)]} images a second")
+        log_info(f"{workers} workers: {rates[str(workers)]} images a second")
     return {
         "part": "workers",
         "images_per_second": rates,

@@ -28,7 +28,7 @@ from afmrl_jax.performance.sweep.predict import Assumptions
 from afmrl_jax.performance.sweep.programs import Case, exchanged
 from afmrl_jax.runtime.files import read_json, write_json, write_text
 from afmrl_jax.runtime.hardware import machine
-from afmrl_jax.runtime.progress import say
+from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.runtime.setup import reported
 
 HERE = Path(__file__).parent
@@ -65,14 +65,14 @@ class Scaling:
         simulate_devices(self.most)
         for name, case, mesh in _wanted(self.most):
             if name not in kept:
-                say(f"compiling {name}")
+                log_info(f"compiling {name}")
                 kept[name] = exchanged(case, *mesh)
                 self._write(kept)
         names = [name for name, _, _ in _wanted(self.most)]
         self._write(kept)
         programs = [(case, mesh, kept[name]) for name, case, mesh in _wanted(self.most)]
         write_text(self.page, page(programs, self.given))
-        say(f"{len(names)} programs; wrote {self.page}")
+        log_info(f"{len(names)} programs; wrote {self.page}")
 
     def _write(self, kept: dict[str, Any]) -> None:
         given = dataclasses.asdict(self.given)

@@ -18,7 +18,7 @@ from afmrl_jax.performance.record import check_writable, ratios, spread, write_r
 from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.retrieval.index import load_index
 from afmrl_jax.retrieval.scann import ScannIndex, ScannSettings, recall_of
-from afmrl_jax.runtime.progress import Progress, say
+from afmrl_jax.runtime.progress import Progress, log_info
 
 K = 50
 BLOCK = 65_536
@@ -123,7 +123,7 @@ def _exact(
         "time_ratio_matmul": ratio,
         "queries_per_second": spread([len(batch) / s for s in ours]),
     }
-    say(f"exact: {ratio['median']} times the bare product")
+    log_info(f"exact: {ratio['median']} times the bare product")
     return ratio["median"], [detail]
 
 
@@ -141,7 +141,7 @@ def _against_exact(
             progress.update(done)
     recall = round(recall_of(found, wanted), 4)
     ratio = ratios(theirs, ours)
-    say(f"scann: {ratio['median']} times exact search's queries a second at recall {recall}")
+    log_info(f"scann: {ratio['median']} times exact search's queries a second at recall {recall}")
     about: ScannSettings = scann.settings
     return {
         "part": "scann",

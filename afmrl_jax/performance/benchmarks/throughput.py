@@ -48,7 +48,7 @@ from afmrl_jax.performance.sweep.measure import Peak, capacity, compiling_anew, 
 from afmrl_jax.performance.sweep.tables import draw, markdown, with_one_peak
 from afmrl_jax.runtime.files import read_lines, write_json, write_text
 from afmrl_jax.runtime.hardware import machine
-from afmrl_jax.runtime.progress import say
+from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.runtime.setup import reported
 
 HERE = Path(__file__).parent
@@ -150,7 +150,7 @@ class Sweep:
                 rows.append(kept[key])
                 continue
             row = {"key": key, "label": cell.label, "cell": vars(cell), **where, "note": self.note}
-            say(f"{len(rows) + 1}: {cell.label}")
+            log_info(f"{len(rows) + 1}: {cell.label}")
             with compiling_anew():
                 row |= self._measured(cell, peak)
             self._keep(row)
@@ -167,7 +167,7 @@ class Sweep:
             return cell
         size = largest_batch(cell, self._capacity)
         if size:
-            say(f"the largest batch that fits is {size}: {cell.label}")
+            log_info(f"the largest batch that fits is {size}: {cell.label}")
         # The smallest one is then reported as one that does not fit.
         return dataclasses.replace(cell, batch_size=size or 2 * cell.request.axes[0])
 

@@ -88,8 +88,8 @@ class TorchSide:
         )
         inner = adapted.base_model.model.model
         own = [x for x in adapted.parameters() if x.requires_grad]
-        options = configured.optimiser
-        optimiser = torch.optim.AdamW(
+        options = configured.optimizer
+        optimizer = torch.optim.AdamW(
             own, options.learning_rate, betas=(0.9, 0.98), weight_decay=options.weight_decay
         )
         arguments, labels = self._arguments(count), torch.arange(count // 2)
@@ -100,10 +100,10 @@ class TorchSide:
             scores = vectors[: count // 2] @ vectors[count // 2 :].T / configured.temperature
             loss = functional.cross_entropy(scores, labels)
             loss = (loss + functional.cross_entropy(scores.T, labels)) / 2
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(own, options.clip_norm)
-            optimiser.step()
+            optimizer.step()
             return loss.detach()
 
         return call

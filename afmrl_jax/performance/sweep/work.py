@@ -39,9 +39,9 @@ from afmrl_jax.performance.sweep.cell import Cell
 from afmrl_jax.training.agcl import contrastive_source, make_agcl_step, term_statistics
 from afmrl_jax.training.distill import make_distill_step
 from afmrl_jax.training.partition import learns
-from afmrl_jax.training.rar.policy_gradient import Samples, score, update
-from afmrl_jax.training.rar.rollout import look, sample
-from afmrl_jax.training.state import initial_state, make_optimiser
+from afmrl_jax.training.rar.policy_gradient import Samples, completion_scores, update
+from afmrl_jax.training.rar.rollout import encode_images, sample
+from afmrl_jax.training.state import initial_state, make_optimizer
 
 WORDS = 2048
 """Entries of the tokenizer; the vocabulary of the model may be larger."""
@@ -78,7 +78,7 @@ class Work:
             batch_size=cell.batch_size,
             logits_at_once=64 if config.text.vocab_size > 1 << 14 else None,
         )
-        self._optimiser = make_optimiser(self._agcl.optimiser, 1000)
+        self._optimizer = make_optimizer(self._agcl.optimizer, 1000)
         self._source = self._make_source()
         self.programs: list[Any] = []
         """Compiled, in the order in which a step runs them."""
@@ -100,14 +100,14 @@ class Work:
         learning, frozen = self._parameters()
         if self._cell.task == "generate":
             return self._compile_generate(frozen, batch)
-        state = place(initial_state(learning, self._optimiser), self._mesh)
+        state = place(initial_state(learning, self._optimizer), self._mesh)
         if self._cell.task == "rar":
             return self._compile_rar(frozen, state, batch)
         if self._cell.task == "agcl":
             _, statistics = self._terms
-            step = make_agcl_step(self.architecture, self._agcl, statistics, self._optimiser)
+            step = make_agcl_step(self.architecture, self._agcl, statistics, self._optimizer)
         else:
-            step = make_distill_step(self.architecture, self._distill, self._optimiser)
+            step = make_distill_step(self.architecture, self._distill, self._optimizer)
         key = jax.random.key(0)
         seconds, program = self._compiled(step, frozen, state, batch, key)
         holder = [state]
@@ -158,14 +158,14 @@ class Work:
         total = 0.0
         seen = None
         if cell.trained != "all":
-            total, seen = self._compiled(look, architecture, reference, rows)
+            total, seen = self._compiled(encode_images, architecture, reference, rows)
             rows = rows._replace(visual_tokens=seen(reference, rows))
         seconds, write = self._compiled(sample, architecture, reference, rows, key, *asked)
         samples = self._samples(rows, write(reference, rows, key), np.random.default_rng(0))
         again = (samples.tokens, samples.mask, settings.temperature)
-        more, recall = self._compiled(score, architecture, reference, rows, *again, 1)
+        more, recall = self._compiled(completion_scores, architecture, reference, rows, *again, 1)
         learn = jax.jit(
-            partial(update, architecture, settings, self._optimiser),
+            partial(update, architecture, settings, self._optimizer),
             static_argnums=0,
             donate_argnums=2,
         )

@@ -22,15 +22,15 @@ from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import Generation
 from afmrl_jax.models.shared_prefix import embed_continuations
 from afmrl_jax.objectives import rewards as objectives
-from afmrl_jax.objectives.ranks import Standing, standing
+from afmrl_jax.objectives.ranks import PositiveRanks, rank_positives
 from afmrl_jax.objectives.rewards import Outcome
 from afmrl_jax.parallel.layout import AXES
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.retrieval.encoder import Encoder
-from afmrl_jax.runtime.distributed import fetch, put
+from afmrl_jax.runtime.distributed import to_devices, to_host
 from afmrl_jax.training.annotate import completion_texts
-from afmrl_jax.training.rar.rollout import Rollout, look, trimmed_length
+from afmrl_jax.training.rar.rollout import Rollout, encode_images, trimmed_length
 
 
 @partial(jax.jit, static_argnums=(0, 9, 10))
@@ -46,7 +46,7 @@ def _retrieve(
     own: jax.Array,
     size: int,
     negatives: int,
-) -> Standing:
+) -> PositiveRanks:
     """Standings of all samples, leaves [q g ...]: rows are read once, and each list behind them.
 
     Without `negatives` only the rank of the best positive is counted.
@@ -56,7 +56,7 @@ def _retrieve(
     vectors = embed_continuations(model, rows, tails, tail_mask, visual_tokens)
     places, own = (jnp.repeat(x, shape[1], axis=0) for x in (positives, own))
     flat = vectors.reshape(-1, vectors.shape[-1])
-    found = standing(
+    found = rank_positives(
         flat, gallery, places, own, size=size, every=negatives > 0, negatives=negatives
     )
     return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
@@ -126,7 +126,7 @@ class RarEnvironment:
         devices = math.prod(self.mesh.shape.values())
         padded = np.pad(vectors, ((0, -len(vectors) % devices), (0, 0)))
         spread = NamedSharding(self.mesh, PartitionSpec(AXES))
-        return put(padded.astype(jnp.dtype(dtype)), spread)
+        return to_devices(padded.astype(jnp.dtype(dtype)), spread)
 
     def _grammar(self, attributes: Mapping[str, str], vocab_size: int | None) -> Grammar:
         """Of the keys in the attributes that the distilled G wrote."""
@@ -135,7 +135,7 @@ class RarEnvironment:
             self.builder.tokenizer.token_bytes(), sorted(keys), vocab_size=vocab_size
         )
         grammar.check(self.builder.text.max_attribute_tokens)
-        return put(grammar, NamedSharding(self.mesh, PartitionSpec()))
+        return to_devices(grammar, NamedSharding(self.mesh, PartitionSpec()))
 
     def _divide(
         self, queries: np.ndarray, settings: RarConfig, seed: int
@@ -164,7 +164,7 @@ class RarEnvironment:
             settings: which reward.
             k: of Recall@k.
         """
-        generation = fetch(generation)
+        generation = to_host(generation)
         texts, malformed = completion_texts(generation, self.builder.tokenizer)
         shape = generation.finished.shape
         simple = settings.reward in objectives.BY_RANK
@@ -188,7 +188,7 @@ class RarEnvironment:
 
     def stand(
         self, prompts: Any, index: np.ndarray, texts: Sequence[str], negatives: int
-    ) -> Standing:
+    ) -> PositiveRanks:
         """Where query texts bring the positives, NumPy arrays [q g ...].
 
         Picture and title are read once a query, and each of its texts behind them; the product
@@ -204,7 +204,7 @@ class RarEnvironment:
         rows = [builder.embedder(int(i), None) for i in index]
         batch = builder.batch(rows, self._row_length, with_patches=False)
         # R looks at the picture of the prompt, wherever it was packed.
-        batch = batch._replace(visual_start=fetch(prompts.visual_start))
+        batch = batch._replace(visual_start=to_host(prompts.visual_start))
         tails, mask = self._tails(texts, len(index))
         places = np.full((len(index), self._most), -1, np.int32)
         for row, listing in zip(places, index, strict=True):
@@ -218,14 +218,14 @@ class RarEnvironment:
                 place_batch(batch, self.mesh),
                 tails,
                 mask,
-                look(architecture, params, prompts),
+                encode_images(architecture, params, prompts),
                 self.gallery,
                 places,
                 index.astype(np.int32),
                 len(builder.listings),
                 negatives,
             )
-        return fetch(found)
+        return to_host(found)
 
     def _tails(self, texts: Sequence[str], queries: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of attribute texts as R reads them, int32 and bool [q g n]."""

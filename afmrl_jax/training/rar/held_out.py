@@ -13,7 +13,7 @@ from afmrl_jax.config import RarConfig
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.objectives.rewards import Outcome
 from afmrl_jax.parallel.sharding import place_batch
-from afmrl_jax.runtime.distributed import first_sees, meet
+from afmrl_jax.runtime.distributed import barrier, check_on_first
 from afmrl_jax.runtime.files import atomic_path, read_json, write_json
 from afmrl_jax.training.rar.environment import RarEnvironment
 from afmrl_jax.training.rar.rollout import Rollout, sample
@@ -39,7 +39,7 @@ def cluster_error(values: np.ndarray, groups: np.ndarray) -> float:
     return float(np.sqrt((sums**2).sum() * clusters / (clusters - 1)) / len(values))
 
 
-class HeldOutJudge:
+class HeldOutEvaluator:
     """Samples lists for the held-out queries and averages their rewards.
 
     What the distilled G reaches (`at_start`) is kept on disk, so that a resumed stage reports the
@@ -73,10 +73,10 @@ class HeldOutJudge:
         params: Params,
         environment: RarEnvironment,
         seed: int,
-    ) -> HeldOutJudge:
+    ) -> HeldOutEvaluator:
         """The judge of a stage; measures the start and chooses k unless that was done before."""
         path = folder / "held_out_start"
-        if not first_sees(path.is_dir):
+        if not check_on_first(path.is_dir):
             rollouts = _sample_all(settings, architecture, params, environment, seed, 1)
             ranks = np.concatenate([x.outcome.rank for x in rollouts])
             bad = np.concatenate([x.malformed for x in rollouts])
@@ -90,7 +90,7 @@ class HeldOutJudge:
                 np.save(temporary / "rewards.npy", rewards)
                 start = {"k": k, "recall_at": recalls, "means": means}
                 write_json(temporary / "start.json", start)
-            meet("the start of reinforcement is measured")
+            barrier("the start of reinforcement is measured")
         start = read_json(path / "start.json")
         rewards = np.load(path / "rewards.npy")
         return cls(

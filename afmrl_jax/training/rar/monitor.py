@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from afmrl_jax.runtime.files import atomic_path, read_json, write_json
-from afmrl_jax.runtime.progress import say
+from afmrl_jax.runtime.progress import log_info
 
 REWARD_FALL = 2.0
 """Standard errors of the paired difference."""
@@ -20,14 +20,14 @@ FIRST = 5
 
 
 @dataclass(frozen=True)
-class Alarm:
+class RarWarning:
     """Something that goes wrong, and what to change."""
 
     name: str
     message: str
 
 
-def alarms(lines: list[dict[str, Any]]) -> list[Alarm]:
+def find_warnings(lines: list[dict[str, Any]]) -> list[RarWarning]:
     """What the last line of a stage's metrics gives reason to warn of.
 
     * `reward_collapse`: the held-out reward lies below the start by more than two standard errors
@@ -44,10 +44,10 @@ def alarms(lines: list[dict[str, Any]]) -> list[Alarm]:
     gain, error = last.get("held_out/gain"), last.get("held_out/gain_error")
     if gain is not None and error is not None and gain < -REWARD_FALL * error:
         found.append(
-            Alarm(
+            RarWarning(
                 "reward_collapse",
                 f"the held-out reward fell {-gain:.3f} below its start (standard error "
-                f"{error:.3f}): lower rar.optimiser.learning_rate, raise rar.kl_coefficient, and "
+                f"{error:.3f}): lower rar.optimizer.learning_rate, raise rar.kl_coefficient, and "
                 "take more queries a step",
             )
         )
@@ -55,7 +55,7 @@ def alarms(lines: list[dict[str, Any]]) -> list[Alarm]:
     start = sum(entropies[:FIRST]) / max(len(entropies[:FIRST]), 1)
     if len(entropies) > FIRST and last.get("entropy", start) < ENTROPY_SHARE * start:
         found.append(
-            Alarm(
+            RarWarning(
                 "entropy_collapse",
                 f"entropy is {last['entropy']:.4f} nats a token and began at {start:.4f}: the "
                 "samples of a group are all alike and teach nothing; raise rar.kl_coefficient or "
@@ -64,16 +64,16 @@ def alarms(lines: list[dict[str, Any]]) -> list[Alarm]:
         )
     if last.get("kl", 0.0) > KL_LIMIT:
         found.append(
-            Alarm(
+            RarWarning(
                 "kl_runaway",
                 f"G lies {last['kl']:.2f} nats a token away from the distilled G: raise "
-                "rar.kl_coefficient or lower rar.optimiser.learning_rate",
+                "rar.kl_coefficient or lower rar.optimizer.learning_rate",
             )
         )
     return found
 
 
-class Health:
+class RarMonitor:
     """Follows a RAR stage; everything it must remember lies in the stage's folder."""
 
     def __init__(self, folder: Path, patience: int | None):
@@ -115,19 +115,19 @@ class Health:
 
     def watch(self, lines: list[dict[str, Any]]) -> Mapping[str, float]:
         """Alarms as metrics, `alarm/NAME`: 1; each is also said, the first time."""
-        raised = alarms(lines)
+        raised = find_warnings(lines)
         for alarm in raised:
             if alarm.name not in self._known:
                 self._known.add(alarm.name)
-                say(f"rar: warning: {alarm.message}")
+                log_info(f"rar: warning: {alarm.message}")
         return {f"alarm/{alarm.name}": 1.0 for alarm in raised}
 
 
-def raised(lines: list[dict[str, Any]]) -> list[tuple[int, Alarm]]:
+def raised(lines: list[dict[str, Any]]) -> list[tuple[int, RarWarning]]:
     """The alarms in the metrics of a stage, each with the first step that gave it."""
-    found: dict[str, tuple[int, Alarm]] = {}
+    found: dict[str, tuple[int, RarWarning]] = {}
     for number, line in enumerate(lines):
         new = {x.removeprefix("alarm/") for x in line if x.startswith("alarm/")} - found.keys()
-        for alarm in alarms(lines[: number + 1]) if new else []:
+        for alarm in find_warnings(lines[: number + 1]) if new else []:
             found.setdefault(alarm.name, (line["step"], alarm))
     return list(found.values())

@@ -35,7 +35,7 @@ class Samples(NamedTuple):
     """bool [q g]"""
 
 
-def parts_of(rows: int, row_tokens: int, budget: int | None, shares: int = 1) -> int:
+def num_microbatches(rows: int, row_tokens: int, budget: int | None, shares: int = 1) -> int:
     """In how many equal parts groups are worked on, so that a part holds at most `budget` tokens.
 
     Args:
@@ -45,7 +45,7 @@ def parts_of(rows: int, row_tokens: int, budget: int | None, shares: int = 1) ->
         shares: devices along `data`; a part holds as many groups of each, where that is possible.
 
     Example:
-        >>> parts_of(32, 500, 4000), parts_of(32, 500, None), parts_of(6, 500, 100)
+        >>> num_microbatches(32, 500, 4000), parts_of(32, 500, None), parts_of(6, 500, 100)
         (4, 1, 6)
     """
     if budget is None:
@@ -76,7 +76,7 @@ def _without_pictures(prompts: Any) -> Any:
 
 
 @partial(jax.jit, static_argnums=(0, 5, 6))
-def score(
+def completion_scores(
     architecture: Architecture,
     params: Params,
     prompts: Any,
@@ -112,7 +112,7 @@ def policy_gradient(
     teaching = jnp.any(advantages != 0, axis=1)
     weights = token_weights(
         samples.mask,
-        normalisation=settings.normalisation,
+        normalization=settings.normalization,
         groups=teaching if settings.drop_dead_groups else None,
     )
 
@@ -174,14 +174,14 @@ def _summed(gradient: Callable, params: Params, visual: Any, parts: Any) -> Any:
 def update(
     architecture: Architecture,
     settings: RarConfig,
-    optimiser: Any,
+    optimizer: Any,
     parts: int,
     frozen: Params,
     state: dict[str, Any],
     samples: Samples,
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """One optimiser step on a rollout; pure, for use inside jit."""
+    """One optimizer step on a rollout; pure, for use inside jit."""
     gradients, metrics = policy_gradient(
         architecture, settings, frozen, state["params"], samples, parts
     )
-    return apply_gradients(state, gradients, metrics, optimiser)
+    return apply_gradients(state, gradients, metrics, optimizer)

@@ -82,6 +82,6 @@ def sample(
 
 
 @partial(jax.jit, static_argnums=0)
-def look(architecture: Architecture, params: Params, prompts: Any) -> jax.Array | None:
+def encode_images(architecture: Architecture, params: Params, prompts: Any) -> jax.Array | None:
     """What a model's vision tower says of the pictures of prompts, [n s d]."""
     return architecture.bind(params).visual_of(prompts)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from afmrl_jax.data.sources.row_builder import RowBuilder
-from afmrl_jax.runtime.files import read_lines, write_text, writes
+from afmrl_jax.runtime.files import is_writer, read_lines, write_text
 from afmrl_jax.training.rar.rollout import Rollout
 
 QUERIES = 3
@@ -26,7 +26,7 @@ class SampleLog:
 
     def write(self, step: int, index: np.ndarray, rollout: Rollout) -> None:
         """Keep the first queries of a step that is due."""
-        if not writes() or (step % self._every and step != 1):
+        if not is_writer() or (step % self._every and step != 1):
             return
         group = rollout.rewards.shape[1]
         records = [x for x in read_samples(self._path) if x["step"] < step]

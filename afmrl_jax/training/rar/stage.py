@@ -20,18 +20,23 @@ from afmrl_jax.models.huggingface.safetensors import TensorToWrite, stored_tenso
 from afmrl_jax.objectives import rewards as objectives
 from afmrl_jax.parallel.layout import AXES
 from afmrl_jax.parallel.sharding import place_batch, shardings
-from afmrl_jax.runtime.distributed import fetch, meet, put
+from afmrl_jax.runtime.distributed import barrier, to_devices, to_host
 from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.training.encode_batch import tower_learns
 from afmrl_jax.training.loop import LoopConfig, run_loop
-from afmrl_jax.training.partition import Trainee
+from afmrl_jax.training.partition import Partition
 from afmrl_jax.training.rar.environment import RarEnvironment
-from afmrl_jax.training.rar.held_out import HeldOutJudge
-from afmrl_jax.training.rar.monitor import Health
-from afmrl_jax.training.rar.policy_gradient import Samples, parts_of, score, update
-from afmrl_jax.training.rar.rollout import Rollout, look, sample, trimmed_length
+from afmrl_jax.training.rar.held_out import HeldOutEvaluator
+from afmrl_jax.training.rar.monitor import RarMonitor
+from afmrl_jax.training.rar.policy_gradient import (
+    Samples,
+    completion_scores,
+    num_microbatches,
+    update,
+)
+from afmrl_jax.training.rar.rollout import Rollout, encode_images, sample, trimmed_length
 from afmrl_jax.training.rar.sample_log import SampleLog
-from afmrl_jax.training.state import initial_state, make_optimiser, scalars
+from afmrl_jax.training.state import initial_state, make_optimizer, scalars
 
 BEST = "params.safetensors"
 """What learns of the best G, in the stage's folder `best`."""
@@ -47,10 +52,10 @@ class RarStep:
     def __init__(
         self,
         settings: RarConfig,
-        trainee: Trainee,
+        trainee: Partition,
         reference: Params,
         environment: RarEnvironment,
-        optimiser: Any,
+        optimizer: Any,
         k: int,
         mesh: Mesh,
         samples: SampleLog,
@@ -67,7 +72,7 @@ class RarStep:
         self._specials = (tokenizer.eos_id, tokenizer.pad_id)
         self._max_new = environment.builder.text.max_attribute_tokens
         self._update = jax.jit(
-            partial(update, trainee.architecture, settings, optimiser),
+            partial(update, trainee.architecture, settings, optimizer),
             static_argnums=0,
             donate_argnums=2,
         )
@@ -82,7 +87,7 @@ class RarStep:
         prompts = pictured
         if not self._tower_learns:
             # Policy and reference see the same: once for sampling, reference and update.
-            prompts = pictured._replace(visual_tokens=look(architecture, policy, pictured))
+            prompts = pictured._replace(visual_tokens=encode_images(architecture, policy, pictured))
         generation = sample(
             architecture,
             policy,
@@ -94,9 +99,9 @@ class RarStep:
             self._specials,
             self._environment.grammar,
         )
-        generation = fetch(generation)
+        generation = to_host(generation)
         marks.append(time.perf_counter())
-        index = fetch(batch["index"])
+        index = to_host(batch["index"])
         rollout = self._environment.judge(pictured, index, generation, settings, self._k)
         marks.append(time.perf_counter())
         # What lies behind the longest list need not be computed.
@@ -105,9 +110,9 @@ class RarStep:
         tokens, mask, old = place_batch(cut, self._mesh)
         rows, row_tokens = len(index), prompts.tokens.shape[1] + settings.group_size * length
         shares = self._mesh.shape[AXES[0]]
-        parts = parts_of(rows, row_tokens, settings.chunk_tokens, shares)
+        parts = num_microbatches(rows, row_tokens, settings.chunk_tokens, shares)
         asked = (prompts, tokens, mask, settings.temperature, parts)
-        reference = score(architecture, self._reference, *asked)
+        reference = completion_scores(architecture, self._reference, *asked)
         worth = place_batch((rollout.rewards, rollout.malformed), self._mesh)
         samples = Samples(prompts, tokens, mask, old, reference, *worth)
         for _ in range(settings.updates_per_rollout):
@@ -146,7 +151,7 @@ def summarise(rollout: Rollout) -> dict[str, float]:
 def train_rar(
     config: RunConfig,
     folder: Path,
-    trainee: Trainee,
+    trainee: Partition,
     environment: RarEnvironment,
 ) -> Params:
     """Reinforce G.
@@ -162,8 +167,8 @@ def train_rar(
     """
     settings = config.rar
     architecture, start = trainee.architecture, trainee.whole(trainee.trainable)
-    judge = HeldOutJudge.open(folder, settings, architecture, start, environment, config.seed)
-    optimiser = make_optimiser(settings.optimiser, settings.steps * settings.updates_per_rollout)
+    judge = HeldOutEvaluator.open(folder, settings, architecture, start, environment, config.seed)
+    optimizer = make_optimizer(settings.optimizer, settings.steps * settings.updates_per_rollout)
     source = PromptSource(
         environment.builder,
         environment.training_queries,
@@ -180,9 +185,9 @@ def train_rar(
     reference = trainee.whole(jax.tree.map(jnp.copy, trainee.trainable))
     samples = SampleLog(folder, settings.samples_every, environment.builder)
     rar_step = RarStep(
-        settings, trainee, reference, environment, optimiser, judge.k, loop.mesh, samples
+        settings, trainee, reference, environment, optimizer, judge.k, loop.mesh, samples
     )
-    health = Health(folder, settings.patience)
+    health = RarMonitor(folder, settings.patience)
     lines = read_metrics(folder / "metrics.jsonl")
 
     def step(
@@ -206,18 +211,18 @@ def train_rar(
         lines[-1] |= found
         return {**found, **health.watch(lines)}
 
-    state = initial_state(trainee.trainable, optimiser)
+    state = initial_state(trainee.trainable, optimizer)
     state = run_loop(loop, state, source, step, evaluate, stop=lambda: health.should_stop(lines))
     if health.best_folder is None:
         return trainee.whole(state["params"])
-    meet("the best parameters are written")
+    barrier("the best parameters are written")
     return trainee.whole(_load(health.best_folder, state["params"], loop.mesh))
 
 
 def _save(params: Params, folder: Path) -> None:
     """Write what learns as it is; the layout is that of the parameters, not of a hub's file."""
     tensors = [
-        TensorToWrite(name, x.shape, np.dtype(x.dtype), partial(fetch, x))
+        TensorToWrite(name, x.shape, np.dtype(x.dtype), partial(to_host, x))
         for name, x in params.items()
     ]
     write_tensors(folder / BEST, tensors)
@@ -225,5 +230,5 @@ def _save(params: Params, folder: Path) -> None:
 
 def _load(folder: Path, like: Params, mesh: Mesh) -> Params:
     stored = {name: x.open() for name, x in stored_tensors(folder / BEST).items()}
-    found: Params = put({name: stored[name] for name in like}, shardings(like, mesh))
+    found: Params = to_devices({name: stored[name] for name in like}, shardings(like, mesh))
     return found

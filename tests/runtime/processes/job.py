@@ -17,7 +17,7 @@ from afmrl_jax.config import (
     EvaluationConfig,
     GuardConfig,
     InputDropout,
-    OptimiserConfig,
+    OptimizerConfig,
     QwenVLConfig,
     RarConfig,
     RunConfig,
@@ -36,9 +36,9 @@ def config(told):
     makes of the last bit of a sum the third digit of a loss within fifty steps; at a low rate it
     stays the last bit.
     """
-    steps, slow = told["steps"], OptimiserConfig(1e-4)
+    steps, slow = told["steps"], OptimizerConfig(1e-4)
     # Who only needs a G that writes lists takes more steps at a higher rate.
-    taught = DistillConfig(steps=steps, batch_size=16, optimiser=slow)
+    taught = DistillConfig(steps=steps, batch_size=16, optimizer=slow)
     if "taught" in told:
         taught = DistillConfig(steps=told["taught"], batch_size=16)
     # Hardly a row with a picture, so that some devices have none.
@@ -52,7 +52,7 @@ def config(told):
         guard=GuardConfig(stall_after=told.get("stall_after", 1800)),
         distill=taught,
         backbone=BackboneConfig(steps=0),
-        agcl=AgclConfig(steps=steps, batch_size=8, dropout=dropout, optimiser=slow),
+        agcl=AgclConfig(steps=steps, batch_size=8, dropout=dropout, optimizer=slow),
         rar=RarConfig(
             steps=steps,
             queries=8,
@@ -61,7 +61,7 @@ def config(told):
             evaluation_samples=1,
             k=3,
             constrained=True,
-            optimiser=slow,
+            optimizer=slow,
         ),
         cit=CitConfig(steps=2),
         evaluation=EvaluationConfig(batch_size=16, bootstrap=20, gallery_queries=2, latency=False),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from afmrl_jax.training.rar.monitor import Health, alarms, raised
+from afmrl_jax.training.rar.monitor import RarMonitor, find_warnings, raised
 
 
 def line(step, **values):
@@ -12,7 +12,7 @@ def line(step, **values):
 
 
 def names(lines):
-    return [x.name for x in alarms(lines)]
+    return [x.name for x in find_warnings(lines)]
 
 
 def test_a_stage_that_goes_well_gives_no_alarm():
@@ -24,7 +24,7 @@ def test_a_stage_that_goes_well_gives_no_alarm():
 
 def test_a_held_out_reward_below_its_start_is_a_collapse():
     held = {"held_out/gain": -0.05, "held_out/gain_error": 0.02}
-    (found,) = alarms([line(0), line(1, **held)])
+    (found,) = find_warnings([line(0), line(1, **held)])
     assert found.name == "reward_collapse"
     assert "learning_rate" in found.message
 
@@ -41,7 +41,7 @@ def test_a_kl_divergence_that_runs_away():
 
 
 def test_an_alarm_is_said_once_and_logged_every_time(capsys, tmp_path):
-    health = Health(tmp_path, None)
+    health = RarMonitor(tmp_path, None)
     lines = [line(0), line(1, kl=0.8)]
     assert health.watch(lines) == {"alarm/kl_runaway": 1.0}
     assert "kl_coefficient" in capsys.readouterr().err
@@ -51,7 +51,7 @@ def test_an_alarm_is_said_once_and_logged_every_time(capsys, tmp_path):
 
 def test_alarms_are_found_in_the_log_with_their_first_step():
     lines = [line(0), line(1, kl=0.7), line(2, kl=0.8)]
-    health = Health(Path(), None)
+    health = RarMonitor(Path(), None)
     seen = [x | health.watch(lines[: n + 1]) for n, x in enumerate(lines)]
     ((step, alarm),) = raised(seen)
     assert step == 1
@@ -62,7 +62,7 @@ def test_alarms_are_found_in_the_log_with_their_first_step():
 @pytest.fixture
 def evaluate(tmp_path):
     """Health of a stage with patience 2, and a function that reports an evaluation."""
-    health, lines = Health(tmp_path, 2), []
+    health, lines = RarMonitor(tmp_path, 2), []
 
     def run(step, reward, health=health):
         lines.append({"step": step, "held_out/reward": reward})
@@ -78,20 +78,20 @@ def test_the_best_is_kept_and_the_stage_ends_when_nothing_better_comes(evaluate,
     assert [run(n, r) for n, r in enumerate((0.4, 0.5, 0.45, 0.44))] == [False] * 3 + [True]
     assert (health.best_folder / "at").read_text() == "1"
     # A stage that starts again knows it.
-    assert (Health(tmp_path, 2).best_folder / "at").read_text() == "1"
+    assert (RarMonitor(tmp_path, 2).best_folder / "at").read_text() == "1"
 
 
 def test_a_repeated_evaluation_replaces_what_it_found_before(evaluate, tmp_path):
     _, run = evaluate
     run(0, 0.4)
     run(1, 0.5)
-    again = Health(tmp_path, 2)
+    again = RarMonitor(tmp_path, 2)
     run(1, 0.48, again)
     run(2, 0.49, again)
     assert (again.best_folder / "at").read_text() == "2"
 
 
 def test_without_patience_no_stage_ends_early(tmp_path):
-    health = Health(tmp_path, None)
+    health = RarMonitor(tmp_path, None)
     health.evaluated(0, 1.0, lambda folder: None)
     assert not health.should_stop([{"step": n, "held_out/reward": 0.0} for n in range(9)])

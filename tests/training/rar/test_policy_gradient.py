@@ -15,7 +15,12 @@ from afmrl_jax.objectives.grpo import group_advantages, grpo_loss
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place, place_batch
 from afmrl_jax.testing import tiny_config
-from afmrl_jax.training.rar.policy_gradient import Samples, parts_of, policy_gradient, score
+from afmrl_jax.training.rar.policy_gradient import (
+    Samples,
+    completion_scores,
+    num_microbatches,
+    policy_gradient,
+)
 
 GROUP, LENGTH = 3, 6
 SETTINGS = RarConfig(temperature=0.8, kl_coefficient=0.1, clip_low=0.1, clip_high=0.3)
@@ -140,11 +145,13 @@ def test_dropped_groups_leave_the_mean_to_the_others(problem):
 def test_scores_do_not_depend_on_the_parts(problem):
     architecture, params, _, _, samples = problem
     arguments = (architecture, params, samples.prompts, samples.tokens, samples.mask, 0.8)
-    np.testing.assert_allclose(score(*arguments, 4), score(*arguments, 1), atol=1e-5)
+    np.testing.assert_allclose(
+        completion_scores(*arguments, 4), completion_scores(*arguments, 1), atol=1e-5
+    )
 
 
 def test_parts_hold_as_many_groups_of_every_device():
-    assert parts_of(32, 500, 4000) == 4
-    assert parts_of(32, 500, 499) == 32
-    assert parts_of(32, 500, 499, shares=8) == 4
-    assert parts_of(6, 500, 1500, shares=4) == 2
+    assert num_microbatches(32, 500, 4000) == 4
+    assert num_microbatches(32, 500, 499) == 32
+    assert num_microbatches(32, 500, 499, shares=8) == 4
+    assert num_microbatches(6, 500, 1500, shares=4) == 2

@@ -12,7 +12,7 @@ from afmrl_jax.objectives.rewards import Outcome
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.testing import tiny_config
 from afmrl_jax.training.rar.environment import RarEnvironment
-from afmrl_jax.training.rar.held_out import HeldOutJudge, cluster_error
+from afmrl_jax.training.rar.held_out import HeldOutEvaluator, cluster_error
 from afmrl_jax.training.rar.rollout import Rollout
 
 SETTINGS = RarConfig(queries=2, group_size=2, evaluation_samples=2)
@@ -97,10 +97,10 @@ def test_held_out_queries_share_no_family_with_the_others(environment):
 
 def test_the_judge_finds_at_the_start_what_it_kept(environment, tmp_path):
     env, architecture, params = environment
-    judge = HeldOutJudge.open(tmp_path, SETTINGS, architecture, params, env, 0)
+    judge = HeldOutEvaluator.open(tmp_path, SETTINGS, architecture, params, env, 0)
     assert judge(params) == pytest.approx(judge.at_start)
     assert judge.at_start["held_out/gain"] == 0
-    again = HeldOutJudge.open(tmp_path, SETTINGS, architecture, params, env, 0)
+    again = HeldOutEvaluator.open(tmp_path, SETTINGS, architecture, params, env, 0)
     assert (again.k, again.at_start) == (judge.k, judge.at_start)
 
 
@@ -113,7 +113,7 @@ def test_constrained_samples_are_never_malformed(environment, tmp_path):
     texts = {x.listing_id: "shape: circle; colour: red" for x in builder.listings}
     rows = architecture.config.text.vocab_size
     own = RarEnvironment(builder, env._encoder, texts, settings, 0, vocab_size=rows)
-    judge = HeldOutJudge.open(tmp_path, settings, architecture, params, own, 0)
+    judge = HeldOutEvaluator.open(tmp_path, settings, architecture, params, own, 0)
     assert judge.at_start["held_out/malformed_share"] == 0
     assert judge.at_start["held_out/attribute_count"] >= 1
 
