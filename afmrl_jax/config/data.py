@@ -24,26 +24,26 @@ class ImageConfig:
     temporal_patch_size: int = 1
     """Frames per patch; a still picture is repeated to fill it."""
     min_pixels: int = 32 * 32
-    """Pictures with fewer pixels are enlarged to this many."""
+    """Smaller pictures are enlarged to this many pixels."""
     max_pixels: int = 64 * 64
-    """Pictures with more pixels are reduced to this many."""
+    """Larger pictures are reduced to this many pixels."""
     mean: tuple[float, float, float] = CLIP_MEAN
-    """Mean of the three colour channels, subtracted."""
+    """Mean of the three color channels, which is subtracted."""
     std: tuple[float, float, float] = CLIP_STD
-    """Deviation of the three colour channels, divided by."""
+    """Standard deviation of the three color channels, which they are divided by."""
     max_pictures: int = 1
-    """Pictures a row may hold; a bin of patches has room for as many of full size."""
+    """Pictures per row; a bin of patches has room for as many of full size."""
     pack_shares: tuple[float, ...] = (0.25, 0.5, 1.0)
-    """How many bins of patches a batch may have, as shares of its rows, ascending, the last one 1.
-    Small pictures share bins; their number is rounded up to one of these, for every number of bins
-    is a program to compile."""
+    """Allowed numbers of patch bins in a batch, as fractions of its rows, ascending and ending with
+    1. Small pictures share bins, and their number is rounded up to one of these, because each
+    number of bins compiles a program of its own."""
 
     scaled_decoding: bool = False
-    """Let libjpeg decode large JPEGs at a half, a quarter or an eighth of their size, as far as the
-    patches need no more: faster, and pixels that differ a little from the reference's."""
+    """Let libjpeg decode large JPEGs at a half, a quarter or an eighth of their size where the
+    patches need no more. Faster, but pixels differ slightly from the reference's."""
     bad_pictures: Literal["fatal", "skip"] = "fatal"
-    """What a picture that cannot be decoded does to training: stop it, or be left out of its row,
-    counted as `bad_pictures` in the log and named once."""
+    """What happens when a picture cannot be decoded: training stops, or the picture is left out of
+    its row, counted as `bad_pictures` in the log and named once."""
 
     def __post_init__(self) -> None:
         factor = self.patch_size * self.merge_size
@@ -97,7 +97,7 @@ class TextBudget:
     max_title_tokens: int = 40
     """Titles are cut to this many tokens."""
     max_attribute_tokens: int = 48
-    """Attribute text is cut to this many tokens, and G may write no more."""
+    """Attribute text is cut to this many tokens, and the generator writes no more."""
     max_terms: int = 32
     """BM25 terms kept per attribute text."""
     layout: Literal["bare", "chat"] = "bare"
@@ -106,9 +106,9 @@ class TextBudget:
     generator_instruction: str = (
         "Write the key attributes of this product in the form `key: value; key: value`.\nTitle: "
     )
-    """What stands before the title in the generator's turn of the chat layout."""
+    """Text before the title in the generator's prompt, in the chat layout."""
     embedder_instruction: str = "Represent this product for retrieval: "
-    """What stands before the title in the embedder's turn of the chat layout."""
+    """Text before the title in the embedder's prompt, in the chat layout."""
 
     def __post_init__(self) -> None:
         require(self.max_title_tokens > 0, "max_title_tokens must be positive")
@@ -121,24 +121,24 @@ class TextBudget:
 
 @dataclass(frozen=True)
 class InputDropout:
-    """What R does not get to see of a listing, drawn anew for every row it is trained on.
+    """Which parts of a listing are hidden from the embedder, drawn afresh for each training row.
 
-    Hiding parts keeps R from learning the few training products by heart, and teaches it the
-    inputs it will meet: short lists, no list, a text or a picture alone.
+    This keeps the embedder from memorizing the few training products and prepares it for the
+    inputs it will see: short lists, no list, text or picture alone.
     """
 
     attributes: float = 0.2
-    """Chance that one attribute of a list is left out: R must know the short lists of RAR."""
+    """Probability that an attribute is left out; RAR's lists are short."""
     whole_list: float = 0.1
-    """Chance that a row sees no attribute at all."""
+    """Probability that a row has no attributes at all."""
     title: float = 0.05
-    """Chance that a row has no title, so that pictures alone can be searched."""
+    """Probability that a row has no title, so that a picture alone can be embedded."""
     picture: float = 0.05
-    """Chance that a row has no picture, so that text alone can be searched."""
+    """Probability that a row has no picture, so that text alone can be embedded."""
     words: float = 0.2
-    """Chance that one word of a title is left out; one always stays."""
+    """Probability that a word of a title is left out; one word always remains."""
     patches: float = 0.3
-    """Chance that the pixels behind one visual token are erased."""
+    """Probability that the pixels of a visual token are erased."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -148,26 +148,27 @@ class InputDropout:
 
 @dataclass(frozen=True)
 class OracleConfig:
-    """The oracle from which G is distilled: how often it departs from the true attributes, or a
-    file of what another one wrote.
+    """The oracle that the generator is distilled from: how often it departs from the true
+    attributes, or a file that another oracle wrote.
     """
 
     synonym_rate: float = 0.3
-    """Chance that a value is written as a synonym."""
+    """Probability that a value is written as a synonym."""
     omit_rate: float = 0.25
-    """Chance that a key is left out."""
+    """Probability that a key is left out."""
     generic_rate: float = 0.25
-    """Chance that a listing gets a filler such as `style: beautiful`."""
+    """Probability that a listing gets a filler such as `style: beautiful`."""
     wrong_rate: float = 0.05
-    """Chance that a value is another product's."""
+    """Probability that a value is another product's."""
     guess_rate: float = 0.1
-    """Chance that a value of digits (dimensions) is written although the title states no number;
-    a captioner sees no more than picture and title."""
+    """Probability that a numeric value (a dimension) is written although the title has no number;
+    a captioner sees only picture and title."""
     shuffle_rate: float = 0.3
-    """Chance that a listing's keys are written in an order of their own."""
+    """Probability that a listing's keys are shuffled."""
     file: str | None = None
-    """JSON lines with `listing_id` and `attributes`, as `afmrl oracle` writes them; G learns from
-    those of the `distill` split, and the rates above say nothing. None: from the catalogue."""
+    """JSON lines with `listing_id` and `attributes`, as `afmrl oracle` writes them. The generator
+    learns from those of the `distill` split, and the rates above are ignored. None takes the
+    catalogue's attributes."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

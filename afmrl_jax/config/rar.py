@@ -1,4 +1,4 @@
-"""Settings of reinforcement and of the cycles behind it."""
+"""Settings of reinforcement and of the cycles after it."""
 
 from __future__ import annotations
 
@@ -11,66 +11,67 @@ from afmrl_jax.config.validation import require
 
 @dataclass(frozen=True)
 class RarConfig:
-    """Retrieval-aware reinforcement of G by GRPO against the frozen R."""
+    """Retrieval-aware reinforcement: GRPO on the generator, rewarded by the frozen embedder."""
 
     steps: int = 30
     queries: int = 32
-    """Query listings a step (groups)."""
+    """Query listings (groups) per step."""
     group_size: int = 8
     """Attribute lists sampled per query."""
     reward: str = "recall"
     """recall, reciprocal_rank, ndcg, margin, length_aware, or your own as package.module:function,
     which takes an `objectives.rewards.Outcome` and returns a number for each list."""
     length_price: float = 0.1
-    """What the reward length_aware takes off for a list that fills its budget."""
+    """What the reward length_aware subtracts for a list that fills its budget."""
     k: int | None = None
-    """k of Recall@k. None: the k whose starting reward lies nearest one half."""
+    """k of Recall@k. None chooses the k whose starting reward is nearest to one half."""
     margin_negatives: int = 3
     """Hardest negatives averaged by the margin reward."""
     malformed_reward: float = -0.1
     temperature: float = 0.7
-    """Of the samples. At 1 a quarter of a small G's samples are malformed, RAR learns to write less
-    rather than better, and lists shrink to one key."""
+    """Sampling temperature. At 1 a quarter of a small generator's samples are malformed, and RAR
+    learns to write less rather than better: lists shrink to one key."""
     top_p: float = 1.0
     top_k: int = 0
-    """0: no cut."""
+    """Number of most likely tokens to sample from; 0 samples from all."""
     constrained: bool = False
-    """Sample only lists that keep to the grammar and to the keys the distilled G wrote. The
-    log-probabilities stay those of free sampling."""
+    """Sample only lists that follow the grammar and use keys the distilled generator wrote. The
+    log-probabilities remain those of free sampling."""
     baseline: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
-    """Advantage: less the group's mean and over its deviation, less the mean alone, or less the
-    mean of the others."""
+    """Advantage: the reward minus the group's mean, divided by its standard deviation (grpo) or not
+    (dr_grpo), or minus the mean of the group's other samples (rloo)."""
     normalization: Literal["sample", "token", "constant"] = "sample"
-    """Whether samples count alike, or tokens (DAPO), or tokens over the budget (Dr. GRPO)."""
+    """Average over samples, over tokens (DAPO), or divide by the token budget (Dr. GRPO)."""
     drop_dead_groups: bool = False
-    """Leave groups without any advantage out of the mean, and not only without a gradient."""
+    """Exclude groups whose advantages are all zero from the mean; they have no gradient anyway."""
     clip_low: float = 0.2
     clip_high: float = 0.2
-    """Above `clip_low` it is DAPO's clip-higher."""
+    """Larger than `clip_low`, this is DAPO's clip-higher."""
     ratio_cap: float | None = None
-    """Most that a ratio counts for where the clip does not bind; None: no cap."""
+    """Upper bound of a ratio where the clip does not apply. None sets no bound."""
     importance: Literal["token", "sequence"] = "token"
-    """A ratio for each token, or one for the sample (GSPO)."""
+    """One importance ratio per token, or one per sample (GSPO)."""
     kl: Literal["k1", "k2", "k3"] = "k3"
-    """Estimate of the KL divergence from the distilled G."""
+    """Estimator of the KL divergence from the distilled generator."""
     kl_coefficient: float = 0.05
-    """Weight of the KL divergence from the distilled G; at 0.01 lists shrink to two keys."""
+    """Weight of the KL divergence; at 0.01 lists shrink to two keys."""
     chunk_tokens: int | None = None
-    """Tokens of prompts and lists in an update at a time, on all devices together. None: all."""
+    """Prompt and list tokens per microbatch of an update, over all devices. None takes all."""
     updates_per_rollout: int = 1
-    """Optimizer steps on the same samples; from the second on the clipped ratio matters."""
+    """Optimizer steps per rollout; from the second one on, the clipped ratio matters."""
     held_out_share: float = 0.3
-    """Share of the reward families kept for judging RAR; never trained on."""
+    """Fraction of the reward families held out to evaluate RAR; never trained on."""
     evaluate_every: int = 10
     evaluation_samples: int = 4
-    """Samples per held-out query, with the same keys at every evaluation."""
+    """Samples per held-out query, with the same random keys at every evaluation."""
     patience: int | None = None
-    """Evaluations without a better held-out reward after which the stage ends. None: never."""
+    """Evaluations without improvement of the held-out reward after which the stage ends. None never
+    ends it early."""
     samples_every: int = 10
-    """Steps between a few sampled lists in samples.jsonl."""
+    """Steps between entries of samples.jsonl, which holds a few sampled lists."""
     gallery_splits: tuple[str, ...] = ("reward", "train")
     gallery_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the gallery's vectors; bfloat16 halves their memory, and near ties may fall otherwise."""
+    """Type of the gallery's vectors; bfloat16 halves their memory and may reorder near ties."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(2e-4, warmup_share=0.05, final_share=1.0)
     )
@@ -92,16 +93,18 @@ class RarConfig:
 
 @dataclass(frozen=True)
 class CitConfig:
-    """Cyclic training: the reinforced G re-annotates a share and R trains on."""
+    """Cyclic training: the reinforced generator annotates a share of the listings again, and the
+    embedder continues training on them.
+    """
 
     cycles: int = 1
-    """Every cycle trains on from the last, and is a row of the results."""
+    """Every cycle continues from the last one and is a row of the results."""
     share: float = 0.3
-    """Share of the training listings that take the reinforced G's attributes in a cycle, a further
-    one in each."""
+    """Fraction of the training listings that take the reinforced generator's attributes in a cycle;
+    each cycle takes further ones."""
     choice: Literal["random", "difference"] = "difference"
-    """Which listings: those whose attributes changed most, for which all are annotated, or drawn at
-    random as in the paper."""
+    """Which listings: those whose attributes changed most (all are annotated to find them), or
+    random ones as in the paper."""
     steps: int = 20
     learning_rate: float = 3e-4
 

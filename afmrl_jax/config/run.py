@@ -1,9 +1,7 @@
 """Every setting of the system, as frozen dataclasses that refuse nonsense when they are built.
 
-`tyro` turns them into command lines, so a field's docstring below is also its `--help` text.
-A run's settings are `RunConfig`, with `RunConfig.demo()`, `RunConfig.fast()` and
-`RunConfig.pretrained()` as the shipped ones; those of its stages are in `stage_config.py` and
-`rar_config.py`, those of its models in `model_config.py`.
+A run's settings are `RunConfig`; those of its stages are in `stages.py` and `rar.py`, those of its
+models in `model.py`, those of its inputs in `data.py`.
 """
 
 from __future__ import annotations
@@ -26,10 +24,10 @@ from afmrl_jax.config.validation import require
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How many devices split the batch and the matrices."""
+    """How many devices share the batch and the matrices."""
 
     data: int = -1
-    """Devices that share the batch and the stored parameters; -1 takes all there are."""
+    """Devices that share the batch and the stored parameters; -1 takes all available."""
     model: int = 1
     """Devices that share each matrix (tensor parallelism)."""
 
@@ -39,9 +37,9 @@ class KeptCheckpoints:
     """Which checkpoints of a stage stay on disk."""
 
     newest: int = 2
-    """So many of the newest; a damaged one is replaced by the one before it."""
+    """How many of the newest to keep; if one is damaged, the one before it is used."""
     every: int | None = None
-    """Beside them, those whose number of steps is a multiple of it; None: none."""
+    """Also keep those whose step is a multiple of this. None keeps no others."""
 
     def __post_init__(self) -> None:
         require(self.newest >= 1, "checkpoints.newest must be 1 or more")
@@ -50,15 +48,15 @@ class KeptCheckpoints:
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """When training stops by itself."""
+    """When training stops on its own."""
 
     explosion: float | None = 20.0
-    """A loss so many times its median over the last hundred steps, three steps running, stops the
-    stage; None: only one that is no finite number does. RAR, whose loss has no scale, has alarms
-    of its own."""
+    """Stop the stage when the loss exceeds this multiple of its median over the last hundred steps
+    for three steps in a row. None stops only for a non-finite loss. RAR, whose loss has no scale,
+    has warnings of its own."""
     stall_after: int = 1800
-    """Seconds without a finished step after which a process of several ends with an error that
-    says where it stands; 0: never."""
+    """Seconds without a finished step after which a process of a multi-process run ends with an
+    error that says where it is stuck; 0 never does."""
 
     def __post_init__(self) -> None:
         require(self.explosion is None or self.explosion > 1, "guard.explosion must exceed 1")
@@ -66,8 +64,8 @@ class GuardConfig:
 
 
 PLACEMENT = ("save_every", "workers", "mesh", "checkpoints", "guard")
-"""Settings that say where and how carefully a run is computed, and not what: a run may go on under
-others."""
+"""Settings that change where and how safely a run is computed but not its result: a run may resume
+with other values of these."""
 
 
 @dataclass(frozen=True)
@@ -80,16 +78,16 @@ class RunConfig:
     vocab_size: int = 2048
     """Entries of the byte-level BPE trained on the catalogue."""
     skip_bad: bool = False
-    """Leave unusable records out, counted and listed, instead of stopping."""
+    """Skip unusable records, counted and listed, instead of stopping."""
     save_every: int = 25
     """Steps between checkpoints."""
     workers: int = 0
     """Grain worker processes; 0 reads in threads of this process."""
     visual_cache: str | None = None
-    """Folder that keeps what R's frozen vision tower says of each picture, for repeated runs over
-    the same catalogue; several runs may share it. In the type in which R computes (float32 or
-    bfloat16). Needs a frozen tower (embedder.trained lora or decoder) and agcl.dropout.patches 0.
-    None: pictures are decoded and run through the tower in every step."""
+    """Folder that caches the visual tokens of the embedder's frozen vision tower, in its compute
+    type, for repeated runs over the same catalogue; several runs may share it. Needs a frozen tower
+    (embedder.trained lora or decoder) and agcl.dropout.patches 0. None decodes pictures and runs
+    the tower in every step."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoints: KeptCheckpoints = field(default_factory=KeptCheckpoints)
     guard: GuardConfig = field(default_factory=GuardConfig)

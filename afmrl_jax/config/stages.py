@@ -16,9 +16,9 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     """Peak learning rate."""
     warmup_share: float = 0.1
-    """Share of the steps over which the rate rises."""
+    """Fraction of the steps over which the rate rises."""
     final_share: float = 0.05
-    """Learning rate at the last step, as a share of the peak."""
+    """Learning rate at the last step, as a fraction of the peak."""
     weight_decay: float = 0.01
     """Decoupled weight decay, on matrices only."""
     clip_norm: float = 1.0
@@ -31,24 +31,24 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """Supervised distillation of the generator G from the oracle's attribute lists."""
+    """Supervised distillation of the generator from the oracle's attribute lists."""
 
     steps: int = 800
     batch_size: int = 32
-    """Listings a step, in pairs of the same product where there are two."""
+    """Listings per step, in pairs of the same product where it has two listings."""
     swap_share: float = 0.5
-    """Share of the rows in which the words that title and list have in common are replaced, in
-    both, by words of other titles. A G from random weights would else learn the words of its few
-    lists by heart and never copy one it has not seen. 0 for a pretrained G."""
+    """Fraction of rows in which the words shared by title and list are replaced, in both, by words
+    of other titles. Otherwise a generator with random weights memorizes the words of its few lists
+    and never copies one it has not seen. Use 0 for a pretrained generator."""
     contrastive_weight: float = 0.3
-    """Weight of an InfoNCE term on the prompt's last state, which makes a G from random weights
-    look at pictures early. 0 for a pretrained G."""
+    """Weight of an InfoNCE term on the prompt's last hidden state, which makes a generator with
+    random weights use the pictures early. Use 0 for a pretrained generator."""
     structure_weight: float = 0.2
-    """Weight of the tokens that are no value (keys, punctuation, end) in the cross entropy; the
-    order of keys is the oracle's whim and would drown the values."""
+    """Weight in the cross entropy of tokens that are not part of a value (keys, punctuation, end).
+    The oracle orders keys arbitrarily, and that noise would drown out the values."""
     logits_at_once: int | None = None
-    """Tokens of each row whose vocabulary logits are held at once. A large vocabulary fills the
-    memory with them; None forms all, which is fastest for a small one."""
+    """Tokens of each row whose vocabulary logits are held in memory at once. None holds all of
+    them, which is fastest for a small vocabulary; a large one needs a limit."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(2e-3, warmup_share=0.03, weight_decay=0.5)
     )
@@ -65,25 +65,25 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class MiningConfig:
-    """Hard negatives: listings that the R in training takes for a query's product, and are not.
+    """Hard negatives: listings that the embedder confuses with a query's product.
 
-    Every `every` steps R embeds the training listings, and each looks for its nearest among the
-    others. Of what it finds, listings of its own product or duplicate group are dropped, and those
-    that score above a share of its positives: such are often the same product unbeknown
+    Every `every` steps the embedder encodes the training listings and finds the nearest neighbors
+    of each. Neighbors of the same product or duplicate group are dropped, and so are those that
+    score above a fraction of the positives' mean, because they are often unlabeled duplicates
     (NV-Retriever, arXiv 2407.15831, whose best rule is `TopK-PercPos` at 95 %).
     """
 
     hard_negatives: int = 0
-    """Extra candidates a query, contrasted with all queries of the batch. 0: off."""
+    """Extra candidates per query, contrasted with all queries of the batch. 0 turns mining off."""
     every: int = 50
-    """Steps between two searches; the first is before the first step."""
+    """Steps between two searches; the first one comes before the first step."""
     depth: int = 1000
-    """How many of the nearest listings are looked at. To an R of few steps most of them are nearer
-    than the positives; where nothing is left, random listings take the place."""
+    """Number of nearest neighbors considered. Early in training most of them score above the
+    positives; where none is left, random listings fill in."""
     skip: int = 0
-    """How many of the nearest that are left after the rules are passed over."""
+    """Number of remaining neighbors to skip, nearest first."""
     margin: float | None = 0.95
-    """Share of the positives' mean score above which a listing is dropped. None: off."""
+    """Fraction of the positives' mean score above which a listing is dropped. None keeps all."""
 
     def __post_init__(self) -> None:
         require(self.hard_negatives >= 0, "hard_negatives must not be negative")
@@ -92,51 +92,53 @@ class MiningConfig:
         require(self.margin is None or 0 < self.margin <= 1, "mining.margin must lie in (0, 1]")
         require(
             self.depth >= self.skip + self.hard_negatives,
-            "mining.depth must hold what is skipped and the hard negatives behind it",
+            "mining.depth must be at least mining.skip + mining.hard_negatives",
         )
 
 
 @dataclass(frozen=True)
 class AgclConfig:
-    """Contrastive training of the embedder R. `gamma=0` and no masks make it InfoNCE."""
+    """Contrastive training of the embedder. With `gamma=0` and no masks it is InfoNCE."""
 
     steps: int = 60
     batch_size: int = 128
-    """Query/candidate pairs a step; every product occurs once in a batch."""
+    """Query/candidate pairs per step; every product occurs once in a batch."""
     sibling_share: float = 0.15
-    """Share of the batch drawn as family siblings (near-twin products). Where half the batch was
-    siblings R learned colours well and other families badly."""
+    """Fraction of the batch drawn as siblings: near-identical products of one family. With half
+    the batch, the embedder learned colors well but told families apart badly."""
     category_share: float = 0.0
-    """Share of the batch drawn as sub-batches of one category each, whose products differ in less
-    than the catalogue's do; 1 cuts the whole batch so, as VLM2Vec-V2 does by data set
-    (interleaved sub-batches, arXiv 2507.04590)."""
+    """Fraction of the batch drawn as sub-batches of a single category, whose products are harder to
+    tell apart. 1 builds the whole batch this way, as VLM2Vec-V2 does by data set (interleaved
+    sub-batches, arXiv 2507.04590)."""
     category_batch: int = 16
-    """Products of one such sub-batch."""
+    """Products per sub-batch."""
     duplicate_share: float = 0.0
-    """Share of the batch drawn as products that meet another product id of their
+    """Fraction of the batch drawn as products together with another product of their
     `duplicate_group`."""
     mask_duplicate_groups: bool = True
-    """Listings of one `duplicate_group` are the same product for the loss. Off, only the learned
-    masks can find them, which is how those are studied."""
+    """Treat listings of one `duplicate_group` as the same product in the loss. When off, only the
+    learned masks can find them, which is how the masks are studied."""
     temperature: float = 0.05
     gamma: float = 0.1
-    """Scale of BM25 inside w = exp(1 + tanh(gamma B)); the paper has 1, which saturates."""
+    """Scale of BM25 in w = exp(1 + tanh(gamma B)); the paper uses 1, which saturates."""
     delta: float | None = 0.3
-    """Margin of the false-negative mask: s_ij > s_ii + delta leaves. None: off. Look at
-    `masked_by_margin` in the log: on furniture 0.1 took 1.2 % of the pairs, a hundred times the
-    false negatives there are, and so the hardest true ones."""
+    """Margin of the false-negative mask: pairs with s_ij > s_ii + delta are removed. None turns it
+    off. Watch `masked_by_margin` in the log: on the furniture 0.1 removed 1.2 % of the pairs, a
+    hundred times as many as there are false negatives, and so the hardest true ones."""
     agreement_rho: float | None = None
-    """Attribute agreement: B_ij >= rho B_ii and s_ij > s_ii - epsilon leaves. None: off."""
+    """Attribute agreement: pairs with B_ij >= rho B_ii and s_ij > s_ii - epsilon are removed.
+    None turns it off."""
     agreement_epsilon: float = 0.1
     symmetric: bool = True
     """Also contrast each candidate with all queries."""
     prefix_weight: float = 0.5
-    """Share of the loss that contrasts what R knows before it reads the attributes. The lists alone
-    tell most products of a batch apart; without it R stops learning from pictures and titles."""
+    """Weight of the loss on the hidden state before the attributes. The lists alone tell most
+    products of a batch apart; without this term the embedder stops learning from pictures and
+    titles."""
     chunk_tokens: int | None = None
-    """Token places that each device encodes at once, those of pictures and padding included: for
-    batches beyond memory. The vectors of all chunks meet in one loss, with the gradients of the
-    whole batch; the price is a second pass forward through the decoder. None encodes all rows at
+    """Tokens (visual and padding tokens included) that each device encodes at once, for batches
+    that exceed memory. The vectors of all chunks enter one loss, with the gradients of the whole
+    batch, at the cost of a second forward pass through the decoder. None encodes all rows at
     once."""
     mining: MiningConfig = field(default_factory=MiningConfig)
     dropout: InputDropout = field(default_factory=InputDropout)
@@ -166,16 +168,16 @@ class AgclConfig:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """InfoNCE from random weights: every row starts from one R, as the paper's from Qwen2-VL.
+    """InfoNCE from random weights: the embedder from which every row of the results starts.
 
-    It is an R that has read pictures, titles and attribute lists, as a pretrained model has.
+    It has seen pictures, titles and attribute lists, as the paper's pretrained Qwen2-VL has.
     """
 
     steps: int = 300
-    """0: the rows start from random weights."""
+    """With 0 the rows start from random weights."""
     batch_size: int = 32
     whole_list: float = 0.3
-    """Chance that a row sees no attribute at all."""
+    """Probability that a row has no attributes at all."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 0, "backbone steps must not be negative")
@@ -196,7 +198,7 @@ class EvaluationConfig:
 
     batch_size: int = 128
     bootstrap: int = 2000
-    """Resamples behind every 95 % interval."""
+    """Bootstrap resamples for each 95 % interval."""
     latency: bool = True
     """Measure how long encoding and searching take."""
     gallery_queries: int = 12

@@ -1,4 +1,4 @@
-"""Retrieval metrics per query, from where the positives stand; values are shares of 1.
+"""Retrieval metrics per query, from the ranks of the positives; values are fractions of 1.
 
 A metric is named by what it is and where it stops, as in `R@10`; those that need no stop have none.
 """

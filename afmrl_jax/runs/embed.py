@@ -1,4 +1,4 @@
-"""A catalogue to a searchable folder, chunk by chunk; a killed call goes on behind its last."""
+"""A catalogue to a searchable folder, chunk by chunk; a killed call resumes after its last one."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _embed(
     digest = hashlib.sha256(key.encode()).hexdigest()
     vectors = VectorFile(work, (count, dim), digest)
     if vectors.done:
-        log_info(f"embed: goes on behind {vectors.done} listings")
+        log_info(f"embed: resumes after {vectors.done} listings")
     size = CHUNK_BATCHES * encoder.batch_size
     with Progress("embed", count, vectors.done) as progress:
         for builder, rows in _chunks(run, catalogue, texts, vectors.done, size):

@@ -22,7 +22,7 @@ from afmrl_jax.training.partition import read_model
 def oracle_by_endpoint(catalogue: Catalogue, endpoint: Endpoint, out: Path) -> Replies:
     """Ask for the attributes of all listings, and write those that came to `out`.
 
-    Every reply is kept in `OUT.replies.jsonl`, which a further call goes on from.
+    Every reply is kept in `OUT.replies.jsonl`, from which a further call resumes.
 
     Raises:
         ConfigError: the endpoint refuses key or model.
@@ -48,7 +48,7 @@ def oracle_by_checkpoint(
     Args:
         catalogue: the listings.
         weights: folder of a model of either family, with its tokenizer.
-        out: JSON lines, see `annotate`; a killed call goes on where it stopped.
+        out: JSON lines, see `annotate`; a killed call resumes where it stopped.
         batch_size: listings at a time.
 
     Raises:

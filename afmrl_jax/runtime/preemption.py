@@ -1,4 +1,4 @@
-"""SIGTERM: work ends at a step on which all processes agree, and the next start goes on from it.
+"""SIGTERM: work ends at a step on which all processes agree, and the next start resumes from it.
 
 Schedulers send it some time before they take a machine away. With one process the signal is
 caught here; with several, JAX catches it on whichever process it reaches and tells the others.

@@ -82,7 +82,7 @@ def reported() -> Iterator[None]:
     """Turn the user's errors into one line on stderr and exit status 1.
 
     Errors of the program itself keep their trace. Status 75 says that the work was asked to end
-    by SIGTERM and goes on with the same command, 130 that Ctrl-C ended it.
+    by SIGTERM and resumes with the same command, 130 that Ctrl-C ended it.
     """
     try:
         try:
@@ -99,10 +99,10 @@ def reported() -> Iterator[None]:
     except AfmrlError as error:
         _end(f"error: {error}", 1)
     except KeyboardInterrupt:
-        _end("interrupted; the same command goes on from the last checkpoint", 130)
+        _end("interrupted; run the same command to resume from the last checkpoint", 130)
     except Preempted:
         # All processes end here together.
-        print("asked to end (SIGTERM); the same command goes on", file=sys.stderr)
+        print("stopped by SIGTERM; run the same command to resume", file=sys.stderr)
         sys.exit(STATUS)
     except Exception as error:
         if is_disk_full(error):
@@ -119,7 +119,7 @@ def reported() -> Iterator[None]:
 
 def _keep_together() -> None:
     """Send what has a home elsewhere. All wait: where the others have ended, JAX ends the first
-    process in the midst of it after five minutes.
+    process during it after five minutes.
     """
     keep_all()
     barrier("what was done is at home")
@@ -134,7 +134,7 @@ def _told(error: Exception) -> str:
     print(
         f"error: process {jax.process_index()} of {jax.process_count()} lost another one. JAX says "
         "next which: unhealthy tasks are the processes of these numbers, the leader task is "
-        "process 0. The same command goes on from the last checkpoint",
+        "process 0. Run the same command to resume from the last checkpoint",
         file=sys.stderr,
         flush=True,
     )

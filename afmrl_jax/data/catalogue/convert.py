@@ -1,4 +1,4 @@
-"""Any catalogue to a store, shard by shard; a killed conversion goes on behind its last shard."""
+"""Any catalogue to a store, shard by shard; a killed conversion resumes after its last shard."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _convert(source: RowSource, work: Path, how: Conversion) -> dict[str, Any]:
         consumed = shards[-1][2] if shards else 0
         left_out = int(census.note("left_out") or 0)
         if shards:
-            log_info(f"goes on behind {len(shards)} shard(s), {consumed} records")
+            log_info(f"resumes after {len(shards)} shard(s), {consumed} records")
 
         def count(problem: Problem) -> None:
             nonlocal left_out
@@ -123,7 +123,7 @@ def _census(work: Path, stamp: str) -> Census:
         if census.note("stamp") == stamp:
             return census
         census.close()
-        log_info(f"{work}: the catalogue or a setting has changed, so the conversion begins anew")
+        log_info(f"{work}: the catalogue or a setting has changed, so the conversion starts over")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     census = Census(path)

@@ -40,7 +40,7 @@ class Problem:
 
 
 Report = Callable[[Problem], None]
-"""Is told of every problem; may raise."""
+"""Called for each problem; may raise."""
 
 
 class StoredPicture(Protocol):

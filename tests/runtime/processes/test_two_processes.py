@@ -144,7 +144,7 @@ def test_sigterm_to_one_saves_on_all_and_the_next_start_goes_on(place, told, pai
     asked, job = preempt(place, told, "preempted", victim=1, save_every=1)
     saved = [int(x.name) for x in (place / "preempted" / "distill" / "checkpoints").glob("[0-9]*")]
     assert 0 < max(saved) < STEPS
-    assert "asked to end" in job.text()
+    assert "stopped by SIGTERM" in job.text()
     # A changed bit in the newest checkpoint, too: both take the one before it.
     newest = place / "preempted" / "distill" / "checkpoints" / str(max(saved))
     change_a_bit(largest_file(newest))
