@@ -16,7 +16,7 @@ WORKERS ?= 2
 .PHONY: demo test lint format install clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python experiments/demo.py $(ARGS)
+	$(BIN)/python -m afmrl_jax train $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
