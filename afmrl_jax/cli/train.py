@@ -38,15 +38,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Train(Settings):
-    """Run the whole method: distil G, train R, reinforce G, cycle, evaluate, write a report.
+    r"""Run the whole method: distil G, train R, reinforce G, cycle, evaluate, write a report.
 
     Examples:
         afmrl train                                    # the demo: minutes on two cores
         afmrl train --fast --out runs/smoke            # every stage, few steps
         afmrl train --catalogue my-shop --out runs/my-shop --seed 1 --agcl.gamma 0.3
         afmrl train --config my-shop.yaml --out runs/my-shop
-        afmrl train --preset pretrained --catalogue my-shop --out runs/my-shop \\
-            --embedder.weights /models/Qwen2-VL-2B-Instruct \\
+        afmrl train --preset pretrained --catalogue my-shop --out runs/my-shop \
+            --embedder.weights /models/Qwen2-VL-2B-Instruct \
             --generator.weights /models/Qwen2.5-VL-3B-Instruct
 
     The same command continues a run that was interrupted. Every setting is an option. With

@@ -6,8 +6,10 @@
 # One host, one process for each of its 8 GPUs:
 #   PER_HOST=8 experiments/cluster/hosts.sh -m afmrl_jax train --out runs/demo
 # Two hosts, on each of them, with --out on storage that both see:
-#   COORDINATOR=host0:12355 HOSTS=2 HOST=0 PER_HOST=8 experiments/cluster/hosts.sh -m afmrl_jax train --out /shared/runs/demo
-#   COORDINATOR=host0:12355 HOSTS=2 HOST=1 PER_HOST=8 experiments/cluster/hosts.sh -m afmrl_jax train --out /shared/runs/demo
+#   COORDINATOR=host0:12355 HOSTS=2 HOST=0 PER_HOST=8 \
+#       experiments/cluster/hosts.sh -m afmrl_jax train --out /shared/runs/demo
+#   COORDINATOR=host0:12355 HOSTS=2 HOST=1 PER_HOST=8 \
+#       experiments/cluster/hosts.sh -m afmrl_jax train --out /shared/runs/demo
 #
 # COORDINATOR is a free port on host 0 that all hosts reach. SIGTERM or Ctrl-C to this script on any
 # host: all processes save and end, with status 75. The same commands go on, with other numbers of

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Run `afmrl train`, or a script, on all hosts of a Cloud TPU VM pod, from your own machine (in tmux: the run
-# ends with the connection).
+# Run `afmrl train`, or a script, on all hosts of a Cloud TPU VM pod, from your own machine (in tmux:
+# the run ends with the connection).
 #
 #   export TPU=afmrl ZONE=us-east5-b
 #   gcloud compute tpus tpu-vm create "$TPU" --zone="$ZONE" \

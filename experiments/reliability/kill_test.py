@@ -1,6 +1,6 @@
 """End stages at random moments, resume them, and compare their weights bit by bit.
 
-    python -m experiments.reliability.kill_test --out runs/kill  # writes experiments/results/kill_test.json
+    python -m experiments.reliability.kill_test --out runs/kill
     python -m experiments.reliability.kill_test --kills 100 --processes 1 2     # hours on two cores
 
 An uninterrupted run of each number of processes comes first. Then a stage is done anew on top of
@@ -8,7 +8,7 @@ the stages before it, one of its processes gets SIGKILL or SIGTERM at a random m
 and the stage is started again until it is finished; the SHA-256 of its weights must be that of the
 uninterrupted run. After each signal every checkpoint that is left is looked at: none may be
 half-written under its final name. Of two processes, the time is recorded that the other one took
-to end.
+to end. Writes experiments/results/kill_test.json.
 """
 
 from __future__ import annotations

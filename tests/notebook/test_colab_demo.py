@@ -114,7 +114,7 @@ def test_it_installs_from_the_repository_with_the_extra(cell, bare, extra, writt
 
 def test_it_installs_a_checkout_in_place(cell, bare, tmp_path, monkeypatch):
     (tmp_path / "afmrl_jax").mkdir()
-    (tmp_path / "afmrl_jax" / "pipeline.py").touch()
+    (tmp_path / "afmrl_jax" / "__main__.py").touch()
     (tmp_path / "examples").mkdir()
     monkeypatch.chdir(tmp_path / "examples")
     cell("install", EXTRA="cuda12", REPOSITORY="")

@@ -4,9 +4,9 @@
     afmrl bench throughput --devices 8 --mesh data=8,model=1 data=4,model=2 \
         --task agcl --batch 16 --visual 16 --dtype float32 --remat none --out throughput_mesh.json
     afmrl bench throughput --model qwen2vl_2b --task agcl --trained lora --batch 0 64 \
-        --visual 256 --text 64 --dtype bfloat16 --remat full dots --out throughput_2b.json     # a GPU
+        --visual 256 --text 64 --dtype bfloat16 --remat full dots --out t_2b.json    # a GPU
     afmrl bench throughput --model qwen2_5vl_3b --task generate rar --trained decoder \
-        --batch 0 --visual 256 --text 96 --max-new-tokens 80 --out throughput_3b.json     # a GPU
+        --batch 0 --visual 256 --text 96 --max-new-tokens 80 --out t_3b.json    # a GPU
 
 Writes the rows as JSON, a table and a plot beside it as .md and .png, and prints the table.
 
