@@ -3,6 +3,9 @@
 #
 #   make demo ARGS="--fast --out runs/smoke"
 #   make test ARGS="tests/objectives -k agcl"
+#
+# `make dist` builds the package into dist/ and checks it. The README's pictures are in its long
+# description where they have an address: make dist README_IMAGES=https://HOST/OWNER/NAME/main
 
 PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3 python,\
 	$(if $(shell $(name) -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' \
@@ -13,10 +16,10 @@ ARGS ?=
 # Processes that share the tests; each file stays in one. `make test WORKERS=0` is for a debugger.
 WORKERS ?= 2
 
-.PHONY: demo test lint format install clean
+.PHONY: demo test lint format install dist clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python experiments/demo.py $(ARGS)
+	$(BIN)/python -m afmrl_jax train $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
@@ -33,6 +36,13 @@ format: $(VENV)/.installed-dev
 
 install: $(VENV)/.installed-dev
 
+dist: export README_IMAGES := $(README_IMAGES)
+dist: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[release]"
+	rm -rf dist build
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -46,4 +56,4 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	@touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache

@@ -1,1 +1,3 @@
 """AFMRL in JAX: fine-grained product retrieval with generated attributes."""
+
+__version__ = "0.1.0"

@@ -1,13 +1,4 @@
-"""Measure how fast this package is.
-
-    afmrl bench models --out experiments/results/bench_models.json
-    afmrl bench agcl --out experiments/results/bench_agcl.json
-    afmrl bench bm25 --out experiments/results/bench_bm25.json
-    afmrl bench grpo --out experiments/results/bench_grpo.json
-    afmrl bench decode --out experiments/results/bench_decode.json
-    afmrl bench input --out experiments/results/bench_input.json
-    afmrl bench search --out experiments/results/bench_search.json
-    afmrl bench evaluate --out experiments/results/bench_evaluate.json
+"""Measure how fast this package is: `afmrl bench agcl`.
 
 `models`: embedding, a training step of R on adapters and greedy decoding, against transformers on
 the same weights and cores; compilation, looped, unrolled and from a warm cache; and on a GPU or TPU
@@ -20,6 +11,8 @@ sampled tokens a second. `input`: pictures to patches, against Pillow and Huggin
 `evaluate`: all retrieval metrics of 100,000 queries against 100,000 listings, in bounded memory.
 `search`: exact and approximate search among a million vectors. Let nothing else run beside it.
 Figures are medians of ratios of measurements that were taken in turn; the JSON has every spread.
+`throughput`: a sweep of training speed over models, batches, meshes and more. `scaling`: predicted
+step times on 8, 64 and 256 chips.
 """
 
 from __future__ import annotations
@@ -40,7 +33,9 @@ from afmrl_jax.performance.benchmarks import (
     grpo,
     models,
     pictures,
+    scaling,
     search,
+    throughput,
 )
 from afmrl_jax.runtime.setup import reported
 
@@ -66,6 +61,7 @@ class Bench:
 class Models(Bench):
     """Speed of the models: against torch, of compilation, and on an accelerator."""
 
+    out: Path = Path("bench_models.json")
     settings: Annotated[models.Settings, FLAT] = field(default_factory=models.Settings)
     module: ClassVar[ModuleType] = models
 
@@ -80,6 +76,7 @@ class Agcl(Bench):
     one-directional loss the less favourable ratio is a figure, and the JSON has both.
     """
 
+    out: Path = Path("bench_agcl.json")
     settings: Annotated[agcl.Settings, FLAT] = field(default_factory=agcl.Settings)
     module: ClassVar[ModuleType] = agcl
 
@@ -92,6 +89,7 @@ class Bm25(Bench):
     others' indexes, query ids and matrices are ready before the clock starts.
     """
 
+    out: Path = Path("bench_bm25.json")
     settings: Annotated[bm25.Settings, FLAT] = field(default_factory=bm25.Settings)
     module: ClassVar[ModuleType] = bm25
 
@@ -105,6 +103,7 @@ class Grpo(Bench):
     of queries and gallery and with sorting; sorting is timed for a part of the queries and scaled.
     """
 
+    out: Path = Path("bench_grpo.json")
     settings: Annotated[grpo.Settings, FLAT] = field(default_factory=grpo.Settings)
     module: ClassVar[ModuleType] = grpo
 
@@ -116,6 +115,7 @@ class Decode(Bench):
     What a token asks of the host is counted in the compiled program.
     """
 
+    out: Path = Path("bench_decode.json")
     settings: Annotated[decode.Settings, FLAT] = field(default_factory=decode.Settings)
     module: ClassVar[ModuleType] = decode
 
@@ -129,6 +129,7 @@ class Input(Bench):
     processes must be the same.
     """
 
+    out: Path = Path("bench_input.json")
     settings: Annotated[pictures.Settings, FLAT] = field(default_factory=pictures.Settings)
     module: ClassVar[ModuleType] = pictures
 
@@ -141,6 +142,7 @@ class Search(Bench):
     and changed. A million vectors take about a quarter of an hour on two cores, and 6 GB.
     """
 
+    out: Path = Path("bench_search.json")
     settings: Annotated[search.Settings, FLAT] = field(default_factory=search.Settings)
     module: ClassVar[ModuleType] = search
 
@@ -154,25 +156,30 @@ class Evaluate(Bench):
     must agree.
     """
 
+    out: Path = Path("bench_evaluate.json")
     settings: Annotated[evaluate.Settings, FLAT] = field(default_factory=evaluate.Settings)
     module: ClassVar[ModuleType] = evaluate
 
 
-def main() -> None:
-    """Entry point."""
+BENCHMARKS: dict[str, Any] = {
+    "models": Models,
+    "agcl": Agcl,
+    "bm25": Bm25,
+    "grpo": Grpo,
+    "decode": Decode,
+    "input": Input,
+    "search": Search,
+    "evaluate": Evaluate,
+    "throughput": throughput.Sweep,
+    "scaling": scaling.Scaling,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the benchmark that the arguments name; without any, those of this process."""
     with reported():
         tyro.extras.subcommand_cli_from_dict(
-            {
-                "models": Models,
-                "agcl": Agcl,
-                "bm25": Bm25,
-                "grpo": Grpo,
-                "decode": Decode,
-                "input": Input,
-                "search": Search,
-                "evaluate": Evaluate,
-            },
-            description=__doc__,
+            BENCHMARKS, prog="afmrl bench", description=__doc__, args=arguments
         ).execute()
 
 

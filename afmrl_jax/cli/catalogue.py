@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -22,12 +22,16 @@ from afmrl_jax.inference import annotate as serving
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.runs.oracle import oracle_by_checkpoint, oracle_by_endpoint
 
+NAMELESS = tyro.conf.arg(metavar="CATALOGUE")
+
 
 @dataclass(frozen=True)
 class CatalogueCheck:
     """Say what is wrong with a catalogue, record by record; exit status 1 where anything is."""
 
-    catalogue: tyro.conf.Positional[str]
+    folder: Annotated[str | None, tyro.conf.Positional, NAMELESS] = None
+    """The catalogue, as with --catalogue."""
+    catalogue: str | None = None
     """Folder with listings.jsonl or listings.parquet, a store, or `furniture`."""
     as_json: bool = False
     """Print JSON lines: every problem, then the summary."""
@@ -45,7 +49,8 @@ class CatalogueCheck:
             else:
                 print(f"{problem.severity}: {problem}")
 
-        summary = check_catalogue(self.catalogue, show, options=parsed(self.options))
+        catalogue = _named(self.catalogue, self.folder)
+        summary = check_catalogue(catalogue, show, options=parsed(self.options))
         if self.as_json:
             print(json.dumps({"summary": summary}))
         else:
@@ -63,7 +68,9 @@ class CatalogueConvert(Conversion):
     behind its last shard. Every command that takes a catalogue takes the store.
     """
 
-    catalogue: tyro.conf.Positional[str] = tyro.MISSING
+    folder: Annotated[str | None, tyro.conf.Positional, NAMELESS] = None
+    """The catalogue, as with --catalogue."""
+    catalogue: str | None = None
     """Folder with listings.jsonl or listings.parquet, also in object storage, or `furniture`."""
     out: Path = tyro.MISSING
     """Folder to write, which must not exist."""
@@ -72,7 +79,8 @@ class CatalogueConvert(Conversion):
 
     def execute(self) -> None:
         """Run the command."""
-        manifest = convert(open_rows(self.catalogue, parsed(self.options)), self.out, self)
+        catalogue = _named(self.catalogue, self.folder)
+        manifest = convert(open_rows(catalogue, parsed(self.options)), self.out, self)
         print(_summary(manifest))
         left = f", {manifest['left_out']} record(s) left out" if manifest["left_out"] else ""
         print(f"{self.out}: {len(manifest['shards'])} shard(s){left}")
@@ -95,6 +103,15 @@ def parsed(options: Mapping[str, str]) -> dict[str, Any]:
     return {name: value(text) for name, text in options.items()}
 
 
+def _named(option: str | None, positional: str | None) -> str:
+    """The one catalogue that a command was given, by --catalogue or without a name."""
+    if option is None and positional is None:
+        raise ConfigError("name the catalogue: --catalogue FOLDER")
+    if option is not None and positional is not None:
+        raise ConfigError(f"two catalogues are given, {option} and {positional}; name one")
+    return option or positional or ""
+
+
 def _summary(summary: dict) -> str:
     lines = [
         f"{summary['listings']} listings of {summary['products']} products in "
@@ -112,7 +129,7 @@ class OnCatalogue:
     """What commands that use a run on a catalogue have in common."""
 
     run: Path
-    """Run directory of a finished demo."""
+    """Run directory of a finished `afmrl train`."""
     catalogue: str
     """Folder with listings.jsonl or listings.parquet, a store, or `furniture`."""
     out: Path

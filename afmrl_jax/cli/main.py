@@ -1,17 +1,23 @@
-"""The `afmrl` command: check a catalogue, use a finished run on it, plan a large one."""
+"""Train on a catalogue of products, search it, and evaluate.
+
+`afmrl COMMAND --help` describes a command and its options.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Union
 
 import tyro
 
+from afmrl_jax import __version__
 from afmrl_jax.cli.catalogue import Annotate, CatalogueCheck, CatalogueConvert, OnCatalogue, Oracle
 from afmrl_jax.cli.evaluation import Baselines, Compare, Evaluate
+from afmrl_jax.cli.train import Config, Train, config_defaults, train_defaults
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.inference import annotate as serving
 from afmrl_jax.inference.finished_run import FinishedRun
@@ -109,7 +115,7 @@ class Export:
     """
 
     run: Path
-    """Run directory of a finished demo."""
+    """Run directory of a finished `afmrl train`."""
     out: Path
     """Folder to write, which must not exist."""
     system: str | None = None
@@ -233,33 +239,81 @@ class Plan(planning.Request):
             sys.exit(1)
 
 
-Command = (
-    Annotated[CatalogueCheck, tyro.conf.subcommand("catalogue-check")]
-    | Annotated[CatalogueConvert, tyro.conf.subcommand("catalogue-convert")]
-    | Annotated[Annotate, tyro.conf.subcommand("annotate")]
-    | Annotated[Oracle, tyro.conf.subcommand("oracle")]
-    | Annotated[Embed, tyro.conf.subcommand("embed")]
-    | Annotated[Search, tyro.conf.subcommand("search")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Compare, tyro.conf.subcommand("compare")]
-    | Annotated[Baselines, tyro.conf.subcommand("baselines")]
-    | Annotated[Export, tyro.conf.subcommand("export")]
-    | Annotated[Report, tyro.conf.subcommand("report")]
-    | Annotated[AuditNegatives, tyro.conf.subcommand("audit-negatives")]
-    | Annotated[Plan, tyro.conf.subcommand("plan")]
-)
+@dataclass(frozen=True)
+class Bench:
+    """Measure how fast this package is; `afmrl bench --help` lists the benchmarks."""
+
+    def execute(self) -> None:
+        """Never called: `main` gives the arguments of `afmrl bench` to a parser of their own."""
+
+
+COMMANDS: dict[str, type] = {
+    "train": Train,
+    "config": Config,
+    "catalogue-check": CatalogueCheck,
+    "catalogue-convert": CatalogueConvert,
+    "annotate": Annotate,
+    "oracle": Oracle,
+    "embed": Embed,
+    "search": Search,
+    "evaluate": Evaluate,
+    "compare": Compare,
+    "baselines": Baselines,
+    "export": Export,
+    "report": Report,
+    "audit-negatives": AuditNegatives,
+    "plan": Plan,
+    "bench": Bench,
+}
+DEFAULTS: dict[str, Callable[[Sequence[str]], Any]] = {
+    "train": train_defaults,
+    "config": config_defaults,
+}
+"""What makes the defaults of a command's options from its arguments."""
+OF_MANY_PROCESSES = (Train, Annotate)
+
+
+def _summary(command: type) -> str:
+    """The first paragraph of what a command says of itself."""
+    return " ".join((command.__doc__ or "").split("\n\n")[0].split())
+
+
+def _parsed(arguments: list[str]) -> Any:
+    """The command that the arguments ask for."""
+    name, rest = arguments[0] if arguments else "", arguments[1:]
+    if name not in COMMANDS:
+        # The list of all commands, or what is wrong.
+        listed = [
+            Annotated[kind, tyro.conf.subcommand(name, description=_summary(kind))]
+            for name, kind in COMMANDS.items()
+        ]
+        union: Any = Union[tuple(listed)]  # noqa: UP007
+        return tyro.cli(union, prog="afmrl", description=__doc__, args=arguments)
+    # Only this command's options are set up: those of all of them take seconds.
+    default = {"default": DEFAULTS[name](rest)} if name in DEFAULTS else {}
+    return tyro.cli(COMMANDS[name], prog=f"afmrl {name}", args=rest, **default)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     with reported():
-        command = tyro.cli(Command, prog="afmrl", description=__doc__, args=arguments)
-        if not isinstance(command, Annotate) and launched_together():
+        if arguments[:1] == ["--version"]:
+            print(f"afmrl-jax {__version__}")
+            return
+        if arguments[:1] == ["bench"]:
+            from afmrl_jax.cli import bench  # Benchmarks are for few; they take a second to import.
+
+            bench.main(arguments[1:])
+            return
+        command = _parsed(arguments)
+        if not isinstance(command, OF_MANY_PROCESSES) and launched_together():
             raise ConfigError(
                 "this command works in one process, and a launcher has started several: start it "
-                "with one task (of the commands, `afmrl annotate` runs on many)"
+                "with one task (`afmrl train` and `afmrl annotate` run on many)"
             )
-        set_up()
+        if not isinstance(command, Train):
+            set_up()  # Train has a run directory, beside which compiled programs are kept.
         command.execute()
 
 

@@ -6,6 +6,7 @@ of a field is also its `--help` text.
 """
 
 from afmrl_jax.config.data import ImageConfig, InputDropout, OracleConfig, TextBudget
+from afmrl_jax.config.file import read_config, to_yaml
 from afmrl_jax.config.model import (
     Execution,
     InitConfig,
@@ -54,5 +55,7 @@ __all__ = [
     "fingerprint",
     "from_dict",
     "migrated",
+    "read_config",
     "to_dict",
+    "to_yaml",
 ]

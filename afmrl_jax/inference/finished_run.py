@@ -29,7 +29,8 @@ class FinishedRun:
         path = folder / "config.json"
         if not path.is_file():
             raise RunError(
-                f"{folder} is no run directory (config.json is missing); give the --out of a demo"
+                f"{folder} is no run directory (config.json is missing); give the --out of "
+                "`afmrl train`"
             )
         self.config: RunConfig = from_dict(RunConfig, read_json(path))
 
@@ -43,7 +44,7 @@ class FinishedRun:
         """The run's tokenizer."""
         folder = self.folder / "tokenizer"
         if not (folder / "DONE.json").is_file():
-            raise RunError(f"{self.folder} has no tokenizer yet; let the demo finish first")
+            raise RunError(f"{self.folder} has no tokenizer yet; let `afmrl train` finish first")
         return BpeTokenizer.load(folder)
 
     def system(self, name: str | None = None) -> System:
@@ -57,7 +58,8 @@ class FinishedRun:
         """What a finished stage trained."""
         if not (self.folder / stage / "DONE.json").is_file():
             raise RunError(
-                f"stage {stage} of {self.folder} is not finished; start its demo command again"
+                f"stage {stage} of {self.folder} is not finished; start its `afmrl train` command "
+                "again"
             )
         return ModelStore(self.folder, self.config, self.mesh).load(stage)
 

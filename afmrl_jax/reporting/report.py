@@ -205,6 +205,6 @@ def build_report(run: Path, out: Path | None = None) -> Path:
     """
     run = Path(run)
     if not run.is_dir():
-        raise RunError(f"there is no run directory {run}; give the --out of an earlier demo")
+        raise RunError(f"there is no run directory {run}; give the --out of `afmrl train`")
     page = render("report.html.j2", _context(run))
     return write_text(out or run / "report.html", page)

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Run an experiment script on GPU hosts without a scheduler, from the root of the repository.
+# Run `afmrl train`, or a script, on GPU hosts without a scheduler, from the root of the repository.
 #
 # One host, one process with all its GPUs:
-#   experiments/cluster/hosts.sh experiments/demo.py --out runs/demo
+#   experiments/cluster/hosts.sh -m afmrl_jax train --out runs/demo
 # One host, one process for each of its 8 GPUs:
-#   PER_HOST=8 experiments/cluster/hosts.sh experiments/demo.py --out runs/demo
+#   PER_HOST=8 experiments/cluster/hosts.sh -m afmrl_jax train --out runs/demo
 # Two hosts, on each of them, with --out on storage that both see:
-#   COORDINATOR=host0:12355 HOSTS=2 HOST=0 PER_HOST=8 experiments/cluster/hosts.sh experiments/demo.py --out /shared/runs/demo
-#   COORDINATOR=host0:12355 HOSTS=2 HOST=1 PER_HOST=8 experiments/cluster/hosts.sh experiments/demo.py --out /shared/runs/demo
+#   COORDINATOR=host0:12355 HOSTS=2 HOST=0 PER_HOST=8 \
+#       experiments/cluster/hosts.sh -m afmrl_jax train --out /shared/runs/demo
+#   COORDINATOR=host0:12355 HOSTS=2 HOST=1 PER_HOST=8 \
+#       experiments/cluster/hosts.sh -m afmrl_jax train --out /shared/runs/demo
 #
 # COORDINATOR is a free port on host 0 that all hosts reach. SIGTERM or Ctrl-C to this script on any
 # host: all processes save and end, with status 75. The same commands go on, with other numbers of
@@ -22,7 +24,7 @@ fail() {
     echo "error: $*" >&2
     exit 2
 }
-[[ $# -gt 0 ]] || fail "usage: [PER_HOST=8] experiments/cluster/hosts.sh SCRIPT [ARGUMENTS]"
+[[ $# -gt 0 ]] || fail "usage: [PER_HOST=8] experiments/cluster/hosts.sh -m afmrl_jax train [OPTIONS], or SCRIPT [ARGUMENTS]"
 [[ $hosts =~ ^[1-9][0-9]*$ && $per_host =~ ^[1-9][0-9]*$ ]] || fail "HOSTS and PER_HOST count from 1"
 { [[ $host =~ ^[0-9]+$ ]] && ((host < hosts)); } || fail "HOST must be 0 to $((hosts - 1)), found '$host'"
 ((hosts == 1)) || [[ -n ${COORDINATOR:-} ]] || fail "HOSTS=$hosts needs COORDINATOR=host0:port"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Run an experiment script on SLURM, from the root of the repository, one task for each GPU:
+# Run `afmrl train`, or a script, on SLURM, from the root of the repository, one task for each GPU:
 #
 #   sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=8 --time=8:00:00 \
-#       experiments/cluster/slurm.sh experiments/demo.py --out /shared/runs/demo
+#       experiments/cluster/slurm.sh -m afmrl_jax train --out /shared/runs/demo
 #
 #   scancel --signal=TERM JOB     # save, end, and go on when it is the job's turn again
 #   scancel JOB                   # save and end; the same sbatch goes on
@@ -26,7 +26,7 @@ readonly TRY_AGAIN=75 TERMINATED=143
 readonly limit=${AFMRL_MAX_REQUEUES:-50} requeued=${SLURM_RESTART_COUNT:-0}
 
 if [[ $# -eq 0 || -z ${SLURM_JOB_ID:-} ]]; then
-    echo "usage: sbatch [OPTIONS] experiments/cluster/slurm.sh SCRIPT [ARGUMENTS]" >&2
+    echo "usage: sbatch [OPTIONS] experiments/cluster/slurm.sh -m afmrl_jax train [OPTIONS], or SCRIPT [ARGUMENTS]" >&2
     exit 2
 fi
 

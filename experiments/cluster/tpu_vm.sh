@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Run an experiment script on all hosts of a Cloud TPU VM pod, from your own machine (in tmux: the run
-# ends with the connection).
+# Run `afmrl train`, or a script, on all hosts of a Cloud TPU VM pod, from your own machine (in tmux:
+# the run ends with the connection).
 #
 #   export TPU=afmrl ZONE=us-east5-b
 #   gcloud compute tpus tpu-vm create "$TPU" --zone="$ZONE" \
@@ -13,7 +13,7 @@
 #       tar xzf afmrl.tar.gz; cd afmrl_jax; python3.11 -m venv .venv
 #       .venv/bin/pip install -e ".[tpu]"'
 #
-#   experiments/cluster/tpu_vm.sh experiments/demo.py --out /runs/demo
+#   experiments/cluster/tpu_vm.sh -m afmrl_jax train --out /runs/demo
 #
 # To save and end, so that the same command goes on later:
 #   gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=0 \
@@ -25,7 +25,7 @@ set -euo pipefail
 
 readonly TRY_AGAIN=75
 if [[ $# -eq 0 || -z ${TPU:-} || -z ${ZONE:-} ]]; then
-    echo "usage: TPU=NAME ZONE=ZONE experiments/cluster/tpu_vm.sh SCRIPT [ARGUMENTS]" >&2
+    echo "usage: TPU=NAME ZONE=ZONE experiments/cluster/tpu_vm.sh -m afmrl_jax train [OPTIONS], or SCRIPT [ARGUMENTS]" >&2
     exit 2
 fi
 

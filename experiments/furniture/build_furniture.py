@@ -46,7 +46,7 @@ class Build:
 
     source: Path
     """Folder with the unpacked Debian package."""
-    out: Path = HERE.parent / "afmrl_jax" / "data" / "furniture"
+    out: Path = HERE.parents[1] / "afmrl_jax" / "data" / "furniture"
     """Where to write."""
     seed: int = 0
     colourings: int = 4

@@ -1,6 +1,6 @@
 """End stages at random moments, resume them, and compare their weights bit by bit.
 
-    python -m experiments.reliability.kill_test --out runs/kill  # writes results/kill_test.json
+    python -m experiments.reliability.kill_test --out runs/kill
     python -m experiments.reliability.kill_test --kills 100 --processes 1 2     # hours on two cores
 
 An uninterrupted run of each number of processes comes first. Then a stage is done anew on top of
@@ -8,7 +8,7 @@ the stages before it, one of its processes gets SIGKILL or SIGTERM at a random m
 and the stage is started again until it is finished; the SHA-256 of its weights must be that of the
 uninterrupted run. After each signal every checkpoint that is left is looked at: none may be
 half-written under its final name. Of two processes, the time is recorded that the other one took
-to end.
+to end. Writes experiments/results/kill_test.json.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.runtime.setup import reported
 from afmrl_jax.training.checkpoint import DAMAGED
 from afmrl_jax.training.model_store import WEIGHTS
-from experiments.reliability.local_job import LocalJob
+from experiments.reliability.local_job import AFMRL, LocalJob
 from experiments.reliability.run_copies import copy_up_to, finished
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class KillTest:
     seed: int = 0
     out: Path = Path("runs/kill")
     """Folder of the runs; what is finished there is not done again."""
-    result: Path = HERE / "results" / "kill_test.json"
+    result: Path = RESULTS / "kill_test.json"
 
 
 def start(run: Path, count: int) -> LocalJob:
@@ -64,7 +64,7 @@ def start(run: Path, count: int) -> LocalJob:
     settings = ["--save-every", "2"]
     for stage, number in steps.items():
         settings += [f"--{stage}.steps", str(number)]
-    command = [sys.executable, str(HERE / "demo.py"), "--fast", "--out", str(run), *settings]
+    command = [*AFMRL, "train", "--fast", "--out", str(run), *settings]
     return LocalJob(command, run.with_name(f"{run.name}-logs"), count, devices=2)
 
 

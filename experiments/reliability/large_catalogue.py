@@ -16,7 +16,6 @@ import io
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -37,8 +36,9 @@ from afmrl_jax.performance.record import write_record
 from afmrl_jax.runtime.files import read_json
 from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.runtime.setup import reported
+from experiments.reliability.local_job import AFMRL
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parents[1] / "results"
 KINDS = ("chair", "table", "lamp", "shelf", "sofa", "bed", "desk", "stool", "bench", "cabinet")
 COLOURS = ("red", "blue", "green", "black", "white", "brown", "grey", "yellow", "pink", "orange")
 ROW_GROUP = 10_000
@@ -60,7 +60,7 @@ class Settings:
     """Of each command that can be resumed."""
     seed: int = 0
     out: Path = Path("runs/large")
-    result: Path = HERE / "results" / "large_catalogue.json"
+    result: Path = RESULTS / "large_catalogue.json"
 
 
 def generate(settings: Settings, path: Path) -> None:
@@ -112,7 +112,7 @@ def measured(command: list[str], kill_after: float | None = None) -> dict[str, A
     """
     log_info("afmrl " + " ".join(command))
     began = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "afmrl_jax.cli.main", *command])
+    process = subprocess.Popen([*AFMRL, *command])
     timer = threading.Timer(kill_after or 0, process.kill) if kill_after is not None else None
     if timer is not None:
         timer.start()
@@ -174,11 +174,12 @@ def main(settings: Settings) -> None:
     path, rng = shop / "listings.parquet", np.random.default_rng(settings.seed)
     if not path.is_file():
         generate(settings, path)
-    details = [measured(["catalogue-check", str(shop)])]
+    details = [measured(["catalogue-check", "--catalogue", str(shop)])]
     # A conversion takes about as long as the check; moments behind its end kill nothing.
     moments = np.sort(rng.uniform(0.1, 0.9, settings.kills)) * details[0]["seconds"]
     # Small shards, so that little is lost by a kill.
-    convert = ["catalogue-convert", str(shop), "--out", str(store), "--shard-bytes", str(1 << 24)]
+    convert = ["catalogue-convert", "--catalogue", str(shop), "--out", str(store)]
+    convert += ["--shard-bytes", str(1 << 24)]
     details += with_kills(convert, store, np.diff(moments, prepend=0))
     embed = ["embed", "--run", str(settings.run), "--system", settings.system]
     embed += ["--catalogue", str(store), "--out", str(index)]

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 from afmrl_jax.errors import RunError
 from afmrl_jax.runtime.distributed import COORDINATOR, COUNT, INDEX
 
+AFMRL = (sys.executable, "-m", "afmrl_jax")
+"""The start of an `afmrl` command."""
 LIMIT = 2400.0
 """Seconds after which a job counts as hung."""
 

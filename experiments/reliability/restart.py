@@ -1,6 +1,6 @@
-"""How much sooner a restarted demo does its first step than one that compiles everything.
+"""How much sooner a restarted run does its first step than one that compiles everything.
 
-    python -m experiments.reliability.restart  # writes results/restart.json
+    python -m experiments.reliability.restart  # writes experiments/results/restart.json
 
 The fast demo is finished once up to every stage. Then each stage is begun anew on top of those
 before it, in turn with an empty cache of compiled programs and with the one that the cold start
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,10 @@ import tyro
 from afmrl_jax.performance.record import ratios, spread, write_record
 from afmrl_jax.runtime.progress import Progress
 from afmrl_jax.runtime.setup import CACHE, reported
-from experiments.reliability.local_job import LocalJob
+from experiments.reliability.local_job import AFMRL, LocalJob
 from experiments.reliability.run_copies import copy_up_to, finished
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,12 @@ class Restart:
     repeats: int = 5
     out: Path = Path("runs/restart")
     """Folder of the runs; what is finished there is not done again."""
-    result: Path = HERE / "results" / "restart.json"
+    result: Path = RESULTS / "restart.json"
 
 
-def demo(run: Path) -> LocalJob:
+def fast_run(run: Path) -> LocalJob:
     """The fast demo, on one device; its stages are so short that every step is logged."""
-    command = [sys.executable, str(HERE / "demo.py"), "--fast", "--out", str(run)]
+    command = [*AFMRL, "train", "--fast", "--out", str(run)]
     return LocalJob(command, run.with_name(f"{run.name}-logs"))
 
 
@@ -52,7 +51,7 @@ def first_step(whole: Path, run: Path, stage: str) -> dict[str, float]:
     copy_up_to(whole, run, stage)
     metrics = run / stage / "metrics.jsonl"
     began = time.time()
-    job = demo(run)
+    job = fast_run(run)
 
     def stepped() -> dict[str, Any] | None:
         lines = metrics.read_text().split("\n")[:-1] if metrics.is_file() else []
@@ -76,7 +75,7 @@ def first_step(whole: Path, run: Path, stage: str) -> dict[str, float]:
 def main(settings: Restart) -> None:
     """Each stage cold and warm in turn."""
     whole, run = settings.out / "whole", settings.out / "again"
-    job = demo(whole)
+    job = fast_run(whole)
     last = settings.stages[-1]
     job.until(lambda: finished(whole, last), f"the end of {last}")
     job.end()

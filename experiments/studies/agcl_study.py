@@ -44,7 +44,7 @@ from experiments.studies.agcl.plot import draw_study
 from experiments.studies.agcl.summary import BASELINE, LOGGED, SeedScores, summarise, table
 from experiments.studies.agcl.variations import DISTILLED, ORACLE, TRUE, Variation, variations
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 ON_REQUEST = ("delta-0.3", "default-oracle")
 """Not tried unless named: `default` less `gamma-0.1` is what delta 0.3 does, and no listing of the
 furniture brings an oracle's list of its own."""

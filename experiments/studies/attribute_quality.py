@@ -38,7 +38,7 @@ class AttributeQuality:
     """Which run."""
 
     run: Path = Path("runs/demo")
-    result: Path = Path(__file__).parent / "results" / "attribute_quality.json"
+    result: Path = Path(__file__).parents[1] / "results" / "attribute_quality.json"
 
 
 def accuracy(listings: Sequence[Listing], texts: Mapping[str, str]) -> dict[str, Any]:

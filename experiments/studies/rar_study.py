@@ -32,8 +32,8 @@ from afmrl_jax.runtime.setup import open_run, reported
 from afmrl_jax.training.rar.monitor import raised
 from experiments.studies.rar_plot import draw_rar_study
 
-RESULTS = Path(__file__).parent / "results"
-DOCS = Path(__file__).parents[1] / "docs"
+RESULTS = Path(__file__).parents[1] / "results"
+DOCS = Path(__file__).parents[2] / "docs"
 NEEDED = ("tokenizer", "distill", "annotate-distilled", "backbone", "agcl-distilled", "rar")
 CURVES = ("held_out/reward", "held_out/attribute_count", "held_out/attribute_tokens")
 KEPT = ("step", "reward", "entropy", "kl", "attribute_count", "host_memory_gb", *CURVES)

@@ -1,6 +1,6 @@
 """Repeat the demo over seeds, and say which of the paper's five steps hold.
 
-    python -m experiments.studies.seeds --out runs/seeds  # writes results/seeds.json
+    python -m experiments.studies.seeds --out runs/seeds  # writes experiments/results/seeds.json
 
 A seed that is finished is not repeated, so the command may be interrupted and started again.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from afmrl_jax.runtime.distributed import first_task
 from afmrl_jax.runtime.files import read_json, write_json
 from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.runtime.setup import reported
+from experiments.reliability.local_job import AFMRL
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Seeds:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     out: Path = Path("runs/seeds")
     """Folder of the run directories."""
-    result: Path = HERE / "results" / "seeds.json"
+    result: Path = RESULTS / "seeds.json"
     fast: bool = False
     """Every stage with few steps: shows that the script works, not how well the method does."""
 
@@ -90,7 +90,7 @@ def main(settings: Seeds) -> None:
     runs = []
     for seed in settings.seeds:
         run = settings.out / f"seed-{seed}"
-        command = [sys.executable, str(HERE / "demo.py"), "--out", str(run), "--seed", str(seed)]
+        command = [*AFMRL, "train", "--out", str(run), "--seed", str(seed)]
         subprocess.run(command + ["--fast"] * settings.fast, check=True)
         runs.append(run)
     if not first_task():

@@ -1,10 +1,7 @@
-"""A shop in another domain: check, demo, embed, search, annotate, evaluate, report."""
+"""A shop in another domain: check, train, embed, search, annotate, evaluate, report."""
 
 import dataclasses
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +13,6 @@ from afmrl_jax.runs import embed as embedding
 from afmrl_jax.testing import write_badge_catalogue
 from experiments.reliability import large_catalogue
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
@@ -26,14 +21,9 @@ def shop(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(shop, tmp_path_factory):
-    """A fast demo on the shop; one device, because eight simulated ones only compile longer."""
+    """A fast run on the shop; one device, because eight simulated ones only compile longer."""
     out = tmp_path_factory.mktemp("runs") / "badges"
-    spec = importlib.util.spec_from_file_location("demo", ROOT / "experiments" / "demo.py")
-    demo = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "demo", demo)  # Where tyro looks the annotations up.
-        spec.loader.exec_module(demo)
-        demo.main(["--fast", "--catalogue", str(shop), "--out", str(out), "--mesh.data", "1"])
+    cli.main(["train", "--fast", "--catalogue", str(shop), "--out", str(out), "--mesh.data", "1"])
     return out
 
 
@@ -61,7 +51,7 @@ def test_check_fails_on_a_broken_record(tmp_path, capsys):
     assert "circle-a-red-0" in problem["record"]
 
 
-def test_demo_writes_every_row_and_a_report(run):
+def test_training_writes_every_row_and_a_report(run):
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert len(evaluation["rows"]) == 5
     assert "latency" not in evaluation  # Left out by --fast.
@@ -259,7 +249,10 @@ def test_mistakes_get_one_line(run, shop, arguments, message, capsys, monkeypatc
 
 def test_help_describes_every_command(capsys):
     for command in (
+        "train",
+        "config",
         "catalogue-check",
+        "catalogue-convert",
         "annotate",
         "embed",
         "search",

@@ -19,7 +19,7 @@ from afmrl_jax.inference.systems import systems_of
 from afmrl_jax.notebook import live
 from afmrl_jax.reporting import fragments
 
-NOTEBOOK = Path(__file__).parents[2] / "experiments" / "colab_demo.ipynb"
+NOTEBOOK = Path(__file__).parents[2] / "examples" / "colab_demo.ipynb"
 REPOSITORY = "https://github.com/someone/some-repository"
 UNTOUCHED = """
 from jax._src import xla_bridge
@@ -114,9 +114,9 @@ def test_it_installs_from_the_repository_with_the_extra(cell, bare, extra, writt
 
 def test_it_installs_a_checkout_in_place(cell, bare, tmp_path, monkeypatch):
     (tmp_path / "afmrl_jax").mkdir()
-    (tmp_path / "afmrl_jax" / "pipeline.py").touch()
-    (tmp_path / "experiments").mkdir()
-    monkeypatch.chdir(tmp_path / "experiments")
+    (tmp_path / "afmrl_jax" / "__main__.py").touch()
+    (tmp_path / "examples").mkdir()
+    monkeypatch.chdir(tmp_path / "examples")
     cell("install", EXTRA="cuda12", REPOSITORY="")
     assert bare == [["-e", f"{tmp_path}[cuda12]"]]
 
@@ -128,7 +128,7 @@ def sessions(path):
 def test_it_installs_from_where_colab_opened_it(cell, bare, monkeypatch):
     monkeypatch.setenv("COLAB_JUPYTER_IP", "172.28.0.12")
     monkeypatch.setenv("KMP_TARGET_PORT", "9000")
-    path = f"fileId={REPOSITORY.replace(':', '%3A')}/blob/main/experiments/colab_demo.ipynb"
+    path = f"fileId={REPOSITORY.replace(':', '%3A')}/blob/main/examples/colab_demo.ipynb"
     monkeypatch.setattr("urllib.request.urlopen", sessions(path))
     cell("install", EXTRA="", REPOSITORY="")
     assert bare == [[f"afmrl-jax @ git+{REPOSITORY}"]]

@@ -32,9 +32,7 @@ def sweep(tmp_path, monkeypatch, badges):
             "steps": 2,
             "catalogue": str(badges),
             "rows": tmp_path / "rows.jsonl",
-            "results": tmp_path,
-            "plots": tmp_path,
-            "name": "try",
+            "out": tmp_path / "try.json",
         }
         return module.Sweep(**settings | changes)
 

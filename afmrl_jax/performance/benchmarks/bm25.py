@@ -173,7 +173,9 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
         try:
             theirs = make(corpus)
         except ImportError as error:
-            raise ConfigError(f"{error}: `pip install -e '.[test]'` brings the peers") from error
+            raise ConfigError(
+                f"{error}: `pip install 'afmrl-jax[bench]'` brings what is compared"
+            ) from error
         difference = float(np.abs(found - _table(theirs())).max())
         if not difference < CLOSE:
             raise RuntimeError(f"{figure}: scores differ by {difference:.2g}")

@@ -82,7 +82,7 @@ def compare(settings: Settings) -> tuple[dict[str, float], list[dict[str, Any]]]
     for name in ("torch", "peft"):
         if not _installed(name):
             raise ConfigError(
-                f"comparing with torch needs {name}: `pip install -e '.[reference]'`, or choose "
+                f"comparing with torch needs {name}: `pip install 'afmrl-jax[bench]'`, or choose "
                 "`--parts compile accelerator`"
             )
     chosen = cores()[: settings.threads or None]

@@ -1,14 +1,14 @@
-"""Predict step time and efficiency on 8, 64 and 256 chips; writes experiments/SCALING.md.
+"""Predict step time and efficiency on 8, 64 and 256 chips, and write a page about it.
 
-    afmrl bench scaling            # compiles what results/scaling.json lacks
+    afmrl bench scaling            # compiles what --out lacks
     afmrl bench scaling --again    # compiles everything anew, minutes on two cores
 
 The training steps of the published sizes are lowered from shapes alone for meshes of simulated
 devices, partitioned by XLA, and what each device would send is counted
 (performance/collectives.py). With useful operations (performance/flops.py) and the speeds that
 makers state (performance/accelerators.py) that gives a step's time. Programs are kept in
-results/scaling.json, one after the other, so that an interrupted run goes on with the same command;
-the assumptions are flags, and changing them compiles nothing anew.
+the JSON file, one after the other, so that an interrupted run goes on with the same command; the
+assumptions are options, and changing them compiles nothing anew.
 """
 
 from __future__ import annotations
@@ -18,20 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from afmrl_jax.parallel.mesh import simulate_devices
 from afmrl_jax.performance.plan import Request
-from afmrl_jax.performance.record import versions
+from afmrl_jax.performance.record import check_writable, versions
 from afmrl_jax.performance.sweep.page import page
 from afmrl_jax.performance.sweep.predict import Assumptions
 from afmrl_jax.performance.sweep.programs import Case, exchanged
 from afmrl_jax.runtime.files import read_json, write_json, write_text
 from afmrl_jax.runtime.hardware import machine
 from afmrl_jax.runtime.progress import log_info
-from afmrl_jax.runtime.setup import reported
 
-HERE = Path(__file__).parent
 R = Request("qwen2vl_2b", "agcl", batch_size=16, trained="lora")
 G = Request("qwen2_5vl_3b", "distill", batch_size=8, trained="decoder")
 CASES = (
@@ -49,11 +45,17 @@ MESHES: dict[str, tuple[tuple[int, int], ...]] = {
 
 @dataclass(frozen=True)
 class Scaling:
-    """What is assumed, and where everything goes."""
+    """Predicted step time and efficiency of training on 8, 64 and 256 chips, as a page.
+
+    The training steps of the published sizes are compiled for simulated devices, and what each
+    device would send is counted. With the speeds that makers state that gives a step's time.
+    """
 
     given: Assumptions = field(default_factory=Assumptions)
-    result: Path = HERE / "results" / "scaling.json"
-    page: Path = HERE / "SCALING.md"
+    out: Path = Path("bench_scaling.json")
+    """JSON file with what was compiled; it is read again by the next call."""
+    page: Path = Path("bench_scaling.md")
+    """The page to write."""
     most: int = 256
     """Chips up to which programs are compiled."""
     again: bool = False
@@ -61,7 +63,9 @@ class Scaling:
 
     def execute(self) -> None:
         """Compile what is missing, predict, write the page."""
-        kept = {} if self.again else _kept(self.result)
+        for path in (self.out, self.page):
+            check_writable(path)
+        kept = {} if self.again else _kept(self.out)
         simulate_devices(self.most)
         for name, case, mesh in _wanted(self.most):
             if name not in kept:
@@ -77,7 +81,7 @@ class Scaling:
     def _write(self, kept: dict[str, Any]) -> None:
         given = dataclasses.asdict(self.given)
         record = {"machine": machine(), "versions": versions(), "assumptions": given}
-        write_json(self.result, record | {"programs": kept})
+        write_json(self.out, record | {"programs": kept})
 
 
 def _wanted(most: int) -> list[tuple[str, Case, tuple[int, int]]]:
@@ -95,13 +99,3 @@ def _kept(path: Path) -> dict[str, Any]:
         return {}
     found = read_json(path)
     return found["programs"] if found["versions"] == versions() else {}
-
-
-def main() -> None:
-    """Entry point."""
-    with reported():
-        tyro.cli(Scaling, description=__doc__).execute()
-
-
-if __name__ == "__main__":
-    main()

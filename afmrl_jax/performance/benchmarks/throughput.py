@@ -2,13 +2,13 @@
 
     afmrl bench throughput                     # demo size on this machine
     afmrl bench throughput --devices 8 --mesh data=8,model=1 data=4,model=2 \
-        --task agcl --batch 16 --visual 16 --dtype float32 --remat none --name throughput_mesh
+        --task agcl --batch 16 --visual 16 --dtype float32 --remat none --out throughput_mesh.json
     afmrl bench throughput --model qwen2vl_2b --task agcl --trained lora --batch 0 64 \
-        --visual 256 --text 64 --dtype bfloat16 --remat full dots --name throughput_2b     # a GPU
+        --visual 256 --text 64 --dtype bfloat16 --remat full dots --out t_2b.json    # a GPU
     afmrl bench throughput --model qwen2_5vl_3b --task generate rar --trained decoder \
-        --batch 0 --visual 256 --text 96 --max-new-tokens 80 --name throughput_3b          # a GPU
+        --batch 0 --visual 256 --text 96 --max-new-tokens 80 --out t_3b.json    # a GPU
 
-Writes experiments/results/NAME.json, NAME.md beside it and docs/NAME.png, and prints the table.
+Writes the rows as JSON, a table and a plot beside it as .md and .png, and prints the table.
 
 Every combination is a row. Before anything runs, the memory plan (`afmrl plan`) decides whether it
 fits; one that does not is reported with what to change. `--batch 0` is the largest batch that fits.
@@ -37,26 +37,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import tyro
 
 from afmrl_jax.errors import AfmrlError, ConfigError
 from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.parallel.mesh import simulate_devices
-from afmrl_jax.performance.record import versions
+from afmrl_jax.performance.record import check_writable, versions
 from afmrl_jax.performance.sweep.cell import Cell, Task, changes, largest_batch, plan_of
 from afmrl_jax.performance.sweep.measure import Peak, capacity, compiling_anew, measure
 from afmrl_jax.performance.sweep.tables import draw, markdown, with_one_peak
 from afmrl_jax.runtime.files import read_lines, write_json, write_text
 from afmrl_jax.runtime.hardware import machine
 from afmrl_jax.runtime.progress import log_info
-from afmrl_jax.runtime.setup import reported
-
-HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is swept; every flag with several values multiplies the rows."""
+    """How fast training is, by model, batch, image budget, precision, mesh and rematerialisation.
+
+    Every option with several values multiplies the rows. Before anything runs, the memory plan
+    (`afmrl plan`) decides whether a row fits. The same command goes on where it was stopped.
+    """
 
     model: tuple[str, ...] = ("demo_embedder", "demo_generator")
     """Presets. Qwen2-VL sizes take the task agcl, Qwen2.5-VL sizes the others."""
@@ -94,14 +94,10 @@ class Sweep:
     """Measure rows again that failed before."""
     note: str = ""
     """Kept with every row, such as what else ran."""
-    name: str = "throughput_cpu"
-    """Of the files."""
-    rows: Path = Path("runs/throughput.jsonl")
-    """Finished rows of all sweeps."""
-    results: Path = HERE / "results"
-    """Folder of NAME.json and NAME.md."""
-    plots: Path = HERE.parent / "docs"
-    """Folder of NAME.png."""
+    out: Path = Path("throughput.json")
+    """JSON file to write; the table and the plot lie beside it, with the endings .md and .png."""
+    rows: Path = Path("throughput_rows.jsonl")
+    """Finished rows of all sweeps, which are not measured again."""
 
     def cells(self) -> Iterator[Cell]:
         """All rows, batch 0 among them; tasks that a model is not for are left out.
@@ -138,6 +134,7 @@ class Sweep:
 
     def execute(self) -> None:
         """Measure what is not there yet, and write everything."""
+        check_writable(self.out)
         if self.devices:
             simulate_devices(self.devices)
         where = {"machine": machine(), "versions": versions(), "devices": len(jax.devices())}
@@ -202,20 +199,10 @@ class Sweep:
         rows = with_one_peak(rows)
         shown = [{k: v for k, v in x.items() if k not in where} for x in rows]
         record = {"bench": "throughput", **where, "note": self.note, "rows": shown}
-        write_json(self.results / f"{self.name}.json", record)
-        write_text(self.results / f"{self.name}.md", markdown(rows))
+        write_json(self.out, record)
+        write_text(self.out.with_suffix(".md"), markdown(rows))
         if any(x["status"] == "done" for x in rows):
             found = where["machine"]
             cores = f"{found['processor']}, {found['cores']} cores"
             device = cores if found["device"].startswith("cpu") else found["device"]
-            draw(rows, self.plots / f"{self.name}.png", f"{device}. {self.note}".strip(" ."))
-
-
-def main() -> None:
-    """Entry point."""
-    with reported():
-        tyro.cli(Sweep, description=__doc__).execute()
-
-
-if __name__ == "__main__":
-    main()
+            draw(rows, self.out.with_suffix(".png"), f"{device}. {self.note}".strip(" ."))

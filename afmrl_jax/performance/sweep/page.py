@@ -1,4 +1,4 @@
-"""The page experiments/SCALING.md: every number of it is computed here."""
+"""The page of `afmrl bench scaling`: every number of it is computed here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEAD = """# How training scales
 
 This page is written by `afmrl bench scaling`; change that, not this. It predicts, and
 nothing on it was measured on the chips that it names. Programs, bytes and assumptions are in
-`results/scaling.json`.
+the JSON file that the command writes with it.
 
 """
 
