@@ -15,3 +15,7 @@ class RunError(AfmrlError):
 
 class ConfigError(AfmrlError, ValueError):
     """A setting is out of range or contradicts another."""
+
+
+class InputError(AfmrlError, ValueError):
+    """An item that was handed to a model cannot be used."""

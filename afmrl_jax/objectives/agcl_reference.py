@@ -1,14 +1,109 @@
-"""The dense twin of the streamed AGCL kernels: the definition, with every table of pairs whole."""
+"""The dense twin of the streamed AGCL kernels: the definition, with every table of pairs whole.
+
+`agcl_loss_reference` is the equation for a reader, and for tests of a kernel of one's own;
+`dense_loss` is what it and `agcl_loss(form="dense")` compute.
+"""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from afmrl_jax.axes import Array, Bool, Float
+from afmrl_jax.axes import Array, Bool, Float, Int
 from afmrl_jax.models.qwen_vl.attention import MASKED
 from afmrl_jax.objectives.agcl_kernels.tile import BINS, accumulator
 from afmrl_jax.objectives.agcl_kernels.vjp import Batch
+from afmrl_jax.objectives.bm25 import Bm25Terms, bm25_scores
+
+
+def agcl_loss_reference(
+    queries: Float[Array, "q d"],
+    candidates: Float[Array, "c d"],
+    bm25: Bm25Terms | Float[Array, "q c"] | None,
+    product_ids: Int[Array, " q"],
+    *,
+    candidate_product_ids: Int[Array, " c"] | None = None,
+    temperature: float = 0.05,
+    gamma: float = 0.1,
+    delta: float | None = None,
+    agreement_rho: float | None = None,
+    agreement_epsilon: float = 0.1,
+    symmetric: bool = True,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The AGCL loss, literally: slow, memory of every pair, and easy to check by eye.
+
+    With s_ij the cosine of query i and candidate j, and B_ij the BM25 score of their attributes:
+
+        w_ij = exp(1 + tanh(gamma B_ij))
+        N_i  = { j != i : j is another product, and s_ij <= s_ii + delta,
+                 and not (B_ij >= rho B_ii > 0 and s_ij > s_ii - epsilon) }
+        L_i  = -log( w_ii e^{s_ii/tau} / (w_ii e^{s_ii/tau} + sum_{j in N_i} w_ij e^{s_ij/tau}) )
+
+    The loss is the mean of L_i; the symmetric one is its mean with that of the candidates of
+    pairs, contrasted with all queries. `w` and `N` are constants for the gradient.
+
+    `agcl_loss` gives the same value and gradient without ever holding a table of all pairs.
+
+    Example:
+        >>> q = jnp.eye(2)
+        >>> loss, _ = agcl_loss_reference(q, q, None, jnp.arange(2), temperature=0.5, gamma=0.0)
+        >>> round(float(loss), 4)  # log(1 + e^-2)
+        0.1269
+
+    Args:
+        queries: unit vectors [q d].
+        candidates: unit vectors [c d], c >= q; candidate i belongs to query i, and those from q on
+            are hard negatives.
+        bm25: attribute terms of both sides, or scores [q c]; None for equal weights.
+        product_ids: int32 [q].
+        candidate_product_ids: int32 [c]; needed where there are hard negatives.
+        temperature: tau, positive.
+        gamma: scale of BM25 inside tanh.
+        delta: margin above the positive at which a negative is held to be false; None for off.
+        agreement_rho: share of the own BM25 score at which attributes agree; None for off.
+        agreement_epsilon: how far below the positive an agreeing pair may score and still leave.
+        symmetric: whether candidates are contrasted with queries, too.
+
+    Returns:
+        The mean loss, and the metrics of `agcl_loss`.
+
+    Reference: AFMRL, arXiv 2604.20135, section on AGCL.
+    """
+    queries, candidates, product_ids = map(jnp.asarray, (queries, candidates, product_ids))
+    if candidate_product_ids is None:
+        candidate_product_ids = product_ids
+    wide = accumulator(queries)
+    if bm25 is None:
+        scores = jnp.zeros((len(queries), len(candidates)), wide)
+    elif isinstance(bm25, Bm25Terms):
+        scores = bm25_scores(*bm25)
+    else:
+        scores = jnp.asarray(bm25)
+
+    def optional(x: float | None) -> jax.Array | None:
+        return None if x is None else jnp.asarray(x, wide)
+
+    batch = Batch(
+        product_ids,
+        jnp.asarray(candidate_product_ids),
+        None,
+        None,
+        None,
+        jnp.asarray(gamma, wide),
+        optional(delta),
+        optional(agreement_rho),
+        jnp.asarray(agreement_epsilon, wide),
+    )
+    return dense_loss(
+        queries,
+        candidates,
+        jnp.asarray(temperature, wide),
+        scores,
+        None,
+        batch,
+        symmetric=symmetric,
+        count_positives=False,
+    )
 
 
 def dense_loss(

@@ -5,13 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from afmrl_jax.data.attributes.text_format import read_attributes
 from afmrl_jax.data.batching.collate import Row
@@ -19,38 +15,16 @@ from afmrl_jax.data.catalogue.records import Catalogue, Listing
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import CatalogueError, ConfigError
 from afmrl_jax.inference.annotate import annotate_catalogue
+from afmrl_jax.inference.chunks import CHUNK_BATCHES, decoded_chunks
 from afmrl_jax.inference.finished_run import FinishedRun
+from afmrl_jax.inference.index import Index, IndexSettings
 from afmrl_jax.retrieval.encoder import Encoder
-from afmrl_jax.retrieval.exact import Dtype, ExactIndex
-from afmrl_jax.retrieval.scann import ScannIndex, ScannSettings
-from afmrl_jax.retrieval.types import SearchIndex
 from afmrl_jax.retrieval.vector_file import VectorFile
 from afmrl_jax.runtime.files import atomic_path, disk_full, file_hash, is_disk_full, write_json
 from afmrl_jax.runtime.progress import Progress, log_info
 
 ABOUT = "embedded.json"
 LISTINGS = "listings.jsonl"
-CHUNK_BATCHES = 4
-"""Batches whose pictures are in memory at a time, twice over: embedded, and decoded ahead."""
-TUNED_ON = 1000
-"""Vectors that serve as queries to tune ScaNN."""
-
-
-@dataclass(frozen=True)
-class IndexSettings:
-    """Which index, and how it is made."""
-
-    kind: Literal["exact", "scann"] = "exact"
-    dtype: Dtype = "float32"
-    """Type of the vectors of an exact index; bfloat16 halves it."""
-    recall: float | None = None
-    """Recall of the 50 nearest that ScaNN is tuned to, on vectors of the catalogue with noise."""
-
-    def __post_init__(self) -> None:
-        if self.recall is not None and (self.kind != "scann" or not 0 < self.recall <= 1):
-            raise ConfigError(
-                f"recall {self.recall} with the {self.kind} index: give a share up to 1, for scann"
-            )
 
 
 def embed_catalogue(
@@ -96,7 +70,7 @@ def embed_catalogue(
     try:
         with atomic_path(out) as temporary:
             temporary.mkdir()
-            index = make_index(ids, vectors.values, encoder.identity, settings or IndexSettings())
+            index = Index.build(vectors.values, ids, settings=settings, embedder=encoder.identity)
             index.save(temporary / "index")
             with (temporary / LISTINGS).open("w", encoding="utf-8") as file:
                 for x in catalogue.listings:
@@ -150,58 +124,18 @@ def _embed(
     vectors = VectorFile(work, (count, dim), digest)
     if vectors.done:
         log_info(f"embed: resumes after {vectors.done} listings")
-    size = CHUNK_BATCHES * encoder.batch_size
+    size, found = CHUNK_BATCHES * encoder.batch_size, texts or {}
+
+    def builder_of(begin: int, end: int) -> RowBuilder:
+        return run.rows(Catalogue(catalogue.name, catalogue.listings[begin:end]))
+
+    def row(builder: RowBuilder, place: int, number: int) -> Row:
+        del number
+        return builder.embedder(place, found.get(builder.listings[place].listing_id))
+
+    chunks = decoded_chunks(count, size, builder_of, row, begin=vectors.done)
     with Progress("embed", count, vectors.done) as progress:
-        for builder, rows in _chunks(run, catalogue, texts, vectors.done, size):
+        for builder, rows in chunks:
             vectors.append(encoder.embed_rows(builder, rows))
             progress.update(vectors.done)
     return vectors
-
-
-def _chunks(
-    run: FinishedRun,
-    catalogue: Catalogue,
-    texts: Mapping[str, str] | None,
-    begin: int,
-    size: int,
-) -> Iterator[tuple[RowBuilder, list[Row]]]:
-    """Rows of the listings from `begin` on; the next are decoded while these are used."""
-
-    def build(begin: int) -> tuple[RowBuilder, list[Row]]:
-        builder = run.rows(Catalogue(catalogue.name, catalogue.listings[begin : begin + size]))
-        found = texts or {}
-        # Pillow decodes outside Python's lock.
-        rows = decoders.map(
-            lambda n: builder.embedder(n, found.get(builder.listings[n].listing_id)),
-            range(len(builder.listings)),
-        )
-        return builder, list(rows)
-
-    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor() as decoders:
-        waiting = ahead.submit(build, begin) if begin < len(catalogue) else None
-        while waiting is not None:
-            ready = waiting.result()
-            begin += size
-            waiting = ahead.submit(build, begin) if begin < len(catalogue) else None
-            yield ready
-
-
-def make_index(
-    ids: list[str], vectors: np.ndarray, embedder: str, settings: IndexSettings, seed: int = 0
-) -> SearchIndex:
-    """An index of vectors [n d], by the settings."""
-    if settings.kind == "exact":
-        return ExactIndex(ids, vectors, embedder, dtype=settings.dtype)
-    index = ScannIndex(ids, vectors, embedder, ScannSettings.of(len(ids)))
-    if settings.recall is not None and index.settings.hashed:
-        rng = np.random.default_rng(seed)
-        chosen = np.sort(rng.permutation(len(ids))[:TUNED_ON])
-        # A vector itself would be too easy a query: half its length of noise is added.
-        noise = rng.normal(size=(len(chosen), vectors.shape[1])) * 0.5 / vectors.shape[1] ** 0.5
-        queries = (vectors[chosen] + noise).astype(np.float32)
-        queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-        exact = ExactIndex(ids, vectors).search(queries, 50).positions
-        reached = index.tune(queries, exact, settings.recall)
-        about = index.settings
-        log_info(f"scann: {about.searched} of {about.leaves} leaves, recall {reached:.3f}")
-    return index

@@ -9,15 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from afmrl_jax.data.attributes.text_format import salvage_attributes
 from afmrl_jax.data.catalogue.pictures import decode
-from afmrl_jax.data.catalogue.records import Catalogue, Listing
 from afmrl_jax.errors import AfmrlError, CatalogueError, RunError
+from afmrl_jax.inference.embedder import Embedder
 from afmrl_jax.inference.finished_run import FinishedRun
-from afmrl_jax.retrieval.index import load_index
+from afmrl_jax.inference.index import Index
 from afmrl_jax.runs.embed import ABOUT, LISTINGS
 from afmrl_jax.runtime.files import read_json
-from afmrl_jax.training.annotate import write_attributes
 
 BATCH = 256
 """Queries of a file that are searched at a time."""
@@ -105,28 +103,18 @@ class Searcher:
     def __init__(self, run: FinishedRun, folder: Path):
         if not (folder / ABOUT).is_file():
             raise RunError(f"{folder} holds no embedded catalogue; write one with `afmrl embed`")
-        self._run, self._folder = run, folder
-        self._system = run.system(read_json(folder / ABOUT)["system"])
-        self._encoder = run.encoder(self._system)
-        self._index = load_index(folder / "index", embedder=self._encoder.identity, mesh=run.mesh)
+        self._folder = folder
+        self._embedder = Embedder.of(run, run.system(read_json(folder / ABOUT)["system"]))
+        identity = self._embedder.identity
+        self._index = Index.load(folder / "index", embedder=identity, mesh=run.mesh)
 
     def search(self, queries: Sequence[Query], k: int) -> list[Found]:
         """The k best listings of each query."""
         if k < 1:
             raise AfmrlError(f"-k {k}: ask for one result or more")
-        listings = tuple(
-            Listing(x.name, x.name, x.text or "", b"" if x.image is None else str(x.image))
-            for x in queries
-        )
-        builder = self._run.rows(Catalogue("queries", listings))
-        texts = self._read_off(builder, queries)
-        rows = [
-            builder.embedder(
-                n, texts.get(n) or None, title=x.text is not None, picture=x.image is not None
-            )
-            for n, x in enumerate(queries)
-        ]
-        result = self._index.search(self._encoder.embed_rows(builder, rows), k)
+        items = [{"text": x.text, "image": x.image} for x in queries]
+        vectors, texts = self._embedder.encode_with_attributes(items)
+        result = self._index.search(vectors, k)
         lines = self._lines({int(p) for row in result.positions for p in row})
         return [
             Found(
@@ -135,10 +123,10 @@ class Searcher:
                     {"score": round(float(score), 4), **json.loads(lines[int(place)])}
                     for place, score in zip(places, scores, strict=True)
                 ],
-                texts.get(n, ""),
+                text,
             )
-            for n, (x, places, scores) in enumerate(
-                zip(queries, result.positions, result.scores, strict=True)
+            for x, text, places, scores in zip(
+                queries, texts, result.positions, result.scores, strict=True
             )
         ]
 
@@ -147,25 +135,6 @@ class Searcher:
         queries = read_queries(path)
         while some := list(islice(queries, BATCH)):
             yield from self.search(some, k)
-
-    def _read_off(self, builder: Any, queries: Sequence[Query]) -> dict[int, str]:
-        """Attributes that G reads off queries of words and a picture, by their number."""
-        generator = self._system.generator
-        both = [n for n, x in enumerate(queries) if x.text is not None and x.image is not None]
-        if generator is None or not both:
-            return {}
-        batches = write_attributes(
-            *self._run.model(generator),
-            builder,
-            both,
-            mesh=self._run.mesh,
-            batch_size=min(len(both), 64),
-        )
-        return {
-            n: salvage_attributes(text) if malformed else text
-            for batch in batches
-            for n, text, malformed in batch
-        }
 
     def _lines(self, places: set[int]) -> dict[int, str]:
         """Lines of the listings' file, counted from 0."""

@@ -1,0 +1,45 @@
+"""Rows of many listings, some at a time: the next are decoded while these are embedded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from afmrl_jax.data.batching.collate import Row
+from afmrl_jax.data.sources.row_builder import RowBuilder
+
+CHUNK_BATCHES = 4
+"""Batches whose pictures are in memory at a time, twice over: embedded, and decoded ahead."""
+
+
+def decoded_chunks(
+    count: int,
+    size: int,
+    builder_of: Callable[[int, int], RowBuilder],
+    row: Callable[[RowBuilder, int, int], Row],
+    *,
+    begin: int = 0,
+) -> Iterator[tuple[RowBuilder, list[Row]]]:
+    """Rows of items `begin` to `count`, `size` at a time.
+
+    Args:
+        count: how many items there are.
+        size: how many make a chunk.
+        builder_of: a builder of the items from one number to before another.
+        row: of a chunk's builder, the place in the chunk, and the number of the item.
+        begin: number of the first item.
+    """
+
+    def build(first: int) -> tuple[RowBuilder, list[Row]]:
+        end = min(first + size, count)
+        builder = builder_of(first, end)
+        # Pillow decodes outside Python's lock.
+        return builder, list(decoders.map(lambda n: row(builder, n - first, n), range(first, end)))
+
+    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor() as decoders:
+        waiting = ahead.submit(build, begin) if begin < count else None
+        while waiting is not None:
+            ready = waiting.result()
+            begin += size
+            waiting = ahead.submit(build, begin) if begin < count else None
+            yield ready

@@ -1,0 +1,112 @@
+"""Which folder a user named: a run, or a model; and how the rows of a model's folder look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from afmrl_jax.config import (
+    Execution,
+    ImageConfig,
+    ModelSettings,
+    RunConfig,
+    TextBudget,
+    VisionConfig,
+)
+from afmrl_jax.data.batching.tokenizer import BpeTokenizer
+from afmrl_jax.models.architecture import Architecture, Params
+from afmrl_jax.models.huggingface.folder import base_folder
+from afmrl_jax.models.huggingface.peft import is_peft_folder
+from afmrl_jax.parallel.mesh import make_mesh
+from afmrl_jax.runtime.files import read_json
+from afmrl_jax.runtime.object_store import working_copy
+from afmrl_jax.training.partition import read_model
+
+EXPORTED = "afmrl_embedder.json"
+"""What `afmrl export` says of the rows that its model was trained on."""
+
+
+def is_model_folder(folder: Path | str) -> bool:
+    """Whether a folder holds a model or an adapter; a run's own config.json says nothing of one."""
+    folder = working_copy(folder)
+    path = folder / "config.json"
+    return is_peft_folder(folder) or (path.is_file() and "model_type" in read_json(path))
+
+
+@dataclass(frozen=True)
+class FolderModel:
+    """A model of a folder, with all that makes rows for it."""
+
+    architecture: Architecture
+    params: Params
+    tokenizer: BpeTokenizer
+    image: ImageConfig
+    text: TextBudget
+    mesh: Mesh
+
+    @classmethod
+    def read(
+        cls,
+        folder: Path | str,
+        image: ImageConfig | None = None,
+        text: TextBudget | None = None,
+    ) -> FolderModel:
+        """A Hugging Face folder, or an adapter beside the folder of its base.
+
+        It is computed in bfloat16 where its weights are, and in float32 otherwise.
+
+        Args:
+            folder: the model.
+            image: how pictures become patches; None for what `afmrl export` wrote into the folder,
+                or else for the model's own patches and at most 256 visual tokens.
+            text: lengths and layout; None for what was exported, or else Qwen's chat layout.
+
+        Raises:
+            RunError: the folder cannot be read, or has no tokenizer.
+        """
+        folder, mesh = working_copy(folder), make_mesh(-1, 1)
+        architecture, params = read_model(folder, ModelSettings(), mesh)
+        if params["model/embed_tokens"].dtype == jnp.bfloat16:
+            architecture = architecture.with_execution(Execution(dtype="bfloat16"))
+        path = folder / EXPORTED
+        told: dict[str, Any] | None = read_json(path) if path.is_file() else None
+        return cls(
+            architecture,
+            params,
+            _tokenizer(folder),
+            image or _image(architecture.config.vision, told),
+            text or _text(RunConfig.pretrained().text, told),
+            mesh,
+        )
+
+
+def _tokenizer(folder: Path) -> BpeTokenizer:
+    # An adapter's folder may leave the tokenizer to its base.
+    own = (folder / "tokenizer.json").is_file()
+    return BpeTokenizer.load(folder if own else base_folder(folder))
+
+
+def _image(vision: VisionConfig, told: dict[str, Any] | None) -> ImageConfig:
+    names = ("patch_size", "merge_size", "temporal_patch_size")
+    if told is None:
+        return replace(ImageConfig.qwen(), **{name: getattr(vision, name) for name in names})
+    kept = {name: told[name] for name in (*names, "min_pixels", "max_pixels")}
+    return ImageConfig(**kept, mean=tuple(told["mean"]), std=tuple(told["std"]))
+
+
+def _text(budget: TextBudget, told: dict[str, Any] | None) -> TextBudget:
+    if told is None:
+        return budget
+    if told["layout"] == "bare":
+        budget = TextBudget()
+    return replace(
+        budget,
+        layout=told["layout"],
+        embedder_instruction=told["instruction"],
+        max_title_tokens=told["max_text_tokens"],
+        max_attribute_tokens=told["max_attribute_tokens"],
+    )

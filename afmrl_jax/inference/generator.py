@@ -1,0 +1,128 @@
+"""G for one's own pictures: attribute lists of anything, not only of a catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from afmrl_jax.config import ImageConfig, TextBudget
+from afmrl_jax.data.attributes.text_format import salvage_attributes
+from afmrl_jax.data.batching.tokenizer import BpeTokenizer
+from afmrl_jax.errors import InputError, RunError
+from afmrl_jax.inference.finished_run import FinishedRun
+from afmrl_jax.inference.folder import FolderModel, is_model_folder
+from afmrl_jax.inference.inputs import Input, Item, named, read_inputs, rows_of
+from afmrl_jax.models.architecture import Architecture, Params
+from afmrl_jax.runtime.progress import Progress
+from afmrl_jax.training.annotate import write_attributes
+
+SIZES = (1, 8, 64)
+"""Numbers of items at a time that programs are compiled for."""
+
+
+@dataclass(frozen=True)
+class Generator:
+    """The attribute generator G with all that makes prompts for it.
+
+    Example:
+        generator = Generator.load("runs/demo")
+        generator.write([{"image": "photo.jpg", "text": "chair"}])  # ["type: chair; color: oak"]
+    """
+
+    architecture: Architecture
+    params: Params
+    tokenizer: BpeTokenizer
+    image: ImageConfig
+    text: TextBudget
+    mesh: Mesh
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        *,
+        stage: str | None = None,
+        image: ImageConfig | None = None,
+        text: TextBudget | None = None,
+    ) -> Generator:
+        """G of a run, or a Qwen-VL from a Hugging Face or PEFT folder.
+
+        Args:
+            folder: a run directory, or a folder with a model.
+            stage: of a run, the stage that trained G: `distill` or `rar`; None for `rar`.
+            image: of a model's folder, how pictures become patches; None for the model's own
+                patches and at most 256 visual tokens.
+            text: of a model's folder, lengths and layout; None for Qwen's chat layout.
+
+        Raises:
+            RunError: there is no such model, or the run has not trained it yet.
+        """
+        if not is_model_folder(folder):
+            return cls.of(FinishedRun(Path(folder)), stage or "rar")
+        if stage is not None:
+            raise RunError(f"{folder} is a model and has no stage {stage!r}; leave stage out")
+        model = FolderModel.read(folder, image, text)
+        return cls(
+            model.architecture, model.params, model.tokenizer, model.image, model.text, model.mesh
+        )
+
+    @classmethod
+    def of(cls, run: FinishedRun, stage: str) -> Generator:
+        """What a stage of a run trained."""
+        config = run.config
+        return cls(*run.model(stage), run.tokenizer, config.image, config.text, run.mesh)
+
+    def write(self, items: Sequence[Item], *, label: str | None = "write") -> list[str]:
+        """The attribute list of each item, most likely words first to last.
+
+        Args:
+            items: each with a picture, and the title under `text` where there is one; attributes
+                that an item has already are not read.
+            label: name of a progress bar, which lists of more than a batch get; None for none.
+
+        Returns:
+            Texts such as `type: chair; color: oak`, in the order of the items. Of a malformed list
+            the readable pairs are left, maybe none.
+
+        Raises:
+            InputError: an item has no picture, or one that cannot be used; names it by its number.
+        """
+        return self.write_for(list(enumerate(read_inputs(items))), label=label)
+
+    def write_for(
+        self, inputs: Sequence[tuple[int, Input]], *, label: str | None = None
+    ) -> list[str]:
+        """`write` for numbered inputs that have been read."""
+        for number, x in inputs:
+            if x.picture is None:
+                raise InputError(f"items[{number}] has no picture, and G reads attributes off one")
+        size = next((n for n in SIZES if n >= len(inputs)), SIZES[-1])
+        texts: list[str] = []
+        shown = label if len(inputs) > size else None
+        with Progress(shown, len(inputs)) as progress:
+            for begin in range(0, len(inputs), size):
+                texts += self._batch(inputs[begin : begin + size], size)
+                progress.update(len(texts))
+        return texts
+
+    def _batch(self, inputs: Sequence[tuple[int, Input]], size: int) -> list[str]:
+        builder = rows_of([x for _, x in inputs], self.tokenizer, self.image, self.text)
+        for place, (number, _) in enumerate(inputs):
+            with named(number):
+                builder.picture(place)
+        batches = write_attributes(
+            self.architecture,
+            self.params,
+            builder,
+            range(len(inputs)),
+            mesh=self.mesh,
+            batch_size=size,
+        )
+        return [
+            salvage_attributes(text) if malformed else text
+            for batch in batches
+            for _, text, malformed in batch
+        ]

@@ -1,0 +1,160 @@
+"""What a user hands to a model: words, pictures, attributes, in the forms that they come in."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from afmrl_jax.config import ImageConfig, TextBudget
+from afmrl_jax.data.attributes.text_format import (
+    MalformedAttributes,
+    format_attributes,
+    parse_attributes,
+)
+from afmrl_jax.data.batching.tokenizer import Tokenizer
+from afmrl_jax.data.catalogue.records import Listing, StoredPicture
+from afmrl_jax.data.sources.row_builder import RowBuilder
+from afmrl_jax.errors import CatalogueError, InputError
+from afmrl_jax.runtime.files import resolve_path
+
+KEYS = ("text", "image", "attributes")
+Item = str | bytes | Path | Image.Image | np.ndarray | Mapping[str, Any]
+"""A text (str); a picture (path, encoded bytes, Pillow's, or uint8 [y x 3]); or a dictionary of
+`text`, `image` and `attributes`, where a string under `image` is a path."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """An item whose parts are known to be usable, as far as that shows without decoding."""
+
+    text: str | None = None
+    picture: bytes | str | StoredPicture | None = None
+    """Encoded picture, its path, or what gives it."""
+    attributes: str | None = None
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A picture in memory, encoded without loss when it is asked for."""
+
+    picture: Image.Image
+
+    def read(self) -> bytes:
+        """A PNG."""
+        picture = self.picture
+        if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+            # PNG knows no CMYK, YCbCr or float; the models read RGB in any case.
+            picture = picture.convert("RGB")
+        file = io.BytesIO()
+        picture.save(file, "PNG", compress_level=1)
+        return file.getvalue()
+
+
+def read_inputs(items: Sequence[Item], *, first: int = 0) -> list[Input]:
+    """Check items and bring them into one form; pictures are not decoded yet.
+
+    Args:
+        items: see `Item`.
+        first: number of the first one in messages.
+
+    Raises:
+        InputError: `items` is no list, or names the item that cannot be used by its number.
+    """
+    if isinstance(items, str | bytes | Mapping):
+        raise InputError(f"give a list of items, not one {type(items).__name__}: [item]")
+    return [_read(item, f"items[{number}]") for number, item in enumerate(items, first)]
+
+
+def _read(item: Item, name: str) -> Input:
+    if isinstance(item, str):
+        parts: Mapping[str, Any] = {"text": item}
+    elif isinstance(item, Mapping):
+        parts = item
+    else:
+        parts = {"image": item}
+    unknown = [str(key) for key in parts if key not in KEYS]
+    if unknown:
+        raise InputError(
+            f"{name} has the unknown key {unknown[0]!r}; the keys are {', '.join(KEYS)}"
+        )
+    text, image, attributes = (parts.get(key) for key in KEYS)
+    if text is not None and not isinstance(text, str):
+        raise InputError(f"{name}: text must be a string, not {type(text).__name__}")
+    found = Input(
+        text if text and text.strip() else None,
+        None if image is None else _picture(image, name),
+        _attributes(attributes, name),
+    )
+    if found == Input():
+        raise InputError(f"{name} is empty; give text, image, or both")
+    return found
+
+
+def _picture(image: Any, name: str) -> bytes | str | StoredPicture:
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, Image.Image):
+        return Pixels(image)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise InputError(
+                f"{name}: an array must be a picture of bytes, uint8 [height width 3], not "
+                f"{image.dtype} {list(image.shape)}"
+            )
+        return Pixels(Image.fromarray(image))
+    if isinstance(image, str | Path):
+        if not resolve_path(image).is_file():
+            raise InputError(f"{name}: there is no picture {image}; correct the path")
+        return str(image)
+    raise InputError(
+        f"{name}: an image must be a path, encoded bytes, a Pillow picture or a uint8 array, not "
+        f"{type(image).__name__}"
+    )
+
+
+def _attributes(value: Any, name: str) -> str | None:
+    """Attributes as the text that R reads; a text is taken as it is."""
+    if value is None or isinstance(value, str):
+        return value or None
+    if not isinstance(value, Mapping):
+        raise InputError(
+            f"{name}: attributes must be a text `key: value; key: value` or a mapping, not "
+            f"{type(value).__name__}"
+        )
+    if not value:
+        return None
+    text = format_attributes((str(k), str(v)) for k, v in value.items())
+    try:
+        parse_attributes(text)
+    except MalformedAttributes as error:
+        raise InputError(f"{name}: these attributes cannot be written as text: {error}") from error
+    return text
+
+
+def rows_of(
+    inputs: Sequence[Input], tokenizer: Tokenizer, image: ImageConfig, text: TextBudget
+) -> RowBuilder:
+    """A builder of the inputs' rows, to which a broken picture is an error in any case."""
+    listings = [
+        Listing(str(n), str(n), x.text or "", b"" if x.picture is None else x.picture)
+        for n, x in enumerate(inputs)
+    ]
+    return RowBuilder.of(listings, tokenizer, replace(image, bad_pictures="fatal"), text)
+
+
+@contextmanager
+def named(number: int) -> Iterator[None]:
+    """Says which item it is whose picture cannot be used."""
+    try:
+        yield
+    except CatalogueError as error:
+        # The outer message is about listings and training, its cause about the picture.
+        cause = error.__cause__ if isinstance(error.__cause__, CatalogueError) else error
+        raise InputError(f"items[{number}]: {cause}") from error
