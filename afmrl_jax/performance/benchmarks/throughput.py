@@ -8,7 +8,7 @@
     afmrl bench throughput --model qwen2_5vl_3b --task generate rar --trained decoder \
         --batch 0 --visual 256 --text 96 --max-new-tokens 80 --name throughput_3b          # a GPU
 
-Writes experiments/results/NAME.json, NAME.md beside it and docs/NAME.png, and prints the table.
+Writes experiments/results/NAME.json, NAME.md beside it and docs/images/NAME.png, and prints the table.
 
 Every combination is a row. Before anything runs, the memory plan (`afmrl plan`) decides whether it
 fits; one that does not is reported with what to change. `--batch 0` is the largest batch that fits.
@@ -100,7 +100,7 @@ class Sweep:
     """Finished rows of all sweeps."""
     results: Path = HERE / "results"
     """Folder of NAME.json and NAME.md."""
-    plots: Path = HERE.parent / "docs"
+    plots: Path = Path("docs/images")
     """Folder of NAME.png."""
 
     def cells(self) -> Iterator[Cell]:
