@@ -33,7 +33,7 @@ format: $(VENV)/.installed-dev
 
 .PHONY: docs
 docs: $(VENV)/.installed-docs
-	$(BIN)/mkdocs build --strict $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 install: $(VENV)/.installed-dev
 

@@ -85,7 +85,8 @@ def help_text(*command):
 
 @functools.cache
 def subcommands(*command):
-    return set(re.findall(r"^│\s+(?:• )?([a-z][\w-]+)\s", help_text(*command), re.MULTILINE))
+    usage = re.search(r"\{([\w,-]+)\}", help_text(*command))
+    return set(usage[1].split(","))
 
 
 def test_readme_is_short():
