@@ -4,7 +4,7 @@
     python -m experiments.studies.agcl_study --fast --out runs/study-smoke --seeds 0 1 \
         --result runs/study-smoke/study.json --plot runs/study-smoke/study.png
 
-Writes experiments/results/agcl_study.json and docs/agcl_study.png, anew after every seed. A run
+Writes experiments/results/agcl_study.json and docs/images/agcl_study.png, anew after every seed. A run
 that was interrupted goes on with the same command. `--names` adds variations or leaves some out.
 
 For each seed one backbone R is trained on with `infonce` and with every variation of AGCL: the same
@@ -60,7 +60,7 @@ class Study:
     out: Path = Path("runs/agcl_study")
     """Folder of the run directories."""
     result: Path = HERE / "results" / "agcl_study.json"
-    plot: Path = HERE.parent / "docs" / "agcl_study.png"
+    plot: Path = HERE.parents[1] / "docs" / "images" / "agcl_study.png"
     fast: bool = False
     """Few steps everywhere: shows that the script works, and says nothing of AGCL."""
 

@@ -4,7 +4,7 @@
     python -m experiments.studies.rar_study --fast --out runs/rar-smoke --seeds 0 \
         --result runs/rar-smoke/study.json --plot runs/rar-smoke/study.png
 
-Writes experiments/results/rar_study.json and docs/rar_study.png, anew after every stage. A run that
+Writes experiments/results/rar_study.json and docs/images/rar_study.png, anew after every stage. A run that
 was interrupted goes on with the same command.
 
 For each seed the shipped RAR reinforces the distilled G. For the first seed two more runs start
@@ -33,7 +33,7 @@ from afmrl_jax.training.rar.monitor import raised
 from experiments.studies.rar_plot import draw_rar_study
 
 RESULTS = Path(__file__).parents[1] / "results"
-DOCS = Path(__file__).parents[2] / "docs"
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
 NEEDED = ("tokenizer", "distill", "annotate-distilled", "backbone", "agcl-distilled", "rar")
 CURVES = ("held_out/reward", "held_out/attribute_count", "held_out/attribute_tokens")
 KEPT = ("step", "reward", "entropy", "kl", "attribute_count", "host_memory_gb", *CURVES)
@@ -50,7 +50,7 @@ class Study:
     out: Path = Path("runs/seeds")
     """Folder of the run directories: that of seeds.py, whose finished stages are not repeated."""
     result: Path = RESULTS / "rar_study.json"
-    plot: Path = DOCS / "rar_study.png"
+    plot: Path = IMAGES / "rar_study.png"
     fast: bool = False
     """Few steps everywhere: shows that the script works, and says nothing of RAR."""
 
