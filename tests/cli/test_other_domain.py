@@ -175,6 +175,7 @@ def test_queries_of_a_file(run, shop, tmp_path, capsys):
     assert "no picture" in error
 
 
+@pytest.mark.slow
 def test_a_large_catalogue_survives_kills(run, tmp_path):
     settings = large_catalogue.Settings(
         run=run, listings=300, pictures=20, kills=1, out=tmp_path / "large",
@@ -198,6 +199,7 @@ def test_annotate_then_embed_with_the_same_attributes(run, shop, tmp_path):
     assert (out / "listings.jsonl").is_file()
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("system", ["infonce", "afmrl+cit"])
 def test_export_r_and_check_it_with_torch(run, tmp_path, capsys, system):
     pytest.importorskip("torch", reason="the check needs `pip install torch`")
