@@ -6,6 +6,10 @@
 #
 # `make dist` builds the package into dist/ and checks it. The README's pictures are in its long
 # description where they have an address: make dist README_IMAGES=https://HOST/OWNER/NAME/main
+#
+# Each test runs with one of three targets: `make test`, the quick ones; `make test-parity`, those
+# that compare with torch and what builds on it, in an environment of its own; `make test-slow`,
+# those that kill processes or run the notebook, SLURM and Beam (docs/testing.md).
 
 PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3 python,\
 	$(if $(shell $(name) -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' \
@@ -15,14 +19,27 @@ BIN := $(VENV)/bin
 ARGS ?=
 # Processes that share the tests; each file stays in one. `make test WORKERS=0` is for a debugger.
 WORKERS ?= 2
+PYTEST = -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-.PHONY: demo test lint format install dist clean
+# This exact version is a small build for CPUs on some indexes, where a bare `torch` is gigabytes
+# of CUDA; elsewhere name an index of CPU wheels.
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+PARITY_VENV ?= .venv-parity
+
+.PHONY: demo test test-parity test-slow lint format install dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m afmrl_jax train $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python $(PYTEST) -m "not slow and not parity"
+
+test-parity: $(PARITY_VENV)/.installed
+	$(PARITY_VENV)/bin/python $(PYTEST) -m parity
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python $(PYTEST) -m "slow and not parity"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -63,5 +80,12 @@ $(VENV)/.installed-docs: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	@touch $@ $(VENV)/.installed
 
+$(PARITY_VENV)/.installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(PARITY_VENV)
+	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test,reference]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(PARITY_VENV) build dist site .pytest_cache .ruff_cache .mypy_cache

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import ClassVar
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -27,16 +28,21 @@ from afmrl_jax.config import (
 )
 from afmrl_jax.testing import tiny_config, write_badge_catalogue
 
+COMPILED = Path(__file__).resolve().parents[1] / ".pytest_cache" / "compiled"
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compile_cache(tmp_path_factory):
-    """A stage builds its step anew, so only a cache on disk spares the next test the compiling."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+def compile_cache():
+    """A stage builds its step anew, so only a cache on disk spares the next test the compiling.
+
+    Workers share it, and later sessions find it; `make clean` removes it.
+    """
+    jax.config.update("jax_compilation_cache_dir", str(COMPILED))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 class Bucket(MemoryFileSystem):

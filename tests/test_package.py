@@ -1,6 +1,7 @@
 """What holds the package together: one-way imports, equal requirement lists, size limits."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -8,6 +9,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from _pytest.mark.expression import Expression
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
@@ -166,3 +168,34 @@ def test_heavy_optional_packages_are_imported_lazily():
             if isinstance(node, ast.Import | ast.ImportFrom):
                 for module in imported(ast.Module([node], [])):
                     assert module.split(".")[0] not in OPTIONAL, label(path)
+
+
+def test_each_test_runs_with_exactly_one_target():
+    makefile = (ROOT / "Makefile").read_text()
+    chosen = re.findall(r'\$\(PYTEST\) -m (?:"(.+)"|(\w+))$', makefile, re.MULTILINE)
+    chosen = [Expression.compile(quoted or word) for quoted, word in chosen]
+    assert len(chosen) == 3
+    for marks in ((), ("slow",), ("parity",), ("slow", "parity")):
+        taken = [x.evaluate(lambda name, marks=marks, **_: name in marks) for x in chosen]
+        assert sum(taken) == 1, marks
+
+
+def marks_and_needs(tree):
+    """Of each test of a file: its name, whether it is marked parity, and what it skips without."""
+    whole = any("parity" in ast.unparse(x) for x in tree.body if isinstance(x, ast.Assign))
+    for function in tree.body:
+        if isinstance(function, ast.FunctionDef) and function.name.startswith("test_"):
+            marks = {ast.unparse(x) for x in function.decorator_list}
+            calls = [x for x in ast.walk(function) if isinstance(x, ast.Call)]
+            skips = [x for x in calls if ast.unparse(x.func) == "pytest.importorskip"]
+            needs = {getattr(x.args[0], "value", None) for x in skips}
+            yield function.name, whole or "pytest.mark.parity" in marks, needs
+
+
+def test_what_is_skipped_without_torch_is_marked_parity():
+    """Without the mark it would run nowhere: only `make test-parity` has torch."""
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for name, marked, needs in marks_and_needs(tree):
+            compared = needs & {"torch", "peft", "sentence_transformers"}
+            assert marked or not compared, f"{label(path)}: {name}"

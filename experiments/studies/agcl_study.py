@@ -4,8 +4,8 @@
     python -m experiments.studies.agcl_study --fast --out runs/study-smoke --seeds 0 1 \
         --result runs/study-smoke/study.json --plot runs/study-smoke/study.png
 
-Writes experiments/results/agcl_study.json and docs/images/agcl_study.png, anew after every seed. A run
-that was interrupted goes on with the same command. `--names` adds variations or leaves some out.
+Writes experiments/results/agcl_study.json and docs/images/agcl_study.png again after every seed. The
+same command resumes an interrupted run. `--names` adds variations or leaves some out.
 
 For each seed one backbone R is trained on with `infonce` and with every variation of AGCL: the same
 batches, the same dropout, one factor changed at a time. R never reads attributes, as in the row
@@ -60,7 +60,7 @@ class Study:
     out: Path = Path("runs/agcl_study")
     """Folder of the run directories."""
     result: Path = HERE / "results" / "agcl_study.json"
-    plot: Path = HERE.parents[1] / "docs" / "images" / "agcl_study.png"
+    plot: Path = HERE.parent / "docs" / "images" / "agcl_study.png"
     fast: bool = False
     """Few steps everywhere: shows that the script works, and says nothing of AGCL."""
 

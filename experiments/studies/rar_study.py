@@ -4,8 +4,8 @@
     python -m experiments.studies.rar_study --fast --out runs/rar-smoke --seeds 0 \
         --result runs/rar-smoke/study.json --plot runs/rar-smoke/study.png
 
-Writes experiments/results/rar_study.json and docs/images/rar_study.png, anew after every stage. A run that
-was interrupted goes on with the same command.
+Writes experiments/results/rar_study.json and docs/images/rar_study.png again after every stage. The
+same command resumes an interrupted run.
 
 For each seed the shipped RAR reinforces the distilled G. For the first seed two more runs start
 from the same G: one of --long-steps steps, over which reward, length of lists and host memory are

@@ -51,6 +51,7 @@ def test_check_fails_on_a_broken_record(tmp_path, capsys):
     assert "circle-a-red-0" in problem["record"]
 
 
+@pytest.mark.slow
 def test_training_writes_every_row_and_a_report(run):
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert len(evaluation["rows"]) == 5
@@ -59,6 +60,7 @@ def test_training_writes_every_row_and_a_report(run):
     assert "afmrl+cit" in report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", ["exact", "scann"])
 def test_embed_then_search(run, shop, tmp_path, capsys, index):
     out = tmp_path / "badges"
@@ -78,6 +80,7 @@ def test_embed_then_search(run, shop, tmp_path, capsys, index):
         assert {"listing_id", "product_id", "title", "attributes"} <= found[0].keys()
 
 
+@pytest.mark.slow
 def test_a_listing_finds_itself(run, shop, tmp_path, capsys):
     out = tmp_path / "badges"
     cli.main([*on(run, shop, "embed", out), "--system", "infonce"])
@@ -93,6 +96,7 @@ def test_a_listing_finds_itself(run, shop, tmp_path, capsys):
     assert best["score"] == pytest.approx(1.0, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_killed_embedding_goes_on_where_it_stopped(run, shop, tmp_path, monkeypatch):
     whole, out = tmp_path / "whole", tmp_path / "badges"
     cli.main([*on(run, shop, "embed", whole), "--system", "infonce"])
@@ -121,6 +125,7 @@ def test_a_killed_embedding_goes_on_where_it_stopped(run, shop, tmp_path, monkey
     assert {x.name for x in tmp_path.iterdir()} == {"whole", "badges"}
 
 
+@pytest.mark.slow
 def test_embed_replaces_its_own_output_and_nothing_else(run, shop, tmp_path, capsys):
     before = {x: x.read_bytes() for x in shop.rglob("*") if x.is_file()}
     with pytest.raises(SystemExit):
@@ -145,6 +150,7 @@ def small_batches(encoder):
     return lambda self, system: dataclasses.replace(encoder(self, system), batch_size=32)
 
 
+@pytest.mark.slow
 def test_queries_of_a_file(run, shop, tmp_path, capsys):
     out, queries = tmp_path / "badges", shop / "queries.jsonl"
     cli.main(on(run, shop, "embed", out))
@@ -165,6 +171,7 @@ def test_queries_of_a_file(run, shop, tmp_path, capsys):
     assert "no picture" in error
 
 
+@pytest.mark.slow
 def test_a_large_catalogue_survives_kills(run, tmp_path):
     settings = large_catalogue.Settings(
         run=run, listings=300, pictures=20, kills=1, out=tmp_path / "large",
@@ -179,6 +186,7 @@ def test_a_large_catalogue_survives_kills(run, tmp_path):
     assert {"catalogue-convert", "embed"} <= set(commands)
 
 
+@pytest.mark.slow
 def test_annotate_then_embed_with_the_same_attributes(run, shop, tmp_path):
     texts = tmp_path / "texts.jsonl"
     cli.main(on(run, shop, "annotate", texts))
@@ -188,6 +196,7 @@ def test_annotate_then_embed_with_the_same_attributes(run, shop, tmp_path):
     assert (out / "listings.jsonl").is_file()
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("system", ["infonce", "afmrl+cit"])
 def test_export_r_and_check_it_with_torch(run, tmp_path, capsys, system):
     pytest.importorskip("torch", reason="the check needs `pip install torch`")
@@ -199,6 +208,7 @@ def test_export_r_and_check_it_with_torch(run, tmp_path, capsys, system):
     assert f"R of the system `{system}`" in (out / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_evaluate_on_a_catalogue_that_the_run_never_saw(run, tmp_path, capsys):
     other = write_badge_catalogue(tmp_path / "other", seed=9)
     out = tmp_path / "evaluation.json"
@@ -215,11 +225,13 @@ def test_evaluate_on_a_catalogue_that_the_run_never_saw(run, tmp_path, capsys):
     assert "R@10" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_report_to_another_file(run, tmp_path):
     cli.main(["report", "--run", str(run), "--out", str(tmp_path / "report.html")])
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

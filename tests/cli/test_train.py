@@ -1,4 +1,4 @@
-"""`afmrl train` and `afmrl config`: presets, files of settings and options; a run that stops early."""
+"""`afmrl train` and `afmrl config`: presets, settings files and options; stopping early."""
 
 import dataclasses
 import json

@@ -83,6 +83,7 @@ def test_roles_hold_for_baselines(badge_listings):
     assert run_baselines(badge_listings, (even, odd))["BM25 over titles"]["R@10"] > 50
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", ["sentence", "bare"])
 def test_a_text_embedder_has_no_pictures(folders, badge_listings, name):
     views = OutsideEmbedder(folders / name).views(badge_listings[:5])
@@ -97,6 +98,7 @@ def test_a_text_embedder_has_no_pictures(folders, badge_listings, name):
     np.testing.assert_allclose(views["text"], expected, atol=1e-5)
 
 
+@pytest.mark.parity
 def test_a_model_of_both_gives_the_sum_of_its_vectors(folders, badge_listings):
     views = OutsideEmbedder(folders / "clip").views(badge_listings[:5])
     summed = views["text"] + views["image"]
@@ -114,6 +116,7 @@ def test_folders_that_cannot_be_used_are_named(tmp_path, monkeypatch):
         OutsideEmbedder(tmp_path)
 
 
+@pytest.mark.parity
 def test_a_broken_folder_says_what_is_wrong(tmp_path):
     pytest.importorskip("sentence_transformers")
     (tmp_path / "config.json").write_text("{}")
@@ -121,6 +124,7 @@ def test_a_broken_folder_says_what_is_wrong(tmp_path):
         OutsideEmbedder(tmp_path)
 
 
+@pytest.mark.parity
 def test_the_command_measures_all_and_keeps_single_queries(folders, badges, tmp_path, capsys):
     out = tmp_path / "baselines.json"
     command = ["baselines", "--catalogue", str(badges), "--out", str(out), "--split", "test"]

@@ -91,6 +91,7 @@ def assert_equal(found, expected, tolerance):
         np.testing.assert_allclose(found[name], value, atol=limit, rtol=0, err_msg=name)
 
 
+@pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")  # The reference's own warnings are not ours to mend.
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_every_part_equals_the_reference(case, tmp_path):
@@ -141,6 +142,7 @@ def test_golden_cases_cover_both_families_and_all_sides():
         assert {getattr(case, field) for case in chosen} == values
 
 
+@pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("number", [0, 1, 14, 27])
 def test_bfloat16_vectors_lie_as_near_to_float32_as_the_references_do(number, tmp_path):

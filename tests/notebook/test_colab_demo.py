@@ -187,6 +187,7 @@ def shown(cell):
     return "".join(x.data["text/html"] for x in cell.outputs if "text/html" in x.get("data", {}))
 
 
+@pytest.mark.slow
 def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     # As for a user, compiled programs are kept, and here below the folder of the test.
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))

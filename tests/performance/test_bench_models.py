@@ -8,6 +8,7 @@ from importlib import import_module
 import pytest
 
 
+@pytest.mark.parity
 def test_against_torch(tmp_path):
     for name in ("torch", "peft"):
         pytest.importorskip(name)

@@ -151,6 +151,7 @@ def exported(runs, tmp_path_factory):
     return {k: (root / k, export.export(FinishedRun(runs[k]), None, root / k)) for k in KINDS}
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_check_passes_and_says_so(exported, kind):
     folder, agreement = exported[kind]
@@ -161,6 +162,7 @@ def test_the_check_passes_and_says_so(exported, kind):
     assert not list(folder.parent.glob(".*"))
 
 
+@pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
 def test_sentence_transformers_gives_the_runs_vectors(exported, expected, inputs, kind):
@@ -181,6 +183,7 @@ def test_sentence_transformers_gives_the_runs_vectors(exported, expected, inputs
     assert model.similarity(found, found).diag().numpy() == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
 def test_sentence_transformers_saves_and_reads_again(exported, expected, inputs, tmp_path):
     tools = pytest.importorskip("sentence_transformers", reason=torch_missing)
@@ -191,6 +194,7 @@ def test_sentence_transformers_saves_and_reads_again(exported, expected, inputs,
     np.testing.assert_allclose(again.encode(inputs), expected["pretrained"], atol=1e-4)
 
 
+@pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_example_of_the_card_gives_the_runs_vectors(exported, expected, inputs, kind):
@@ -207,6 +211,7 @@ def test_the_example_of_the_card_gives_the_runs_vectors(exported, expected, inpu
         np.testing.assert_allclose(found.numpy(), vector, atol=1e-4)
 
 
+@pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
 def test_transformers_reads_every_weight_and_the_tokenizer(exported, runs, kind):
@@ -226,6 +231,7 @@ def test_transformers_reads_every_weight_and_the_tokenizer(exported, runs, kind)
     assert theirs.pad_token_id == ours.pad_id
 
 
+@pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
 def test_very_long_pictures_are_cut_alike(exported, runs):
     from afmrl_jax.data.batching.images import patchify
@@ -247,6 +253,7 @@ def test_very_long_pictures_are_cut_alike(exported, runs):
         pixels(Image.new("RGB", (201, 1)), settings)
 
 
+@pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("given", "message"),
@@ -269,6 +276,7 @@ def test_the_module_refuses_what_it_cannot_embed(exported, given, message):
         embedder.preprocess(["red"], prompt="query: ")
 
 
+@pytest.mark.parity
 def test_half_precision_is_a_choice(runs, tmp_path):
     pytest.importorskip("torch", reason=torch_missing)
     run = FinishedRun(runs["pretrained"])
@@ -294,6 +302,7 @@ def test_systems_have_their_own_weights(runs, tmp_path):
     assert "`rar` of the run" in (tmp_path / "afmrl+cit" / "README.md").read_text()
 
 
+@pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("fault", ["weights", "prompt", "pixels"])
 def test_vectors_that_differ_are_refused(runs, tmp_path, monkeypatch, fault):
@@ -332,6 +341,7 @@ def test_without_torch_it_says_that_nothing_was_checked(runs, tmp_path, monkeypa
     assert (out / "model.safetensors").is_file()
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

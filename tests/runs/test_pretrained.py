@@ -85,6 +85,7 @@ def test_r_is_an_adapter_of_untouched_weights(finished, folders, stage):
     assert min(learned) > 0
 
 
+@pytest.mark.parity
 def test_r_is_exported_with_its_adapters_merged(finished, tmp_path):
     pytest.importorskip("torch", reason="the check needs `pip install torch`")
     agreement = export(FinishedRun(finished), "afmrl+cit", tmp_path / "r")

@@ -149,6 +149,7 @@ def test_picture_places_that_do_not_match_are_refused(tokens, grids):
         mrope_positions(tokens, grids, image_pad_id=9)
 
 
+@pytest.mark.parity
 def test_positions_equal_the_reference(rng):
     torch = pytest.importorskip("torch", reason="the reference needs `pip install torch`")
     from transformers.models.qwen2_vl import configuration_qwen2_vl, modeling_qwen2_vl

@@ -258,6 +258,7 @@ def beam_inside():
     return pipeline_options("--direct_running_mode=in_memory")
 
 
+@pytest.mark.slow
 def test_beam_equals_one_process(shard_folder, tmp_path, beam_options):
     from afmrl_jax.data.catalogue.published.builders import ListingsConfig, ListingShards, prepare
 
@@ -268,6 +269,7 @@ def test_beam_equals_one_process(shard_folder, tmp_path, beam_options):
     assert stored(builder) == want
 
 
+@pytest.mark.slow
 def test_beam_reads_a_published_layout(raw_folder, tmp_path, beam_options):
     from afmrl_jax.data.catalogue.published.builders import Abo, ListingsConfig, prepare
 
@@ -278,6 +280,7 @@ def test_beam_reads_a_published_layout(raw_folder, tmp_path, beam_options):
     assert stored(builder) == want
 
 
+@pytest.mark.slow
 def test_beam_names_or_leaves_out_broken_records(shard_folder, tmp_path, beam_inside):
     from afmrl_jax.data.catalogue.published.builders import ListingsConfig, ListingShards, prepare
 
@@ -290,6 +293,7 @@ def test_beam_names_or_leaves_out_broken_records(shard_folder, tmp_path, beam_in
     assert len(stored(prepare(ListingShards, shard_folder, tmp_path / "data", **options))) == 30
 
 
+@pytest.mark.slow
 def test_beam_refuses_a_repeated_id(shard_folder, tmp_path, beam_inside):
     from afmrl_jax.data.catalogue.published.builders import ListingShards, prepare
 

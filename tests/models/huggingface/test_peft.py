@@ -137,6 +137,7 @@ def test_every_tensor_that_does_not_fit_is_named_at_once(adapter):
         assert words in str(error.value)
 
 
+@pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
 def test_peft_reads_what_we_write(family, tmp_path):
@@ -159,6 +160,7 @@ def test_peft_reads_what_we_write(family, tmp_path):
     assert_same_logits(*merged, found)
 
 
+@pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
 def test_we_read_what_peft_writes(family, tmp_path):

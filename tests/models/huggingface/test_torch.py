@@ -23,7 +23,8 @@ from tests.models.reference import (  # noqa: E402
     reference_model,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # The reference's own are not ours to mend.
+# Warnings of the reference are not ours to mend.
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 
 
 def stored_bytes(folder):

@@ -54,6 +54,7 @@ def reference(name):
     return tensors
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_tensors_equal_the_reference(name):
     pytest.importorskip("torch", reason="the reference needs `pip install torch`")

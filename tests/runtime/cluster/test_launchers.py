@@ -102,6 +102,7 @@ def test_status_of_a_host_is_that_of_the_process_that_failed(tmp_path):
     assert run("hosts.sh", str(path), PER_HOST="2")[0] == 75
 
 
+@pytest.mark.slow
 def test_processes_of_a_host_end_together_and_go_on(tmp_path):
     steps, done = tmp_path / "steps.txt", 0
 
@@ -138,6 +139,7 @@ exit 9
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("restarts", "status", "calls"), [("0", 75, 1), ("3", 0, 2)])
 def test_tpu_pod_runs_the_script_with_its_arguments(tmp_path, restarts, status, calls):
     """With a stand-in for gcloud: the first run ends with 75, the second one is done."""

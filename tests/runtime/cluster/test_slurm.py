@@ -9,6 +9,8 @@ import pytest
 from afmrl_jax.testing import write_badge_catalogue
 from tests.runtime.processes.jobs import SCRIPT, losses, weights
 
+pytestmark = pytest.mark.slow
+
 COUNTING = str(Path(__file__).with_name("counting.py"))
 STEPS = 60
 

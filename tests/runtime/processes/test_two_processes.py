@@ -17,6 +17,8 @@ from afmrl_jax.testing import change_a_bit, largest_file, write_badge_catalogue
 
 from .jobs import losses, metrics, start, weights
 
+pytestmark = pytest.mark.slow
+
 STEPS = 50
 
 
