@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -99,7 +98,7 @@ def change_a_bit(path: Path) -> None:
 
 
 def tiny_config(
-    family: Literal["qwen2_vl", "qwen2_5_vl"] = "qwen2_vl",
+    family: str = "qwen2_vl",
     *,
     vocab_size: int = 320,
     image_token_id: int = 5,
@@ -107,14 +106,15 @@ def tiny_config(
     lora: LoraConfig | None = None,
 ) -> QwenVLConfig:
     """A model of some ten thousand parameters with every part of the real one."""
+    # Qwen2-VL states its MLP's width as a whole multiple of the other; windows are Qwen2.5-VL's.
+    intermediate, blocks = {"qwen2_5_vl": (48, (1,))}.get(family, (64, ()))
     vision = VisionConfig(
         depth=2,
         embed_dim=32,
         num_heads=2,
-        # Qwen2-VL states it as a whole multiple of the width.
-        intermediate=64 if family == "qwen2_vl" else 48,
+        intermediate=intermediate,
         out_dim=32,
-        full_attention_blocks=(1,) if family == "qwen2_5_vl" else (),
+        full_attention_blocks=blocks,
     )
     text = TextConfig(
         vocab_size=vocab_size,

@@ -20,7 +20,8 @@ class RarConfig:
     """Attribute lists sampled per query."""
     reward: str = "recall"
     """recall, reciprocal_rank, ndcg, margin, length_aware, or your own as package.module:function,
-    which takes an `objectives.rewards.Outcome` and returns a number for each list."""
+    which takes an `objectives.rewards.Outcome` and returns a number for each list, or which is an
+    `objectives.rewards.Reward` and also says what it needs computed."""
     length_price: float = 0.1
     """What the reward length_aware subtracts for a list that fills its budget."""
     k: int | None = None

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from afmrl_jax.config import Execution, InitConfig, QwenVLConfig
+from afmrl_jax.models.families import family
 from afmrl_jax.models.induction import add_induction_head
 from afmrl_jax.models.qwen_vl.layers import Keys
 from afmrl_jax.models.qwen_vl.model import QwenVL
@@ -56,7 +57,9 @@ class Architecture:
         """Trace the module without allocating its weights."""
         execution = execution or Execution()
         abstract = nnx.eval_shape(
-            lambda: QwenVL(config, execution, keys=Keys(jax.random.key(0), shapes_only=True))
+            lambda: family(config.family).build(
+                config, execution, keys=Keys(jax.random.key(0), shapes_only=True)
+            )
         )
         graphdef, state = nnx.split(abstract)
         leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
@@ -73,7 +76,9 @@ class Architecture:
 
     def _init(self, seed: jax.Array, settings: InitConfig) -> Params:
         key = jax.random.key(seed)
-        params = self.flatten(QwenVL(self.config, self.execution, keys=Keys(key)))
+        params = self.flatten(
+            family(self.config.family).build(self.config, self.execution, keys=Keys(key))
+        )
         scales = {
             "embed_tokens": settings.embedding / InitConfig.embedding,
             "lm_head": settings.embedding / InitConfig.embedding,

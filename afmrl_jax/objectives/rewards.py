@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 
 from afmrl_jax.axes import Array, Bool, Float
+from afmrl_jax.config import RarConfig
 from afmrl_jax.errors import ConfigError
 
 
@@ -22,13 +24,13 @@ class Outcome(NamedTuple):
     rank: Any
     """int32 [q g]; of the best positive, 1 is first, m + 1 where there is none."""
     ranks: Any
-    """int32 [q g p]; place of each positive in the whole list, m + 1 at padding. None for a reward
-    of `BY_RANK`."""
+    """int32 [q g p]; place of each positive in the whole list, m + 1 at padding. None
+    unless the reward needs it."""
     positives: Any
     """int32 [q]; how many positives the gallery holds."""
     margin: Any
-    """float32 [q g]; score of the best positive less the mean of the hardest negatives. None for a
-    reward of `BY_RANK`."""
+    """float32 [q g]; score of the best positive less the mean of the hardest negatives. None unless
+    the reward needs it."""
     tokens: Any
     """int32 [q g]; tokens written, the end included."""
     attributes: Any
@@ -39,8 +41,46 @@ class Outcome(NamedTuple):
     """k of Recall@k."""
 
 
-Reward = Callable[[Outcome], Float[Array, "q g"]]
-"""From what happened to a number for each list. Malformed lists are overruled behind it."""
+Need = Literal["ranks", "margin"]
+"""A field of `Outcome` that costs more than counting what stands above the best positive."""
+NEEDS: frozenset[Need] = frozenset(get_args(Need))
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward, and what has to be computed for it.
+
+    Example:
+        >>> short = Reward(lambda outcome: 1.0 / outcome.tokens)
+        >>> careful = Reward(lambda outcome: outcome.margin, needs=frozenset({"margin"}))
+    """
+
+    function: Callable[..., Float[Array, "q g"]]
+    """From an `Outcome` to a number for each list. Malformed lists are overruled behind it."""
+    needs: frozenset[Need] = frozenset()
+    """Fields of `Outcome` that it reads beside those that are always there; any it does not name
+    may be None."""
+    settings: tuple[str, ...] = ()
+    """Fields of `RarConfig` that the function takes as keyword arguments of the same names."""
+
+    def __post_init__(self) -> None:
+        # Users write plain sets, which cannot be hashed.
+        object.__setattr__(self, "needs", frozenset(self.needs))
+        unknown = sorted(self.needs - NEEDS)
+        if unknown:
+            raise ConfigError(
+                f"a reward needs {', '.join(unknown)}, which is none of {', '.join(sorted(NEEDS))}"
+            )
+
+    def bound(self, settings: RarConfig) -> Reward:
+        """The same reward with the values of its settings."""
+        values = {name: getattr(settings, name) for name in self.settings}
+        function = partial(self.function, **values) if values else self.function
+        return Reward(function, self.needs)
+
+    def __call__(self, outcome: Outcome) -> Float[Array, "q g"]:
+        """A number for each list, malformed ones included."""
+        return self.function(outcome)
 
 
 def recall(outcome: Outcome) -> Float[Array, "q g"]:
@@ -76,38 +116,45 @@ def margin(outcome: Outcome) -> Float[Array, "q g"]:
     return jnp.asarray(outcome.margin)
 
 
-def length_aware(outcome: Outcome, *, price: float = 0.1) -> Float[Array, "q g"]:
-    """Recall@k less `price` for a list that fills its budget, and in proportion below.
+def length_aware(outcome: Outcome, *, length_price: float = 0.1) -> Float[Array, "q g"]:
+    """Recall@k less `length_price` for a list that fills its budget, and in proportion below.
 
     The price must stay below 1, or a short list that finds nothing is worth more than a long one
     that finds.
     """
-    return recall(outcome) - price * jnp.asarray(outcome.tokens, jnp.float32) / outcome.budget
-
-
-BY_RANK = ("recall", "reciprocal_rank", "length_aware")
-"""Rewards that need neither the places of all positives nor the margin, which cost a sort."""
+    filled = jnp.asarray(outcome.tokens, jnp.float32) / outcome.budget
+    return recall(outcome) - length_price * filled
 
 
 REWARDS: dict[str, Reward] = {
-    "recall": recall,
-    "reciprocal_rank": reciprocal_rank,
-    "ndcg": ndcg,
-    "margin": margin,
-    "length_aware": length_aware,
+    "recall": Reward(recall),
+    "reciprocal_rank": Reward(reciprocal_rank),
+    "ndcg": Reward(ndcg, needs=frozenset({"ranks"})),
+    "margin": Reward(margin, needs=frozenset({"margin"})),
+    "length_aware": Reward(length_aware, settings=("length_price",)),
 }
+"""The rewards of this package by name; a new one is a function above and a line here."""
 
 
-def find_reward(name: str, *, length_price: float = 0.1) -> Reward:
+def find_reward(name: str, settings: RarConfig | None = None) -> Reward:
     """A reward by its name, or a user's own as `package.module:function`.
+
+    The user's name may lead to a `Reward`, which says what it needs, or to a bare function, for
+    which everything is computed.
+
+    Args:
+        name: as in `RarConfig.reward`.
+        settings: of the stage; gives values to the settings that the reward takes. None leaves
+            the function's own defaults.
 
     Raises:
         ConfigError: no such reward, module or function.
     """
-    if name == "length_aware":
-        return partial(length_aware, price=length_price)
-    if name in REWARDS:
-        return REWARDS[name]
+    found = REWARDS[name] if name in REWARDS else _imported(name)
+    return found if settings is None else found.bound(settings)
+
+
+def _imported(name: str) -> Reward:
     module, colon, function = name.partition(":")
     if not colon:
         raise ConfigError(
@@ -121,9 +168,11 @@ def find_reward(name: str, *, length_price: float = 0.1) -> Reward:
             f"rar.reward {name!r} cannot be imported ({error}); the module must be installed or "
             "on PYTHONPATH"
         ) from error
+    if isinstance(found, Reward):
+        return found
     if not callable(found):
-        raise ConfigError(f"rar.reward {name!r} is no function")
-    return found
+        raise ConfigError(f"rar.reward {name!r} is neither a function nor a Reward")
+    return Reward(found, needs=NEEDS)
 
 
 def apply_malformed(

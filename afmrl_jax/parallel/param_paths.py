@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+TOWER = "visual_tower/"
+"""How the paths of the vision tower's parameters begin."""
 STACKS = re.compile(r"(^|/)(layers|blocks)/")
 
 

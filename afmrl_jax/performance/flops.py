@@ -17,6 +17,7 @@ import numpy as np
 
 from afmrl_jax.config import QwenVLConfig
 from afmrl_jax.errors import RunError
+from afmrl_jax.models.families import family
 
 Trained = Literal["all", "decoder", "lora", "nothing"]
 Counts = Sequence[int] | np.ndarray
@@ -27,10 +28,10 @@ def vision_flops(config: QwenVLConfig, patches: Counts) -> float:
     vision = config.vision
     count = np.asarray(patches, np.float64)
     wide, merged = vision.embed_dim, vision.merge_size**2
-    gated = config.family == "qwen2_5_vl"
-    kernels = 4 * wide**2 + (3 if gated else 2) * wide * vision.intermediate
+    style = family(config.family).vision
+    kernels = 4 * wide**2 + (3 if style.gated else 2) * wide * vision.intermediate
     seen = np.full_like(count, 0)
-    windowed = vision.depth - len(vision.full_attention_blocks) if gated else 0
+    windowed = vision.depth - len(vision.full_attention_blocks) if style.windows else 0
     window = (vision.window_size // vision.patch_size) ** 2
     seen = windowed * np.minimum(count, window) + (vision.depth - windowed) * count
     pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2

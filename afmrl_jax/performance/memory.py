@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from afmrl_jax.config import Execution, QwenVLConfig
 from afmrl_jax.errors import ConfigError
+from afmrl_jax.models.families import family
 from afmrl_jax.parallel.layout import AXES
 from afmrl_jax.parallel.sharding import shardings
 
@@ -171,7 +172,7 @@ def activation_bytes(config: QwenVLConfig, execution: Execution, load: Load) -> 
         }[execution.remat]
         return (layers * kept, 2 * whole) if learns else (0, whole)
 
-    gates = 2 if config.family == "qwen2_5_vl" else 1
+    gates = 2 if family(config.family).vision.gated else 1
     saved, work = stack(
         text.num_layers,
         tokens,

@@ -55,7 +55,7 @@ class Pipeline:
         self.config = config
         self.catalogue = load_catalogue(config.catalogue, skip_bad=config.skip_bad)
         require_teaching(self.catalogue, config.oracle.file)
-        find_reward(config.rar.reward)  # Not only when the stages before it are done.
+        find_reward(config.rar.reward, config.rar)  # Not only when the stages before it are done.
         say_skipped(self.catalogue)
         self.annotated = annotated
         self.run = Run(folder, config)

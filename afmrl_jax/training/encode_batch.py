@@ -12,8 +12,7 @@ from afmrl_jax.data.batching.chunk_arrays import Chunks, PatchChunks, TextChunks
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.embedder import hidden_at, last_token, unit
 from afmrl_jax.parallel.layout import rows_over_data
-
-TOWER = "visual_tower/"
+from afmrl_jax.parallel.param_paths import TOWER
 
 
 def encode_batch(

@@ -16,7 +16,7 @@ from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.huggingface.folder import load_model
 from afmrl_jax.models.lora import add_lora, with_lora
-from afmrl_jax.parallel.param_paths import is_adapter
+from afmrl_jax.parallel.param_paths import TOWER, is_adapter
 from afmrl_jax.parallel.sharding import place, shardings
 
 
@@ -24,7 +24,7 @@ def learns(name: str, trained: Literal["all", "decoder", "lora"]) -> bool:
     """Whether a parameter is one that learns, see `ModelSettings.trained`."""
     if trained == "lora":
         return is_adapter(name)
-    return trained == "all" or not name.startswith("visual_tower/")
+    return trained == "all" or not name.startswith(TOWER)
 
 
 @dataclass(frozen=True)

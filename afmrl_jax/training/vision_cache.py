@@ -22,11 +22,11 @@ from afmrl_jax.data.batching.vision_cache import (
 )
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture, Params
+from afmrl_jax.parallel.param_paths import TOWER
 from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.runtime.distributed import barrier, to_host
 from afmrl_jax.runtime.preemption import Preempted, reached
 from afmrl_jax.runtime.progress import Progress
-from afmrl_jax.training.encode_batch import TOWER
 
 PICTURES = 64
 """Computed at once."""

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
 
+from afmrl_jax.config import RarConfig
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.objectives.rewards import (
+    NEEDS,
+    REWARDS,
     Outcome,
+    Reward,
     apply_malformed,
     find_reward,
     ndcg,
@@ -67,7 +71,9 @@ def test_ndcg_of_a_query_without_positives_is_nothing():
 
 def test_a_users_own_reward_is_found_by_its_path(tmp_path, monkeypatch):
     (tmp_path / "shop_rewards.py").write_text(
+        "from afmrl_jax.objectives.rewards import Reward\n\n"
         "def short(outcome):\n    return 1.0 / outcome.tokens\n\n"
+        "frugal = Reward(short, needs={'margin'})\n"
         "def wrong(outcome):\n    return outcome.tokens[0]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -75,6 +81,10 @@ def test_a_users_own_reward_is_found_by_its_path(tmp_path, monkeypatch):
     none = jnp.zeros((1, 1), bool)
     found = rewarded(find_reward("shop_rewards:short"), values, none, -0.1)
     assert found.tolist() == [[0.125]]
+    # Nobody knows what a bare function looks at.
+    assert find_reward("shop_rewards:short").needs == NEEDS
+    assert find_reward("shop_rewards:frugal").needs == {"margin"}
+    assert rewarded(find_reward("shop_rewards:frugal"), values, none, -0.1).tolist() == [[0.125]]
     with pytest.raises(ConfigError, match="a number for each list"):
         rewarded(find_reward("shop_rewards:wrong"), values, none, -0.1)
     with pytest.raises(ConfigError, match="cannot be imported"):
@@ -83,13 +93,26 @@ def test_a_users_own_reward_is_found_by_its_path(tmp_path, monkeypatch):
         find_reward("no_such_module:short")
 
 
+@pytest.mark.parametrize("name", REWARDS)
+def test_a_reward_looks_at_nothing_that_it_does_not_need(name):
+    reward = find_reward(name, RarConfig())
+    whole = outcome([2, 5])
+    bare = whole._replace(**dict.fromkeys(NEEDS - reward.needs))
+    np.testing.assert_array_equal(reward(bare), reward(whole))
+
+
+def test_a_reward_cannot_need_what_nobody_computes():
+    with pytest.raises(ConfigError, match="sales"):
+        Reward(lambda outcome: outcome.rank, needs={"sales"})
+
+
 def test_an_unknown_reward_is_told_what_there_is():
     with pytest.raises(ConfigError, match="reciprocal_rank"):
         find_reward("accuracy")
 
 
 def test_the_price_of_length_is_a_setting():
-    found = find_reward("length_aware", length_price=0.5)(outcome([1]))
+    found = find_reward("length_aware", RarConfig(length_price=0.5))(outcome([1]))
     assert math.isclose(float(found[0, 0]), 0.75)
 
 

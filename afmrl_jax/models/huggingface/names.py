@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from afmrl_jax.models.architecture import Architecture
-from afmrl_jax.parallel.param_paths import STACKS, is_adapter, is_stacked
+from afmrl_jax.parallel.param_paths import STACKS, TOWER, is_adapter, is_stacked
 
 _RENAMES = (
-    (r"^visual_tower/", "visual/"),
+    (f"^{TOWER}", "visual/"),
     (r"/mlp_(\d)/", r"/mlp/\1/"),
     (r"/kernel$", "/weight"),
     (r"/scale$", "/weight"),

@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL: one class, told apart by `QwenVLConfig.family`."""
+"""Qwen2-VL and Qwen2.5-VL: one class, told apart by the style of its vision tower."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flax import nnx
 from afmrl_jax.config import Execution, InitConfig, QwenVLConfig
 from afmrl_jax.models.qwen_vl.decoder import Decoder
 from afmrl_jax.models.qwen_vl.layers import Keys
-from afmrl_jax.models.qwen_vl.vision import VisionTower
+from afmrl_jax.models.qwen_vl.vision import VisionStyle, VisionTower
 from afmrl_jax.models.token_logprobs import Head
 from afmrl_jax.parallel.layout import rows_over_data
 
@@ -22,8 +22,10 @@ class QwenVL(nnx.Module):
     Reference: Wang et al., Qwen2-VL, arXiv 2409.12191; Bai et al., Qwen2.5-VL, arXiv 2502.13923.
     """
 
-    def __init__(self, config: QwenVLConfig, execution: Execution, *, keys: Keys):
-        self.visual_tower = VisionTower(config, execution, keys=keys)
+    def __init__(
+        self, config: QwenVLConfig, execution: Execution, *, style: VisionStyle, keys: Keys
+    ):
+        self.visual_tower = VisionTower(config, style, execution, keys=keys)
         self.model = Decoder(config.text, config.lora, execution, keys=keys)
         shape = (config.text.hidden_dim, config.text.vocab_size)
         self.lm_head = (

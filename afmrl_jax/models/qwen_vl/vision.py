@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from afmrl_jax.config import Execution, LoraConfig, QwenVLConfig, VisionConfig
+from afmrl_jax.config.validation import require
 from afmrl_jax.models.qwen_vl.attention import attend
 from afmrl_jax.models.qwen_vl.layers import (
     Keys,
@@ -80,20 +82,45 @@ class GatedMlp(nnx.Module):
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-class VisionBlock(nnx.Module):
-    """Pre-norm transformer block of either family."""
+@dataclass(frozen=True)
+class VisionStyle:
+    """What tells the vision towers of the families apart."""
 
-    def __init__(self, config: QwenVLConfig, execution: Execution, *, keys: Keys):
-        vision = config.vision
+    norm: Callable[[int, float], nnx.Module]
+    """Of a width and an epsilon."""
+    mlp: Callable[[VisionConfig, Keys], nnx.Module]
+    """The second half of a block."""
+    gated: bool
+    """Whether the MLP multiplies two maps of its input, so that it has three matrices, not two."""
+    windows: bool
+    """Whether blocks look within windows, all but `VisionConfig.full_attention_blocks`."""
+
+
+QWEN2_VISION = VisionStyle(
+    # This family fixes the epsilon.
+    norm=lambda size, eps: LayerNorm(size, 1e-6),
+    mlp=lambda config, keys: QuickGeluMlp(config, keys=keys),
+    gated=False,
+    windows=False,
+)
+QWEN2_5_VISION = VisionStyle(
+    norm=RMSNorm,
+    mlp=lambda config, keys: GatedMlp(config.embed_dim, config.intermediate, bias=True, keys=keys),
+    gated=True,
+    windows=True,
+)
+
+
+class VisionBlock(nnx.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(
+        self, vision: VisionConfig, style: VisionStyle, execution: Execution, *, keys: Keys
+    ):
         size, eps = vision.embed_dim, vision.rms_norm_eps
-        if config.family == "qwen2_vl":
-            self.norm1: nnx.Module = LayerNorm(size, 1e-6)
-            self.norm2: nnx.Module = LayerNorm(size, 1e-6)
-            self.mlp: nnx.Module = QuickGeluMlp(vision, keys=keys)
-        else:
-            self.norm1 = RMSNorm(size, eps)
-            self.norm2 = RMSNorm(size, eps)
-            self.mlp = GatedMlp(size, vision.intermediate, bias=True, keys=keys)
+        self.norm1 = style.norm(size, eps)
+        self.norm2 = style.norm(size, eps)
+        self.mlp = style.mlp(vision, keys)
         self.attn = VisionAttention(vision, execution, keys=keys)
 
     def __call__(self, x: jax.Array, angles: jax.Array, mask: jax.Array) -> jax.Array:
@@ -118,13 +145,8 @@ class PatchEmbed(nnx.Module):
 class PatchMerger(nnx.Module):
     """Joins merge_size^2 neighbouring patches into one token of the decoder's width."""
 
-    def __init__(self, config: QwenVLConfig, *, keys: Keys):
-        vision = config.vision
-        self.ln_q = (
-            LayerNorm(vision.embed_dim, 1e-6)
-            if config.family == "qwen2_vl"
-            else RMSNorm(vision.embed_dim, 1e-6)
-        )
+    def __init__(self, vision: VisionConfig, style: VisionStyle, *, keys: Keys):
+        self.ln_q = style.norm(vision.embed_dim, 1e-6)
         joined = vision.embed_dim * vision.merge_size**2
         self.mlp_0 = Linear(joined, joined, bias=True, keys=keys)
         self.mlp_2 = Linear(joined, vision.out_dim, bias=True, keys=keys)
@@ -144,14 +166,22 @@ class VisionTower(nnx.Module):
     which gives the same numbers.
     """
 
-    def __init__(self, config: QwenVLConfig, execution: Execution, *, keys: Keys):
+    def __init__(
+        self, config: QwenVLConfig, style: VisionStyle, execution: Execution, *, keys: Keys
+    ):
         vision = config.vision
+        unit = vision.patch_size * vision.merge_size
+        require(
+            not style.windows or vision.window_size % unit == 0,
+            f"window_size must be a multiple of {unit} pixels",
+        )
         self.patch_embed = PatchEmbed(vision, keys=keys)
         self.blocks = stack_layers(
-            vision.depth, lambda: VisionBlock(config, execution, keys=keys), keys
+            vision.depth, lambda: VisionBlock(vision, style, execution, keys=keys), keys
         )
-        self.merger = PatchMerger(config, keys=keys)
+        self.merger = PatchMerger(vision, style, keys=keys)
         self.config = config
+        self.windows = style.windows
         self.execution = execution
 
     def __call__(self, patches: jax.Array, segment: jax.Array, position: jax.Array) -> jax.Array:
@@ -182,7 +212,7 @@ class VisionTower(nnx.Module):
         same = segment[:, :, None] == segment[:, None, :]
         same = same & (segment > 0)[:, None, :]
         windowed, full = same, None
-        if self.config.family == "qwen2_5_vl":
+        if self.windows:
             window = position // (vision.window_size // vision.patch_size)
             windowed = same & jnp.all(window[:, :, None] == window[:, None, :], axis=-1)
             full = jnp.isin(

@@ -15,6 +15,7 @@ import numpy as np
 
 from afmrl_jax.config import Execution, LoraConfig, QwenVLConfig
 from afmrl_jax.models.architecture import Architecture, Params
+from afmrl_jax.models.families import family
 from afmrl_jax.models.generation import generate
 from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.parallel.param_paths import is_adapter
@@ -62,7 +63,7 @@ def forward_flops(config: QwenVLConfig, visual: int, text: int) -> tuple[float, 
     """Matrix products of one picture's vision tower, and of the decoder on its row."""
     vision, decoder = config.vision, config.text
     patches, wide = visual * vision.merge_size**2, vision.embed_dim
-    gates = 3 if config.family == "qwen2_5_vl" else 2
+    gates = 3 if family(config.family).vision.gated else 2
     block = 2 * patches * (4 * wide**2 + gates * wide * vision.intermediate)
     block += 4 * patches**2 * wide
     joined = wide * vision.merge_size**2

@@ -39,6 +39,7 @@ from typing import Any, Literal
 import jax
 
 from afmrl_jax.errors import AfmrlError, ConfigError
+from afmrl_jax.models.families import ROLES
 from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.parallel.mesh import simulate_devices
 from afmrl_jax.performance.record import check_writable, versions
@@ -109,7 +110,7 @@ class Sweep:
         for model, task, visual, dtype, mesh, remat, batch in itertools.product(
             self.model, self.task, self.visual, self.dtype, self.mesh, self.remat, self.batch
         ):
-            embeds = preset(model).family == "qwen2_vl"
+            embeds = preset(model).family == ROLES["embedder"]
             if embeds != (task == "agcl") or (task == "generate" and remat != self.remat[0]):
                 continue
             found = True

@@ -21,9 +21,8 @@ from afmrl_jax.errors import CatalogueError
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import Generation
 from afmrl_jax.models.shared_prefix import embed_continuations
-from afmrl_jax.objectives import rewards as objectives
 from afmrl_jax.objectives.ranks import PositiveRanks, rank_positives
-from afmrl_jax.objectives.rewards import Outcome
+from afmrl_jax.objectives.rewards import Outcome, Reward
 from afmrl_jax.parallel.layout import AXES
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place_batch
@@ -33,7 +32,7 @@ from afmrl_jax.training.annotate import completion_texts
 from afmrl_jax.training.rar.rollout import Rollout, encode_images, trimmed_length
 
 
-@partial(jax.jit, static_argnums=(0, 9, 10))
+@partial(jax.jit, static_argnums=(0, 9, 10, 11))
 def _retrieve(
     architecture: Architecture,
     params: Params,
@@ -45,20 +44,20 @@ def _retrieve(
     positives: jax.Array,
     own: jax.Array,
     size: int,
+    every: bool,
     negatives: int,
 ) -> PositiveRanks:
     """Standings of all samples, leaves [q g ...]: rows are read once, and each list behind them.
 
-    Without `negatives` only the rank of the best positive is counted.
+    `every` and `negatives` as in `rank_positives`: without them only the rank of the best positive
+    is counted.
     """
     shape = tails.shape[:2]
     model = architecture.bind(params)
     vectors = embed_continuations(model, rows, tails, tail_mask, visual_tokens)
     places, own = (jnp.repeat(x, shape[1], axis=0) for x in (positives, own))
     flat = vectors.reshape(-1, vectors.shape[-1])
-    found = rank_positives(
-        flat, gallery, places, own, size=size, every=negatives > 0, negatives=negatives
-    )
+    found = rank_positives(flat, gallery, places, own, size=size, every=every, negatives=negatives)
     return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
 
 
@@ -153,7 +152,13 @@ class RarEnvironment:
         return queries[~held], queries[held]
 
     def judge(
-        self, prompts: Any, index: np.ndarray, generation: Generation, settings: RarConfig, k: int
+        self,
+        prompts: Any,
+        index: np.ndarray,
+        generation: Generation,
+        reward: Reward,
+        settings: RarConfig,
+        k: int,
     ) -> Rollout:
         """Reward the samples of a batch of queries.
 
@@ -161,14 +166,20 @@ class RarEnvironment:
             prompts: G's prompts, whose pictures R looks at too, q rows.
             index: the queries' listings, [q].
             generation: the samples, [q g n].
-            settings: which reward.
+            reward: what the samples earn; only what it needs is computed.
+            settings: of the margin and of malformed lists.
             k: of Recall@k.
         """
         generation = to_host(generation)
         texts, malformed = completion_texts(generation, self.builder.tokenizer)
         shape = generation.finished.shape
-        simple = settings.reward in objectives.BY_RANK
-        found = self.stand(prompts, index, texts, 0 if simple else settings.margin_negatives)
+        found = self.stand(
+            prompts,
+            index,
+            texts,
+            settings.margin_negatives if "margin" in reward.needs else 0,
+            every="ranks" in reward.needs,
+        )
         counts = [
             0 if bad else len(parse_attributes(t)) for t, bad in zip(texts, malformed, strict=True)
         ]
@@ -182,12 +193,18 @@ class RarEnvironment:
             budget=generation.tokens.shape[-1],
             k=k,
         )
-        nothing = np.zeros(shape, np.float32)
-        rollout = Rollout(nothing, nothing, outcome, malformed.reshape(shape), texts)
-        return rollout.rewarded(settings, k)
+        return Rollout.of(
+            outcome, malformed.reshape(shape), texts, reward, settings.malformed_reward
+        )
 
     def stand(
-        self, prompts: Any, index: np.ndarray, texts: Sequence[str], negatives: int
+        self,
+        prompts: Any,
+        index: np.ndarray,
+        texts: Sequence[str],
+        negatives: int,
+        *,
+        every: bool = False,
     ) -> PositiveRanks:
         """Where query texts bring the positives, NumPy arrays [q g ...].
 
@@ -198,7 +215,8 @@ class RarEnvironment:
             prompts: q rows with the queries' pictures.
             index: the queries' listings, [q].
             texts: g attribute texts a query, q * g in order.
-            negatives: hardest negatives in the margin; 0: only ranks of the best positives.
+            negatives: hardest negatives in the margin; 0 for no margin.
+            every: rank every positive, and not only the best.
         """
         builder, index = self.builder, np.asarray(index)
         rows = [builder.embedder(int(i), None) for i in index]
@@ -223,6 +241,7 @@ class RarEnvironment:
                 places,
                 index.astype(np.int32),
                 len(builder.listings),
+                every,
                 negatives,
             )
         return to_host(found)

@@ -11,7 +11,7 @@ import numpy as np
 
 from afmrl_jax.config import RarConfig
 from afmrl_jax.models.architecture import Architecture, Params
-from afmrl_jax.objectives.rewards import Outcome
+from afmrl_jax.objectives.rewards import Outcome, Reward
 from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.runtime.distributed import barrier, check_on_first
 from afmrl_jax.runtime.files import atomic_path, read_json, write_json
@@ -51,6 +51,7 @@ class HeldOutEvaluator:
         settings: RarConfig,
         architecture: Architecture,
         environment: RarEnvironment,
+        reward: Reward,
         seed: int,
         k: int,
         start: np.ndarray,
@@ -59,6 +60,7 @@ class HeldOutEvaluator:
         self._settings = settings
         self._architecture = architecture
         self._environment = environment
+        self._reward = reward
         self._seed = seed
         self.k = k
         self._start = start
@@ -72,17 +74,22 @@ class HeldOutEvaluator:
         architecture: Architecture,
         params: Params,
         environment: RarEnvironment,
+        reward: Reward,
         seed: int,
     ) -> HeldOutEvaluator:
         """The judge of a stage; measures the start and chooses k unless that was done before."""
         path = folder / "held_out_start"
         if not check_on_first(path.is_dir):
-            rollouts = _sample_all(settings, architecture, params, environment, seed, 1)
+            rollouts = _sample_all(settings, architecture, params, environment, reward, seed, 1)
             ranks = np.concatenate([x.outcome.rank for x in rollouts])
             bad = np.concatenate([x.malformed for x in rollouts])
             recalls = {k: float(np.mean((ranks <= k) & ~bad)) for k in CANDIDATE_K}
             k = settings.k or min(recalls, key=lambda k: abs(recalls[k] - 0.5))
-            rollouts = [x.rewarded(settings, k) for x in rollouts]
+            penalty = settings.malformed_reward
+            rollouts = [
+                Rollout.of(x.outcome._replace(k=k), x.malformed, x.texts, reward, penalty)
+                for x in rollouts
+            ]
             rewards = _per_query(rollouts, "rewards")
             means = _means(rollouts, rewards, environment)
             with atomic_path(path) as temporary:
@@ -94,13 +101,26 @@ class HeldOutEvaluator:
         start = read_json(path / "start.json")
         rewards = np.load(path / "rewards.npy")
         return cls(
-            settings, architecture, environment, seed, int(start["k"]), rewards, start["means"]
+            settings,
+            architecture,
+            environment,
+            reward,
+            seed,
+            int(start["k"]),
+            rewards,
+            start["means"],
         )
 
     def __call__(self, params: Params) -> dict[str, float]:
         """Held-out means, and the paired gain over the start with its standard error."""
         rollouts = _sample_all(
-            self._settings, self._architecture, params, self._environment, self._seed, self.k
+            self._settings,
+            self._architecture,
+            params,
+            self._environment,
+            self._reward,
+            self._seed,
+            self.k,
         )
         return _means(rollouts, self._start, self._environment)
 
@@ -133,6 +153,7 @@ def _sample_all(
     architecture: Architecture,
     params: Params,
     environment: RarEnvironment,
+    reward: Reward,
     seed: int,
     k: int,
 ) -> list[Rollout]:
@@ -155,7 +176,7 @@ def _sample_all(
                 (builder.tokenizer.eos_id, builder.tokenizer.pad_id),
                 environment.grammar,
             )
-        rollout = environment.judge(prompts, padded, generation, settings, k)
+        rollout = environment.judge(prompts, padded, generation, reward, settings, k)
         out.append(_first_rows(rollout, len(chosen)))
     return out
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from afmrl_jax.data.attributes.token_grammar import Grammar
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.objectives import rewards as objectives
-from afmrl_jax.objectives.rewards import Outcome
+from afmrl_jax.objectives.rewards import Outcome, Reward
 
 TAIL_STEP = 16
 """Lengths of continuations are rounded up to multiples of it, so that few shapes are compiled."""
@@ -40,17 +39,19 @@ class Rollout:
     texts: list[str]
     """q * g, group by group."""
 
-    def rewarded(self, settings: RarConfig, k: int) -> Rollout:
-        """The same samples under Recall@k, and under the reward that the settings choose."""
-        outcome = self.outcome._replace(k=k)
-        reward = objectives.find_reward(settings.reward, length_price=settings.length_price)
-        values = objectives.rewarded(
-            reward, outcome, jnp.asarray(self.malformed), settings.malformed_reward
-        )
-        recall = np.where(self.malformed, 0.0, np.asarray(objectives.recall(outcome)))
-        return dataclasses.replace(
-            self, rewards=np.asarray(values), recall=recall.astype(np.float32), outcome=outcome
-        )
+    @classmethod
+    def of(
+        cls,
+        outcome: Outcome,
+        malformed: np.ndarray,
+        texts: list[str],
+        reward: Reward,
+        penalty: float,
+    ) -> Rollout:
+        """Samples with their reward, malformed ones at `penalty`, and with their Recall@k."""
+        values = objectives.rewarded(reward, outcome, jnp.asarray(malformed), penalty)
+        recall = np.where(malformed, 0.0, np.asarray(objectives.recall(outcome)))
+        return cls(np.asarray(values), recall.astype(np.float32), outcome, malformed, texts)
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))

@@ -18,6 +18,7 @@ from afmrl_jax.data.sources.prompts import PromptSource
 from afmrl_jax.models.architecture import Params
 from afmrl_jax.models.huggingface.safetensors import TensorToWrite, stored_tensors, write_tensors
 from afmrl_jax.objectives import rewards as objectives
+from afmrl_jax.objectives.rewards import Reward, find_reward
 from afmrl_jax.parallel.layout import AXES
 from afmrl_jax.parallel.sharding import place_batch, shardings
 from afmrl_jax.runtime.distributed import barrier, to_devices, to_host
@@ -55,6 +56,7 @@ class RarStep:
         trainee: Partition,
         reference: Params,
         environment: RarEnvironment,
+        reward: Reward,
         optimizer: Any,
         k: int,
         mesh: Mesh,
@@ -65,6 +67,7 @@ class RarStep:
         self._reference = reference
         self._tower_learns = tower_learns(trainee.trainable)
         self._environment = environment
+        self._reward = reward
         self._k = k
         self._mesh = mesh
         self._samples = samples
@@ -102,7 +105,9 @@ class RarStep:
         generation = to_host(generation)
         marks.append(time.perf_counter())
         index = to_host(batch["index"])
-        rollout = self._environment.judge(pictured, index, generation, settings, self._k)
+        rollout = self._environment.judge(
+            pictured, index, generation, self._reward, settings, self._k
+        )
         marks.append(time.perf_counter())
         # What lies behind the longest list need not be computed.
         length = trimmed_length(generation.mask)
@@ -167,7 +172,10 @@ def train_rar(
     """
     settings = config.rar
     architecture, start = trainee.architecture, trainee.whole(trainee.trainable)
-    judge = HeldOutEvaluator.open(folder, settings, architecture, start, environment, config.seed)
+    reward = find_reward(settings.reward, settings)
+    judge = HeldOutEvaluator.open(
+        folder, settings, architecture, start, environment, reward, config.seed
+    )
     optimizer = make_optimizer(settings.optimizer, settings.steps * settings.updates_per_rollout)
     source = PromptSource(
         environment.builder,
@@ -185,7 +193,7 @@ def train_rar(
     reference = trainee.whole(jax.tree.map(jnp.copy, trainee.trainable))
     samples = SampleLog(folder, settings.samples_every, environment.builder)
     rar_step = RarStep(
-        settings, trainee, reference, environment, optimizer, judge.k, loop.mesh, samples
+        settings, trainee, reference, environment, reward, optimizer, judge.k, loop.mesh, samples
     )
     health = RarMonitor(folder, settings.patience)
     lines = read_metrics(folder / "metrics.jsonl")

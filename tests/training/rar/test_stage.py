@@ -8,7 +8,8 @@ import pytest
 from afmrl_jax.config import ImageConfig, RarConfig, TextBudget
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture
-from afmrl_jax.objectives.rewards import Outcome
+from afmrl_jax.models.generation import Generation
+from afmrl_jax.objectives.rewards import Outcome, Reward, find_reward
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.testing import tiny_config
 from afmrl_jax.training.rar.environment import RarEnvironment
@@ -18,11 +19,13 @@ from afmrl_jax.training.rar.rollout import Rollout
 SETTINGS = RarConfig(queries=2, group_size=2, evaluation_samples=2)
 
 
+MALFORMED = np.array([[False, False], [False, True]])
+
+
 @pytest.fixture
-def rollout():
+def outcome():
     ranks = np.array([[1, 4], [2, 1]], np.int32)
-    nothing = np.zeros((2, 2), np.float32)
-    outcome = Outcome(
+    return Outcome(
         rank=ranks,
         ranks=ranks[..., None],
         positives=np.ones(2, np.int32),
@@ -30,10 +33,8 @@ def rollout():
         tokens=np.full((2, 2), 8, np.int32),
         attributes=np.ones((2, 2), np.int32),
         budget=16,
-        k=1,
+        k=3,
     )
-    malformed = np.array([[False, False], [False, True]])
-    return Rollout(nothing, nothing, outcome, malformed, [""] * 4)
 
 
 @pytest.mark.parametrize(
@@ -46,8 +47,8 @@ def rollout():
         ("margin", [[0.5, -0.25], [0.0, -0.1]]),
     ],
 )
-def test_samples_are_rewarded_as_the_settings_say(rollout, reward, expected):
-    found = rollout.rewarded(dataclasses.replace(SETTINGS, reward=reward), k=3)
+def test_samples_are_rewarded_as_the_settings_say(outcome, reward, expected):
+    found = Rollout.of(outcome, MALFORMED, [""] * 4, find_reward(reward, SETTINGS), -0.1)
     np.testing.assert_allclose(found.rewards, expected, rtol=1e-6)
     # Recall is logged under every reward, and a malformed list finds nothing.
     np.testing.assert_array_equal(found.recall, [[1, 0], [1, 0]])
@@ -97,25 +98,55 @@ def test_held_out_queries_share_no_family_with_the_others(environment):
 
 def test_the_judge_finds_at_the_start_what_it_kept(environment, tmp_path):
     env, architecture, params = environment
-    judge = HeldOutEvaluator.open(tmp_path, SETTINGS, architecture, params, env, 0)
+    asked = (tmp_path, SETTINGS, architecture, params, env, find_reward("recall"), 0)
+    judge = HeldOutEvaluator.open(*asked)
     assert judge(params) == pytest.approx(judge.at_start)
     assert judge.at_start["held_out/gain"] == 0
-    again = HeldOutEvaluator.open(tmp_path, SETTINGS, architecture, params, env, 0)
+    again = HeldOutEvaluator.open(*asked)
     assert (again.k, again.at_start) == (judge.k, judge.at_start)
 
 
 def test_constrained_samples_are_never_malformed(environment, tmp_path):
     env, architecture, params = environment
-    settings = dataclasses.replace(SETTINGS, constrained=True, reward="margin", temperature=1.5)
+    settings = dataclasses.replace(SETTINGS, constrained=True, temperature=1.5)
     # Room for the shortest list of an untrained tokenizer.
     text = dataclasses.replace(env.builder.text, max_attribute_tokens=24)
     builder = dataclasses.replace(env.builder, text=text)
     texts = {x.listing_id: "shape: circle; colour: red" for x in builder.listings}
     rows = architecture.config.text.vocab_size
     own = RarEnvironment(builder, env._encoder, texts, settings, 0, vocab_size=rows)
-    judge = HeldOutEvaluator.open(tmp_path, settings, architecture, params, own, 0)
+    reward = find_reward("margin", settings)
+    judge = HeldOutEvaluator.open(tmp_path, settings, architecture, params, own, reward, 0)
     assert judge.at_start["held_out/malformed_share"] == 0
     assert judge.at_start["held_out/attribute_count"] >= 1
+
+
+@pytest.mark.parametrize("environment", ["bare"], indirect=True)
+def test_a_new_reward_is_one_object_and_pays_only_for_what_it_needs(environment):
+    """Everything that these rewards take stands in this test."""
+    env, seen = environment[0], []
+
+    def first_is_best(outcome):
+        seen.append(outcome)
+        return (outcome.rank == 1) * 0.5
+
+    index = np.array(env.training_queries[:2])
+    prompts = env.builder.batch([env.builder.prompt(int(i)) for i in index], env.prompt_length)
+    tokenizer = env.builder.tokenizer
+    ids = np.array([*tokenizer.encode("shape: circle"), tokenizer.eos_id], np.int32)
+    tokens = np.broadcast_to(ids, (2, 3, len(ids)))
+    written = Generation(
+        tokens=tokens,
+        logprobs=np.zeros(tokens.shape),
+        mask=np.ones(tokens.shape, bool),
+        finished=np.ones((2, 3), bool),
+    )
+    for needs in (set(), {"ranks"}, {"margin"}):
+        found = env.judge(prompts, index, written, Reward(first_is_best, needs), SETTINGS, 1)
+        outcome = seen[-1]
+        assert {x for x in ("ranks", "margin") if getattr(outcome, x) is not None} == needs
+        np.testing.assert_allclose(found.rewards, 0.5 * found.recall)
+        assert not found.malformed.any()
 
 
 def test_a_text_is_ranked_as_the_encoder_would(environment):

@@ -1,0 +1,99 @@
+"""Backbone families: all that tells one from another, as one record in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Protocol
+
+from afmrl_jax.config import Execution, QwenVLConfig
+from afmrl_jax.errors import ConfigError
+from afmrl_jax.models.qwen_vl.hub_config import (
+    read_config,
+    read_qwen2_5_vision,
+    read_qwen2_vision,
+    write_config,
+    write_qwen2_5_vision,
+    write_qwen2_vision,
+)
+from afmrl_jax.models.qwen_vl.layers import Keys
+from afmrl_jax.models.qwen_vl.model import QwenVL
+from afmrl_jax.models.qwen_vl.vision import QWEN2_5_VISION, QWEN2_VISION, VisionStyle
+
+
+class Build(Protocol):
+    """Makes a model with random weights; a class with this constructor is one."""
+
+    def __call__(self, config: QwenVLConfig, execution: Execution, *, keys: Keys) -> QwenVL:
+        """Of this size, computed in this way, with weights drawn from `keys`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Family:
+    """A backbone family. Any serves as embedder and as generator."""
+
+    name: str
+    """As in `QwenVLConfig.family`, and the `model_type` of its config.json."""
+    build: Build
+    vision: VisionStyle
+    """Of its tower; what counts of operations and memory go by, too."""
+    read_config: Callable[[Mapping[str, Any], str], QwenVLConfig]
+    """From a config.json and its name in messages; raises RunError where it does not fit."""
+    write_config: Callable[[QwenVLConfig], dict[str, Any]]
+    """The config.json, without special tokens and the type of the weights."""
+
+
+FAMILIES: dict[str, Family] = {}
+"""The families known by now, by name."""
+
+ROLES: dict[Literal["embedder", "generator"], str] = {
+    "embedder": "qwen2_vl",
+    "generator": "qwen2_5_vl",
+}
+"""The family of a model that nobody chose one for, by what it serves as."""
+
+
+def family(name: str) -> Family:
+    """A family by name.
+
+    Raises:
+        ConfigError: there is none of that name; the message lists those there are.
+    """
+    if name not in FAMILIES:
+        raise ConfigError(f"no model family {name!r}; choose from {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def register(new: Family) -> Family:
+    """Make a family known, so that models of it can be built, trained, read and written.
+
+    Raises:
+        ConfigError: another family has the name.
+    """
+    if FAMILIES.setdefault(new.name, new) is not new:
+        raise ConfigError(f"there is a model family {new.name!r} already; choose another name")
+    return new
+
+
+register(
+    Family(
+        name="qwen2_vl",
+        build=partial(QwenVL, style=QWEN2_VISION),
+        vision=QWEN2_VISION,
+        read_config=partial(read_config, "qwen2_vl", read_qwen2_vision),
+        write_config=partial(write_config, "Qwen2VLForConditionalGeneration", write_qwen2_vision),
+    )
+)
+register(
+    Family(
+        name="qwen2_5_vl",
+        build=partial(QwenVL, style=QWEN2_5_VISION),
+        vision=QWEN2_5_VISION,
+        read_config=partial(read_config, "qwen2_5_vl", read_qwen2_5_vision),
+        write_config=partial(
+            write_config, "Qwen2_5_VLForConditionalGeneration", write_qwen2_5_vision
+        ),
+    )
+)
