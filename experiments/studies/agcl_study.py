@@ -4,7 +4,7 @@
     python -m experiments.studies.agcl_study --fast --out runs/study-smoke --seeds 0 1 \
         --result runs/study-smoke/study.json --plot runs/study-smoke/study.png
 
-Writes experiments/results/agcl_study.json and docs/images/agcl_study.png again after every seed. The
+Writes results/agcl_study.json and docs/images/agcl_study.png again after every seed. The
 same command resumes an interrupted run. `--names` adds variations or leaves some out.
 
 For each seed one backbone R is trained on with `infonce` and with every variation of AGCL: the same
