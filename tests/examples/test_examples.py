@@ -1,0 +1,41 @@
+"""The examples run as they are."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from afmrl_jax.runs.pipeline import Pipeline
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run_example(name, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("agcl_loss.py", "largest difference to the literal gradient"),
+        ("custom_reward.py", "advantages"),
+        ("own_catalogue.py", "m2-b mug-2 train Camping mug in red"),
+    ],
+)
+def test_an_example_that_needs_no_run(name, told, monkeypatch, capsys):
+    run_example(name, monkeypatch)
+    assert told in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("tiny_models")
+def test_search_with_a_run(tiny_run, tmp_path, monkeypatch, capsys):
+    pipeline = Pipeline(tmp_path / "run", tiny_run)
+    pipeline.run_to("cit-1")
+    pipeline.run.close()
+    capsys.readouterr()
+    run_example("search.py", monkeypatch, tmp_path / "run")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("oak chair (1.00)")
+    assert len(lines) == 2
