@@ -1,4 +1,4 @@
-"""`afmrl train` and `afmrl config`: presets, files of settings and options; a run that stops early."""
+"""`afmrl train` and `afmrl config`: presets, files of settings, options, early ends."""
 
 import dataclasses
 import json
