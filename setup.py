@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 PICTURE = re.compile(r"!\[([^\]]*)\]\((?!https?://)([^)\s]+)\)")
+LINKED_PICTURE = re.compile(r"\[(!\[[^\]]*\]\([^)\s]+\))\]\((?!https?://)[^)\s]+\)")
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?://|mailto:)([^)\s]+)\)")
 
 
@@ -24,9 +25,9 @@ def long_description(text, images=""):
     shown = rf"![\1]({images.rstrip('/')}/\2)" if images else ""
     lines = []
     for line in text.splitlines():
-        changed = PICTURE.sub(shown, line)
+        changed = LINK.sub(r"\1", LINKED_PICTURE.sub(r"\1", PICTURE.sub(shown, line)))
         if changed.strip() or not line.strip():
-            lines.append(LINK.sub(r"\1", changed))
+            lines.append(changed)
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
 
 

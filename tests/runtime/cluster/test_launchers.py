@@ -72,6 +72,12 @@ def test_one_process_of_a_host_is_alone(tmp_path):
     assert (status, out) == (0, "- - - - --out a b\n")
 
 
+def test_a_host_runs_the_package_as_well_as_a_script():
+    status, out, err = run("hosts.sh", "-m", "afmrl_jax", "--version")
+    assert status == 0, err
+    assert out.startswith("afmrl-jax ")
+
+
 def test_each_gpu_of_a_host_has_its_process(tmp_path):
     env = {"HOSTS": "2", "HOST": "1", "PER_HOST": "2", "COORDINATOR": "host0:99"}
     status, out, _ = run("hosts.sh", show(tmp_path), CUDA_VISIBLE_DEVICES="3,5,6", **env)
