@@ -189,8 +189,11 @@ class ModelSettings:
     """Where a model's weights come from, what of it learns, and how it is computed."""
 
     weights: str | None = None
-    """Folder of a Qwen2-VL (embedder) or Qwen2.5-VL (generator) in Hugging Face's layout, or of a
-    PEFT adapter. None: a small model with random weights, as in the demo."""
+    """Folder of a Qwen2-VL or Qwen2.5-VL in Hugging Face's layout, or of a PEFT adapter. None: a
+    small model with random weights, as in the demo."""
+    family: str | None = None
+    """Model family where `weights` is None: qwen2_vl, qwen2_5_vl, or one that was registered. None:
+    qwen2_vl for the embedder, qwen2_5_vl for the generator. Weights say theirs themselves."""
     trained: Literal["all", "decoder", "lora"] = "all"
     """What learns: every weight, all but the vision tower, or adapters on the decoder."""
     lora: LoraConfig = field(default_factory=LoraConfig)

@@ -27,9 +27,24 @@ def _with_names(value: Any, names: dict[str, str]) -> Any:
     return [_with_names(x, names) for x in value] if isinstance(value, list) else value
 
 
+ADDED: dict[str, Any] = {"family": None}
+"""Settings that older run directories lack, and the value that stands for what was done then."""
+
+
+def _without_added(value: Any) -> Any:
+    """JSON values without the settings of `ADDED` that have the older value, at any depth."""
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if k not in ADDED or v != ADDED[k]}
+        return {k: _without_added(v) for k, v in kept.items()}
+    return [_without_added(x) for x in value] if isinstance(value, list) else value
+
+
 def migrated(value: Any) -> Any:
-    """JSON values of a run directory of any version, under the present names of settings."""
-    return _with_names(value, RENAMED)
+    """JSON values of a run directory of any version, so that equal settings compare equal.
+
+    Settings have their present names, and those of `ADDED` are left out at their older value.
+    """
+    return _without_added(_with_names(value, RENAMED))
 
 
 def from_dict(kind: Any, value: Any) -> Any:
@@ -56,9 +71,11 @@ def from_dict(kind: Any, value: Any) -> Any:
 def fingerprint(value: Any) -> str:
     """A short stable hash of a config or of plain JSON values.
 
-    A setting counts under the first name it had, so that stages that were finished before it was
-    renamed stay finished.
+    A setting counts under the first name it had, and one that was added later only where it
+    changes something, so that stages that were finished before stay finished.
     """
     plain = to_dict(value) if dataclasses.is_dataclass(value) else value
-    text = json.dumps(_with_names(plain, _FIRST_NAMES), sort_keys=True, ensure_ascii=False)
+    text = json.dumps(
+        _with_names(_without_added(plain), _FIRST_NAMES), sort_keys=True, ensure_ascii=False
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]

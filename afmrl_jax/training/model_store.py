@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from jax.sharding import Mesh
 
@@ -12,6 +11,7 @@ from afmrl_jax.config import InitConfig, ModelSettings, QwenVLConfig, RunConfig
 from afmrl_jax.config.validation import require
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.models.architecture import Architecture, Params
+from afmrl_jax.models.families import ROLES, family
 from afmrl_jax.models.huggingface.folder import MANIFEST, base_folder, save_model
 from afmrl_jax.training.partition import pretrained, read_model
 
@@ -41,16 +41,16 @@ class ModelStore:
     def start(self, stage: str, tokenizer: BpeTokenizer) -> tuple[Architecture, Params]:
         """What R or G is before any training: the user's weights, or random ones."""
         settings, writes = self.settings(stage), _writes(stage)
-        family: Literal["qwen2_vl", "qwen2_5_vl"] = "qwen2_5_vl" if writes else "qwen2_vl"
         seed = self.config.seed + writes
         if settings.weights is not None:
-            return pretrained(settings, family, self.mesh, seed)
+            return pretrained(settings, self.mesh, seed)
         require(
             settings.trained == "all",
             f"trained {settings.trained!r} needs weights to start from: name a folder with "
             f"--{'generator' if writes else 'embedder'}.weights",
         )
-        config = QwenVLConfig.demo(family, tokenizer.vocab_size, tokenizer.image_pad_id)
+        named = settings.family or ROLES["generator" if writes else "embedder"]
+        config = QwenVLConfig.demo(family(named).name, tokenizer.vocab_size, tokenizer.image_pad_id)
         architecture = Architecture.of(config, settings.execution)
         return architecture, architecture.init(seed, InitConfig.copying() if writes else None)
 

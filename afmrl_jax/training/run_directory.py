@@ -55,13 +55,13 @@ class Run:
 
     def _check_config(self) -> None:
         path = self.folder / "config.json"
-        wanted = to_dict(self.config)
+        wanted = migrated(to_dict(self.config))
         found = migrated(read_json(path)) if path.is_file() else wanted
         # Where a run is computed may change; what is computed may not.
         before, now = ({k: v for k, v in x.items() if k not in PLACEMENT} for x in (found, wanted))
         if before == now:
             if not path.is_file() or found != wanted:
-                write_json(path, wanted)
+                write_json(path, to_dict(self.config))
         else:
             differing = ", ".join(_differences(before, now)[:6])
             raise RunError(

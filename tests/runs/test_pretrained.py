@@ -114,10 +114,21 @@ def test_g_is_a_whole_model_with_the_pretrained_tower(finished, folders):
             assert not same, name
 
 
-def test_a_model_of_the_other_family_is_refused(tiny_run, folders, tmp_path, tokenizer):
-    settings = ModelSettings(weights=str(folders / "qwen2_5_vl"))
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_either_family_embeds_and_writes(family, tiny_run, folders, tmp_path, tokenizer):
+    for settings in (ModelSettings(weights=str(folders / family)), ModelSettings(family=family)):
+        config = dataclasses.replace(tiny_run, embedder=settings, generator=settings)
+        store = ModelStore(tmp_path, config, make_mesh(1, 1))
+        for stage in ("infonce", "distill"):
+            assert store.start(stage, tokenizer)[0].config.family == family
+
+
+def test_weights_of_another_family_than_was_asked_for_are_refused(
+    tiny_run, folders, tmp_path, tokenizer
+):
+    settings = ModelSettings(weights=str(folders / "qwen2_5_vl"), family="qwen2_vl")
     store = ModelStore(tmp_path, dataclasses.replace(tiny_run, embedder=settings), make_mesh(1, 1))
-    with pytest.raises(ConfigError, match=r"the embedder is a Qwen2-VL"):
+    with pytest.raises(ConfigError, match="holds a qwen2_5_vl model and not a qwen2_vl"):
         store.start("infonce", tokenizer)
 
 

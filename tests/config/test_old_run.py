@@ -1,0 +1,49 @@
+"""A run directory that commit 35b8f45 wrote stays readable, and its stages stay finished.
+
+The folder beside this file has its config.json, and the DONE.json of each stage by the stage's
+name: the demo at its fast size.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from afmrl_jax.config import ModelSettings, RunConfig, fingerprint, from_dict, migrated, to_dict
+
+OLD = Path(__file__).parent / "run_35b8f45"
+STAGES = sorted(OLD.glob("*.DONE.json"))
+
+
+def old_config():
+    return json.loads((OLD / "config.json").read_text())
+
+
+def test_its_config_is_todays():
+    config = from_dict(RunConfig, old_config())
+    assert migrated(old_config()) == migrated(to_dict(config))
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda x: x.name)
+def test_its_stages_have_the_fingerprints_of_today(path):
+    done = json.loads(path.read_text())
+    assert fingerprint(done["inputs"]) == done["fingerprint"]
+    assert fingerprint(migrated(done["inputs"])) == done["fingerprint"]
+
+
+def test_the_settings_of_today_give_the_inputs_that_were_recorded():
+    config = from_dict(RunConfig, old_config())
+    for stage, settings, model in (
+        ("agcl", config.agcl, config.embedder),
+        ("distill", config.distill, config.generator),
+    ):
+        done = json.loads((OLD / f"{stage}.DONE.json").read_text())
+        now = done["inputs"] | {"settings": to_dict(settings), "model": to_dict(model)}
+        assert fingerprint(now) == done["fingerprint"]
+
+
+def test_a_later_setting_counts_once_it_is_used():
+    chosen = dataclasses.replace(ModelSettings(), family="qwen2_5_vl")
+    assert fingerprint(chosen) != fingerprint(ModelSettings())
+    assert migrated(to_dict(chosen)) != migrated(to_dict(ModelSettings()))
