@@ -11,6 +11,7 @@ import jax
 
 from afmrl_jax.config import AgclConfig, RunConfig
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
+from afmrl_jax.data.sources.batches import ContrastiveBatch
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
 from afmrl_jax.data.sources.mined_negatives import MinedTables
 from afmrl_jax.data.sources.row_builder import RowBuilder
@@ -157,22 +158,23 @@ def make_agcl_step(
 
     @partial(jax.jit, donate_argnums=1)
     def step(
-        frozen: Params, state: dict[str, Any], batch: dict[str, Any], key: jax.Array
+        frozen: Params, state: dict[str, Any], batch: ContrastiveBatch, key: jax.Array
     ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         del key  # Dropout of inputs is drawn with the batch.
-        count = batch["products"].shape[0]
+        count = batch.products.shape[0]
         terms = None
         if statistics is not None:
-            terms = Bm25Terms(statistics, batch["query_terms"], batch["candidate_terms"])
-            terms = terms.localised()
+            assert batch.query_terms is not None
+            assert batch.candidate_terms is not None
+            terms = Bm25Terms(statistics, batch.query_terms, batch.candidate_terms).localised()
 
         def contrast(vectors: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             return agcl_loss(
                 vectors[:count],
                 vectors[count:],
                 terms,
-                batch["products"],
-                candidate_product_ids=batch.get("candidate_products"),
+                batch.products,
+                candidate_product_ids=batch.candidate_products,
                 temperature=settings.temperature,
                 gamma=settings.gamma,
                 delta=settings.delta,
@@ -182,7 +184,7 @@ def make_agcl_step(
             )
 
         def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-            wanted = settings.prefix_weight > 0 and "prompt_last" in batch
+            wanted = settings.prefix_weight > 0 and batch.prompt_last is not None
             vectors, bare = encode_batch(architecture, frozen, params, batch, prefix=wanted)
             value, metrics = contrast(vectors)
             if bare is not None:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from afmrl_jax.config import DistillConfig, RunConfig
+from afmrl_jax.data.sources.batches import DistillBatch
 from afmrl_jax.data.sources.distill import DistillSource
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture, Params
@@ -66,28 +67,28 @@ def make_distill_step(
 
     @partial(jax.jit, donate_argnums=1)
     def step(
-        frozen: Params, state: dict[str, Any], batch: dict[str, Any], key: jax.Array
+        frozen: Params, state: dict[str, Any], batch: DistillBatch, key: jax.Array
     ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         del key  # Nothing random: the batch decides all.
 
         def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
             model = architecture.bind({**frozen, **params})
-            hidden = model(batch["rows"])
-            weights = batch["weights"]
+            hidden = model(batch.rows)
+            weights = batch.weights
             value, metrics = sft_loss_of_hidden(
                 hidden,
                 model.logits,
-                batch["targets"],
+                batch.targets,
                 weights > 0,
                 weights,
                 at_once=settings.logits_at_once,
             )
             if settings.contrastive_weight:
-                vectors = unit(hidden_at(hidden, batch["prompt_last"]))
-                count = batch["products"].shape[0]
+                vectors = unit(hidden_at(hidden, batch.prompt_last))
+                count = batch.products.shape[0]
                 nothing = jnp.zeros((count, count), jnp.float32)
                 contrast, _ = agcl_loss(
-                    vectors[:count], vectors[count:], nothing, batch["products"], gamma=0.0
+                    vectors[:count], vectors[count:], nothing, batch.products, gamma=0.0
                 )
                 value = value + settings.contrastive_weight * contrast
                 metrics = metrics | {"contrastive_loss": contrast}

@@ -101,7 +101,7 @@ def run_loop(
     Args:
         config: name, folder, steps, seed and intervals.
         state: the state at step 0.
-        source: random-access batches for Grain; each holds a `VLBatch` under `rows`.
+        source: random-access batches for Grain.
         step_function: (state, batch, key) -> (state, metrics); the key is `fold_in(seed, step)`,
             so a replayed step draws the same numbers. Of a step whose gradient is no number
             nothing is taken over, see `training.state`.
@@ -221,10 +221,10 @@ class _Loop:
     def _next(self, step: int) -> Any:
         self._iterator = self._iterator or self._batches(step)
         found = next(self._iterator)
-        self._bad_pictures += int(found.pop("bad_pictures", 0))
-        self._shapes.add(found["rows"])
-        self._padding.add(found["rows"])
-        return place_batch(found, self._config.mesh)
+        self._bad_pictures += int(found.bad_pictures or 0)
+        self._shapes.add(found.rows)
+        self._padding.add(found.rows)
+        return place_batch(found._replace(bad_pictures=None), self._config.mesh)
 
     def _write(self, done: int, found: dict[str, float], watch: _Stopwatch) -> None:
         speed = watch.lap(done) | {"compiled_shapes": len(self._shapes)} | resident_memory()

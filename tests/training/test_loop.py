@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,14 @@ ROWS = VLBatch(
 )
 
 
+class Wanted(NamedTuple):
+    """A batch of the loop, which reads `rows` and `bad_pictures`."""
+
+    rows: VLBatch
+    wanted: np.float32
+    bad_pictures: int | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Numbers:
     """Batch `i` holds a number; the step walks towards it."""
@@ -46,7 +55,7 @@ class Numbers:
         return len(self.values)
 
     def __getitem__(self, step):
-        return {"rows": ROWS, "wanted": np.float32(self.values[step])}
+        return Wanted(ROWS, np.float32(self.values[step]))
 
 
 @jax.jit
@@ -54,7 +63,7 @@ def step(state, batch, key):
     del key
 
     def loss(params):
-        value = jnp.sum((params["norm/scale"] - batch["wanted"]) ** 2)
+        value = jnp.sum((params["norm/scale"] - batch.wanted) ** 2)
         return value, {"loss": value}
 
     return gradient_step(state, loss, SGD)

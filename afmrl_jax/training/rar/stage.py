@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from afmrl_jax.config import RarConfig, RunConfig
+from afmrl_jax.data.sources.batches import PromptBatch
 from afmrl_jax.data.sources.prompts import PromptSource
 from afmrl_jax.models.architecture import Params
 from afmrl_jax.models.huggingface.safetensors import TensorToWrite, stored_tensors, write_tensors
@@ -78,10 +79,10 @@ class RarStep:
         )
 
     def __call__(
-        self, state: dict[str, Any], batch: dict[str, Any], key: jax.Array
+        self, state: dict[str, Any], batch: PromptBatch, key: jax.Array
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """One rollout and its updates."""
-        settings, pictured = self._settings, batch["rows"]
+        settings, pictured = self._settings, batch.rows
         marks = [time.perf_counter()]
         architecture, policy = self._trainee.architecture, self._trainee.whole(state["params"])
         prompts = pictured
@@ -101,7 +102,7 @@ class RarStep:
         )
         generation = to_host(generation)
         marks.append(time.perf_counter())
-        index = to_host(batch["index"])
+        index = to_host(batch.queries)
         rollout = self._environment.judge(pictured, index, generation, settings, self._k)
         marks.append(time.perf_counter())
         # What lies behind the longest list need not be computed.
@@ -191,7 +192,7 @@ def train_rar(
     lines = read_metrics(folder / "metrics.jsonl")
 
     def step(
-        state: dict[str, Any], batch: dict[str, Any], key: jax.Array
+        state: dict[str, Any], batch: PromptBatch, key: jax.Array
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         state, metrics = rar_step(state, batch, key)
         done = int(state["step"])
