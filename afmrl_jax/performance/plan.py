@@ -168,7 +168,7 @@ def exact_lines(request: Request, architecture: Architecture) -> list[Line]:
         int(np.prod(s.shard_shape(x.shape), dtype=np.int64)) * x.dtype.itemsize for x, s in pairs
     )
     own = counts.shard_bytes(learning, mesh)
-    moments = counts.shard_bytes(state["opt_state"], mesh) if learning else 0
+    moments = counts.shard_bytes(state.opt_state, mesh) if learning else 0
     lines = [
         Line("weights that learn (float32)", own, "exact"),
         Line("frozen weights (bfloat16)", counts.shard_bytes(frozen, mesh), "exact"),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
+import optax
 
 from afmrl_jax.config import AgclConfig, RunConfig
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
@@ -22,7 +22,7 @@ from afmrl_jax.training.encode_batch import encode_batch
 from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop
 from afmrl_jax.training.mining import refresh_of
 from afmrl_jax.training.partition import Partition
-from afmrl_jax.training.state import gradient_step, initial_state, make_optimizer
+from afmrl_jax.training.state import TrainState, gradient_step, initial_state, make_optimizer
 from afmrl_jax.training.vision_cache import with_cached_tokens
 
 MINED = "mined"
@@ -93,7 +93,7 @@ def train_agcl(
         products = source.identity
         refresh = refresh_of(name, mined, trainee, builder, products, mining, read, loop.mesh)
     state = run_loop(loop, state, source, partial(step, trainee.frozen), refresh=refresh)
-    return trainee.whole(state["params"])
+    return trainee.whole(state.params)
 
 
 def term_statistics(
@@ -152,14 +152,14 @@ def make_agcl_step(
     architecture: Architecture,
     settings: AgclConfig,
     statistics: Bm25Statistics | None,
-    optimizer: Any,
+    optimizer: optax.GradientTransformation,
 ) -> FrozenStepFunction:
     """The jitted step (frozen, state, batch, key) -> (state, metrics) of contrastive training."""
 
     @partial(jax.jit, donate_argnums=1)
     def step(
-        frozen: Params, state: dict[str, Any], batch: ContrastiveBatch, key: jax.Array
-    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        frozen: Params, state: TrainState, batch: ContrastiveBatch, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         del key  # Dropout of inputs is drawn with the batch.
         count = batch.products.shape[0]
         terms = None

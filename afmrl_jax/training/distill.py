@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from afmrl_jax.config import DistillConfig, RunConfig
 from afmrl_jax.data.sources.batches import DistillBatch
@@ -19,7 +19,7 @@ from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.objectives.sft import sft_loss_of_hidden
 from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop
 from afmrl_jax.training.partition import Partition
-from afmrl_jax.training.state import gradient_step, initial_state, make_optimizer
+from afmrl_jax.training.state import TrainState, gradient_step, initial_state, make_optimizer
 
 
 def train_distill(
@@ -57,18 +57,18 @@ def train_distill(
     loop = LoopConfig.of(config, "distill", folder, settings.steps)
     state = initial_state(trainee.trainable, optimizer)
     state = run_loop(loop, state, source, partial(step, trainee.frozen))
-    return trainee.whole(state["params"])
+    return trainee.whole(state.params)
 
 
 def make_distill_step(
-    architecture: Architecture, settings: DistillConfig, optimizer: Any
+    architecture: Architecture, settings: DistillConfig, optimizer: optax.GradientTransformation
 ) -> FrozenStepFunction:
     """The jitted step (frozen, state, batch, key) -> (state, metrics) of distillation."""
 
     @partial(jax.jit, donate_argnums=1)
     def step(
-        frozen: Params, state: dict[str, Any], batch: DistillBatch, key: jax.Array
-    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        frozen: Params, state: TrainState, batch: DistillBatch, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         del key  # Nothing random: the batch decides all.
 
         def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -113,7 +113,7 @@ def gradients(step, trainable, frozen, batch, mesh):
         inputs = (place(frozen, mesh), state, place_batch(batch, mesh), jax.random.key(0))
         compiled = step.lower(*inputs).compile()
         state, metrics = compiled(*inputs)
-    found = {n: trainable[n] - np.asarray(x) for n, x in state["params"].items()}
+    found = {n: trainable[n] - np.asarray(x) for n, x in state.params.items()}
     return found, float(metrics["loss"]), compiled
 
 

@@ -83,7 +83,7 @@ def run(tmp_path):
 
 
 def scale(state):
-    return np.asarray(state["params"]["norm/scale"])
+    return np.asarray(state.params["norm/scale"])
 
 
 def saved(tmp_path, folder="stage"):
@@ -147,7 +147,7 @@ def test_sums_do_not_outlive_a_checkpoint_that_is_put_aside(run, tmp_path):
     fresh = initial_state({"norm/scale": jnp.zeros(3)}, SGD)
     found = checkpointer.restore(place(fresh, make_mesh(1)))
     checkpointer.close()
-    assert int(found["step"]) == 6
+    assert int(found.step) == 6
     assert json.loads((folder / "checkpoint_sums.json").read_text()).keys() == {"6"}
 
 
@@ -208,7 +208,7 @@ def test_a_loss_that_is_no_number_keeps_the_state_before_it_and_its_batch(run, t
     good = run(bad[:3], folder="good")
     more = run(bad[:3])
     np.testing.assert_array_equal(scale(more), scale(good))
-    assert int(more["step"]) == 3
+    assert int(more.step) == 3
 
 
 def test_the_steps_behind_a_bad_one_change_nothing():
@@ -220,7 +220,7 @@ def test_the_steps_behind_a_bad_one_change_nothing():
     assert bool(metrics["halted"])
     assert bool(later["halted"])
     np.testing.assert_array_equal(scale(after), scale(good))
-    assert int(after["step"]) == 1
+    assert int(after.step) == 1
 
 
 def test_an_exploding_loss_stops_the_stage(run, tmp_path):
@@ -247,7 +247,7 @@ def ended_at(number):
     seen = []
 
     def ending(state, batch, key):
-        seen.append(int(state["step"]))
+        seen.append(int(state.step))
         if len(seen) == number:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(state, batch, key)

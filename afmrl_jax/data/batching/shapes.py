@@ -20,7 +20,7 @@ class ShapeCounter:
             parts = [*(x.tokens for x in rows.texts), *(x.patch_segment for x in rows.pictures)]
             self._seen.add(tuple(x.shape for x in parts))
         else:
-            self._seen.add((rows.tokens.shape, (len(rows.patches),)))
+            self._seen.add((rows.tokens.shape, (0 if rows.patches is None else len(rows.patches),)))
 
     def __len__(self) -> int:
         return len(self._seen)

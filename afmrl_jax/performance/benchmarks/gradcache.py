@@ -33,13 +33,13 @@ from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.data.sources.batches import ContrastiveBatch
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
 from afmrl_jax.data.sources.row_builder import RowBuilder
-from afmrl_jax.models.architecture import Architecture
+from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.performance.benchmarks.mixed_catalogue import mixed_catalogue
 from afmrl_jax.performance.record import ratios, spread
 from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.training.agcl import make_agcl_step
 from afmrl_jax.training.partition import learns
-from afmrl_jax.training.state import initial_state, make_optimizer
+from afmrl_jax.training.state import TrainState, initial_state, make_optimizer
 
 TOKEN = SimpleNamespace(pad_id=0, vision_start=1, vision_end=2, image_pad_id=3)
 FIRST_WORD = 8
@@ -129,7 +129,7 @@ class _Steps:
         self._optimizer = make_optimizer(agcl.optimizer, agcl.steps)
         self.step: Any = make_agcl_step(self._architecture, agcl, None, self._optimizer)
 
-    def parameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def parameters(self) -> tuple[Params, TrainState]:
         """The frozen ones, and a state with the others."""
         params = self._architecture.init(0)
         own = {n: x for n, x in params.items() if learns(n, "lora")}

@@ -67,6 +67,9 @@ def chunked(request: Request, architecture: Architecture, mesh: Mesh, chunks: in
     rows, sizes = flat.rows, dict(mesh.shape)
     assert isinstance(flat, ContrastiveBatch)
     assert isinstance(rows, VLBatch)
+    assert rows.patches is not None
+    assert rows.patch_segment is not None
+    assert rows.patch_position is not None
 
     def cut(x: Struct) -> Struct:
         shape = (chunks, shares, own, *x.shape[1:])

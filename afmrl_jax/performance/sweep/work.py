@@ -115,13 +115,13 @@ class Work:
 
         def call(batch: Batch, key: jax.Array) -> Any:
             holder[0], metrics = program(frozen, holder[0], batch, key)
-            return holder[0]["step"], metrics
+            return holder[0].step, metrics
 
         return seconds, call
 
-    def _compiled(self, function: Any, *arguments: Any) -> tuple[float, Any]:
+    def _compiled(self, function: Any, *arguments: Any, **static: Any) -> tuple[float, Any]:
         began = time.perf_counter()
-        self.programs.append(function.lower(*arguments).compile())
+        self.programs.append(function.lower(*arguments, **static).compile())
         return time.perf_counter() - began, self.programs[-1]
 
     def _compile_generate(self, params: Params, batch: Batch) -> tuple[float, Callable]:
@@ -152,36 +152,50 @@ class Work:
         """
         cell, architecture = self._cell, self.architecture
         settings = RarConfig(group_size=cell.group_size, temperature=1.0)
-        reference = {**frozen, **jax.tree.map(jnp.copy, state["params"])}
+        reference = {**frozen, **jax.tree.map(jnp.copy, state.params)}
         specials = (architecture.config.text.vocab_size, 0)
         key, rows = jax.random.key(0), batch.rows
-        asked = (settings, cell.group_size, cell.max_new_tokens, specials)
+        asked: dict[str, Any] = {
+            "group_size": cell.group_size,
+            "max_new_tokens": cell.max_new_tokens,
+            "specials": specials,
+        }
         total = 0.0
         seen = None
         if cell.trained != "all":
             total, seen = self._compiled(encode_images, architecture, reference, rows)
             rows = rows._replace(visual_tokens=seen(reference, rows))
-        seconds, write = self._compiled(sample, architecture, reference, rows, key, *asked)
+        seconds, write = self._compiled(
+            sample, architecture, reference, rows, key, settings, **asked
+        )
         samples = self._samples(rows, write(reference, rows, key), np.random.default_rng(0))
-        again = (samples.tokens, samples.mask, settings.temperature)
-        more, recall = self._compiled(completion_scores, architecture, reference, rows, *again, 1)
+        again = (samples.tokens, samples.mask)
+        more, recall = self._compiled(
+            completion_scores,
+            architecture,
+            reference,
+            rows,
+            *again,
+            temperature=settings.temperature,
+            parts=1,
+        )
         learn = jax.jit(
             partial(update, architecture, settings, self._optimizer),
-            static_argnums=0,
-            donate_argnums=2,
+            static_argnames="parts",
+            donate_argnames="state",
         )
-        last, train = self._compiled(learn, 1, frozen, state, samples)
+        last, train = self._compiled(learn, frozen, state, samples, parts=1)
         holder, rng = [state], np.random.default_rng(1)
 
         def call(batch: Batch, key: jax.Array) -> Any:
             rows = batch.rows
             if seen is not None:
                 rows = rows._replace(visual_tokens=seen(reference, rows))
-            found = write({**frozen, **holder[0]["params"]}, rows, key)
+            found = write({**frozen, **holder[0].params}, rows, key)
             samples = self._samples(rows, found, rng)
             scores = recall(reference, rows, samples.tokens, samples.mask)
             holder[0], metrics = train(frozen, holder[0], samples._replace(reference=scores))
-            return holder[0]["step"], metrics
+            return holder[0].step, metrics
 
         return total + seconds + more + last, call
 

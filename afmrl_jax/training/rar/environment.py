@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from afmrl_jax.config import RarConfig
 from afmrl_jax.data.attributes.text_format import parse_attributes
 from afmrl_jax.data.attributes.token_grammar import Grammar, attribute_grammar
-from afmrl_jax.data.batching.collate import bucket_length
+from afmrl_jax.data.batching.collate import VLBatch, bucket_length
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.models.architecture import Architecture, Params
@@ -33,11 +32,12 @@ from afmrl_jax.training.annotate import completion_texts
 from afmrl_jax.training.rar.rollout import Rollout, encode_images, trimmed_length
 
 
-@partial(jax.jit, static_argnums=(0, 9, 10))
+@partial(jax.jit, static_argnames=("architecture", "size", "negatives"))
 def _retrieve(
     architecture: Architecture,
     params: Params,
-    rows: Any,
+    *,
+    rows: VLBatch,
     tails: jax.Array,
     tail_mask: jax.Array,
     visual_tokens: jax.Array | None,
@@ -153,7 +153,12 @@ class RarEnvironment:
         return queries[~held], queries[held]
 
     def judge(
-        self, prompts: Any, index: np.ndarray, generation: Generation, settings: RarConfig, k: int
+        self,
+        prompts: VLBatch,
+        index: np.ndarray,
+        generation: Generation,
+        settings: RarConfig,
+        k: int,
     ) -> Rollout:
         """Reward the samples of a batch of queries.
 
@@ -187,7 +192,7 @@ class RarEnvironment:
         return rollout.rewarded(settings, k)
 
     def stand(
-        self, prompts: Any, index: np.ndarray, texts: Sequence[str], negatives: int
+        self, prompts: VLBatch, index: np.ndarray, texts: Sequence[str], negatives: int
     ) -> PositiveRanks:
         """Where query texts bring the positives, NumPy arrays [q g ...].
 
@@ -215,15 +220,15 @@ class RarEnvironment:
             found = _retrieve(
                 architecture,
                 params,
-                place_batch(batch, self.mesh),
-                tails,
-                mask,
-                encode_images(architecture, params, prompts),
-                self.gallery,
-                places,
-                index.astype(np.int32),
-                len(builder.listings),
-                negatives,
+                rows=place_batch(batch, self.mesh),
+                tails=tails,
+                tail_mask=mask,
+                visual_tokens=encode_images(architecture, params, prompts),
+                gallery=self.gallery,
+                positives=places,
+                own=index.astype(np.int32),
+                size=len(builder.listings),
+                negatives=negatives,
             )
         return to_host(found)
 
