@@ -4,6 +4,26 @@ b batch, q query, c candidate, t tokens, d embed, h heads, k head_dim, v vocabul
 g group, a attribute tokens, n generated tokens, m gallery.
 """
 
-from jaxtyping import Array, Bool, Float, Int
+from __future__ import annotations
 
-__all__ = ["Array", "Bool", "Float", "Int"]
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Bool, Float, Int
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+AnyArray = Any
+"""NumPy's on the host, JAX's on a device, or a mere shape: whatever has a shape and a dtype. Not a
+union of the types, because Grain's workers import this file and JAX must stay out of them."""
+
+__all__ = ["AnyArray", "Array", "Bool", "Float", "Int"]
+
+
+def __getattr__(name: str) -> type:
+    """`Array`, by whose import jaxtyping imports JAX."""
+    if name == "Array":
+        import jaxtyping
+
+        return jaxtyping.Array
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Commands must not fill the user's compile cache.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
 
+from jaxtyping import install_import_hook
+
+# Types and shapes in annotations are checked at every call, under jit while tracing. Only what is
+# imported from here on is changed, so this comes before the package.
+CHECKED = ("afmrl_jax.objectives",)
+install_import_hook(CHECKED, "beartype.beartype")
+
 import fsspec
 import jax
 import numpy as np

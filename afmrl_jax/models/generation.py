@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from afmrl_jax.data.attributes.token_grammar import Grammar
+from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.models import constrained as following
 from afmrl_jax.models.qwen_vl.attention import MASKED
 from afmrl_jax.models.qwen_vl.decoder import KeyValue
@@ -30,6 +31,23 @@ class Generation(NamedTuple):
     """bool [b g]; whether the end token came within the budget."""
 
 
+class _Carry(NamedTuple):
+    """What the loop hands from token to token; samples so far as in `Generation`."""
+
+    step: jax.Array
+    """int32 []; tokens written."""
+    hidden: jax.Array
+    """[b g d]; of the token before."""
+    cache: Any
+    """Keys and values of what is written."""
+    tokens: jax.Array
+    logprobs: jax.Array
+    mask: jax.Array
+    finished: jax.Array
+    place: Any
+    """In the grammar, where there is one."""
+
+
 def _cut(logits: jax.Array, top_p: float, top_k: int) -> jax.Array:
     """Forbid tokens outside the k likeliest, and outside the smallest set of mass top_p."""
     if top_k:
@@ -47,7 +65,7 @@ def _cut(logits: jax.Array, top_p: float, top_k: int) -> jax.Array:
 
 def generate(
     model: QwenVL,
-    prompt: Any,
+    prompt: VLBatch,
     *,
     group_size: int,
     max_new_tokens: int,
@@ -104,32 +122,32 @@ def generate(
         token = token.astype(jnp.int32)
         return token, jnp.take_along_axis(logprobs, token[..., None], axis=-1)[..., 0]
 
-    def step_once(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        step, hidden, cache, tokens, logprobs, mask, finished, place = carry
-        token, logprob = pick(hidden, step, place)
-        alive = ~finished
+    def step_once(carry: _Carry) -> _Carry:
+        step, place = carry.step, carry.place
+        token, logprob = pick(carry.hidden, step, place)
+        alive = ~carry.finished
         token = jnp.where(alive, token, pad_id)
-        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[..., None], step, axis=2)
+        tokens = jax.lax.dynamic_update_slice_in_dim(carry.tokens, token[..., None], step, axis=2)
         logprob = jnp.where(alive, logprob, 0.0)[..., None]
-        logprobs = jax.lax.dynamic_update_slice_in_dim(logprobs, logprob, step, axis=2)
-        mask = jax.lax.dynamic_update_slice_in_dim(mask, alive[..., None], step, axis=2)
-        finished = finished | (token == eos_id)
+        logprobs = jax.lax.dynamic_update_slice_in_dim(carry.logprobs, logprob, step, axis=2)
+        mask = jax.lax.dynamic_update_slice_in_dim(carry.mask, alive[..., None], step, axis=2)
+        finished = carry.finished | (token == eos_id)
         if grammar is not None:
             place = following.advance(grammar, place, token)
         seen = jnp.arange(budget, dtype=jnp.int32) <= step
         own_mask = jnp.broadcast_to(seen[None, None, None], (rows, group, 1, budget))
         embedded = model.model.embed(token)[:, :, None]
         hidden, cache = model.model.continue_from(
-            embedded, start, before, prompt.token_mask, own_mask, cache, step, layers
+            embedded, start, before, prompt.token_mask, own_mask, carry.cache, step, layers
         )
-        return step + 1, hidden[:, :, 0], cache, tokens, logprobs, mask, finished, place
+        return _Carry(step + 1, hidden[:, :, 0], cache, tokens, logprobs, mask, finished, place)
 
     shape = (rows, group, budget)
     empty = KeyValue(
         *(jnp.zeros((*x.shape[:3], group, budget, x.shape[-1]), x.dtype) for x in prefix)
     )
     layers, before, cache = model.model.in_front_of_loop(prefix, empty)
-    carry = (
+    carry = _Carry(
         jnp.int32(0),
         jnp.broadcast_to(last[:, None], (rows, group, last.shape[-1])),
         cache,
@@ -139,13 +157,13 @@ def generate(
         jnp.zeros(shape[:2], bool),
         None if grammar is None else following.begin(grammar, rows, group),
     )
-    carry = jax.lax.while_loop(lambda c: (c[0] < budget) & ~jnp.all(c[6]), step_once, carry)
-    return Generation(*carry[3:7])
+    carry = jax.lax.while_loop(lambda c: (c.step < budget) & ~jnp.all(c.finished), step_once, carry)
+    return Generation(carry.tokens, carry.logprobs, carry.mask, carry.finished)
 
 
 def completion_logprobs(
     model: QwenVL,
-    prompt: Any,
+    prompt: VLBatch,
     tokens: jax.Array,
     mask: jax.Array,
     *,

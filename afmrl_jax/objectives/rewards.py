@@ -6,11 +6,11 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 
-from afmrl_jax.axes import Array, Bool, Float
+from afmrl_jax.axes import AnyArray, Array, Bool, Float, Int
 from afmrl_jax.config import RarConfig
 from afmrl_jax.errors import ConfigError
 
@@ -21,20 +21,20 @@ class Outcome(NamedTuple):
     Arrays are NumPy's or JAX's.
     """
 
-    rank: Any
-    """int32 [q g]; of the best positive, 1 is first, m + 1 where there is none."""
-    ranks: Any
-    """int32 [q g p]; place of each positive in the whole list, m + 1 at padding. None
-    unless the reward needs it."""
-    positives: Any
-    """int32 [q]; how many positives the gallery holds."""
-    margin: Any
-    """float32 [q g]; score of the best positive less the mean of the hardest negatives. None unless
+    rank: Int[AnyArray, "q g"]
+    """Of the best positive, 1 is first, m + 1 where there is none."""
+    ranks: Int[AnyArray, "q g p"] | None
+    """Place of each positive in the whole list, m + 1 at padding. None unless the
+    reward needs it."""
+    positives: Int[AnyArray, " q"]
+    """How many positives the gallery holds."""
+    margin: Float[AnyArray, "q g"] | None
+    """Score of the best positive less the mean of the hardest negatives. None unless
     the reward needs it."""
-    tokens: Any
-    """int32 [q g]; tokens written, the end included."""
-    attributes: Any
-    """int32 [q g]; pairs of the list, 0 where malformed."""
+    tokens: Int[AnyArray, "q g"]
+    """Tokens written, the end included."""
+    attributes: Int[AnyArray, "q g"]
+    """Pairs of the list, 0 where malformed."""
     budget: int
     """Most tokens that may be written."""
     k: int

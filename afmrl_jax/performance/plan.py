@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from afmrl_jax.config import Execution, LoraConfig, QwenVLConfig, RunConfig
 from afmrl_jax.config.validation import require
 from afmrl_jax.data.batching.collate import VLBatch
+from afmrl_jax.data.sources.batches import Batch, ContrastiveBatch, DistillBatch, PromptBatch
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.models.lora import with_lora
@@ -117,35 +119,36 @@ def divide(request: Request, architecture: Architecture) -> tuple[Params, Params
     return learning, frozen
 
 
-def batch_shapes(request: Request, config: QwenVLConfig) -> dict[str, Any]:
+def batch_shapes(request: Request, config: QwenVLConfig) -> Batch:
     """Shapes of a batch in which every row has one picture of full size."""
     rows, tokens = request.rows, request.visual_tokens + request.text_tokens
     vision = config.vision
     patches = request.visual_tokens * vision.merge_size**2
     pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     bins = rows if patches else 0
-    whole = partial(Struct, dtype=jnp.int32)
-    batch: dict[str, Any] = {
-        "rows": VLBatch(
-            whole((rows, tokens)),
-            Struct((rows, tokens), jnp.bool_),
-            whole((rows, 3, tokens)),
-            Struct((bins, patches, pixels), jnp.float32),
-            whole((bins, patches)),
-            whole((bins, patches, 2)),
-            whole((rows,)),
-        )
-    }
+    # Shapes stand where a batch has arrays.
+    shape: Callable[..., Any] = Struct
+    whole = partial(shape, dtype=jnp.int32)
+    read = VLBatch(
+        whole((rows, tokens)),
+        shape((rows, tokens), jnp.bool_),
+        whole((rows, 3, tokens)),
+        shape((bins, patches, pixels), jnp.float32),
+        whole((bins, patches)),
+        whole((bins, patches, 2)),
+        whole((rows,)),
+    )
     if request.task == "agcl":
-        batch |= {"products": whole((request.batch_size,)), "prompt_last": whole((rows,))}
+        return ContrastiveBatch(read, whole((request.batch_size,)), prompt_last=whole((rows,)))
     if request.task == "distill":
-        batch |= {
-            "targets": whole((rows, tokens)),
-            "weights": Struct((rows, tokens), jnp.float32),
-            "prompt_last": whole((rows,)),
-            "products": whole((max(1, rows // 2),)),
-        }
-    return batch
+        return DistillBatch(
+            read,
+            targets=whole((rows, tokens)),
+            weights=shape((rows, tokens), jnp.float32),
+            prompt_last=whole((rows,)),
+            products=whole((max(1, rows // 2),)),
+        )
+    return PromptBatch(read, whole((rows,)))
 
 
 def _rows_over_data(batch: Any, mesh: Mesh | AbstractMesh) -> Any:
@@ -165,7 +168,7 @@ def exact_lines(request: Request, architecture: Architecture) -> list[Line]:
         int(np.prod(s.shard_shape(x.shape), dtype=np.int64)) * x.dtype.itemsize for x, s in pairs
     )
     own = counts.shard_bytes(learning, mesh)
-    moments = counts.shard_bytes(state["opt_state"], mesh) if learning else 0
+    moments = counts.shard_bytes(state.opt_state, mesh) if learning else 0
     lines = [
         Line("weights that learn (float32)", own, "exact"),
         Line("frozen weights (bfloat16)", counts.shard_bytes(frozen, mesh), "exact"),
@@ -228,7 +231,7 @@ def lowered(request: Request, architecture: Architecture, mesh: Mesh, batch: Any
         batch = laid(batch, _rows_over_data(batch, mesh))
     frozen = laid(frozen, shardings(frozen, mesh))
     if request.task == "generate":
-        return jax.jit(partial(_write, architecture, request)).lower(frozen, batch["rows"])
+        return jax.jit(partial(_write, architecture, request)).lower(frozen, batch.rows)
     optimizer = make_optimizer(SETTINGS.agcl.optimizer, 1)
     state = jax.eval_shape(partial(initial_state, optimizer=optimizer), learning)
     state = laid(state, shardings(state, mesh))

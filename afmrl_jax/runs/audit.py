@@ -13,6 +13,7 @@ import numpy as np
 
 from afmrl_jax.config import AgclConfig
 from afmrl_jax.data.attributes.text_format import read_attributes
+from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.data.catalogue.load import load_catalogue
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
 from afmrl_jax.data.sources.mined_negatives import MinedTables
@@ -193,12 +194,15 @@ def _pairs(
         for number, step in enumerate(steps):
             batch = source[int(step)]
             queries, candidates = source.draw(int(step))
-            vectors = np.asarray(encoder.vectors(batch["rows"]))
+            assert isinstance(batch.rows, VLBatch)
+            vectors = np.asarray(encoder.vectors(batch.rows))
             scores = vectors[: len(queries)] @ vectors[len(queries) :].T
             bm25 = np.zeros_like(scores)
             if statistics is not None:
-                terms = batch["query_terms"], batch["candidate_terms"]
-                bm25 = np.asarray(bm25_scores(statistics, *terms))
+                queried, offered = batch.query_terms, batch.candidate_terms
+                assert queried is not None
+                assert offered is not None
+                bm25 = np.asarray(bm25_scores(statistics, queried, offered))
             sides = (int(step), queries, candidates)
             parts.append(Pairs.of(*sides, scores, bm25, source.identity, truth, masking))
             progress.update(number + 1)

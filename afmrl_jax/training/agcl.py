@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
+import optax
 
 from afmrl_jax.config import AgclConfig, RunConfig
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
+from afmrl_jax.data.sources.batches import ContrastiveBatch
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
 from afmrl_jax.data.sources.mined_negatives import MinedTables
 from afmrl_jax.data.sources.row_builder import RowBuilder
@@ -21,7 +22,7 @@ from afmrl_jax.training.encode_batch import encode_batch
 from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop
 from afmrl_jax.training.mining import refresh_of
 from afmrl_jax.training.partition import Partition
-from afmrl_jax.training.state import gradient_step, initial_state, make_optimizer
+from afmrl_jax.training.state import TrainState, gradient_step, initial_state, make_optimizer
 from afmrl_jax.training.vision_cache import with_cached_tokens
 
 MINED = "mined"
@@ -92,7 +93,7 @@ def train_agcl(
         products = source.identity
         refresh = refresh_of(name, mined, trainee, builder, products, mining, read, loop.mesh)
     state = run_loop(loop, state, source, partial(step, trainee.frozen), refresh=refresh)
-    return trainee.whole(state["params"])
+    return trainee.whole(state.params)
 
 
 def term_statistics(
@@ -151,28 +152,29 @@ def make_agcl_step(
     architecture: Architecture,
     settings: AgclConfig,
     statistics: Bm25Statistics | None,
-    optimizer: Any,
+    optimizer: optax.GradientTransformation,
 ) -> FrozenStepFunction:
     """The jitted step (frozen, state, batch, key) -> (state, metrics) of contrastive training."""
 
     @partial(jax.jit, donate_argnums=1)
     def step(
-        frozen: Params, state: dict[str, Any], batch: dict[str, Any], key: jax.Array
-    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        frozen: Params, state: TrainState, batch: ContrastiveBatch, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         del key  # Dropout of inputs is drawn with the batch.
-        count = batch["products"].shape[0]
+        count = batch.products.shape[0]
         terms = None
         if statistics is not None:
-            terms = Bm25Terms(statistics, batch["query_terms"], batch["candidate_terms"])
-            terms = terms.localised()
+            assert batch.query_terms is not None
+            assert batch.candidate_terms is not None
+            terms = Bm25Terms(statistics, batch.query_terms, batch.candidate_terms).localised()
 
         def contrast(vectors: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             return agcl_loss(
                 vectors[:count],
                 vectors[count:],
                 terms,
-                batch["products"],
-                candidate_product_ids=batch.get("candidate_products"),
+                batch.products,
+                candidate_product_ids=batch.candidate_products,
                 temperature=settings.temperature,
                 gamma=settings.gamma,
                 delta=settings.delta,
@@ -182,7 +184,7 @@ def make_agcl_step(
             )
 
         def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-            wanted = settings.prefix_weight > 0 and "prompt_last" in batch
+            wanted = settings.prefix_weight > 0 and batch.prompt_last is not None
             vectors, bare = encode_batch(architecture, frozen, params, batch, prefix=wanted)
             value, metrics = contrast(vectors)
             if bare is not None:

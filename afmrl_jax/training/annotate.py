@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from afmrl_jax.data.attributes.text_format import is_malformed, salvage_attributes
-from afmrl_jax.data.batching.collate import bucket_length
+from afmrl_jax.data.batching.collate import VLBatch, bucket_length
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture, Params, identity
 from afmrl_jax.models.generation import Generation, generate
@@ -30,11 +30,11 @@ KEEP_EVERY = 600.0
 """Seconds after which what was written goes home, where the run has one elsewhere."""
 
 
-@partial(jax.jit, static_argnums=(0, 3, 4, 5))
+@partial(jax.jit, static_argnames=("architecture", "max_new_tokens", "eos_id", "pad_id"))
 def greedy(
     architecture: Architecture,
     params: Params,
-    prompts: Any,
+    prompts: VLBatch,
     max_new_tokens: int,
     eos_id: int,
     pad_id: int,

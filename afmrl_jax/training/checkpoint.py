@@ -3,6 +3,8 @@
 The state holds the number of finished steps, and batch number `i` is a function of the catalogue,
 the seed and `i`, so the step is all there is to know of the data: a run goes on with the same
 batches on another mesh, with another number of processes and of loader workers.
+
+On disk the state is a dictionary by the names of its fields.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -20,6 +21,7 @@ from afmrl_jax.runtime.distributed import barrier, broadcast_from_first, is_firs
 from afmrl_jax.runtime.files import disk_full, first_unused, is_disk_full, read_json, write_json
 from afmrl_jax.runtime.object_store import keep
 from afmrl_jax.runtime.progress import log_info
+from afmrl_jax.training.state import TrainState
 
 DAMAGED = "damaged"
 """First part of the names of folders that hold what could not be read, beside the checkpoints."""
@@ -67,12 +69,12 @@ class Checkpointer:
         found = broadcast_from_first(-1 if (step := self._manager.latest_step()) is None else step)
         return None if found < 0 else int(found)
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: TrainState) -> None:
         """Save after `step` finished steps; a step that is saved already stays as it is."""
         if step == self.latest_step:
             return
         try:
-            items = ocp.args.Composite(state=ocp.args.StandardSave(state))
+            items = ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()))
             self._manager.save(step, args=items)
             self._manager.wait_until_finished()
         except Exception as error:
@@ -85,7 +87,7 @@ class Checkpointer:
             write_json(self._sums, known | {str(step): _sums(self.folder / str(step))})
             keep(self.folder)
 
-    def restore(self, state: Any) -> Any | None:
+    def restore(self, state: TrainState) -> TrainState | None:
         """The newest state that is whole, laid out as `state` is; None where there is none.
 
         Only what is seen to be damaged is put aside; an error of the reading itself is raised.
@@ -94,14 +96,14 @@ class Checkpointer:
             state: what a stage begins with. It is deleted where another takes its place, as a
                 step that donates it would have done: a device need not hold both.
         """
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state._asdict())
         while (step := self.latest_step) is not None:
             problem = self._damage(step) if is_first_process() else None
             if broadcast_from_first(problem is None):
                 jax.tree.map(lambda x: x.delete(), state)
                 try:
                     items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-                    return self._manager.restore(step, args=items)["state"]
+                    return TrainState(**self._manager.restore(step, args=items)["state"])
                 except Exception as error:
                     error.add_note(
                         f"It came of reading {self.folder / str(step)}; with that folder moved "

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from afmrl_jax.config import DistillConfig, RunConfig
+from afmrl_jax.data.sources.batches import DistillBatch
 from afmrl_jax.data.sources.distill import DistillSource
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture, Params
@@ -18,7 +19,7 @@ from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.objectives.sft import sft_loss_of_hidden
 from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop
 from afmrl_jax.training.partition import Partition
-from afmrl_jax.training.state import gradient_step, initial_state, make_optimizer
+from afmrl_jax.training.state import TrainState, gradient_step, initial_state, make_optimizer
 
 
 def train_distill(
@@ -56,38 +57,38 @@ def train_distill(
     loop = LoopConfig.of(config, "distill", folder, settings.steps)
     state = initial_state(trainee.trainable, optimizer)
     state = run_loop(loop, state, source, partial(step, trainee.frozen))
-    return trainee.whole(state["params"])
+    return trainee.whole(state.params)
 
 
 def make_distill_step(
-    architecture: Architecture, settings: DistillConfig, optimizer: Any
+    architecture: Architecture, settings: DistillConfig, optimizer: optax.GradientTransformation
 ) -> FrozenStepFunction:
     """The jitted step (frozen, state, batch, key) -> (state, metrics) of distillation."""
 
     @partial(jax.jit, donate_argnums=1)
     def step(
-        frozen: Params, state: dict[str, Any], batch: dict[str, Any], key: jax.Array
-    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        frozen: Params, state: TrainState, batch: DistillBatch, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         del key  # Nothing random: the batch decides all.
 
         def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
             model = architecture.bind({**frozen, **params})
-            hidden = model(batch["rows"])
-            weights = batch["weights"]
+            hidden = model(batch.rows)
+            weights = batch.weights
             value, metrics = sft_loss_of_hidden(
                 hidden,
                 model.logits,
-                batch["targets"],
+                batch.targets,
                 weights > 0,
                 weights,
                 at_once=settings.logits_at_once,
             )
             if settings.contrastive_weight:
-                vectors = unit(hidden_at(hidden, batch["prompt_last"]))
-                count = batch["products"].shape[0]
+                vectors = unit(hidden_at(hidden, batch.prompt_last))
+                count = batch.products.shape[0]
                 nothing = jnp.zeros((count, count), jnp.float32)
                 contrast, _ = agcl_loss(
-                    vectors[:count], vectors[count:], nothing, batch["products"], gamma=0.0
+                    vectors[:count], vectors[count:], nothing, batch.products, gamma=0.0
                 )
                 value = value + settings.contrastive_weight * contrast
                 metrics = metrics | {"contrastive_loss": contrast}

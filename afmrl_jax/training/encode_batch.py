@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from afmrl_jax.data.batching.chunk_arrays import Chunks, PatchChunks, TextChunks
+from afmrl_jax.data.sources.batches import ContrastiveBatch
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.embedder import hidden_at, last_token, unit
 from afmrl_jax.parallel.layout import rows_over_data
@@ -19,7 +20,7 @@ def encode_batch(
     architecture: Architecture,
     frozen: Params,
     params: Params,
-    batch: dict[str, Any],
+    batch: ContrastiveBatch,
     *,
     prefix: bool,
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -39,19 +40,22 @@ def encode_batch(
         architecture: the embedder.
         frozen: parameters that take no gradient.
         params: the others.
-        batch: a `VLBatch` or `Chunks` under `rows`; where `prefix` is set and rows are no chunks,
-            also `prompt_last`, int32 [b].
+        batch: its `rows` are read; where `prefix` is set and they are no chunks, also its
+            `prompt_last`.
         prefix: whether to give the vectors of what stands before the attributes too.
 
     Returns:
         [b d] float32, and the same of the prefixes or None.
     """
-    rows = batch["rows"]
+    rows = batch.rows
     if isinstance(rows, Chunks):
         return _chunked(architecture, frozen, params, rows, prefix=prefix)
     hidden = architecture.bind({**frozen, **params})(rows)
     vectors = unit(last_token(hidden, rows.token_mask))
-    return vectors, unit(hidden_at(hidden, batch["prompt_last"])) if prefix else None
+    if not prefix:
+        return vectors, None
+    assert batch.prompt_last is not None
+    return vectors, unit(hidden_at(hidden, batch.prompt_last))
 
 
 def _chunked(

@@ -14,7 +14,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from afmrl_jax.axes import AnyArray
 from afmrl_jax.config import GuardConfig, KeptCheckpoints, RunConfig
+from afmrl_jax.data.batching.chunk_arrays import Chunks
+from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.data.batching.shapes import ShapeCounter, padding_counts
 from afmrl_jax.data.sources.loader import iterate
 from afmrl_jax.models.architecture import Params
@@ -27,12 +30,12 @@ from afmrl_jax.runtime.preemption import Preempted, deferred, reached
 from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.training.checkpoint import Checkpointer
 from afmrl_jax.training.guard import LossGuard, Watchdog, stopped, write_batch
-from afmrl_jax.training.state import HALTED, scalars
+from afmrl_jax.training.state import HALTED, TrainState, scalars
 
-StepFunction = Callable[[dict[str, Any], Any, jax.Array], tuple[dict[str, Any], dict[str, Any]]]
-FrozenStepFunction = Callable[
-    [Params, dict[str, Any], Any, jax.Array], tuple[dict[str, Any], dict[str, Any]]
-]
+Metrics = dict[str, AnyArray]
+"""Of a step, by name; numbers, or arrays without dimensions that may not be computed yet."""
+StepFunction = Callable[[TrainState, Any, jax.Array], tuple[TrainState, Metrics]]
+FrozenStepFunction = Callable[[Params, TrainState, Any, jax.Array], tuple[TrainState, Metrics]]
 """A step whose first argument are the parameters that do not learn."""
 
 
@@ -78,7 +81,7 @@ class Refresh:
 
     every: int
     """Steps a segment."""
-    work: Callable[[dict[str, Any], int], None]
+    work: Callable[[TrainState, int], None]
     """Called with the state and the number of a segment's first step, before its first batch is
     read. A resumed run may call it again for the same step."""
 
@@ -89,19 +92,19 @@ class Refresh:
 
 def run_loop(
     config: LoopConfig,
-    state: dict[str, Any],
+    state: TrainState,
     source: Any,
     step_function: StepFunction,
-    evaluate: Callable[[dict[str, Any], int], dict[str, float] | None] | None = None,
+    evaluate: Callable[[TrainState, int], dict[str, float] | None] | None = None,
     refresh: Refresh | None = None,
     stop: Callable[[], bool] | None = None,
-) -> dict[str, Any]:
+) -> TrainState:
     """Train to `config.steps`, from the newest checkpoint if there is one.
 
     Args:
         config: name, folder, steps, seed and intervals.
         state: the state at step 0.
-        source: random-access batches for Grain; each holds a `VLBatch` under `rows`.
+        source: random-access batches for Grain.
         step_function: (state, batch, key) -> (state, metrics); the key is `fold_in(seed, step)`,
             so a replayed step draws the same numbers. Of a step whose gradient is no number
             nothing is taken over, see `training.state`.
@@ -137,7 +140,7 @@ class _Loop:
         config: LoopConfig,
         source: Any,
         step_function: StepFunction,
-        evaluate: Callable[[dict[str, Any], int], dict[str, float] | None] | None,
+        evaluate: Callable[[TrainState, int], dict[str, float] | None] | None,
         refresh: Refresh | None,
         stop: Callable[[], bool] | None,
         checkpointer: Checkpointer,
@@ -154,13 +157,13 @@ class _Loop:
         self._shapes, self._padding, self._bad_pictures = ShapeCounter(), _Padding(), 0
         self._watchdog = Watchdog(config.name, config.guard.stall_after)
         self._losses = LossGuard(config.guard.explosion)
-        self._previous: dict[str, Any] | None = None
+        self._previous: Metrics | None = None
         """Metrics of the last step, not yet looked at: reading them waits for the device."""
 
-    def run(self, state: dict[str, Any]) -> dict[str, Any]:
+    def run(self, state: TrainState) -> TrainState:
         """All steps that are left."""
         config = self._config
-        start = int(state["step"])
+        start = int(state.step)
         # All have read what a killed run left before the first one changes it.
         barrier(f"{config.name} starts")
         self._log = MetricsLog(config.folder, resume_step=start)
@@ -221,10 +224,10 @@ class _Loop:
     def _next(self, step: int) -> Any:
         self._iterator = self._iterator or self._batches(step)
         found = next(self._iterator)
-        self._bad_pictures += int(found.pop("bad_pictures", 0))
-        self._shapes.add(found["rows"])
-        self._padding.add(found["rows"])
-        return place_batch(found, self._config.mesh)
+        self._bad_pictures += int(found.bad_pictures or 0)
+        self._shapes.add(found.rows)
+        self._padding.add(found.rows)
+        return place_batch(found._replace(bad_pictures=None), self._config.mesh)
 
     def _write(self, done: int, found: dict[str, float], watch: _Stopwatch) -> None:
         speed = watch.lap(done) | {"compiled_shapes": len(self._shapes)} | resident_memory()
@@ -233,7 +236,7 @@ class _Loop:
         assert self._log is not None
         self._log.write(done, found | self._padding.lap() | speed)
 
-    def _check(self, state: dict[str, Any], step: int) -> None:
+    def _check(self, state: TrainState, step: int) -> None:
         """End the stage if the last step but what was dispatched since went wrong.
 
         Args:
@@ -247,7 +250,7 @@ class _Loop:
         loss, norm = (float(np.asarray(metrics[x])) for x in ("loss", "gradient_norm"))
         if bool(np.asarray(metrics[HALTED])):
             # Nothing was taken over since, so this is the state before the bad step.
-            state = state | {HALTED: np.zeros((), bool), "step": np.int32(bad)}
+            state = state._replace(halted=np.zeros((), bool), step=np.int32(bad))
             self._checkpointer.save(bad, place(state, config.mesh))
             why = f"the loss is {loss} and its gradient's norm {norm}"
             kept = f"The state after step {bad} is kept in {self._checkpointer.folder / str(bad)}"
@@ -276,7 +279,7 @@ class _Padding:
         self._recent: Counter[tuple[str, str]] = Counter()
         self._all: Counter[tuple[str, str]] = Counter()
 
-    def add(self, rows: Any) -> None:
+    def add(self, rows: VLBatch | Chunks) -> None:
         """Count a batch on the host."""
         for kind, (padded, places) in padding_counts(rows).items():
             self._recent.update({(kind, "padded"): padded, (kind, "places"): places})
@@ -323,7 +326,7 @@ class _Stopwatch:
         yield
         self._waited += time.perf_counter() - began
 
-    def stepped(self, metrics: Any) -> None:
+    def stepped(self, metrics: Metrics) -> None:
         """After every step; the first one is waited for."""
         if not self._fresh:
             return

@@ -19,6 +19,7 @@ from afmrl_jax.runtime.distributed import barrier, check_on_first
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.training.loop import Refresh
 from afmrl_jax.training.partition import Partition
+from afmrl_jax.training.state import TrainState
 
 BATCH = 128
 """Listings embedded at once; a forward pass alone needs little memory."""
@@ -140,13 +141,13 @@ def refresh_of(
     is kept if the same weights have written it, so that a resumed run draws the same batches.
     """
 
-    def work(state: dict[str, Any], step: int) -> None:
+    def work(state: TrainState, step: int) -> None:
         # What is frozen is the same all the stage, and the larger part.
-        weights = identity(trainee.architecture, state["params"])
+        weights = identity(trainee.architecture, state.params)
         path = tables.path(step)
         if check_on_first(lambda: path.is_file() and NegativeTable.load(path).embedder == weights):
             return
-        params = trainee.whole(state["params"])
+        params = trainee.whole(state.params)
         encoder = Encoder.on(mesh, trainee.architecture, params, BATCH)
         places = mine(encoder, builder, products, settings, attributes)
         NegativeTable(places, weights).save(path)

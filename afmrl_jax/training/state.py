@@ -1,24 +1,42 @@
-"""Training state: plain dictionaries of arrays, and the pure optimizer step on them."""
+"""Training state: a tuple of arrays and of trees of them, and the pure optimizer step on it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from afmrl_jax.axes import AnyArray, Bool, Int
 from afmrl_jax.config import OptimizerConfig
 from afmrl_jax.models.architecture import Params
 from afmrl_jax.parallel.param_paths import is_matrix
 
 HALTED = "halted"
-"""Metric, and entry of the state: a gradient was no number, and nothing is taken over any more."""
+"""Metric, as the state's entry of this name."""
 
 
-def scalars(metrics: dict[str, Any]) -> dict[str, float]:
+class TrainState(NamedTuple):
+    """What a step of training takes and gives.
+
+    Checkpoints name the fields (`training.checkpoint`), and the sharding table knows the names.
+    They stand in the order of a dictionary's keys, which the state once was: leaves in the same
+    order make the same programs.
+    """
+
+    halted: Bool[AnyArray, ""]
+    """A gradient was no number, and nothing is taken over any more."""
+    opt_state: optax.OptState
+    params: Params
+    """Those that learn."""
+    step: Int[AnyArray, ""]
+    """How many steps are finished."""
+
+
+def scalars(metrics: Mapping[str, AnyArray]) -> dict[str, float]:
     """The metrics of a step on the host, for a log; reading them waits for the device."""
     return {name: float(np.asarray(x)) for name, x in metrics.items() if name != HALTED}
 
@@ -48,37 +66,37 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     )
 
 
-def initial_state(params: Params, optimizer: optax.GradientTransformation) -> dict[str, Any]:
+def initial_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """State of a stage: parameters, optimizer state, the number of finished steps, and whether a
     step was met whose gradient is no number.
     """
-    return {
-        "params": params,
-        "opt_state": optimizer.init(params),
-        "step": jnp.zeros((), jnp.int32),
-        HALTED: jnp.zeros((), bool),
-    }
+    return TrainState(
+        halted=jnp.zeros((), bool),
+        opt_state=optimizer.init(params),
+        params=params,
+        step=jnp.zeros((), jnp.int32),
+    )
 
 
 def gradient_step(
-    state: dict[str, Any],
+    state: TrainState,
     loss: Callable[[Params], tuple[jax.Array, dict[str, jax.Array]]],
     optimizer: optax.GradientTransformation,
-) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step on `loss(params) -> (value, metrics)`; pure, for use inside jit.
 
     `params` are those that learn; what is frozen reaches `loss` another way, and has no gradient.
     """
-    (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state["params"])
+    (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
     return apply_gradients(state, gradients, {"loss": value, **metrics}, optimizer)
 
 
 def apply_gradients(
-    state: dict[str, Any],
+    state: TrainState,
     gradients: Params,
     metrics: dict[str, jax.Array],
     optimizer: optax.GradientTransformation,
-) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """The state one optimizer step later, and the metrics with the gradient's norm; pure.
 
     From a gradient that is not finite on, the state stays as it was before it, so that the last
@@ -86,11 +104,11 @@ def apply_gradients(
     """
     # Optax raises floats to integer powers; the rest of the step holds under strict promotion.
     with jax.numpy_dtype_promotion("standard"):
-        updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
-    params = optax.apply_updates(state["params"], updates)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
     norm = optax.tree.norm(gradients)
-    good = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"]) & ~state[HALTED]
-    new = {"params": params, "opt_state": opt_state, "step": state["step"] + 1}
-    old = {name: state[name] for name in new}
+    good = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"]) & ~state.halted
+    new = (opt_state, params, state.step + 1)
+    old = (state.opt_state, state.params, state.step)
     kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
-    return {**kept, HALTED: ~good}, {**metrics, "gradient_norm": norm, HALTED: ~good}
+    return TrainState(~good, *kept), {**metrics, "gradient_norm": norm, HALTED: ~good}

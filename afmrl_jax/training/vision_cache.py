@@ -33,7 +33,7 @@ PICTURES = 64
 SHARD_BYTES = 1 << 28
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnames="architecture")
 def _tower(architecture: Architecture, params: Params, bins: tuple[jax.Array, ...]) -> jax.Array:
     return architecture.bind(params).visual(*bins)
 

@@ -114,7 +114,7 @@ def test_a_step_changes_adapters_alone(dense, batch, tmp_path):
     # Twice: lora_a has no gradient while lora_b is zero.
     step = jax.jit(lambda state: gradient_step(state, loss, optimizer)[0])
     state = step(step(state))
-    for name, value in trainee.whole(state["params"]).items():
+    for name, value in trainee.whole(state.params).items():
         assert np.array_equal(value, fresh[name]) != is_adapter(name), name
 
 

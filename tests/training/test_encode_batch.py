@@ -113,7 +113,7 @@ def gradients(step, trainable, frozen, batch, mesh):
         inputs = (place(frozen, mesh), state, place_batch(batch, mesh), jax.random.key(0))
         compiled = step.lower(*inputs).compile()
         state, metrics = compiled(*inputs)
-    found = {n: trainable[n] - np.asarray(x) for n, x in state["params"].items()}
+    found = {n: trainable[n] - np.asarray(x) for n, x in state.params.items()}
     return found, float(metrics["loss"]), compiled
 
 
@@ -140,8 +140,8 @@ def test_chunks_have_the_gradient_of_the_whole_batch(builder, tokenizer, trained
         assert length(expected) > 1e-2
         for data in (1, 8):
             chunked = source(builder, chunk_tokens=240 // data + 60, shares=data)[1]
-            assert sum(int(x.used) for x in chunked["rows"].texts) >= 2
-            np.testing.assert_array_equal(chunked["products"], whole["products"])
+            assert sum(int(x.used) for x in chunked.rows.texts) >= 2
+            np.testing.assert_array_equal(chunked.products, whole.products)
             found, chunked_loss, compiled = gradients(*own, chunked, make_mesh(data, 1))
             assert chunked_loss == pytest.approx(loss, rel=1e-9)
             assert distance(found, expected) < 1e-9
@@ -151,7 +151,7 @@ def test_chunks_have_the_gradient_of_the_whole_batch(builder, tokenizer, trained
                 r"= f\d+\[([\d,]*)\]\S* all-(?:gather|to-all)\(", compiled.as_text()
             )
             assert bool(gathered) == (data > 1)
-            rows = 2 * len(whole["products"])
+            rows = 2 * len(whole.products)
             for shape in gathered:
                 *places, _ = map(int, shape.split(","))
                 assert len(places) <= 1 or math.prod(places) <= rows, shape
@@ -210,8 +210,8 @@ def test_how_often_the_vision_tower_sees_a_picture(builder, tokenizer, trained, 
     jaxpr = jax.make_jaxpr(step)(*inputs).jaxpr
     # The patch embedding is the one product that contracts the numbers of a patch; its gradient
     # contracts patches.
-    patches = sum(x.patch_segment.size for x in batch["rows"].pictures)
-    width = batch["rows"].pictures[0].patches.shape[-1]
+    patches = sum(x.patch_segment.size for x in batch.rows.pictures)
+    width = batch.rows.pictures[0].patches.shape[-1]
     assert rows_multiplied(jaxpr, width) == forwards * patches
     # Nor does any loop keep a copy of the weights for each of its rounds.
     weights = {x.shape for x in (*trainable.values(), *frozen.values()) if x.ndim > 2}

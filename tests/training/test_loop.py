@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,14 @@ ROWS = VLBatch(
 )
 
 
+class Wanted(NamedTuple):
+    """A batch of the loop, which reads `rows` and `bad_pictures`."""
+
+    rows: VLBatch
+    wanted: np.float32
+    bad_pictures: int | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Numbers:
     """Batch `i` holds a number; the step walks towards it."""
@@ -46,7 +55,7 @@ class Numbers:
         return len(self.values)
 
     def __getitem__(self, step):
-        return {"rows": ROWS, "wanted": np.float32(self.values[step])}
+        return Wanted(ROWS, np.float32(self.values[step]))
 
 
 @jax.jit
@@ -54,7 +63,7 @@ def step(state, batch, key):
     del key
 
     def loss(params):
-        value = jnp.sum((params["norm/scale"] - batch["wanted"]) ** 2)
+        value = jnp.sum((params["norm/scale"] - batch.wanted) ** 2)
         return value, {"loss": value}
 
     return gradient_step(state, loss, SGD)
@@ -74,7 +83,7 @@ def run(tmp_path):
 
 
 def scale(state):
-    return np.asarray(state["params"]["norm/scale"])
+    return np.asarray(state.params["norm/scale"])
 
 
 def saved(tmp_path, folder="stage"):
@@ -138,7 +147,7 @@ def test_sums_do_not_outlive_a_checkpoint_that_is_put_aside(run, tmp_path):
     fresh = initial_state({"norm/scale": jnp.zeros(3)}, SGD)
     found = checkpointer.restore(place(fresh, make_mesh(1)))
     checkpointer.close()
-    assert int(found["step"]) == 6
+    assert int(found.step) == 6
     assert json.loads((folder / "checkpoint_sums.json").read_text()).keys() == {"6"}
 
 
@@ -199,7 +208,7 @@ def test_a_loss_that_is_no_number_keeps_the_state_before_it_and_its_batch(run, t
     good = run(bad[:3], folder="good")
     more = run(bad[:3])
     np.testing.assert_array_equal(scale(more), scale(good))
-    assert int(more["step"]) == 3
+    assert int(more.step) == 3
 
 
 def test_the_steps_behind_a_bad_one_change_nothing():
@@ -211,7 +220,7 @@ def test_the_steps_behind_a_bad_one_change_nothing():
     assert bool(metrics["halted"])
     assert bool(later["halted"])
     np.testing.assert_array_equal(scale(after), scale(good))
-    assert int(after["step"]) == 1
+    assert int(after.step) == 1
 
 
 def test_an_exploding_loss_stops_the_stage(run, tmp_path):
@@ -238,7 +247,7 @@ def ended_at(number):
     seen = []
 
     def ending(state, batch, key):
-        seen.append(int(state["step"]))
+        seen.append(int(state.step))
         if len(seen) == number:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(state, batch, key)

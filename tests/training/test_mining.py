@@ -133,15 +133,15 @@ def test_batches_hold_the_mined_listings_behind_the_candidates(builder, encoder,
         assert (queries == plain.draw(step)[0]).all()
         np.testing.assert_array_equal(candidates[4:], places[queries].ravel())
         batch, without = source[step], plain[step]
-        assert "candidate_products" not in without
-        assert len(batch["rows"].tokens) == 4 + 4 + 8
-        assert len(batch["candidate_terms"]) == len(batch["candidate_products"]) == 12
-        np.testing.assert_array_equal(batch["candidate_products"][:4], batch["products"])
-        own_of = np.repeat(batch["products"], 2)
-        assert (batch["candidate_products"][4:] != own_of).all()
+        assert without.candidate_products is None
+        assert len(batch.rows.tokens) == 4 + 4 + 8
+        assert len(batch.candidate_terms) == len(batch.candidate_products) == 12
+        np.testing.assert_array_equal(batch.candidate_products[:4], batch.products)
+        own_of = np.repeat(batch.products, 2)
+        assert (batch.candidate_products[4:] != own_of).all()
         # The pairs' rows are those of a batch without hard negatives, dropout included.
-        width = without["rows"].tokens.shape[1]
-        np.testing.assert_array_equal(batch["rows"].tokens[:8, :width], without["rows"].tokens)
+        width = without.rows.tokens.shape[1]
+        np.testing.assert_array_equal(batch.rows.tokens[:8, :width], without.rows.tokens)
 
 
 def test_an_approximate_index_finds_much_the_same(builder, encoder):

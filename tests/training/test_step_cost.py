@@ -16,6 +16,7 @@ from afmrl_jax.config import (
     VisionConfig,
 )
 from afmrl_jax.data.batching.collate import VLBatch
+from afmrl_jax.data.sources.batches import ContrastiveBatch
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.training.agcl import make_agcl_step
 from afmrl_jax.training.partition import learns
@@ -74,7 +75,7 @@ def step_flops(config, trained, remat):
         visual_start=shape(ROWS),
     )
     step = make_agcl_step(architecture, AgclConfig(gamma=0.0), None, optimizer)
-    batch = {"rows": rows, "products": shape(ROWS // 2)}
+    batch = ContrastiveBatch(rows, shape(ROWS // 2))
     lowered = step.lower(frozen, state, batch, jax.eval_shape(lambda: jax.random.key(0)))
     return lowered.compile().cost_analysis()["flops"] / ROWS
 

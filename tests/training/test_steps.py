@@ -48,8 +48,8 @@ def one_step(step, initial, batch, mesh):
     with jax.set_mesh(mesh):
         state = place(initial_state(initial, SGD), mesh)
         state, metrics = step({}, state, place_batch(batch, mesh), jax.random.key(0))
-    params = {name: np.asarray(value) for name, value in state["params"].items()}
-    return params, float(metrics["loss"]), int(state["step"])
+    params = {name: np.asarray(value) for name, value in state.params.items()}
+    return params, float(metrics["loss"]), int(state.step)
 
 
 def assert_equal_on_one_and_eight(step, initial, batch):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from afmrl_jax.axes import AnyArray, Bool, Float, Int
 from afmrl_jax.data.batching.chunk_shapes import Shape
 from afmrl_jax.data.batching.collate import Row
 
@@ -14,31 +15,26 @@ from afmrl_jax.data.batching.collate import Row
 class TextChunks(NamedTuple):
     """n chunks of one shape: rows of text for s devices, r each, of t places."""
 
-    tokens: Any
-    """int32 [n s r t]"""
-    token_mask: Any
-    """bool [n s r t]; of an empty row the first place alone, so that no softmax is void."""
-    positions: Any
-    """int32 [n s r 3 t]"""
-    visual_start: Any
-    """int32 [n s r]; counted through all visual tokens of the row's device."""
-    bare_last: Any
-    """int32 [n s r]; see `Row.bare_last`."""
-    used: Any
-    """int32 []; the first so many chunks hold rows, and the others need not be computed."""
+    tokens: Int[AnyArray, "n s r t"]
+    token_mask: Bool[AnyArray, "n s r t"]
+    """Of an empty row the first place alone, so that no softmax is void."""
+    positions: Int[AnyArray, "n s r 3 t"]
+    visual_start: Int[AnyArray, "n s r"]
+    """Counted through all visual tokens of the row's device."""
+    bare_last: Int[AnyArray, "n s r"]
+    """See `Row.bare_last`."""
+    used: Int[AnyArray, ""]
+    """The first so many chunks hold rows, and the others need not be computed."""
 
 
 class PatchChunks(NamedTuple):
     """n chunks of one shape: bins of p patches for s devices, m each; fields as in `VLBatch`."""
 
-    patches: Any
-    """float32 [n s m p d]"""
-    patch_segment: Any
-    """int32 [n s m p]"""
-    patch_position: Any
-    """int32 [n s m p 2]"""
-    used: Any
-    """int32 []; as in `TextChunks`."""
+    patches: Float[AnyArray, "n s m p d"]
+    patch_segment: Int[AnyArray, "n s m p"]
+    patch_position: Int[AnyArray, "n s m p 2"]
+    used: Int[AnyArray, ""]
+    """As in `TextChunks`."""
 
 
 class Chunks(NamedTuple):
@@ -49,10 +45,10 @@ class Chunks(NamedTuple):
 
     texts: tuple[TextChunks, ...]
     pictures: tuple[PatchChunks, ...]
-    visual_tokens: Any
-    """[s v d] where they are known without the vision tower, else None."""
-    place: Any
-    """int32 [b]; where row i of the batch stands among all rows of all chunks."""
+    visual_tokens: Float[AnyArray, "s v d"] | None
+    """Where they are known without the vision tower."""
+    place: Int[AnyArray, " b"]
+    """Where row i of the batch stands among all rows of all chunks."""
 
 
 def empty_bins(shape: Shape, shares: int, width: int, used: int) -> PatchChunks:

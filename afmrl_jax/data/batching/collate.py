@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from afmrl_jax.axes import AnyArray, Bool, Float, Int
 from afmrl_jax.config import ImageConfig, TextBudget
 from afmrl_jax.data.batching.host_share import HostShare
 from afmrl_jax.data.batching.images import Patches, patchify, undecoded
@@ -28,23 +29,23 @@ class VLBatch(NamedTuple):
     the host and JAX arrays on a device.
     """
 
-    tokens: Any
-    """int32 [b t]"""
-    token_mask: Any
-    """bool [b t]; False is padding."""
-    positions: Any
-    """int32 [b 3 t]; M-RoPE positions (time, row, column), 0 for padding."""
-    patches: Any
-    """float32 [n p d]; normalised pixels, d = channels * frames * side * side."""
-    patch_segment: Any
-    """int32 [n p]; number of the picture inside the bin, from 1; 0 is padding."""
-    patch_position: Any
-    """int32 [n p 2]; (row, column) in patches, merge-block order."""
-    visual_start: Any
-    """int32 [b]; the j-th picture place of a row takes visual token visual_start + j, counted
-    through all bins, n * p / merge_size^2 of them."""
-    visual_tokens: Any = None
-    """[n s d]; where they are known without the vision tower, which then has no patches to see."""
+    tokens: Int[AnyArray, "b t"]
+    token_mask: Bool[AnyArray, "b t"]
+    """False is padding."""
+    positions: Int[AnyArray, "b 3 t"]
+    """M-RoPE positions (time, row, column), 0 for padding."""
+    patches: Float[AnyArray, "n p d"] | None
+    """Normalised pixels, d = channels * frames * side * side. None, as the fields beside it, where
+    rows are worked on without the bins."""
+    patch_segment: Int[AnyArray, "n p"] | None
+    """Number of the picture inside the bin, from 1; 0 is padding."""
+    patch_position: Int[AnyArray, "n p 2"] | None
+    """(row, column) in patches, merge-block order."""
+    visual_start: Int[AnyArray, " b"]
+    """The j-th picture place of a row takes visual token visual_start + j, counted through all
+    bins, n * p / merge_size^2 of them."""
+    visual_tokens: Float[AnyArray, "n s w"] | None = None
+    """Where they are known without the vision tower, which then has no patches to see."""
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from afmrl_jax.data.batching.chunk_arrays import Chunks
+from afmrl_jax.data.batching.collate import VLBatch
 
 
 class ShapeCounter:
@@ -13,15 +12,15 @@ class ShapeCounter:
     def __init__(self) -> None:
         self._seen: set[tuple[tuple[int, ...], ...]] = set()
 
-    def add(self, rows: Any) -> None:
+    def add(self, rows: VLBatch | Chunks) -> None:
         """Count a `VLBatch`, whose length in tokens and number of patch bins may vary, or `Chunks`,
         whose shapes may.
         """
-        if hasattr(rows, "texts"):
+        if isinstance(rows, Chunks):
             parts = [*(x.tokens for x in rows.texts), *(x.patch_segment for x in rows.pictures)]
             self._seen.add(tuple(x.shape for x in parts))
         else:
-            self._seen.add((rows.tokens.shape, (len(rows.patches),)))
+            self._seen.add((rows.tokens.shape, (0 if rows.patches is None else len(rows.patches),)))
 
     def __len__(self) -> int:
         return len(self._seen)
@@ -40,7 +39,7 @@ class ShapeCounter:
         return f"{len(self)} shape{plural} compiled ({what}): {shapes}"
 
 
-def padding_counts(rows: Any) -> dict[str, tuple[int, int]]:
+def padding_counts(rows: VLBatch | Chunks) -> dict[str, tuple[int, int]]:
     """Padded and all places of a batch on the host, by kind: `text` and, if there are, `patch`.
 
     Args:

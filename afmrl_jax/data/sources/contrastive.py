@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -12,9 +11,11 @@ from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
 from afmrl_jax.data.attributes.text_format import drop_attributes
 from afmrl_jax.data.batching import prompts
 from afmrl_jax.data.batching.augmentation import drop_words
+from afmrl_jax.data.batching.chunk_arrays import Chunks
 from afmrl_jax.data.batching.chunks import Chunker
-from afmrl_jax.data.batching.collate import Row
+from afmrl_jax.data.batching.collate import Row, VLBatch
 from afmrl_jax.data.batching.images import erase_patches
+from afmrl_jax.data.sources.batches import ContrastiveBatch
 from afmrl_jax.data.sources.mined_negatives import MinedTables, fill_up
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.data.sources.sampler import PairSampler
@@ -86,7 +87,7 @@ class ContrastiveSource:
             if vocabulary is None
             else vocabulary.encode([texts.get(x.listing_id, "") for x in listings], width)
         )
-        self._collate: Callable[[Sequence[Row]], Any] = builder.batch
+        self._collate: Callable[[Sequence[Row]], VLBatch | Chunks] = builder.batch
         if chunk_tokens is not None:
             seen = max(2, min(MOST_SAMPLES, SAMPLE_ROWS // (2 * self.batch_size)))
             self._collate = Chunker.of(
@@ -158,18 +159,18 @@ class ContrastiveSource:
         rng = np.random.default_rng(np.random.SeedSequence([self._seed, step, 1]))
         return [self._row(int(i), rng) for i in np.concatenate([queries, candidates])]
 
-    def __getitem__(self, step: int) -> dict[str, Any]:
+    def __getitem__(self, step: int) -> ContrastiveBatch:
         queries, candidates = self.draw(step)
         rows = self._rows(step, queries, candidates)
-        batch = {
-            "rows": self._collate(rows),
-            "products": self.identity[queries],
-            "query_terms": self._terms[queries],
-            "candidate_terms": self._terms[candidates],
-            **self._builder.bad_pictures(np.concatenate([queries, candidates])),
-        }
-        if self._mined is not None:
-            batch["candidate_products"] = self.identity[candidates]
+        last = None
         if self._attributes is not None:
-            batch["prompt_last"] = np.array([row.bare_last for row in rows], np.int32)
-        return batch
+            last = np.array([row.bare_last for row in rows], np.int32)
+        return ContrastiveBatch(
+            rows=self._collate(rows),
+            products=self.identity[queries],
+            query_terms=self._terms[queries],
+            candidate_terms=self._terms[candidates],
+            candidate_products=None if self._mined is None else self.identity[candidates],
+            prompt_last=last,
+            bad_pictures=self._builder.bad_pictures(np.concatenate([queries, candidates])),
+        )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from afmrl_jax.data.batching import prompts
 from afmrl_jax.data.batching.augmentation import open_keys, swap_words, word_pool
 from afmrl_jax.data.batching.collate import Row
+from afmrl_jax.data.sources.batches import DistillBatch
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.data.sources.sampler import epoch_indices
 
@@ -59,7 +59,7 @@ class DistillSource:
         others = others[others != place]
         return int(rng.choice(others)) if len(others) else place
 
-    def __getitem__(self, step: int) -> dict[str, Any]:
+    def __getitem__(self, step: int) -> DistillBatch:
         builder, rng = self._builder, np.random.default_rng([self._seed, step, 2])
         first = epoch_indices(len(self._oracle), self._pairs, step, self._seed)
         places = [int(p) for p in first] + [self._partner(int(p), rng) for p in first]
@@ -80,11 +80,11 @@ class DistillSource:
         for number, (start, values) in enumerate(zip(starts, weights, strict=True)):
             # Position i predicts token i + 1, so everything moves one to the left.
             weight[number, start - 1 : start - 1 + len(values)] = values
-        return {
-            "rows": batch,
-            "targets": np.roll(batch.tokens, -1, axis=1),
-            "weights": weight,
-            "prompt_last": np.array(starts, np.int32) - 1,
-            "products": self._products[first],
-            **builder.bad_pictures(places),
-        }
+        return DistillBatch(
+            rows=batch,
+            targets=np.roll(batch.tokens, -1, axis=1),
+            weights=weight,
+            prompt_last=np.array(starts, np.int32) - 1,
+            products=self._products[first],
+            bad_pictures=builder.bad_pictures(places),
+        )

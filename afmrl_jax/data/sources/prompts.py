@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from afmrl_jax.data.sources.batches import PromptBatch
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.data.sources.sampler import epoch_indices
 
@@ -36,12 +35,12 @@ class PromptSource:
     def __repr__(self) -> str:
         return f"PromptSource(queries={len(self._queries)}, seed={self._seed})"
 
-    def __getitem__(self, step: int) -> dict[str, Any]:
+    def __getitem__(self, step: int) -> PromptBatch:
         chosen = epoch_indices(len(self._queries), self._batch_size, step, self._seed)
         index = self._queries[chosen]
         rows = [self._builder.prompt(int(i)) for i in index]
-        return {
-            "rows": self._builder.batch(rows, self._length),
-            "index": index.astype(np.int32),
-            **self._builder.bad_pictures(index),
-        }
+        return PromptBatch(
+            rows=self._builder.batch(rows, self._length),
+            queries=index.astype(np.int32),
+            bad_pictures=self._builder.bad_pictures(index),
+        )

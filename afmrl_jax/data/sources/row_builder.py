@@ -48,11 +48,9 @@ class RowBuilder:
         found = self.pictures[index]
         return () if found is None else (found,)
 
-    def bad_pictures(self, indices: Iterable[int]) -> dict[str, int]:
+    def bad_pictures(self, indices: Iterable[int]) -> int | None:
         """How many pictures of a batch's listings were left out, where that may happen."""
-        if self.image.bad_pictures == "fatal":
-            return {}
-        return {"bad_pictures": self.pictures.bad(indices)}
+        return None if self.image.bad_pictures == "fatal" else self.pictures.bad(indices)
 
     def embedder(
         self, index: int, attributes: str | None, *, title: bool = True, picture: bool = True

@@ -146,13 +146,20 @@ def _sides(
 ) -> tuple[Rules, Side, Side]:
     """Rules, and both sides padded and cut into tiles."""
     wide, count = accumulator(queries), queries.shape[0]
-    rules = Rules(temperature, *batch[5:])
+    rules = Rules(
+        temperature=temperature,
+        gamma=batch.gamma,
+        delta=batch.delta,
+        agreement_rho=batch.agreement_rho,
+        agreement_epsilon=batch.agreement_epsilon,
+    )
     positive = jnp.sum(queries.astype(wide) * candidates[:count].astype(wide), axis=1)
     ask: TermFactors | None = None
     answer: TermFactors | None = None
     own = own_reverse = None
     if batch.terms is not None:
-        ask, answer = (term_factors(batch.terms.statistics, x) for x in batch.terms[1:])
+        ask = term_factors(batch.terms.statistics, batch.terms.query)
+        answer = term_factors(batch.terms.statistics, batch.terms.candidate)
         pairs = TermFactors(*(x[:count] for x in answer))
         own = own_scores(ask, pairs).astype(wide)
         own_reverse = own_scores(pairs, ask).astype(wide) if stream.plan.exact_reverse else own

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from afmrl_jax.config import Execution, LoraConfig, QwenVLConfig
+from afmrl_jax.data.sources.batches import ContrastiveBatch
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.families import family
 from afmrl_jax.models.generation import generate
@@ -123,7 +124,7 @@ def train_step(load: Load, peak: float, repeats: int) -> tuple[dict[str, float],
     holder = [initial_state(_random(own, jnp.float32), optimizer)]
     step = make_agcl_step(architecture, configured, None, optimizer)
     products = jnp.arange(load.rows // 2, dtype=jnp.int32)
-    batch = {"rows": load.batch, "products": products}
+    batch = ContrastiveBatch(load.batch, products)
 
     def call() -> Any:
         holder[0], metrics = step(frozen, holder[0], batch, jax.random.key(0))

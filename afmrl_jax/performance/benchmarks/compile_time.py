@@ -41,6 +41,7 @@ def lowered_step(layers: int, scan: bool) -> Any:
     import jax.numpy as jnp
 
     from afmrl_jax.config import Execution
+    from afmrl_jax.data.sources.batches import ContrastiveBatch
     from afmrl_jax.models.architecture import Architecture
     from afmrl_jax.parallel.param_paths import is_adapter
     from afmrl_jax.performance.benchmarks.jax_side import settings
@@ -58,7 +59,7 @@ def lowered_step(layers: int, scan: bool) -> Any:
     optimizer = make_optimizer(configured.optimizer, configured.steps)
     state = jax.eval_shape(lambda p: initial_state(p, optimizer), own)
     rows = make_rows(size, 2 * size.pairs)
-    batch = {"rows": rows, "products": jnp.arange(size.pairs, dtype=jnp.int32)}
+    batch = ContrastiveBatch(rows, jnp.arange(size.pairs, dtype=jnp.int32))
     step: Any = make_agcl_step(architecture, configured, None, optimizer)
     return step.lower(frozen, state, batch, jax.random.key(0))
 

@@ -30,15 +30,16 @@ from afmrl_jax.data.batching.collate import Row, collate
 from afmrl_jax.data.batching.images import Patches
 from afmrl_jax.data.batching.shapes import ShapeCounter, padding_counts
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
+from afmrl_jax.data.sources.batches import ContrastiveBatch
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
 from afmrl_jax.data.sources.row_builder import RowBuilder
-from afmrl_jax.models.architecture import Architecture
+from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.performance.benchmarks.mixed_catalogue import mixed_catalogue
 from afmrl_jax.performance.record import ratios, spread
 from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.training.agcl import make_agcl_step
 from afmrl_jax.training.partition import learns
-from afmrl_jax.training.state import initial_state, make_optimizer
+from afmrl_jax.training.state import TrainState, initial_state, make_optimizer
 
 TOKEN = SimpleNamespace(pad_id=0, vision_start=1, vision_end=2, image_pad_id=3)
 FIRST_WORD = 8
@@ -128,19 +129,19 @@ class _Steps:
         self._optimizer = make_optimizer(agcl.optimizer, agcl.steps)
         self.step: Any = make_agcl_step(self._architecture, agcl, None, self._optimizer)
 
-    def parameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def parameters(self) -> tuple[Params, TrainState]:
         """The frozen ones, and a state with the others."""
         params = self._architecture.init(0)
         own = {n: x for n, x in params.items() if learns(n, "lora")}
         frozen = {n: x for n, x in params.items() if n not in own}
         return frozen, initial_state(own, self._optimizer)
 
-    def whole(self, rows: Sequence[Row]) -> dict[str, Any]:
+    def whole(self, rows: Sequence[Row]) -> ContrastiveBatch:
         """A batch that is encoded at once."""
         batch = collate(rows, TOKEN, self._settings.image, self._settings.length)
-        return {"rows": batch, "products": np.arange(len(rows) // 2, dtype=np.int32)}
+        return ContrastiveBatch(batch, np.arange(len(rows) // 2, dtype=np.int32))
 
-    def chunked(self, rows: Sequence[Row], chunk_rows: int) -> dict[str, Any]:
+    def chunked(self, rows: Sequence[Row], chunk_rows: int) -> ContrastiveBatch:
         """The same batch in chunks."""
         length = self._settings.length
         chunker = Chunker.of(
@@ -151,9 +152,9 @@ class _Steps:
             tokens=chunk_rows * length,
             shares=1,
         )
-        return {"rows": chunker(rows), "products": np.arange(len(rows) // 2, dtype=np.int32)}
+        return ContrastiveBatch(chunker(rows), np.arange(len(rows) // 2, dtype=np.int32))
 
-    def temporaries(self, batch: dict[str, Any]) -> int:
+    def temporaries(self, batch: ContrastiveBatch) -> int:
         """Bytes that the compiled step takes beside its arguments and results."""
         frozen, state = jax.eval_shape(self.parameters)
         key = jax.eval_shape(lambda: jax.random.key(0))
@@ -274,7 +275,7 @@ def padding_waste(settings: GradcacheSettings) -> tuple[float, list[dict[str, An
     totals: dict[str, Counter[str]] = {"in_chunks": Counter(), "at_once": Counter()}
     for step in range(settings.catalogue_steps):
         for kind, batches in (("in_chunks", chunked), ("at_once", at_once)):
-            rows = batches[step]["rows"]
+            rows = batches[step].rows
             for what, (padded, places) in padding_counts(rows).items():
                 totals[kind].update({f"{what}_padded": padded, f"{what}_places": places})
             if kind == "in_chunks":

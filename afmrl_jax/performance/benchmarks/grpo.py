@@ -111,8 +111,12 @@ def measure_update(settings: Settings) -> tuple[dict[str, float], dict[str, Any]
     params = architecture.init(settings.seed)
     samples = make_samples(size, settings.groups, settings.group_size, settings.seed)
     # Ratios near 1, as after a rollout of the policy itself.
-    arguments = (samples.prompts, samples.tokens, samples.mask, SETTINGS.temperature, 1)
-    own = np.asarray(completion_scores(architecture, params, *arguments))
+    arguments = (samples.prompts, samples.tokens, samples.mask)
+    own = np.asarray(
+        completion_scores(
+            architecture, params, *arguments, temperature=SETTINGS.temperature, parts=1
+        )
+    )
     rng = np.random.default_rng(settings.seed)
     old, reference = (own + rng.normal(0, 0.05, own.shape).astype(np.float32) for _ in range(2))
     samples = samples._replace(old=old, reference=reference)

@@ -30,6 +30,7 @@ def repeated(samples: Samples) -> VLBatch:
     last = np.asarray(prompts.positions).max((1, 2))
     after = np.repeat(last, group)[:, None] + 1 + np.arange(length)
     after = np.repeat(after[:, None], 3, axis=1).astype(np.int32)
+    assert prompts.patches is not None
     assert len(prompts.patches) == len(prompts.tokens)
     seen = prompts.patches.shape[1] // MERGE**2
     return prompts._replace(

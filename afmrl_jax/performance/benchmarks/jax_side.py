@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from afmrl_jax.config import AgclConfig, Execution, ModelSettings
+from afmrl_jax.data.sources.batches import ContrastiveBatch
 from afmrl_jax.models.embedder import embed_batch
 from afmrl_jax.models.generation import generate
 from afmrl_jax.models.huggingface.folder import load_model
@@ -76,7 +77,7 @@ class JaxSide:
         optimizer = make_optimizer(configured.optimizer, configured.steps)
         step = partial(make_agcl_step(architecture, configured, None, optimizer), trainee.frozen)
         products = np.arange(count // 2, dtype=np.int32)
-        batch = jax.device_put({"rows": make_rows(self._size, count), "products": products})
+        batch = jax.device_put(ContrastiveBatch(make_rows(self._size, count), products))
         key = jax.random.key(0)
         holder = [initial_state(trainee.trainable, optimizer)]
 

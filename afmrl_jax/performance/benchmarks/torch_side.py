@@ -56,6 +56,7 @@ class TorchSide:
         batch = make_rows(self._size, count)
         tokens = torch.tensor(batch.tokens, dtype=torch.long)
         side = 2 * self._size.side
+        assert batch.patches is not None
         return {
             "input_ids": tokens,
             "attention_mask": torch.ones_like(tokens),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from afmrl_jax.config import QwenVLConfig
+from afmrl_jax.data.batching.collate import VLBatch
+from afmrl_jax.data.sources.batches import Batch, DistillBatch
 from afmrl_jax.performance.flops import Passes, decoder_flops, head_flops
 from afmrl_jax.performance.sweep.cell import Cell
 
@@ -31,7 +32,7 @@ class Counts:
     """Share of the rows' places that are padding."""
 
 
-def picture_patches(rows: Any) -> np.ndarray:
+def picture_patches(rows: VLBatch) -> np.ndarray:
     """Patches of each picture of a `VLBatch` on the host, int [pictures]."""
     found = []
     for segment in np.asarray(rows.patch_segment):
@@ -40,11 +41,12 @@ def picture_patches(rows: Any) -> np.ndarray:
     return np.asarray(found, np.int64)
 
 
-def count(cell: Cell, config: QwenVLConfig, batch: dict[str, Any]) -> Counts:
+def count(cell: Cell, config: QwenVLConfig, batch: Batch) -> Counts:
     """Counts of a batch on the host."""
-    rows = batch["rows"]
+    rows = batch.rows
+    assert isinstance(rows, VLBatch)
     lengths, patches = np.asarray(rows.token_mask).sum(axis=1), picture_patches(rows)
-    scored = int((np.asarray(batch["weights"]) > 0).sum()) if cell.task == "distill" else 0
+    scored = int((batch.weights > 0).sum()) if isinstance(batch, DistillBatch) else 0
     once = Passes.over(config, patches, lengths, scored)
     lists = len(lengths) * cell.group_size if cell.task in ("generate", "rar") else 0
     written = lists * cell.max_new_tokens

@@ -20,6 +20,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from afmrl_jax.data.batching.chunk_arrays import Chunks, PatchChunks, TextChunks
+from afmrl_jax.data.batching.collate import VLBatch
+from afmrl_jax.data.sources.batches import ContrastiveBatch
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.parallel.layout import fit_spec
@@ -62,7 +64,12 @@ def chunked(request: Request, architecture: Architecture, mesh: Mesh, chunks: in
     if odd:
         raise RunError(f"{request.rows} rows are no {chunks} equal chunks on {shares} devices")
     flat = batch_shapes(request, architecture.config)
-    rows, sizes = flat["rows"], dict(mesh.shape)
+    rows, sizes = flat.rows, dict(mesh.shape)
+    assert isinstance(flat, ContrastiveBatch)
+    assert isinstance(rows, VLBatch)
+    assert rows.patches is not None
+    assert rows.patch_segment is not None
+    assert rows.patch_position is not None
 
     def cut(x: Struct) -> Struct:
         shape = (chunks, shares, own, *x.shape[1:])
@@ -76,9 +83,9 @@ def chunked(request: Request, architecture: Architecture, mesh: Mesh, chunks: in
     pictures = PatchChunks(
         cut(rows.patches), cut(rows.patch_segment), cut(rows.patch_position), used
     )
-    products = _laid(flat["products"], mesh, P("data"), sizes)
+    products = _laid(flat.products, mesh, P("data"), sizes)
     place = _laid(rows.visual_start, mesh, P("data"), sizes)
-    batch = {"rows": Chunks((texts,), (pictures,), None, place), "products": products}
+    batch = ContrastiveBatch(Chunks((texts,), (pictures,), None, place), products)
     return lowered(request, architecture, mesh, batch)
 
 

@@ -26,6 +26,7 @@ from afmrl_jax.config import (
 from afmrl_jax.data.attributes.text_format import format_attributes
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.data.catalogue.load import load_catalogue
+from afmrl_jax.data.sources.batches import Batch
 from afmrl_jax.data.sources.distill import DistillSource
 from afmrl_jax.data.sources.prompts import PromptSource
 from afmrl_jax.data.sources.row_builder import RowBuilder
@@ -88,11 +89,11 @@ class Work:
         """Batches by number."""
         return self._source
 
-    def placed(self, batch: dict[str, Any]) -> Any:
+    def placed(self, batch: Batch) -> Batch:
         """A batch on the devices, without what only the loop reads."""
-        return place_batch({k: v for k, v in batch.items() if k != "bad_pictures"}, self._mesh)
+        return place_batch(batch._replace(bad_pictures=None), self._mesh)
 
-    def compile(self, batch: Any) -> tuple[float, Callable[[Any, jax.Array], Any]]:
+    def compile(self, batch: Batch) -> tuple[float, Callable[[Batch, jax.Array], Any]]:
         """Seconds that compiling took, and the step: (placed batch, key) -> something to wait for.
 
         The parameters are made before; they are random, which changes no time.
@@ -112,18 +113,18 @@ class Work:
         seconds, program = self._compiled(step, frozen, state, batch, key)
         holder = [state]
 
-        def call(batch: Any, key: jax.Array) -> Any:
+        def call(batch: Batch, key: jax.Array) -> Any:
             holder[0], metrics = program(frozen, holder[0], batch, key)
-            return holder[0]["step"], metrics
+            return holder[0].step, metrics
 
         return seconds, call
 
-    def _compiled(self, function: Any, *arguments: Any) -> tuple[float, Any]:
+    def _compiled(self, function: Any, *arguments: Any, **static: Any) -> tuple[float, Any]:
         began = time.perf_counter()
-        self.programs.append(function.lower(*arguments).compile())
+        self.programs.append(function.lower(*arguments, **static).compile())
         return time.perf_counter() - began, self.programs[-1]
 
-    def _compile_generate(self, params: Params, batch: Any) -> tuple[float, Callable]:
+    def _compile_generate(self, params: Params, batch: Batch) -> tuple[float, Callable]:
         cell, architecture = self._cell, self.architecture
 
         @jax.jit
@@ -140,10 +141,10 @@ class Work:
                 pad_id=0,
             ).tokens
 
-        seconds, program = self._compiled(write, params, batch["rows"], jax.random.key(0))
-        return seconds, lambda batch, key: program(params, batch["rows"], key)
+        seconds, program = self._compiled(write, params, batch.rows, jax.random.key(0))
+        return seconds, lambda batch, key: program(params, batch.rows, key)
 
-    def _compile_rar(self, frozen: Params, state: Any, batch: Any) -> tuple[float, Callable]:
+    def _compile_rar(self, frozen: Params, state: Any, batch: Batch) -> tuple[float, Callable]:
         """Sampling, the reference's probabilities and the update.
 
         Rewards are drawn: what R and the grammar say passes through the host and is not part of
@@ -151,36 +152,50 @@ class Work:
         """
         cell, architecture = self._cell, self.architecture
         settings = RarConfig(group_size=cell.group_size, temperature=1.0)
-        reference = {**frozen, **jax.tree.map(jnp.copy, state["params"])}
+        reference = {**frozen, **jax.tree.map(jnp.copy, state.params)}
         specials = (architecture.config.text.vocab_size, 0)
-        key, rows = jax.random.key(0), batch["rows"]
-        asked = (settings, cell.group_size, cell.max_new_tokens, specials)
+        key, rows = jax.random.key(0), batch.rows
+        asked: dict[str, Any] = {
+            "group_size": cell.group_size,
+            "max_new_tokens": cell.max_new_tokens,
+            "specials": specials,
+        }
         total = 0.0
         seen = None
         if cell.trained != "all":
             total, seen = self._compiled(encode_images, architecture, reference, rows)
             rows = rows._replace(visual_tokens=seen(reference, rows))
-        seconds, write = self._compiled(sample, architecture, reference, rows, key, *asked)
+        seconds, write = self._compiled(
+            sample, architecture, reference, rows, key, settings, **asked
+        )
         samples = self._samples(rows, write(reference, rows, key), np.random.default_rng(0))
-        again = (samples.tokens, samples.mask, settings.temperature)
-        more, recall = self._compiled(completion_scores, architecture, reference, rows, *again, 1)
+        again = (samples.tokens, samples.mask)
+        more, recall = self._compiled(
+            completion_scores,
+            architecture,
+            reference,
+            rows,
+            *again,
+            temperature=settings.temperature,
+            parts=1,
+        )
         learn = jax.jit(
             partial(update, architecture, settings, self._optimizer),
-            static_argnums=0,
-            donate_argnums=2,
+            static_argnames="parts",
+            donate_argnames="state",
         )
-        last, train = self._compiled(learn, 1, frozen, state, samples)
+        last, train = self._compiled(learn, frozen, state, samples, parts=1)
         holder, rng = [state], np.random.default_rng(1)
 
-        def call(batch: Any, key: jax.Array) -> Any:
-            rows = batch["rows"]
+        def call(batch: Batch, key: jax.Array) -> Any:
+            rows = batch.rows
             if seen is not None:
                 rows = rows._replace(visual_tokens=seen(reference, rows))
-            found = write({**frozen, **holder[0]["params"]}, rows, key)
+            found = write({**frozen, **holder[0].params}, rows, key)
             samples = self._samples(rows, found, rng)
             scores = recall(reference, rows, samples.tokens, samples.mask)
             holder[0], metrics = train(frozen, holder[0], samples._replace(reference=scores))
-            return holder[0]["step"], metrics
+            return holder[0].step, metrics
 
         return total + seconds + more + last, call
 

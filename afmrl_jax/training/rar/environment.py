@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from afmrl_jax.config import RarConfig
 from afmrl_jax.data.attributes.text_format import parse_attributes
 from afmrl_jax.data.attributes.token_grammar import Grammar, attribute_grammar
-from afmrl_jax.data.batching.collate import bucket_length
+from afmrl_jax.data.batching.collate import VLBatch, bucket_length
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.models.architecture import Architecture, Params
@@ -32,11 +31,12 @@ from afmrl_jax.training.annotate import completion_texts
 from afmrl_jax.training.rar.rollout import Rollout, encode_images, trimmed_length
 
 
-@partial(jax.jit, static_argnums=(0, 9, 10, 11))
+@partial(jax.jit, static_argnames=("architecture", "size", "every", "negatives"))
 def _retrieve(
     architecture: Architecture,
     params: Params,
-    rows: Any,
+    *,
+    rows: VLBatch,
     tails: jax.Array,
     tail_mask: jax.Array,
     visual_tokens: jax.Array | None,
@@ -153,7 +153,7 @@ class RarEnvironment:
 
     def judge(
         self,
-        prompts: Any,
+        prompts: VLBatch,
         index: np.ndarray,
         generation: Generation,
         reward: Reward,
@@ -199,7 +199,7 @@ class RarEnvironment:
 
     def stand(
         self,
-        prompts: Any,
+        prompts: VLBatch,
         index: np.ndarray,
         texts: Sequence[str],
         negatives: int,
@@ -233,16 +233,16 @@ class RarEnvironment:
             found = _retrieve(
                 architecture,
                 params,
-                place_batch(batch, self.mesh),
-                tails,
-                mask,
-                encode_images(architecture, params, prompts),
-                self.gallery,
-                places,
-                index.astype(np.int32),
-                len(builder.listings),
-                every,
-                negatives,
+                rows=place_batch(batch, self.mesh),
+                tails=tails,
+                tail_mask=mask,
+                visual_tokens=encode_images(architecture, params, prompts),
+                gallery=self.gallery,
+                positives=places,
+                own=index.astype(np.int32),
+                size=len(builder.listings),
+                every=every,
+                negatives=negatives,
             )
         return to_host(found)
 

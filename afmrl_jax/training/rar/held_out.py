@@ -171,10 +171,10 @@ def _sample_all(
                 prompts,
                 jax.random.fold_in(jax.random.key(seed + 1000), begin),
                 settings,
-                settings.evaluation_samples,
-                builder.text.max_attribute_tokens,
-                (builder.tokenizer.eos_id, builder.tokenizer.pad_id),
-                environment.grammar,
+                group_size=settings.evaluation_samples,
+                max_new_tokens=builder.text.max_attribute_tokens,
+                specials=(builder.tokenizer.eos_id, builder.tokenizer.pad_id),
+                grammar=environment.grammar,
             )
         rollout = environment.judge(prompts, padded, generation, reward, settings, k)
         out.append(_first_rows(rollout, len(chosen)))

@@ -8,31 +8,43 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
+from afmrl_jax.axes import AnyArray, Bool, Float, Int
 from afmrl_jax.config import RarConfig
+from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import completion_logprobs
 from afmrl_jax.objectives.grpo import dead_groups, group_advantages, grpo_loss, token_weights
-from afmrl_jax.training.state import apply_gradients
+from afmrl_jax.training.state import TrainState, apply_gradients
 
 
 class Samples(NamedTuple):
     """A rollout as the update reads it: g continuations of each of q prompts."""
 
-    prompts: Any
-    """`VLBatch`, q rows."""
-    tokens: Any
-    """int32 [q g n]"""
-    mask: Any
-    """bool [q g n]"""
-    old: Any
-    """float32 [q g n]; log-probabilities under the policy that sampled."""
-    reference: Any
-    """float32 [q g n]; under the distilled policy."""
-    rewards: Any
-    """float32 [q g]"""
-    malformed: Any
-    """bool [q g]"""
+    prompts: VLBatch
+    """q rows."""
+    tokens: Int[AnyArray, "q g n"]
+    mask: Bool[AnyArray, "q g n"]
+    old: Float[AnyArray, "q g n"]
+    """Log-probabilities under the policy that sampled."""
+    reference: Float[AnyArray, "q g n"]
+    """Under the distilled policy."""
+    rewards: Float[AnyArray, "q g"]
+    malformed: Bool[AnyArray, "q g"]
+
+
+class Part(NamedTuple):
+    """What the loss reads of some groups."""
+
+    prompts: VLBatch
+    """Without pictures."""
+    tokens: Int[AnyArray, "q g n"]
+    mask: Bool[AnyArray, "q g n"]
+    old: Float[AnyArray, "q g n"]
+    reference: Float[AnyArray, "q g n"]
+    advantages: Float[AnyArray, "q g"]
+    weights: Float[AnyArray, "q g n"]
 
 
 def num_microbatches(rows: int, row_tokens: int, budget: int | None, shares: int = 1) -> int:
@@ -68,20 +80,21 @@ def _joined(x: jax.Array) -> jax.Array:
     return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
 
-def _without_pictures(prompts: Any) -> Any:
+def _without_pictures(prompts: VLBatch) -> VLBatch:
     """The fields that belong to rows; pictures are packed in bins, which are no rows."""
     return prompts._replace(
         patches=None, patch_segment=None, patch_position=None, visual_tokens=None
     )
 
 
-@partial(jax.jit, static_argnums=(0, 5, 6))
+@partial(jax.jit, static_argnames=("architecture", "temperature", "parts"))
 def completion_scores(
     architecture: Architecture,
     params: Params,
-    prompts: Any,
+    prompts: VLBatch,
     tokens: jax.Array,
     mask: jax.Array,
+    *,
     temperature: float,
     parts: int,
 ) -> jax.Array:
@@ -89,7 +102,7 @@ def completion_scores(
     model = architecture.bind(params)
     visual = model.visual_of(prompts)
 
-    def one(part: tuple[Any, jax.Array, jax.Array]) -> jax.Array:
+    def one(part: tuple[VLBatch, jax.Array, jax.Array]) -> jax.Array:
         return completion_logprobs(model, *part, temperature=temperature, visual_tokens=visual)[0]
 
     return _joined(jax.lax.map(one, _split((_without_pictures(prompts), tokens, mask), parts)))
@@ -121,23 +134,22 @@ def policy_gradient(
 
     visual, back = jax.vjp(see, params)
 
-    def loss(params: Params, visual: Any, part: tuple[Any, ...]) -> tuple[jax.Array, Any]:
-        prompts, tokens, mask, old, reference, advantage, weight = part
+    def loss(params: Params, visual: Any, part: Part) -> tuple[jax.Array, Any]:
         logprobs, entropy = completion_logprobs(
             architecture.bind({**frozen, **params}),
-            prompts,
-            tokens,
-            mask,
+            part.prompts,
+            part.tokens,
+            part.mask,
             temperature=settings.temperature,
             visual_tokens=visual,
         )
         return grpo_loss(
             logprobs,
-            old,
-            reference,
-            advantage,
-            mask,
-            weights=weight,
+            part.old,
+            part.reference,
+            part.advantages,
+            part.mask,
+            weights=part.weights,
             clip_low=settings.clip_low,
             clip_high=settings.clip_high,
             ratio_cap=settings.ratio_cap,
@@ -147,7 +159,15 @@ def policy_gradient(
             entropy=entropy,
         )
 
-    arrays = (_without_pictures(samples.prompts), *samples[1:5], advantages, weights)
+    arrays = Part(
+        _without_pictures(samples.prompts),
+        samples.tokens,
+        samples.mask,
+        samples.old,
+        samples.reference,
+        advantages,
+        weights,
+    )
     gradient: Callable = jax.grad(loss, argnums=(0, 1), has_aux=True)
     if parts == 1:
         (by_params, by_visual), metrics = gradient(params, visual, arrays)
@@ -174,14 +194,15 @@ def _summed(gradient: Callable, params: Params, visual: Any, parts: Any) -> Any:
 def update(
     architecture: Architecture,
     settings: RarConfig,
-    optimizer: Any,
-    parts: int,
+    optimizer: optax.GradientTransformation,
     frozen: Params,
-    state: dict[str, Any],
+    state: TrainState,
     samples: Samples,
-) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    *,
+    parts: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step on a rollout; pure, for use inside jit."""
     gradients, metrics = policy_gradient(
-        architecture, settings, frozen, state["params"], samples, parts
+        architecture, settings, frozen, state.params, samples, parts
     )
     return apply_gradients(state, gradients, metrics, optimizer)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from afmrl_jax.axes import Bool, Float
 from afmrl_jax.config import RarConfig
 from afmrl_jax.data.attributes.token_grammar import Grammar
+from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.objectives import rewards as objectives
@@ -31,11 +32,11 @@ def trimmed_length(mask: np.ndarray) -> int:
 class Rollout:
     """A group of samples for each query, and what they were worth; all [q g]."""
 
-    rewards: np.ndarray
-    recall: np.ndarray
+    rewards: Float[np.ndarray, "q g"]
+    recall: Float[np.ndarray, "q g"]
     outcome: Outcome
     """How R found with them, NumPy arrays."""
-    malformed: np.ndarray
+    malformed: Bool[np.ndarray, "q g"]
     texts: list[str]
     """q * g, group by group."""
 
@@ -54,13 +55,17 @@ class Rollout:
         return cls(np.asarray(values), recall.astype(np.float32), outcome, malformed, texts)
 
 
-@partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))
+@partial(
+    jax.jit,
+    static_argnames=("architecture", "settings", "group_size", "max_new_tokens", "specials"),
+)
 def sample(
     architecture: Architecture,
     params: Params,
-    prompts: Any,
+    prompts: VLBatch,
     key: jax.Array,
     settings: RarConfig,
+    *,
     group_size: int,
     max_new_tokens: int,
     specials: tuple[int, int],
@@ -82,7 +87,7 @@ def sample(
     )
 
 
-@partial(jax.jit, static_argnums=0)
-def encode_images(architecture: Architecture, params: Params, prompts: Any) -> jax.Array | None:
+@partial(jax.jit, static_argnames="architecture")
+def encode_images(architecture: Architecture, params: Params, prompts: VLBatch) -> jax.Array | None:
     """What a model's vision tower says of the pictures of prompts, [n s d]."""
     return architecture.bind(params).visual_of(prompts)

@@ -6,14 +6,15 @@ import dataclasses
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from afmrl_jax.config import RarConfig, RunConfig
+from afmrl_jax.data.sources.batches import PromptBatch
 from afmrl_jax.data.sources.prompts import PromptSource
 from afmrl_jax.models.architecture import Params
 from afmrl_jax.models.huggingface.safetensors import TensorToWrite, stored_tensors, write_tensors
@@ -24,7 +25,7 @@ from afmrl_jax.parallel.sharding import place_batch, shardings
 from afmrl_jax.runtime.distributed import barrier, to_devices, to_host
 from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.training.encode_batch import tower_learns
-from afmrl_jax.training.loop import LoopConfig, run_loop
+from afmrl_jax.training.loop import LoopConfig, Metrics, run_loop
 from afmrl_jax.training.partition import Partition
 from afmrl_jax.training.rar.environment import RarEnvironment
 from afmrl_jax.training.rar.held_out import HeldOutEvaluator
@@ -37,7 +38,7 @@ from afmrl_jax.training.rar.policy_gradient import (
 )
 from afmrl_jax.training.rar.rollout import Rollout, encode_images, sample, trimmed_length
 from afmrl_jax.training.rar.sample_log import SampleLog
-from afmrl_jax.training.state import initial_state, make_optimizer, scalars
+from afmrl_jax.training.state import TrainState, initial_state, make_optimizer, scalars
 
 BEST = "params.safetensors"
 """What learns of the best G, in the stage's folder `best`."""
@@ -57,7 +58,7 @@ class RarStep:
         reference: Params,
         environment: RarEnvironment,
         reward: Reward,
-        optimizer: Any,
+        optimizer: optax.GradientTransformation,
         k: int,
         mesh: Mesh,
         samples: SampleLog,
@@ -76,17 +77,17 @@ class RarStep:
         self._max_new = environment.builder.text.max_attribute_tokens
         self._update = jax.jit(
             partial(update, trainee.architecture, settings, optimizer),
-            static_argnums=0,
-            donate_argnums=2,
+            static_argnames="parts",
+            donate_argnames="state",
         )
 
     def __call__(
-        self, state: dict[str, Any], batch: dict[str, Any], key: jax.Array
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        self, state: TrainState, batch: PromptBatch, key: jax.Array
+    ) -> tuple[TrainState, Metrics]:
         """One rollout and its updates."""
-        settings, pictured = self._settings, batch["rows"]
+        settings, pictured = self._settings, batch.rows
         marks = [time.perf_counter()]
-        architecture, policy = self._trainee.architecture, self._trainee.whole(state["params"])
+        architecture, policy = self._trainee.architecture, self._trainee.whole(state.params)
         prompts = pictured
         if not self._tower_learns:
             # Policy and reference see the same: once for sampling, reference and update.
@@ -97,14 +98,14 @@ class RarStep:
             prompts,
             key,
             settings,
-            settings.group_size,
-            self._max_new,
-            self._specials,
-            self._environment.grammar,
+            group_size=settings.group_size,
+            max_new_tokens=self._max_new,
+            specials=self._specials,
+            grammar=self._environment.grammar,
         )
         generation = to_host(generation)
         marks.append(time.perf_counter())
-        index = to_host(batch["index"])
+        index = to_host(batch.queries)
         rollout = self._environment.judge(
             pictured, index, generation, self._reward, settings, self._k
         )
@@ -116,15 +117,22 @@ class RarStep:
         rows, row_tokens = len(index), prompts.tokens.shape[1] + settings.group_size * length
         shares = self._mesh.shape[AXES[0]]
         parts = num_microbatches(rows, row_tokens, settings.chunk_tokens, shares)
-        asked = (prompts, tokens, mask, settings.temperature, parts)
-        reference = completion_scores(architecture, self._reference, *asked)
+        reference = completion_scores(
+            architecture,
+            self._reference,
+            prompts,
+            tokens,
+            mask,
+            temperature=settings.temperature,
+            parts=parts,
+        )
         worth = place_batch((rollout.rewards, rollout.malformed), self._mesh)
         samples = Samples(prompts, tokens, mask, old, reference, *worth)
         for _ in range(settings.updates_per_rollout):
-            state, metrics = self._update(parts, self._trainee.frozen, state, samples)
+            state, metrics = self._update(self._trainee.frozen, state, samples, parts=parts)
         # One rollout is one step, however many updates it fed.
-        state = state | {"step": state["step"] - (settings.updates_per_rollout - 1)}
-        step = int(state["step"])
+        state = state._replace(step=state.step - (settings.updates_per_rollout - 1))
+        step = int(state.step)
         marks.append(time.perf_counter())
         self._samples.write(step, index, rollout)
         return state, {**metrics, **summarise(rollout), **_speed(marks, rows * settings.group_size)}
@@ -198,22 +206,20 @@ def train_rar(
     health = RarMonitor(folder, settings.patience)
     lines = read_metrics(folder / "metrics.jsonl")
 
-    def step(
-        state: dict[str, Any], batch: dict[str, Any], key: jax.Array
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def step(state: TrainState, batch: PromptBatch, key: jax.Array) -> tuple[TrainState, Metrics]:
         state, metrics = rar_step(state, batch, key)
-        done = int(state["step"])
+        done = int(state.step)
         # A resumed stage repeats the steps behind its checkpoint.
         lines[:] = [x for x in lines if x["step"] < done]
         found = scalars(metrics)
         lines.append({"step": done} | found)
         return state, {**metrics, **health.watch(lines)}
 
-    def evaluate(state: dict[str, Any], done: int) -> dict[str, float] | None:
+    def evaluate(state: TrainState, done: int) -> dict[str, float] | None:
         if done and done % settings.evaluate_every and done != settings.steps:
             return None
-        found = judge(trainee.whole(state["params"])) if done else judge.at_start
-        health.evaluated(done, found["held_out/reward"], partial(_save, state["params"]))
+        found = judge(trainee.whole(state.params)) if done else judge.at_start
+        health.evaluated(done, found["held_out/reward"], partial(_save, state.params))
         if not done:
             lines[:] = [{"step": 0}]
         lines[-1] |= found
@@ -222,9 +228,9 @@ def train_rar(
     state = initial_state(trainee.trainable, optimizer)
     state = run_loop(loop, state, source, step, evaluate, stop=lambda: health.should_stop(lines))
     if health.best_folder is None:
-        return trainee.whole(state["params"])
+        return trainee.whole(state.params)
     barrier("the best parameters are written")
-    return trainee.whole(_load(health.best_folder, state["params"], loop.mesh))
+    return trainee.whole(_load(health.best_folder, state.params, loop.mesh))
 
 
 def _save(params: Params, folder: Path) -> None:

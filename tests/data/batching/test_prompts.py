@@ -298,10 +298,10 @@ def test_contrastive_batches_say_where_attributes_begin(builder):
         dropout=keep_all,
     )
     batch = source[0]
-    ends = batch["rows"].token_mask.sum(1) - 1
-    assert (batch["prompt_last"] <= ends).all()
-    assert 0 < (batch["prompt_last"] < ends).sum() < len(ends)
-    for tokens, last, end in zip(batch["rows"].tokens, batch["prompt_last"], ends, strict=True):
+    ends = batch.rows.token_mask.sum(1) - 1
+    assert (batch.prompt_last <= ends).all()
+    assert 0 < (batch.prompt_last < ends).sum() < len(ends)
+    for tokens, last, end in zip(batch.rows.tokens, batch.prompt_last, ends, strict=True):
         told = builder.tokenizer.decode(tokens[last + 1 : end].tolist())
         assert told == ("" if last == end else "shape: round; finish: matt")
 
@@ -310,7 +310,7 @@ def test_distillation_begins_where_the_prompt_ends(builder):
     texts = [f"shape: {x.product_id}" for x in builder.listings]
     batch = DistillSource(builder, texts, steps=1, batch_size=4, seed=0)[0]
     for tokens, last, weight, target in zip(
-        batch["rows"].tokens, batch["prompt_last"], batch["weights"], batch["targets"], strict=True
+        batch.rows.tokens, batch.prompt_last, batch.weights, batch.targets, strict=True
     ):
         assert np.flatnonzero(weight)[0] == last
         wanted = target[weight > 0].tolist()

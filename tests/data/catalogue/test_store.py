@@ -155,7 +155,7 @@ def test_a_killed_conversion_goes_on_behind_its_last_shard(folder, tmp_path, rec
     monkeypatch.setattr(reading, "to_listing", to_listing)
     resumed = convert(open_rows(folder), tmp_path / "store", how)
     assert resumed == whole
-    assert whole["left_out"] == 3
+    assert whole.left_out == 3
     assert len(seen) < 60 or record < 31, "finished shards are not read again"
     for one, two in zip(
         load_catalogue(tmp_path / "whole").listings,
@@ -235,6 +235,6 @@ def test_batches_of_a_store_are_those_of_the_folder(folder, store, tokenizer):
         source = PromptSource(builder, queries, length=112, steps=3, batch_size=4, seed=0)
         found.append(source[1])
     one, two = found
-    np.testing.assert_array_equal(one["index"], two["index"])
-    for a, b in zip(one["rows"], two["rows"], strict=True):
+    np.testing.assert_array_equal(one.queries, two.queries)
+    for a, b in zip(one.rows, two.rows, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -151,8 +151,7 @@ def source(builder, **options):
 
 
 def flat(batch):
-    rows = [x for x in batch["rows"] if x is not None]
-    return [*rows, *(batch[name] for name in sorted(batch) if name != "rows")]
+    return [x for x in (*batch.rows, *batch[1:]) if x is not None]
 
 
 @pytest.mark.parametrize("workers", [0, 2, 4])
@@ -191,7 +190,7 @@ def test_processes_together_decode_the_batch_of_one(builder, hosts, chunk_tokens
         counts.append(len(decoded))
     if hosts > 1:
         assert min(counts) > 0
-        assert sum(counts) <= len(whole["prompt_last"])
+        assert sum(counts) <= len(whole.prompt_last)
     for n, share in enumerate(shares(hosts)):
         for (way, one), (_, two) in zip(leaves(whole), leaves(parts[n]), strict=True):
             if "patches" in way:
@@ -222,8 +221,8 @@ def test_bad_pictures_are_left_out_and_counted(builder, workers, capfd):
     counts = []
     for step, batch in enumerate(iterate(source(skipping), workers=workers)):
         drawn = np.concatenate(source(skipping).draw(step))
-        assert batch["bad_pictures"] == sum(n % 5 == 0 for n in drawn)
-        counts.append(batch["bad_pictures"])
+        assert batch.bad_pictures == sum(n % 5 == 0 for n in drawn)
+        counts.append(batch.bad_pictures)
     assert sum(counts) > 0
     assert "left out: the picture of listing" in capfd.readouterr().err
 

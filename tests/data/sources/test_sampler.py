@@ -85,8 +85,8 @@ def contrastive(builder, **options):
 
 
 def flatten(batch):
-    rows = batch["rows"]
-    return [np.asarray(x) for x in (*rows, *(batch[k] for k in sorted(batch) if k != "rows"))]
+    rows = batch.rows
+    return [np.asarray(x) for x in (*rows, *batch[1:]) if x is not None]
 
 
 def test_iterating_gives_the_batches_of_the_source(builder):
@@ -109,7 +109,7 @@ def test_an_iterator_begins_where_another_was_left(builder, workers):
 def test_dropout_hides_parts_but_never_all(builder):
     pads, texts = 0, 0
     for step in range(6):
-        rows = contrastive(builder)[step]["rows"]
+        rows = contrastive(builder)[step].rows
         has_picture = (rows.tokens == builder.tokenizer.image_pad_id).any(1)
         pads += (~has_picture).sum()
         texts += len(rows.tokens)
@@ -149,20 +149,20 @@ def test_distillation_targets_are_the_oracles_list_and_nothing_else(builder):
     source, texts = distill(builder)
     batch = source[1]
     for row, place in enumerate(epoch_indices(len(texts), 3, 1, 0)):
-        target = batch["targets"][row][batch["weights"][row] > 0].tolist()
+        target = batch.targets[row][batch.weights[row] > 0].tolist()
         assert target[-1] == builder.tokenizer.eos_id
         assert builder.tokenizer.decode(target) == texts[place]
         prompt = builder.prompt(int(place))
-        assert batch["prompt_last"][row] == len(prompt.tokens) - 1
+        assert batch.prompt_last[row] == len(prompt.tokens) - 1
 
 
 def test_swapped_words_are_still_there_to_be_copied(builder, badge_listings):
     texts = [f"shape: {x.title}" for x in badge_listings]
     source = DistillSource(builder, texts, steps=1, batch_size=8, seed=0, swap_share=1.0)
     batch, decode, changed = source[0], builder.tokenizer.decode, 0
-    for row, (target, weight) in enumerate(zip(batch["targets"], batch["weights"], strict=True)):
+    for row, (target, weight) in enumerate(zip(batch.targets, batch.weights, strict=True)):
         value = decode(target[weight > 0].tolist()).removeprefix("shape: ")
-        prompt = batch["rows"].tokens[row][: batch["prompt_last"][row] + 1].tolist()
+        prompt = batch.rows.tokens[row][: batch.prompt_last[row] + 1].tolist()
         assert value.strip() in decode(prompt)
         changed += f"shape: {value}" not in [x.lower() for x in texts]
     assert changed
@@ -173,31 +173,31 @@ def test_second_half_holds_other_listings_of_the_same_products(builder):
     batch = source[2]
     written = [
         builder.tokenizer.decode(t[w > 0].tolist())
-        for t, w in zip(batch["targets"], batch["weights"], strict=True)
+        for t, w in zip(batch.targets, batch.weights, strict=True)
     ]
     assert written[:3] == written[3:]  # The oracle writes by product here.
-    assert (batch["rows"].tokens[:3] != batch["rows"].tokens[3:]).any()
-    assert len(batch["products"]) == 3
+    assert (batch.rows.tokens[:3] != batch.rows.tokens[3:]).any()
+    assert len(batch.products) == 3
     assert set(written) <= set(texts)
 
 
 def test_values_weigh_more_than_the_rest(builder):
     source, _ = distill(builder, structure_weight=0.25)
     batch = source[0]
-    tokens = batch["targets"][0][batch["weights"][0] == 1.0].tolist()
+    tokens = batch.targets[0][batch.weights[0] == 1.0].tolist()
     text = builder.tokenizer.decode(tokens)
     assert ":" not in text
     assert ";" not in text
     assert text.endswith("matt")
-    assert set(np.unique(batch["weights"])) == {0.0, 0.25, 1.0}
+    assert set(np.unique(batch.weights)) == {0.0, 0.25, 1.0}
 
 
 def test_prompts_name_their_listings(builder):
     queries = np.array([4, 9, 17])
     batch = PromptSource(builder, queries, length=48, steps=2, batch_size=2, seed=0)[0]
-    assert set(batch["index"].tolist()) <= {4, 9, 17}
-    prompt = builder.prompt(int(batch["index"][0]))
-    assert batch["rows"].tokens[0, : len(prompt.tokens)].tolist() == prompt.tokens
+    assert set(batch.queries.tolist()) <= {4, 9, 17}
+    prompt = builder.prompt(int(batch.queries[0]))
+    assert batch.rows.tokens[0, : len(prompt.tokens)].tolist() == prompt.tokens
 
 
 def test_a_row_beyond_the_largest_bucket_is_refused():

@@ -74,7 +74,7 @@ def record_batches(folder):
     path = folder / f"batches-{jax.process_index()}.jsonl"
 
     def recorded(batch, mesh):
-        tokens = np.asarray(batch["rows"].tokens)
+        tokens = np.asarray(batch.rows.tokens)
         with path.open("a") as file:
             file.write(json.dumps(hashlib.sha256(tokens.tobytes()).hexdigest()) + "\n")
         return plain(batch, mesh)

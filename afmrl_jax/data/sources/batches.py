@@ -1,0 +1,60 @@
+"""What a training step reads: the batches of the three sources.
+
+Fields are NumPy arrays as a source gives them, and JAX arrays of the same names in a step. Grain
+sends batches between processes, so their classes stand in a module.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from afmrl_jax.axes import AnyArray, Float, Int
+from afmrl_jax.data.batching.chunk_arrays import Chunks
+from afmrl_jax.data.batching.collate import VLBatch
+
+
+class ContrastiveBatch(NamedTuple):
+    """q queries and c candidates; see `ContrastiveSource`."""
+
+    rows: VLBatch | Chunks
+    """Of the queries, then of the candidates: b = q + c."""
+    products: Int[AnyArray, " q"]
+    """Product number of each query, which is that of the candidate of the same place."""
+    query_terms: Int[AnyArray, "q w"] | None = None
+    """BM25 term ids, -1 behind the last; None where the loss reads none."""
+    candidate_terms: Int[AnyArray, "c w"] | None = None
+    candidate_products: Int[AnyArray, " c"] | None = None
+    """Where there are candidates behind the first q."""
+    prompt_last: Int[AnyArray, " b"] | None = None
+    """Number of the last token before the attributes, where rows may hold some."""
+    bad_pictures: int | None = None
+    """How many pictures were left out, where that may happen; for the log, not for a step."""
+
+
+class DistillBatch(NamedTuple):
+    """b teacher-forced rows; see `DistillSource`."""
+
+    rows: VLBatch
+    targets: Int[AnyArray, "b t"]
+    """The token that each place predicts."""
+    weights: Float[AnyArray, "b t"]
+    """Of each target in the loss; 0 outside the oracle's list."""
+    prompt_last: Int[AnyArray, " b"]
+    """Number of the last token of the prompt."""
+    products: Int[AnyArray, " half"]
+    """Product number of the first half of the rows; the second half repeats them."""
+    bad_pictures: int | None = None
+    """As in `ContrastiveBatch`."""
+
+
+class PromptBatch(NamedTuple):
+    """Prompts of q queries; see `PromptSource`."""
+
+    rows: VLBatch
+    queries: Int[AnyArray, " q"]
+    """Their places among the listings."""
+    bad_pictures: int | None = None
+    """As in `ContrastiveBatch`."""
+
+
+Batch = ContrastiveBatch | DistillBatch | PromptBatch
