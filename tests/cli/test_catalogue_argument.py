@@ -1,4 +1,4 @@
-"""`catalogue-check` and `catalogue-convert` take --catalogue like all commands, or the bare name."""
+"""`catalogue-check` and `catalogue-convert` take --catalogue, or its bare name."""
 
 import pytest
 
