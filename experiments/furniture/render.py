@@ -9,7 +9,6 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
-import moderngl
 import numpy as np
 from PIL import Image
 
@@ -62,6 +61,8 @@ class Renderer:
     """One OpenGL context, used for many meshes."""
 
     def __init__(self, size: int = RENDER_SIZE):
+        import moderngl  # Only here, so that `--help` works without it.
+
         self._size = size
         settings: Any = {"standalone": True, "backend": "egl"}
         self._context = moderngl.create_context(**settings)
