@@ -9,12 +9,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Commands must not fill the user's compile cache.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
 
-from jaxtyping import install_import_hook
+import jaxtyping
 
 # Types and shapes in annotations are checked at every call, under jit while tracing. Only what is
 # imported from here on is changed, so this comes before the package.
 CHECKED = ("afmrl_jax.objectives",)
-install_import_hook(CHECKED, "beartype.beartype")
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 import fsspec
 import jax
@@ -68,6 +68,14 @@ def bucket():
     Bucket.store.clear()
     Bucket.pseudo_dirs[:] = [""]
     fsspec.register_implementation("s3", "s3fs.S3FileSystem", clobber=True)
+
+
+@pytest.fixture
+def unchecked():
+    """Annotations are not checked: the package's own error is what a test is about."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

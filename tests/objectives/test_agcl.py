@@ -217,7 +217,7 @@ def test_half_precision_vectors_are_accumulated_in_float32() -> None:
     np.testing.assert_array_equal(loss, wide)
 
 
-def test_shapes_that_are_no_batch_are_refused() -> None:
+def test_shapes_that_are_no_batch_are_refused(unchecked) -> None:
     queries, candidates, bm25, products = on_device(*pairs())
     with pytest.raises(ValueError, match="hard negatives follow"):
         agcl_loss(queries, candidates[:4], bm25, products)

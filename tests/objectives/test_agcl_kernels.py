@@ -293,7 +293,7 @@ def test_auto_follows_the_mesh_and_the_size(monkeypatch, most, found, other) -> 
         np.testing.assert_allclose(eight, one, rtol=1e-5, atol=1e-7)
 
 
-def test_what_cannot_be_had_is_refused() -> None:
+def test_what_cannot_be_had_is_refused(unchecked) -> None:
     batch = batch_of(0, 0.5, 40, np.float32)
     sides = batch["queries"], batch["candidates"]
     ids = {"product_ids": batch["product_ids"]}

@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
@@ -119,3 +120,8 @@ def test_the_price_of_length_is_a_setting():
 def test_malformed_lists_get_the_penalty():
     found = apply_malformed(jnp.array([1.0, 0.5]), jnp.array([True, False]), -0.1)
     np.testing.assert_allclose(found, [-0.1, 0.5])
+
+
+def test_annotations_are_checked_in_tests():
+    with pytest.raises(jaxtyping.TypeCheckError):
+        apply_malformed(jnp.zeros((2, 3)), jnp.zeros((3, 2), bool))

@@ -151,6 +151,20 @@ def test_sums_do_not_outlive_a_checkpoint_that_is_put_aside(run, tmp_path):
     assert json.loads((folder / "checkpoint_sums.json").read_text()).keys() == {"6"}
 
 
+def test_checkpoints_are_dictionaries_by_the_names_of_the_fields(run, tmp_path):
+    """As they were before the state was a tuple."""
+    state = initial_state({"norm/scale": jnp.zeros(3)}, SGD)
+    fields = {"halted", "opt_state", "params", "step"}
+    old = {x: getattr(state, x) for x in fields} | {"step": jnp.int32(3)}
+    with ocp.CheckpointManager(tmp_path / "stage" / "checkpoints") as manager:
+        manager.save(3, args=ocp.args.Composite(state=ocp.args.StandardSave(old)))
+    assert int(run(VALUES[:3]).step) == 3
+    run(VALUES, folder="new")
+    with ocp.CheckpointManager(tmp_path / "new" / "checkpoints") as manager:
+        found = manager.restore(7, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
+    assert set(found["state"]) == fields
+
+
 def test_a_bit_that_changed_is_noticed(run, tmp_path, capsys):
     whole = run(VALUES)
     folder = tmp_path / "stage" / "checkpoints" / "7"
