@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from afmrl_jax.axes import Array, Float, Int
@@ -30,6 +31,8 @@ the second making of weights and masks are spared."""
 GATHER_BYTES = 2**28
 """Largest size of all candidates and their gradient that `auto` brings to every device. Up to there
 one collective and fewer, longer loops are worth more than memory that any device has."""
+UNIT_TOLERANCE = 1e-2
+"""How far a norm may be from 1: bfloat16 has eight bits."""
 
 
 def agcl_loss(
@@ -137,7 +140,8 @@ def agcl_loss(
         [k/8, (k+1)/8), k = 0 ... 7.
 
     Raises:
-        ValueError: the arrays do not describe one batch, or the form cannot be had with them.
+        ValueError: the arrays do not describe one batch, vectors are not of unit length (seen only
+            outside of `jax.jit`), or the form cannot be had with them.
 
     Reference: AFMRL, arXiv 2604.20135, section on AGCL; tiles after Inf-CL, arXiv 2410.17243;
     several positives after SupCon, arXiv 2004.11362.
@@ -170,6 +174,7 @@ def agcl_loss(
         jnp.asarray(agreement_epsilon, wide),
     )
     _check(queries, candidates, bm25, bm25_reverse, batch)
+    _check_unit(queries=queries, candidates=candidates)
     tau, further = jnp.asarray(temperature, wide), positives == "product"
     placement = _choose(form, bm25, queries, candidates, mesh, symmetric)
     if placement == "dense":
@@ -184,6 +189,25 @@ def agcl_loss(
     where: Placement = "tiled" if placement == "kept" else placement
     stream = _stream(queries, candidates, where, mesh, tile, plan)
     return streamed_loss(stream, queries, candidates, tau, batch)
+
+
+def _check_unit(**sides: jax.Array) -> None:
+    """Refuse vectors whose scores are no cosines; inside of a compiled program nothing is known.
+
+    Raises:
+        ValueError: names the first.
+    """
+    for name, vectors in sides.items():
+        if isinstance(vectors, jax.core.Tracer):
+            continue
+        norms = np.linalg.norm(np.asarray(vectors, np.float64), axis=-1)
+        wrong = np.flatnonzero(np.abs(norms - 1) > UNIT_TOLERANCE)
+        if len(wrong):
+            raise ValueError(
+                f"AGCL compares cosines, and {len(wrong)} of the {len(norms)} {name} are not unit "
+                f"vectors (the norm of number {wrong[0]} is {norms[wrong[0]]:.4g}): divide each by "
+                "its norm"
+            )
 
 
 def _as(terms: Bm25Terms, kind: jnp.dtype) -> Bm25Terms:

@@ -250,3 +250,13 @@ def test_eight_devices_give_the_same_value_and_gradient(name) -> None:
     for one, eight in zip(gradients, gradients8, strict=True):
         assert eight.sharding.spec == P("data")
         np.testing.assert_allclose(eight, one, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_vectors_that_are_no_unit_vectors_are_refused(side):
+    arrays = list(on_device(*pairs()))
+    arrays[side] = arrays[side].at[3].multiply(2.0)
+    with pytest.raises(
+        ValueError, match=r"1 of the \d+ (queries|candidates) are not unit .* number 3"
+    ):
+        agcl_loss(*arrays)
