@@ -11,10 +11,12 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
 
 import jaxtyping
 
+import tests.typechecker  # noqa: F401  The hook looks its function up by name.
+
 # Types and shapes in annotations are checked at every call, under jit while tracing. Only what is
 # imported from here on is changed, so this comes before the package.
 CHECKED = ("afmrl_jax.objectives",)
-jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
+jaxtyping.install_import_hook(CHECKED, "tests.typechecker.checked")
 
 import fsspec
 import jax
