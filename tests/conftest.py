@@ -13,10 +13,11 @@ import jaxtyping
 
 import tests.typechecker  # noqa: F401  The hook looks its function up by name.
 
-# Types and shapes in annotations are checked at every call, under jit while tracing. Only what is
-# imported from here on is changed, so this comes before the package.
+# With AFMRL_CHECK_TYPES=1, types and shapes in annotations are checked at every call, under jit
+# while tracing. Only what is imported from here on is changed, so this comes before the package.
 CHECKED = ("afmrl_jax.objectives",)
-jaxtyping.install_import_hook(CHECKED, "tests.typechecker.checked")
+if os.environ.get("AFMRL_CHECK_TYPES") == "1":
+    jaxtyping.install_import_hook(CHECKED, "tests.typechecker.checked")
 
 import fsspec
 import jax

@@ -9,6 +9,8 @@ from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.qwen_vl.presets import PRESETS
 from afmrl_jax.testing import tiny_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def sweep(tmp_path, monkeypatch, badges):
