@@ -36,7 +36,7 @@ from afmrl_jax.runtime.setup import reported, set_up
 class Embed(OnCatalogue):
     """Embed a catalogue and build a searchable index of it.
 
-    A call that was killed goes on behind the last listings that it embedded.
+    A call that was killed resumes after the last listings that it embedded.
     """
 
     system: str | None = None
