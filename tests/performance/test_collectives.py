@@ -208,7 +208,7 @@ def test_groups_of_one_and_ends_of_asynchronous_pairs_send_nothing():
     ],
 )
 def test_what_cannot_be_read_is_no_silent_zero(line):
-    with pytest.raises(RunError, match=r"parallel/collectives\.py"):
+    with pytest.raises(RunError, match=r"performance/collectives\.py"):
         collectives(LINE.format(line=line), SIZES)
     with pytest.raises(RunError, match="ENTRY"):
         collectives("nothing", SIZES)

@@ -57,8 +57,8 @@ def num_microbatches(rows: int, row_tokens: int, budget: int | None, shares: int
         shares: devices along `data`; a part holds as many groups of each, where that is possible.
 
     Example:
-        >>> num_microbatches(32, 500, 4000), parts_of(32, 500, None), parts_of(6, 500, 100)
-        (4, 1, 6)
+        >>> [num_microbatches(*case) for case in ((32, 500, 4000), (32, 500, None), (6, 500, 100))]
+        [4, 1, 6]
     """
     if budget is None:
         return 1

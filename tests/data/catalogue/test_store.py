@@ -155,7 +155,7 @@ def test_a_killed_conversion_goes_on_behind_its_last_shard(folder, tmp_path, rec
     monkeypatch.setattr(reading, "to_listing", to_listing)
     resumed = convert(open_rows(folder), tmp_path / "store", how)
     assert resumed == whole
-    assert whole.left_out == 3
+    assert whole["left_out"] == 3
     assert len(seen) < 60 or record < 31, "finished shards are not read again"
     for one, two in zip(
         load_catalogue(tmp_path / "whole").listings,

@@ -58,8 +58,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path({here!r})))
-from afmrl_jax.data.pipeline import iterate
-from test_reading_processes import Squares
+from afmrl_jax.data.sources.loader import iterate
+from test_loader import Squares
 
 if __name__ == "__main__":
     iterator = iterate(Squares(), workers=1)

@@ -1,7 +1,7 @@
 """The published sizes: names and shapes of all tensors equal Hugging Face's.
 
-`golden_presets.json` was written from the reference, and is written anew by
-`python tests/models/test_presets.py` (needs torch; nothing is allocated).
+`golden_presets.json` was written from the reference, and is rewritten by
+`python tests/models/qwen_vl/test_presets.py` (needs torch; nothing is allocated).
 """
 
 import functools

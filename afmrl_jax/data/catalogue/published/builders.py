@@ -1,6 +1,6 @@
 """TFDS builders of the published datasets: raw folder in, ArrayRecord out, without TensorFlow.
 
-    from afmrl_jax.data.published.builders import Abo, prepare
+    from afmrl_jax.data.catalogue.published.builders import Abo, prepare
 
     builder = prepare(Abo, raw_folder, data_dir)
     rows = stored_rows(builder.as_data_source(split="listings"))
