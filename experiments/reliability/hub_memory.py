@@ -35,7 +35,7 @@ LOADER = """
 import json, pathlib, sys
 import jax
 jax.numpy.zeros(1).block_until_ready()
-from afmrl_jax.models.folder import load_model
+from afmrl_jax.models.huggingface.folder import load_model
 def kib(name):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(int(x.split()[1]) for x in lines if x.startswith(name))
