@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "afmrl_jax"
 ORDER = (
-    ("errors", "axes"),
+    ("errors", "types"),
     ("config", "runtime"),
     ("data",),
     ("parallel", "testing"),

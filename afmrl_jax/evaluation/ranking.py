@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from afmrl_jax.axes import Array, Float
+from afmrl_jax.types import Array, Float
 
 QUERIES = 1024
 TILE = 4096

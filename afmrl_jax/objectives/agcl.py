@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from afmrl_jax.axes import Array, Float, Int
 from afmrl_jax.objectives.agcl_kernels.collective import DATA, Placement
 from afmrl_jax.objectives.agcl_kernels.tile import Plan, accumulator
 from afmrl_jax.objectives.agcl_kernels.vjp import Batch, Stream, padding, streamed_loss, tile_length
 from afmrl_jax.objectives.agcl_reference import dense_loss
 from afmrl_jax.objectives.bm25 import Bm25Terms, bm25_scores
 from afmrl_jax.objectives.bm25 import Form as Bm25Form
+from afmrl_jax.types import Array, Float, Int
 
 Form = Literal["auto", "dense", "kept", "tiled", "ring", "gathered"]
 Number = float | Float[Array, ""]

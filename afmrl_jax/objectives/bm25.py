@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from afmrl_jax.axes import Array, Float, Int
+from afmrl_jax.types import Array, Float, Int
 
 Form = Literal["auto", "gather", "matmul"]
 

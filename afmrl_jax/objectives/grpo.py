@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from afmrl_jax.axes import Array, Bool, Float
+from afmrl_jax.types import Array, Bool, Float
 
 Baseline = Literal["grpo", "dr_grpo", "rloo"]
 Normalization = Literal["sample", "token", "constant"]

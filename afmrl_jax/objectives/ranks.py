@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from afmrl_jax.axes import Array, Float, Int
 from afmrl_jax.parallel.layout import AXES
+from afmrl_jax.types import Array, Float, Int
 
 LOWEST_COSINE = -1.0
 BLOCK = 64

@@ -10,9 +10,9 @@ from typing import Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 
-from afmrl_jax.axes import AnyArray, Array, Bool, Float, Int
 from afmrl_jax.config import RarConfig
 from afmrl_jax.errors import ConfigError
+from afmrl_jax.types import AnyArray, Array, Bool, Float, Int
 
 
 class Outcome(NamedTuple):

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from afmrl_jax.axes import Array, Bool, Float, Int
 from afmrl_jax.parallel.layout import rows_over_data
+from afmrl_jax.types import Array, Bool, Float, Int
 
 
 def sft_loss(

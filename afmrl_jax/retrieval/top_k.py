@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from afmrl_jax.axes import Float, Int
 from afmrl_jax.parallel.layout import AXES
+from afmrl_jax.types import Float, Int
 
 CHUNK = 16_384
 """Rows whose scores are in memory at a time."""

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from afmrl_jax.axes import AnyArray
 from afmrl_jax.config import GuardConfig, KeptCheckpoints, RunConfig
 from afmrl_jax.data.batching.chunk_arrays import Chunks
 from afmrl_jax.data.batching.collate import VLBatch
@@ -31,6 +30,7 @@ from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.training.checkpoint import Checkpointer
 from afmrl_jax.training.guard import LossGuard, Watchdog, stopped, write_batch
 from afmrl_jax.training.state import HALTED, TrainState, scalars
+from afmrl_jax.types import AnyArray
 
 Metrics = dict[str, AnyArray]
 """Of a step, by name; numbers, or arrays without dimensions that may not be computed yet."""

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from afmrl_jax.axes import AnyArray, Bool, Int
 from afmrl_jax.config import OptimizerConfig
 from afmrl_jax.models.architecture import Params
 from afmrl_jax.parallel.param_paths import is_matrix
+from afmrl_jax.types import AnyArray, Bool, Int
 
 HALTED = "halted"
 """Metric, as the state's entry of this name."""

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from afmrl_jax.axes import AnyArray, Bool, Float, Int
 from afmrl_jax.data.batching.chunk_shapes import Shape
 from afmrl_jax.data.batching.collate import Row
+from afmrl_jax.types import AnyArray, Bool, Float, Int
 
 
 class TextChunks(NamedTuple):

@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from afmrl_jax.axes import AnyArray, Bool, Float, Int
 from afmrl_jax.config import ImageConfig, TextBudget
 from afmrl_jax.data.batching.host_share import HostShare
 from afmrl_jax.data.batching.images import Patches, patchify, undecoded
@@ -20,6 +19,7 @@ from afmrl_jax.data.batching.tokenizer import Tokenizer
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.progress import log_info
+from afmrl_jax.types import AnyArray, Bool, Float, Int
 
 
 class VLBatch(NamedTuple):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from afmrl_jax.axes import AnyArray, Float, Int
 from afmrl_jax.data.batching.chunk_arrays import Chunks
 from afmrl_jax.data.batching.collate import VLBatch
+from afmrl_jax.types import AnyArray, Float, Int
 
 
 class ContrastiveBatch(NamedTuple):

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from afmrl_jax.axes import Array, Float
 from afmrl_jax.objectives.agcl_kernels.stream import (
     Denominator,
     Kept,
@@ -27,6 +26,7 @@ from afmrl_jax.objectives.agcl_kernels.stream import (
 )
 from afmrl_jax.objectives.agcl_kernels.tile import Counts, Plan, Rules, Side, Sums
 from afmrl_jax.parallel.layout import AXES
+from afmrl_jax.types import Array, Float
 
 Placement = Literal["tiled", "ring", "gathered"]
 Forward = tuple[Sums, Counts, Sums | None, Kept | None]

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from afmrl_jax.axes import Array, Float
 from afmrl_jax.objectives.agcl_kernels.tile import (
     Counts,
     Plan,
@@ -29,6 +28,7 @@ from afmrl_jax.objectives.agcl_kernels.tile import (
     tile_gradient,
 )
 from afmrl_jax.objectives.bm25 import term_table
+from afmrl_jax.types import Array, Float
 
 
 class Kept(NamedTuple):

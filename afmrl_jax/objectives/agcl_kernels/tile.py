@@ -13,8 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from afmrl_jax.axes import Array, Bool, Float, Int
 from afmrl_jax.objectives.bm25 import Form, TermFactors, table_scores, term_table
+from afmrl_jax.types import Array, Bool, Float, Int
 
 BINS = 8
 """Of the histogram of weights."""

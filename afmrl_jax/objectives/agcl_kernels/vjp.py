@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from afmrl_jax.axes import Array, Float, Int
 from afmrl_jax.objectives.agcl_kernels.collective import Placement, gradients_of, sums_of
 from afmrl_jax.objectives.agcl_kernels.stream import Denominator
 from afmrl_jax.objectives.agcl_kernels.tile import (
@@ -26,6 +25,7 @@ from afmrl_jax.objectives.agcl_kernels.tile import (
     accumulator,
 )
 from afmrl_jax.objectives.bm25 import Bm25Terms, TermFactors, own_scores, term_factors
+from afmrl_jax.types import Array, Float, Int
 
 
 class Batch(NamedTuple):

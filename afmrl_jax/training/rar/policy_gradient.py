@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from afmrl_jax.axes import AnyArray, Bool, Float, Int
 from afmrl_jax.config import RarConfig
 from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import completion_logprobs
 from afmrl_jax.objectives.grpo import dead_groups, group_advantages, grpo_loss, token_weights
 from afmrl_jax.training.state import TrainState, apply_gradients
+from afmrl_jax.types import AnyArray, Bool, Float, Int
 
 
 class Samples(NamedTuple):

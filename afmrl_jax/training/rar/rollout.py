@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from afmrl_jax.axes import Bool, Float
 from afmrl_jax.config import RarConfig
 from afmrl_jax.data.attributes.token_grammar import Grammar
 from afmrl_jax.data.batching.collate import VLBatch
@@ -17,6 +16,7 @@ from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.objectives import rewards as objectives
 from afmrl_jax.objectives.rewards import Outcome, Reward
+from afmrl_jax.types import Bool, Float
 
 TAIL_STEP = 16
 """Lengths of continuations are rounded up to multiples of it, so that few shapes are compiled."""

@@ -1,4 +1,4 @@
-"""Axis letters used in shapes throughout the package, and the array types built on them.
+"""Types used throughout the package: axis letters of shapes, arrays, pytrees and JSON.
 
 b batch, q query, c candidate, t tokens, d embed, h heads, k head_dim, v vocabulary, p patches,
 g group, a attribute tokens, n generated tokens, m gallery.
@@ -11,19 +11,23 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Bool, Float, Int
 
 if TYPE_CHECKING:
-    from jaxtyping import Array
+    from jaxtyping import Array, PyTree
 
 AnyArray = Any
 """NumPy's on the host, JAX's on a device, or a mere shape: whatever has a shape and a dtype. Not a
 union of the types, because Grain's workers import this file and JAX must stay out of them."""
 
-__all__ = ["AnyArray", "Array", "Bool", "Float", "Int"]
+JsonObject = dict[str, Any]
+"""An object of a JSON file, as `json.loads` gives it or `json.dumps` takes it."""
+
+__all__ = ["AnyArray", "Array", "Bool", "Float", "Int", "JsonObject", "PyTree"]
 
 
 def __getattr__(name: str) -> type:
-    """`Array`, by whose import jaxtyping imports JAX."""
-    if name == "Array":
+    """`Array` and `PyTree`, by whose import jaxtyping imports JAX."""
+    if name in ("Array", "PyTree"):
         import jaxtyping
 
-        return jaxtyping.Array
+        found: type = getattr(jaxtyping, name)
+        return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
