@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
+from afmrl_jax.data.batching.collate import VLBatch
+from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models.qwen_vl.model import QwenVL
 
 
@@ -28,13 +28,13 @@ def unit(vectors: jax.Array) -> jax.Array:
     return vectors * jax.lax.rsqrt(jnp.sum(vectors * vectors, -1, keepdims=True) + 1e-12)
 
 
-def embed_batch(model: QwenVL, batch: Any, visual_tokens: jax.Array | None = None) -> jax.Array:
+def embed_batch(model: QwenVL, batch: VLBatch, visual: VisualFeatures | None = None) -> jax.Array:
     """Unit vectors [b d] in float32.
 
     Args:
         model: the embedder.
-        batch: a `VLBatch`.
-        visual_tokens: [n s d] where the vision tower has already run, which `batch.visual_start`
+        batch: rows and pictures.
+        visual: features [n s d] where the vision tower has already run, which `batch.visual_start`
             points into.
     """
-    return unit(last_token(model(batch, visual_tokens), batch.token_mask))
+    return unit(last_token(model(batch, visual), batch.token_mask))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from afmrl_jax.data.attributes.token_grammar import Grammar
 from afmrl_jax.data.batching.collate import VLBatch
+from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models import constrained as following
 from afmrl_jax.models.qwen_vl.attention import MASKED
 from afmrl_jax.models.qwen_vl.decoder import KeyValue
@@ -76,7 +77,7 @@ def generate(
     top_p: float = 1.0,
     top_k: int = 0,
     row_ids: jax.Array | None = None,
-    visual_tokens: jax.Array | None = None,
+    visual: VisualFeatures | None = None,
     grammar: Grammar | None = None,
 ) -> Generation:
     """Continue prompts; one loop on the device that stops when all samples have ended.
@@ -96,10 +97,10 @@ def generate(
         top_p: mass of the likeliest tokens to draw from.
         top_k: number of the likeliest tokens to draw from, 0 for all.
         row_ids: int32 [b], names the rows for their keys; the row number by default.
-        visual_tokens: [n s d] where the vision tower has already run.
+        visual: features [n s d] where the vision tower has already run.
         grammar: only tokens that keep to it, and to the budget, are chosen; see `Grammar.check`.
     """
-    last, prefix, start = prefill(model, prompt, visual_tokens)
+    last, prefix, start = prefill(model, prompt, visual)
     rows, group, budget = last.shape[0], group_size, max_new_tokens
     row_ids = jnp.arange(rows, dtype=jnp.int32) if row_ids is None else row_ids
     members = jnp.arange(group, dtype=jnp.int32)
@@ -168,7 +169,7 @@ def completion_logprobs(
     mask: jax.Array,
     *,
     temperature: float = 1.0,
-    visual_tokens: jax.Array | None = None,
+    visual: VisualFeatures | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability and entropy of each token of given continuations, both float32 [b g n].
 
@@ -181,9 +182,9 @@ def completion_logprobs(
         tokens: int32 [b g n].
         mask: bool [b g n]; values are 0 where it is False.
         temperature: of the distribution that is scored; 0 counts as 1.
-        visual_tokens: [n s d] where the vision tower has already run.
+        visual: features [n s d] where the vision tower has already run.
     """
-    last, hidden = continuation(model, prompt, tokens[:, :, :-1], mask[:, :, :-1], visual_tokens)
+    last, hidden = continuation(model, prompt, tokens[:, :, :-1], mask[:, :, :-1], visual)
     first = jnp.broadcast_to(last[:, None, None], (*tokens.shape[:2], 1, last.shape[-1]))
     hidden = jnp.concatenate([first, hidden], axis=2)
     logprobs, entropy = token_scores(hidden, model.head(), tokens, temperature=temperature or 1.0)

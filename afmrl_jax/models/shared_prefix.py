@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
+from afmrl_jax.data.batching.collate import VLBatch
+from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models.embedder import last_token, unit
 from afmrl_jax.models.qwen_vl.decoder import KeyValue
 from afmrl_jax.models.qwen_vl.model import QwenVL
 
 
 def prefill(
-    model: QwenVL, prompt: Any, visual_tokens: jax.Array | None = None
+    model: QwenVL, prompt: VLBatch, visual: VisualFeatures | None = None
 ) -> tuple[jax.Array, KeyValue, jax.Array]:
     """Last hidden state [b d] of the prompts, their keys and values, and the next position [b].
 
     Args:
         model: generator or embedder.
         prompt: a `VLBatch` padded on either side, b rows.
-        visual_tokens: [n s d] where the vision tower has already run.
+        visual: features [n s d] where the vision tower has already run.
     """
-    embedded = model.inputs(prompt, visual_tokens)
+    embedded = model.inputs(prompt, visual)
     hidden, prefix = model.model.prefill(embedded, prompt.positions, prompt.token_mask)
     highest = jnp.max(jnp.where(prompt.token_mask[:, None], prompt.positions, -1), axis=(1, 2))
     return last_token(hidden, prompt.token_mask), prefix, (highest + 1).astype(jnp.int32)
@@ -30,10 +30,10 @@ def prefill(
 
 def continuation(
     model: QwenVL,
-    prompt: Any,
+    prompt: VLBatch,
     tokens: jax.Array,
     mask: jax.Array,
-    visual_tokens: jax.Array | None = None,
+    visual: VisualFeatures | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Hidden states of prompts' last tokens [b d] and of given continuations [b g n d].
 
@@ -42,9 +42,9 @@ def continuation(
         prompt: a `VLBatch`, b rows, each encoded once.
         tokens: int32 [b g n].
         mask: bool [b g n]; padding behind a continuation is False.
-        visual_tokens: [n s d] where the vision tower has already run.
+        visual: features [n s d] where the vision tower has already run.
     """
-    last, prefix, start = prefill(model, prompt, visual_tokens)
+    last, prefix, start = prefill(model, prompt, visual)
     length = tokens.shape[2]
     causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
     own_mask = causal & mask[:, :, None]
@@ -55,16 +55,16 @@ def continuation(
 
 def embed_continuations(
     model: QwenVL,
-    prompt: Any,
+    prompt: VLBatch,
     tokens: jax.Array,
     mask: jax.Array,
-    visual_tokens: jax.Array | None = None,
+    visual: VisualFeatures | None = None,
 ) -> jax.Array:
     """Unit vectors [b g d] of rows that begin alike: `embed_batch` of prompt + continuation.
 
     Arguments as in `continuation`; the vector of an empty continuation is the prompt's own.
     """
-    last, hidden = continuation(model, prompt, tokens, mask, visual_tokens)
+    last, hidden = continuation(model, prompt, tokens, mask, visual)
     count = jnp.sum(mask, axis=-1, dtype=jnp.int32)
     ends = jnp.maximum(count - 1, 0)[..., None, None]
     vectors = jnp.take_along_axis(hidden, ends, axis=2)[:, :, 0]

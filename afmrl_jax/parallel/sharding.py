@@ -166,7 +166,7 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
         if not isinstance(node, Chunks):
             return split(P("data"), node)
         texts, pictures = split(P(None, "data"), (node.texts, node.pictures))
-        return Chunks(texts, pictures, *split(P("data"), (node.visual_tokens, node.place)))
+        return Chunks(texts, pictures, *split(P("data"), (node.visual, node.place)))
 
     layout = jax.tree.map(places, batch, is_leaf=lambda x: isinstance(x, Chunks))
     return to_devices(batch, layout)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from afmrl_jax.data.batching.chunk_arrays import Chunks, PatchChunks, TextChunks
+from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.data.sources.batches import ContrastiveBatch
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.embedder import hidden_at, last_token, unit
 from afmrl_jax.parallel.layout import rows_over_data
 from afmrl_jax.parallel.param_paths import TOWER
+from afmrl_jax.types import PyTree
 
 
 def encode_batch(
@@ -61,23 +64,25 @@ def encode_batch(
 def _chunked(
     architecture: Architecture, frozen: Params, params: Params, rows: Chunks, *, prefix: bool
 ) -> tuple[jax.Array, jax.Array | None]:
-    visual = rows.visual_tokens
+    visual = rows.visual
     if visual is None and rows.pictures:
-        visual = _visual_tokens(architecture, frozen, params, rows.pictures)
+        visual = _visual_features(architecture, frozen, params, rows.pictures)
 
-    def encode(learning: Any, fixed: Any, chunk: TextChunks) -> tuple[jax.Array, jax.Array | None]:
-        (params, learned), (frozen, known) = learning, fixed
-        visual = known if learned is None else learned
+    def encode(
+        learning: _Weights, fixed: _Weights, chunk: TextChunks
+    ) -> tuple[jax.Array, jax.Array | None]:
+        visual = fixed.visual if learning.visual is None else learning.visual
         flat = jax.tree.map(_joined, chunk)
-        model = architecture.bind({**frozen, **params})
+        model = architecture.bind({**fixed.params, **learning.params})
         shares = chunk.tokens.shape[0]
         embedded = model.embed(flat.tokens, visual, flat.visual_start, shares=shares)
         hidden = model.model(embedded, flat.positions, flat.token_mask)
         last = unit(last_token(hidden, flat.token_mask))
         return last, unit(hidden_at(hidden, flat.bare_last)) if prefix else None
 
-    own = tower_learns(params) and rows.visual_tokens is None
-    learning, fixed = (params, visual if own else None), (frozen, None if own else visual)
+    own = tower_learns(params) and rows.visual is None
+    learning = _Weights(params, visual if own else None)
+    fixed = _Weights(frozen, None if own else visual)
     found = [_over_chunks(encode, learning, fixed, text) for text in rows.texts]
     last, bare = zip(*found, strict=True)
     return _ordered(last, rows.place), _ordered(bare, rows.place) if prefix else None
@@ -94,15 +99,22 @@ def _ordered(chunks: Sequence[jax.Array], place: jax.Array) -> jax.Array:
     return rows_over_data(jnp.take(flat, place, axis=0))
 
 
-Encode = Callable[[Any, Any, Any], Any]
-"""(what learns, what is fixed, a chunk) -> vectors or tokens."""
+class _Weights(NamedTuple):
+    """What a chunk is computed with, beside its own arrays."""
+
+    params: Params
+    visual: VisualFeatures | None = None
 
 
-def _over_chunks(encode: Encode, learning: Any, fixed: Any, chunks: Any) -> Any:
-    """What `encode` makes of each chunk, zeros of those that are empty, stacked."""
+Encode = Callable[[_Weights, _Weights, PyTree], PyTree]
+"""(what learns, what is fixed, a chunk) -> vectors or visual features."""
+
+
+def _over_chunks(encode: Encode, learning: _Weights, fixed: _Weights, chunks: TextChunks) -> PyTree:
+    """What `encode` makes of each chunk, zeros for empty ones, stacked."""
     again = _rematerialised(encode)
 
-    def body(_: None, entry: tuple[jax.Array, Any]) -> tuple[None, Any]:
+    def body(_: None, entry: tuple[jax.Array, TextChunks]) -> tuple[None, PyTree]:
         number, chunk = entry
         return None, again(number < chunks.used, learning, fixed, chunk)
 
@@ -111,34 +123,34 @@ def _over_chunks(encode: Encode, learning: Any, fixed: Any, chunks: Any) -> Any:
     return jax.lax.scan(body, None, entries)[1]
 
 
-def _rematerialised(encode: Encode) -> Callable[[jax.Array, Any, Any, Any], Any]:
+def _rematerialised(encode: Encode) -> Callable[[jax.Array, _Weights, _Weights, PyTree], PyTree]:
     """`encode` as by `jax.checkpoint`, and zeros, forward and backward, where a chunk is empty.
 
     A condition around `jax.checkpoint` would do the same in value, but what a condition's branches
     read becomes its residual: a copy of all weights for each chunk. So the rule is stated: keep
-    the inputs, and differentiate anew.
+    the inputs, and differentiate again.
     """
 
     @jax.custom_vjp
-    def call(filled: jax.Array, learning: Any, fixed: Any, chunk: Any) -> Any:
+    def call(filled: jax.Array, learning: _Weights, fixed: _Weights, chunk: PyTree) -> PyTree:
         shape = jax.eval_shape(encode, learning, fixed, chunk)
 
-        def nothing(*_: Any) -> Any:
+        def nothing(*_: PyTree) -> PyTree:
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
 
         return jax.lax.cond(filled, encode, nothing, learning, fixed, chunk)
 
-    def forward(*inputs: Any) -> tuple[Any, Any]:
+    def forward(*inputs: PyTree) -> tuple[PyTree, tuple[PyTree, ...]]:
         return call(*inputs), inputs
 
-    def backward(inputs: Any, cotangent: Any) -> tuple[None, Any, None, None]:
+    def backward(inputs: tuple[PyTree, ...], cotangent: PyTree) -> tuple[None, PyTree, None, None]:
         filled, learning, fixed, chunk = inputs
 
-        def pull(learning: Any, cotangent: Any) -> Any:
+        def pull(learning: _Weights, cotangent: PyTree) -> PyTree:
             pulled = jax.vjp(lambda x: encode(x, fixed, chunk), learning)[1]
             return pulled(cotangent)[0]
 
-        def nothing(learning: Any, _: Any) -> Any:
+        def nothing(learning: _Weights, _: PyTree) -> PyTree:
             return jax.tree.map(jnp.zeros_like, learning)
 
         return None, jax.lax.cond(filled, pull, nothing, learning, cotangent), None, None
@@ -152,35 +164,44 @@ def _joined(x: jax.Array) -> jax.Array:
     return rows_over_data(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]))
 
 
-def _visual_tokens(
+def _visual_features(
     architecture: Architecture, frozen: Params, params: Params, pictures: Sequence[PatchChunks]
-) -> jax.Array:
-    """Visual tokens [s v d] of all bins, chunk by chunk into one buffer."""
+) -> VisualFeatures:
+    """Features [s v d] of all bins, chunk by chunk into one buffer."""
     merged = architecture.config.vision.merge_size**2
     shares = pictures[0].patches.shape[1]
     sizes = [x.patch_segment.shape for x in pictures]
     room = sum(n * m * p // merged for n, _, m, p in sizes)
 
-    def tower(learning: Params, fixed: Params, chunk: PatchChunks) -> jax.Array:
-        model = architecture.bind({**fixed, **learning})
+    def tower(learning: _Weights, fixed: _Weights, chunk: PatchChunks) -> VisualFeatures:
+        model = architecture.bind({**fixed.params, **learning.params})
         patches, segment, position, _ = jax.tree.map(_joined, chunk)
         found = model.visual(patches, segment, position)
-        return found.reshape(shares, -1, found.shape[-1])
+        return jax.tree.map(lambda x: x.reshape(shares, -1, x.shape[-1]), found)
 
     learns = tower_learns(params)
     run = _rematerialised(tower)
+    learning = _Weights(params if learns else {})
     # A frozen tower is bound with the other weights, and takes no gradient to them.
-    fixed = frozen if learns else jax.lax.stop_gradient({**frozen, **params})
-    width = architecture.config.text.hidden_dim
-    buffer = rows_over_data(jnp.zeros((shares, room, width), architecture.execution.dtype))
+    fixed = _Weights(frozen if learns else jax.lax.stop_gradient({**frozen, **params}))
+    first = jax.tree.map(lambda x: x[0], pictures[0]._replace(used=None))
+    buffer = jax.tree.map(
+        lambda x: rows_over_data(jnp.zeros((shares, room, x.shape[-1]), x.dtype)),
+        jax.eval_shape(tower, learning, fixed, first),
+    )
     begin = 0
     for (count, _, bins, patches), chunks in zip(sizes, pictures, strict=True):
 
-        def write(buffer: jax.Array, entry: Any, used: jax.Array = chunks.used) -> Any:
+        def write(
+            buffer: VisualFeatures,
+            entry: tuple[jax.Array, jax.Array, PatchChunks],
+            used: jax.Array = chunks.used,
+        ) -> tuple[VisualFeatures, None]:
             number, offset, chunk = entry
-            tokens = run(number < used, params if learns else {}, fixed, chunk)
+            found = run(number < used, learning, fixed, chunk)
             zero = jnp.zeros_like(offset)
-            return jax.lax.dynamic_update_slice(buffer, tokens, (zero, offset, zero)), None
+            place = (zero, offset, zero)
+            return jax.tree.map(partial(_write, place=place), buffer, found), None
 
         numbers = jnp.arange(count, dtype=jnp.int32)
         own = bins * patches // merged
@@ -188,3 +209,7 @@ def _visual_tokens(
         buffer, _ = jax.lax.scan(write, buffer, entries)
         begin += own * count
     return buffer if learns else jax.lax.stop_gradient(buffer)
+
+
+def _write(buffer: jax.Array, part: jax.Array, place: tuple[jax.Array, ...]) -> jax.Array:
+    return jax.lax.dynamic_update_slice(buffer, part, place)

@@ -20,7 +20,9 @@ from afmrl_jax.data.batching.vision_cache import (
     picture_hash,
     preprocessing,
 )
+from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.data.sources.row_builder import RowBuilder
+from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.parallel.param_paths import TOWER
 from afmrl_jax.parallel.sharding import place_batch
@@ -34,7 +36,9 @@ SHARD_BYTES = 1 << 28
 
 
 @partial(jax.jit, static_argnames="architecture")
-def _tower(architecture: Architecture, params: Params, bins: tuple[jax.Array, ...]) -> jax.Array:
+def _tower(
+    architecture: Architecture, params: Params, bins: tuple[jax.Array, ...]
+) -> VisualFeatures:
     return architecture.bind(params).visual(*bins)
 
 
@@ -108,7 +112,12 @@ def _fill(
             rows = [(x,) for x in pictures] + [none] * (PICTURES - len(own))
             *bins, start = pack(rows, config, builder.host)
             found = _tower(architecture, params, tuple(place_batch(bins, mesh)))
-            tokens = to_host(found).reshape(-1, cache.width)
+            if found.deep:
+                raise ConfigError(
+                    f"the vision tower of {architecture.config.family} gives several arrays a "
+                    "picture, and the cache keeps one; train without visual_cache"
+                )
+            tokens = to_host(found.tokens).reshape(-1, cache.width)
             for key, picture, first in zip(own, pictures, start, strict=False):
                 grid = (picture.grid[0] // merge, picture.grid[1] // merge)
                 ready[key] = (tokens[first : first + grid[0] * grid[1]], grid)

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from afmrl_jax.config import ImageConfig, TextBudget
+from afmrl_jax.config import ImageConfig, InputDropout, TextBudget
+from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
+from afmrl_jax.data.batching import chunk_shapes
+from afmrl_jax.data.sources.contrastive import ContrastiveSource
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture
@@ -23,6 +26,20 @@ from afmrl_jax.models.qwen_vl.model import QwenVL
 from afmrl_jax.models.qwen_vl.vision import VisionStyle
 from afmrl_jax.performance.flops import vision_flops
 from afmrl_jax.testing import tiny_config
+from afmrl_jax.training.encode_batch import encode_batch
+
+
+class TwoArrays(QwenVL):
+    """A tower that gives two arrays a picture, and a decoder that reads both."""
+
+    def visual(self, patches, segment, position):
+        found = super().visual(patches, segment, position)
+        return found._replace(deep=(jnp.tanh(found.tokens[..., ::-1]),))
+
+    def embed(self, tokens, visual=None, visual_start=None, *, shares=1):
+        if visual is not None:
+            visual = visual._replace(tokens=visual.tokens + visual.deep[0])
+        return super().embed(tokens, visual, visual_start, shares=shares)
 
 
 class ReluMlp(nnx.Module):
@@ -60,8 +77,10 @@ def toy():
     del FAMILIES[TOY.name]
 
 
-@pytest.fixture
-def model(toy, tokenizer):
+@pytest.fixture(params=[QwenVL, TwoArrays], ids=["one array", "two arrays"])
+def model(request, toy, tokenizer, monkeypatch):
+    new = dataclasses.replace(toy, build=partial(request.param, style=STYLE))
+    monkeypatch.setitem(FAMILIES, toy.name, new)
     ids = {"vocab_size": tokenizer.vocab_size, "image_token_id": tokenizer.image_pad_id}
     config = tiny_config(toy.name, **ids)
     # Where there are no windows, any size that the patches divide says so.
@@ -97,6 +116,40 @@ def test_a_new_family_learns_as_an_embedder(model, builder):
     assert float(jnp.max(jnp.abs(gradient["visual_tower/blocks/mlp/fc1/kernel"]))) > 0
     after, _ = step({n: x - 0.01 * gradient[n] for n, x in params.items()})
     assert float(after) < float(before)
+
+
+def contrastive(builder, **options):
+    texts = {x.listing_id: f"shape: {x.product_id}" for x in builder.listings}
+    return ContrastiveSource(
+        builder,
+        steps=1,
+        batch_size=4,
+        sibling_share=0.5,
+        seed=0,
+        attributes_in_input=texts,
+        attributes_for_terms=texts,
+        vocabulary=Bm25Vocabulary.fit(list(texts.values())),
+        dropout=InputDropout(),
+        **options,
+    )[0]
+
+
+@pytest.mark.parametrize("model", [TwoArrays], indirect=True)
+def test_chunks_carry_all_that_its_tower_gives(model, builder, monkeypatch):
+    # Every shape is a program within the program.
+    monkeypatch.setattr(chunk_shapes, "MOST_SHAPES", 1)
+    architecture, params = model
+
+    def total(params, batch):
+        vectors, _ = encode_batch(architecture, {}, params, batch, prefix=False)
+        return jnp.sum(vectors @ jnp.linspace(0.5, 1.0, vectors.shape[1])), vectors
+
+    both = jax.jit(jax.value_and_grad(total, has_aux=True))
+    (_, expected), expected_gradient = both(params, contrastive(builder))
+    (_, found), gradient = both(params, contrastive(builder, chunk_tokens=300, shares=1))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    for name, value in expected_gradient.items():
+        np.testing.assert_allclose(gradient[name], value, atol=1e-4, err_msg=name)
 
 
 def test_a_new_family_writes_as_a_generator(model, builder, tokenizer):

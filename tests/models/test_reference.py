@@ -63,7 +63,7 @@ def our_outputs(architecture, params, batch, rows):
             eos_id=-1,
             pad_id=PAD,
         )
-        return blocks, merged, layers, model.logits(hidden), vectors, greedy.tokens[:, 0]
+        return blocks, merged.tokens, layers, model.logits(hidden), vectors, greedy.tokens[:, 0]
 
     names = ("blocks", "merged", "layers", "logits", "vectors", "greedy")
     found = run(params, jax.tree.map(jnp.asarray, batch))

@@ -23,7 +23,7 @@ from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.testing import tiny_config
-from afmrl_jax.training import vision_cache as visual_tokens
+from afmrl_jax.training import vision_cache
 from afmrl_jax.training.agcl import train_agcl
 from afmrl_jax.training.partition import Partition
 
@@ -47,18 +47,18 @@ def embedder(tokenizer):
 @pytest.fixture
 def towers(monkeypatch):
     """Pictures that each fill of a cache computes."""
-    seen, fill = [], visual_tokens._fill
+    seen, fill = [], vision_cache._fill
 
     def counted(cache, missing, *rest):
         seen.append(len(missing))
         fill(cache, missing, *rest)
 
-    monkeypatch.setattr(visual_tokens, "_fill", counted)
+    monkeypatch.setattr(vision_cache, "_fill", counted)
     return seen
 
 
 def cached(builder, embedder, folder):
-    return visual_tokens.with_cached_tokens(builder, *embedder, folder, make_mesh(1, 1))
+    return vision_cache.with_cached_tokens(builder, *embedder, folder, make_mesh(1, 1))
 
 
 def tokens_of(builder):
@@ -106,8 +106,8 @@ def test_another_tower_or_preprocessing_has_tokens_of_its_own(builder, embedder,
 def test_a_damaged_shard_is_computed_again(
     builder, embedder, towers, tmp_path, monkeypatch, damage
 ):
-    monkeypatch.setattr(visual_tokens, "PICTURES", 16)
-    monkeypatch.setattr(visual_tokens, "SHARD_BYTES", 1)
+    monkeypatch.setattr(vision_cache, "PICTURES", 16)
+    monkeypatch.setattr(vision_cache, "SHARD_BYTES", 1)
     expected = tokens_of(cached(builder, embedder, tmp_path))
     shards = sorted(tmp_path.glob("*/*.tokens"))
     assert len(shards) == 3

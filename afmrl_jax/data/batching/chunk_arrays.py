@@ -9,6 +9,7 @@ import numpy as np
 
 from afmrl_jax.data.batching.chunk_shapes import Shape
 from afmrl_jax.data.batching.collate import Row
+from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.types import AnyArray, Bool, Float, Int
 
 
@@ -45,8 +46,8 @@ class Chunks(NamedTuple):
 
     texts: tuple[TextChunks, ...]
     pictures: tuple[PatchChunks, ...]
-    visual_tokens: Float[AnyArray, "s v d"] | None
-    """Where they are known without the vision tower."""
+    visual: VisualFeatures | None
+    """Arrays [s v d], where they are known without the vision tower."""
     place: Int[AnyArray, " b"]
     """Where row i of the batch stands among all rows of all chunks."""
 

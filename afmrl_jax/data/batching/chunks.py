@@ -29,6 +29,7 @@ from afmrl_jax.data.batching.collate import Row, collate, picture_patches, visua
 from afmrl_jax.data.batching.host_share import HostShare
 from afmrl_jax.data.batching.packing import best_fit_decreasing
 from afmrl_jax.data.batching.tokenizer import Tokenizer
+from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.errors import CatalogueError
 
 DEVIATIONS = 4.0
@@ -145,9 +146,9 @@ class Chunker:
         dealt = _deal(rows, plan.text, self.shares)
         start = np.zeros(sum(x.slots for x in plan.text), np.int32)
         pictures: tuple[PatchChunks, ...] = ()
-        tokens = None
+        visual = None
         if plan.visual:
-            tokens = self._known_tokens(rows, dealt, plan.visual, start)
+            visual = self._known_tokens(rows, dealt, plan.visual, start)
         elif plan.bins:
             pictures = self._pack(rows, dealt, plan.bins, start)
         elif any(row.pictures for row in rows):
@@ -160,7 +161,7 @@ class Chunker:
             own = slice(base, base + shape.slots)
             texts.append(self._text(at_slot[own], start[own], shape, used))
             base = own.stop
-        return Chunks(tuple(texts), pictures, tokens, dealt.slot.astype(np.int32))
+        return Chunks(tuple(texts), pictures, visual, dealt.slot.astype(np.int32))
 
     def _text(
         self, rows: Sequence[Row | None], start: np.ndarray, shape: Shape, used: int
@@ -212,7 +213,7 @@ class Chunker:
 
     def _known_tokens(
         self, rows: Sequence[Row], dealt: _Dealt, room: int, start: np.ndarray
-    ) -> np.ndarray:
+    ) -> VisualFeatures:
         known = [x.tokens for row in rows for x in row.pictures if x.tokens is not None]
         width, dtype = (known[0].shape[1], known[0].dtype) if known else (0, np.float32)
         if not known:
@@ -228,7 +229,7 @@ class Chunker:
             if len(found):
                 out[share, used[share] : end] = found
             used[share] = end
-        return out
+        return VisualFeatures(out)
 
 
 def _lengths(rows: Sequence[Row]) -> np.ndarray:

@@ -16,6 +16,7 @@ from afmrl_jax.data.batching.host_share import HostShare
 from afmrl_jax.data.batching.images import Patches, patchify, undecoded
 from afmrl_jax.data.batching.packing import pack
 from afmrl_jax.data.batching.tokenizer import Tokenizer
+from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.progress import log_info
@@ -44,7 +45,7 @@ class VLBatch(NamedTuple):
     visual_start: Int[AnyArray, " b"]
     """The j-th picture place of a row takes visual token visual_start + j, counted through all
     bins, n * p / merge_size^2 of them."""
-    visual_tokens: Float[AnyArray, "n s w"] | None = None
+    visual: VisualFeatures | None = None
     """Where they are known without the vision tower, which then has no patches to see."""
 
 
@@ -303,4 +304,4 @@ def _with_known(batch: VLBatch, known: list[np.ndarray], config: ImageConfig) ->
         if len(found):
             tokens[number, : len(found)] = found
     start = np.arange(len(known), dtype=np.int32) * room
-    return batch._replace(visual_start=start, visual_tokens=tokens)
+    return batch._replace(visual_start=start, visual=VisualFeatures(tokens))

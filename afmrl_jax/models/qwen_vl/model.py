@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from afmrl_jax.config import Execution, InitConfig, QwenVLConfig
+from afmrl_jax.data.batching.collate import VLBatch
+from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models.qwen_vl.decoder import Decoder
 from afmrl_jax.models.qwen_vl.layers import Keys
 from afmrl_jax.models.qwen_vl.vision import VisionStyle, VisionTower
@@ -37,23 +37,25 @@ class QwenVL(nnx.Module):
         )
         self.config = config
 
-    def visual(self, patches: jax.Array, segment: jax.Array, position: jax.Array) -> jax.Array:
-        """Merged visual tokens [n p/merge^2 d] of n bins of patches; see `VisionTower`."""
-        return self.visual_tower(patches, segment, position)
+    def visual(self, patches: jax.Array, segment: jax.Array, position: jax.Array) -> VisualFeatures:
+        """Features [n p/merge^2 d] of n bins of patches; see `VisionTower`."""
+        return VisualFeatures(self.visual_tower(patches, segment, position))
 
-    def visual_of(self, batch: Any) -> jax.Array | None:
-        """Merged visual tokens [n s d] of a `VLBatch`, where it does not hold them itself.
+    def visual_of(self, batch: VLBatch) -> VisualFeatures | None:
+        """Features [n s d] of a batch's pictures: its own, or those the tower gives.
 
         None for rows without pictures.
         """
-        if batch.visual_tokens is not None or batch.patches is None or not batch.patches.shape[0]:
-            return batch.visual_tokens
+        if batch.visual is not None or batch.patches is None or not batch.patches.shape[0]:
+            return batch.visual
+        assert batch.patch_segment is not None
+        assert batch.patch_position is not None
         return self.visual(batch.patches, batch.patch_segment, batch.patch_position)
 
     def embed(
         self,
         tokens: jax.Array,
-        visual_tokens: jax.Array | None = None,
+        visual: VisualFeatures | None = None,
         visual_start: jax.Array | None = None,
         *,
         shares: int = 1,
@@ -62,7 +64,7 @@ class QwenVL(nnx.Module):
 
         Args:
             tokens: int32 [b t].
-            visual_tokens: [n s d], or None for text alone; n need not be b.
+            visual: arrays [n s d], or None for text only; n need not be b.
             visual_start: int32 [b]; the j-th picture place of row i takes visual token
                 visual_start[i] + j of all n * s. Needed where there are visual tokens.
             shares: parts of equal size, into which both rows and visual tokens fall; a row finds
@@ -70,21 +72,21 @@ class QwenVL(nnx.Module):
                 every device no token has to travel.
         """
         embedded = rows_over_data(self.model.embed(tokens))
-        if visual_tokens is None or visual_tokens.shape[0] == 0:
+        if visual is None or visual.tokens.shape[0] == 0:
             return embedded
         if visual_start is None:
             raise ValueError("visual tokens without visual_start have no place")
         place = tokens == self.config.image_token_id
         number = visual_start[:, None] + jnp.cumsum(place.astype(jnp.int32), axis=1) - 1
         # Outside the picture places the number may point anywhere; what it finds is not used.
-        chosen = _take(visual_tokens, number, shares)
+        chosen = _take(visual.tokens, number, shares)
         return rows_over_data(jnp.where(place[..., None], chosen.astype(embedded.dtype), embedded))
 
-    def inputs(self, batch: Any, visual_tokens: jax.Array | None = None) -> jax.Array:
-        """Embeddings [b t d] of a `VLBatch`; `visual_tokens` stand in for the vision tower."""
-        if visual_tokens is None:
-            visual_tokens = self.visual_of(batch)
-        return self.embed(batch.tokens, visual_tokens, batch.visual_start)
+    def inputs(self, batch: VLBatch, visual: VisualFeatures | None = None) -> jax.Array:
+        """Embeddings [b t d] of a batch; where `visual` is given, the vision tower does not run."""
+        if visual is None:
+            visual = self.visual_of(batch)
+        return self.embed(batch.tokens, visual, batch.visual_start)
 
     def head(self) -> Head:
         """Weights from hidden states to logits: the token table where they are tied."""
@@ -95,9 +97,9 @@ class QwenVL(nnx.Module):
         """Vocabulary logits [... v] in float32."""
         return self.head().logits(hidden)
 
-    def __call__(self, batch: Any, visual_tokens: jax.Array | None = None) -> jax.Array:
-        """Hidden states [b t d] behind the final norm."""
-        embedded = self.inputs(batch, visual_tokens)
+    def __call__(self, batch: VLBatch, visual: VisualFeatures | None = None) -> jax.Array:
+        """Hidden states [b t d] after the final norm."""
+        embedded = self.inputs(batch, visual)
         return self.model(embedded, batch.positions, batch.token_mask)
 
 

@@ -164,7 +164,7 @@ class Work:
         seen = None
         if cell.trained != "all":
             total, seen = self._compiled(encode_images, architecture, reference, rows)
-            rows = rows._replace(visual_tokens=seen(reference, rows))
+            rows = rows._replace(visual=seen(reference, rows))
         seconds, write = self._compiled(
             sample, architecture, reference, rows, key, settings, **asked
         )
@@ -190,7 +190,7 @@ class Work:
         def call(batch: Batch, key: jax.Array) -> Any:
             rows = batch.rows
             if seen is not None:
-                rows = rows._replace(visual_tokens=seen(reference, rows))
+                rows = rows._replace(visual=seen(reference, rows))
             found = write({**frozen, **holder[0].params}, rows, key)
             samples = self._samples(rows, found, rng)
             scores = recall(reference, rows, samples.tokens, samples.mask)

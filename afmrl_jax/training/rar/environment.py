@@ -15,6 +15,7 @@ from afmrl_jax.config import RarConfig
 from afmrl_jax.data.attributes.text_format import parse_attributes
 from afmrl_jax.data.attributes.token_grammar import Grammar, attribute_grammar
 from afmrl_jax.data.batching.collate import VLBatch, bucket_length
+from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.models.architecture import Architecture, Params
@@ -39,7 +40,7 @@ def _retrieve(
     rows: VLBatch,
     tails: jax.Array,
     tail_mask: jax.Array,
-    visual_tokens: jax.Array | None,
+    visual: VisualFeatures | None,
     gallery: jax.Array,
     positives: jax.Array,
     own: jax.Array,
@@ -54,7 +55,7 @@ def _retrieve(
     """
     shape = tails.shape[:2]
     model = architecture.bind(params)
-    vectors = embed_continuations(model, rows, tails, tail_mask, visual_tokens)
+    vectors = embed_continuations(model, rows, tails, tail_mask, visual)
     places, own = (jnp.repeat(x, shape[1], axis=0) for x in (positives, own))
     flat = vectors.reshape(-1, vectors.shape[-1])
     found = rank_positives(flat, gallery, places, own, size=size, every=every, negatives=negatives)
@@ -236,7 +237,7 @@ class RarEnvironment:
                 rows=place_batch(batch, self.mesh),
                 tails=tails,
                 tail_mask=mask,
-                visual_tokens=encode_images(architecture, params, prompts),
+                visual=encode_images(architecture, params, prompts),
                 gallery=self.gallery,
                 positives=places,
                 own=index.astype(np.int32),

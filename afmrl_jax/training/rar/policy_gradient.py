@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,12 @@ import optax
 
 from afmrl_jax.config import RarConfig
 from afmrl_jax.data.batching.collate import VLBatch
+from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import completion_logprobs
 from afmrl_jax.objectives.grpo import dead_groups, group_advantages, grpo_loss, token_weights
 from afmrl_jax.training.state import TrainState, apply_gradients
-from afmrl_jax.types import AnyArray, Bool, Float, Int
+from afmrl_jax.types import AnyArray, Bool, Float, Int, PyTree
 
 
 class Samples(NamedTuple):
@@ -68,7 +69,7 @@ def num_microbatches(rows: int, row_tokens: int, budget: int | None, shares: int
     return min(fitting, default=options[-1])
 
 
-def _split(tree: Any, parts: int) -> Any:
+def _split(tree: PyTree, parts: int) -> PyTree:
     """Leaves [q ...] as [parts q/parts ...]; each part takes rows from every device."""
     return jax.tree.map(
         lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), tree
@@ -82,9 +83,7 @@ def _joined(x: jax.Array) -> jax.Array:
 
 def _without_pictures(prompts: VLBatch) -> VLBatch:
     """The fields that belong to rows; pictures are packed in bins, which are no rows."""
-    return prompts._replace(
-        patches=None, patch_segment=None, patch_position=None, visual_tokens=None
-    )
+    return prompts._replace(patches=None, patch_segment=None, patch_position=None, visual=None)
 
 
 @partial(jax.jit, static_argnames=("architecture", "temperature", "parts"))
@@ -103,7 +102,7 @@ def completion_scores(
     visual = model.visual_of(prompts)
 
     def one(part: tuple[VLBatch, jax.Array, jax.Array]) -> jax.Array:
-        return completion_logprobs(model, *part, temperature=temperature, visual_tokens=visual)[0]
+        return completion_logprobs(model, *part, temperature=temperature, visual=visual)[0]
 
     return _joined(jax.lax.map(one, _split((_without_pictures(prompts), tokens, mask), parts)))
 
@@ -129,19 +128,21 @@ def policy_gradient(
         groups=teaching if settings.drop_dead_groups else None,
     )
 
-    def see(params: Params) -> jax.Array | None:
+    def see(params: Params) -> VisualFeatures | None:
         return architecture.bind({**frozen, **params}).visual_of(samples.prompts)
 
     visual, back = jax.vjp(see, params)
 
-    def loss(params: Params, visual: Any, part: Part) -> tuple[jax.Array, Any]:
+    def loss(
+        params: Params, visual: VisualFeatures | None, part: Part
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         logprobs, entropy = completion_logprobs(
             architecture.bind({**frozen, **params}),
             part.prompts,
             part.tokens,
             part.mask,
             temperature=settings.temperature,
-            visual_tokens=visual,
+            visual=visual,
         )
         return grpo_loss(
             logprobs,
@@ -179,10 +180,12 @@ def policy_gradient(
     return jax.tree.map(jnp.add, by_params, through_tower), metrics
 
 
-def _summed(gradient: Callable, params: Params, visual: Any, parts: Any) -> Any:
+def _summed(
+    gradient: Callable, params: Params, visual: VisualFeatures | None, parts: Part
+) -> PyTree:
     """Gradients and metrics of all parts, which are sums over tokens, added up."""
 
-    def step(total: Any, part: Any) -> tuple[Any, None]:
+    def step(total: PyTree, part: Part) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, total, gradient(params, visual, part)), None
 
     first = jax.tree.map(lambda x: x[0], parts)

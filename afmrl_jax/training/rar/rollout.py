@@ -12,6 +12,7 @@ import numpy as np
 from afmrl_jax.config import RarConfig
 from afmrl_jax.data.attributes.token_grammar import Grammar
 from afmrl_jax.data.batching.collate import VLBatch
+from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.objectives import rewards as objectives
@@ -88,6 +89,8 @@ def sample(
 
 
 @partial(jax.jit, static_argnames="architecture")
-def encode_images(architecture: Architecture, params: Params, prompts: VLBatch) -> jax.Array | None:
+def encode_images(
+    architecture: Architecture, params: Params, prompts: VLBatch
+) -> VisualFeatures | None:
     """What a model's vision tower says of the pictures of prompts, [n s d]."""
     return architecture.bind(params).visual_of(prompts)

@@ -91,7 +91,7 @@ class RarStep:
         prompts = pictured
         if not self._tower_learns:
             # Policy and reference see the same: once for sampling, reference and update.
-            prompts = pictured._replace(visual_tokens=encode_images(architecture, policy, pictured))
+            prompts = pictured._replace(visual=encode_images(architecture, policy, pictured))
         generation = sample(
             architecture,
             policy,
