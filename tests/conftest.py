@@ -32,10 +32,10 @@ from afmrl_jax.config import (
     DistillConfig,
     EvaluationConfig,
     MeshConfig,
-    QwenVLConfig,
     RarConfig,
     RunConfig,
 )
+from afmrl_jax.models.families import FAMILIES
 from afmrl_jax.testing import tiny_config, write_badge_catalogue
 
 COMPILED = Path(__file__).resolve().parents[1] / ".pytest_cache" / "compiled"
@@ -126,15 +126,18 @@ def tiny_run(tmp_path_factory):
     )
 
 
+def tiny_demo(family):
+    """What `Family.demo` is for the tests of a module."""
+    return lambda vocab, image: tiny_config(family, vocab_size=vocab, image_token_id=image)
+
+
 @pytest.fixture(scope="module")
 def tiny_models():
     """Replaces the demo's models by tiny ones for the tests of a module."""
 
-    def demo(family, vocab_size, image_token_id):
-        return tiny_config(family, vocab_size=vocab_size, image_token_id=image_token_id)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(QwenVLConfig, "demo", staticmethod(demo))
+        for name, family in FAMILIES.items():
+            patch.setitem(FAMILIES, name, dataclasses.replace(family, demo=tiny_demo(name)))
         yield
 
 

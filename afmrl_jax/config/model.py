@@ -134,13 +134,6 @@ class Execution:
         return layers >= 8 if self.scan is None else self.scan
 
 
-_DEMO_SIZES: dict[str, tuple[tuple[int, ...], int]] = {"qwen2_5_vl": ((1,), 2)}
-"""Blocks that see whole pictures, and key heads, of the demo's models; none and 4 unless named.
-
-An embedder needs the values of four heads: two are too narrow to carry picture, title and list to
-the last token. A generator can do with two."""
-
-
 @dataclass(frozen=True)
 class QwenVLConfig:
     """A Qwen2-VL (`qwen2_vl`) or Qwen2.5-VL (`qwen2_5_vl`) model, or one of another family."""
@@ -159,29 +152,6 @@ class QwenVLConfig:
             self.vision.out_dim == self.text.hidden_dim,
             f"vision out_dim {self.vision.out_dim} must equal hidden_dim {self.text.hidden_dim}",
         )
-
-    @classmethod
-    def demo(cls, family: str, vocab_size: int, image_token_id: int) -> QwenVLConfig:
-        """About 0.7 M parameters: what two CPU cores train from nothing in minutes."""
-        blocks, kv_heads = _DEMO_SIZES.get(family, ((), 4))
-        vision = VisionConfig(
-            depth=2,
-            embed_dim=64,
-            num_heads=4,
-            intermediate=192,
-            out_dim=96,
-            full_attention_blocks=blocks,
-        )
-        text = TextConfig(
-            vocab_size=vocab_size,
-            hidden_dim=96,
-            intermediate_dim=256,
-            num_layers=3,
-            num_heads=4,
-            num_kv_heads=kv_heads,
-            mrope_section=(4, 4, 4),
-        )
-        return cls(family, vision, text, image_token_id)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,9 @@ class Architecture:
 
     def init(self, seed: int, settings: InitConfig | None = None) -> Params:
         """Random parameters, float32."""
-        return jax.jit(self._init, static_argnums=1)(jnp.uint32(seed), settings or InitConfig())
+        return jax.jit(self._init, static_argnames="settings")(
+            jnp.uint32(seed), settings=settings or InitConfig()
+        )
 
     def _init(self, seed: jax.Array, settings: InitConfig) -> Params:
         key = jax.random.key(seed)

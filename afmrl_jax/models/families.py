@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from afmrl_jax.config import Execution, QwenVLConfig
 from afmrl_jax.errors import ConfigError
@@ -19,7 +19,9 @@ from afmrl_jax.models.qwen_vl.hub_config import (
 )
 from afmrl_jax.models.qwen_vl.layers import Keys
 from afmrl_jax.models.qwen_vl.model import QwenVL
+from afmrl_jax.models.qwen_vl.presets import DEMO_QWEN2_5_VL, DEMO_QWEN2_VL
 from afmrl_jax.models.qwen_vl.vision import QWEN2_5_VISION, QWEN2_VISION, VisionStyle
+from afmrl_jax.types import JsonObject
 
 
 class Build(Protocol):
@@ -37,12 +39,15 @@ class Family:
     name: str
     """As in `QwenVLConfig.family`, and the `model_type` of its config.json."""
     build: Build
+    """Model class with its styles and rotary rule bound, as `partial(QwenVL, style=...)`."""
     vision: VisionStyle
     """Of its tower; what counts of operations and memory go by, too."""
-    read_config: Callable[[Mapping[str, Any], str], QwenVLConfig]
+    read_config: Callable[[JsonObject, str], QwenVLConfig]
     """From a config.json and its name in messages; raises RunError where it does not fit."""
-    write_config: Callable[[QwenVLConfig], dict[str, Any]]
+    write_config: Callable[[QwenVLConfig], JsonObject]
     """The config.json, without special tokens and the type of the weights."""
+    demo: Callable[[int, int], QwenVLConfig]
+    """(vocab_size, image_token_id) -> the small model that a run without weights starts from."""
 
 
 FAMILIES: dict[str, Family] = {}
@@ -84,6 +89,7 @@ register(
         vision=QWEN2_VISION,
         read_config=partial(read_config, "qwen2_vl", read_qwen2_vision),
         write_config=partial(write_config, "Qwen2VLForConditionalGeneration", write_qwen2_vision),
+        demo=DEMO_QWEN2_VL,
     )
 )
 register(
@@ -95,5 +101,6 @@ register(
         write_config=partial(
             write_config, "Qwen2_5_VLForConditionalGeneration", write_qwen2_5_vision
         ),
+        demo=DEMO_QWEN2_5_VL,
     )
 )

@@ -21,7 +21,7 @@ from afmrl_jax.runtime.distributed import to_host
 from afmrl_jax.runtime.progress import Progress, log_info
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnames="architecture")
 def _embed(architecture: Architecture, params: Params, batch: VLBatch) -> jax.Array:
     return embed_batch(architecture.bind(params), batch)
 

@@ -102,7 +102,7 @@ def merge(one: Best, other: Best, k: int) -> Best:
     return scores, jnp.take_along_axis(places, at, axis=1)
 
 
-@partial(jax.jit, static_argnums=(4, 5))
+@partial(jax.jit, static_argnames=("k", "mesh"))
 def search_part(
     queries: Float[jax.Array, "q d"],
     gallery: Float[jax.Array, "m d"],

@@ -25,6 +25,7 @@ from afmrl_jax.runtime.files import disk_full, is_disk_full, is_writer, read_lin
 from afmrl_jax.runtime.object_store import keep
 from afmrl_jax.runtime.preemption import heed
 from afmrl_jax.runtime.progress import Progress, log_info
+from afmrl_jax.types import JsonObject
 
 KEEP_EVERY = 600.0
 """Seconds after which what was written goes home, where the run has one elsewhere."""
@@ -165,13 +166,13 @@ def annotate(
     return {key: record["attributes"] for key, record in done.items()}
 
 
-def _record(listing_id: str, text: str, malformed: bool) -> dict[str, Any]:
+def _record(listing_id: str, text: str, malformed: bool) -> JsonObject:
     if not malformed:
         return {"listing_id": listing_id, "attributes": text}
     return {"listing_id": listing_id, "attributes": salvage_attributes(text), "raw": text}
 
 
-def _read_partial(path: Path) -> dict[str, dict[str, Any]]:
+def _read_partial(path: Path) -> dict[str, JsonObject]:
     """Records of an unfinished file, by listing id."""
     records = [json.loads(line) for line in read_lines(path, repair=is_writer())]
     return {record["listing_id"]: record for record in records}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from afmrl_jax.config import InitConfig, ModelSettings, QwenVLConfig, RunConfig
+from afmrl_jax.config import InitConfig, ModelSettings, RunConfig
 from afmrl_jax.config.validation import require
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.models.architecture import Architecture, Params
@@ -50,7 +50,7 @@ class ModelStore:
             f"--{'generator' if writes else 'embedder'}.weights",
         )
         named = settings.family or ROLES["generator" if writes else "embedder"]
-        config = QwenVLConfig.demo(family(named).name, tokenizer.vocab_size, tokenizer.image_pad_id)
+        config = family(named).demo(tokenizer.vocab_size, tokenizer.image_pad_id)
         architecture = Architecture.of(config, settings.execution)
         return architecture, architecture.init(seed, InitConfig.copying() if writes else None)
 

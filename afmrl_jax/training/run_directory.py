@@ -22,6 +22,7 @@ from afmrl_jax.runtime.object_store import hold, keep
 from afmrl_jax.runtime.preemption import heed
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.runtime.run_mirror import LOCK
+from afmrl_jax.types import JsonObject
 
 
 class Run:
@@ -78,7 +79,7 @@ class Run:
     def stage(
         self,
         name: str,
-        inputs: dict[str, Any],
+        inputs: JsonObject,
         outputs: list[str],
         work: Callable[[Path], None],
     ) -> Path:

@@ -21,6 +21,7 @@ from afmrl_jax.config import (
     to_dict,
 )
 from afmrl_jax.errors import ConfigError
+from afmrl_jax.testing import tiny_config
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_a_run_config_survives_json(config):
 
 
 def test_a_model_config_survives_json():
-    config = QwenVLConfig.demo("qwen2_5_vl", 500, 5)
+    config = tiny_config("qwen2_5_vl")
     assert from_dict(QwenVLConfig, to_dict(config)) == config
 
 

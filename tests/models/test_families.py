@@ -67,6 +67,7 @@ TOY = Family(
     vision=STYLE,
     read_config=partial(read_config, "toy_vl", read_qwen2_vision),
     write_config=partial(write_config, "ToyForConditionalGeneration", write_vision),
+    demo=lambda vocab, image: tiny_config("toy_vl", vocab_size=vocab, image_token_id=image),
 )
 
 

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afmrl_jax.config import ImageConfig, InitConfig, QwenVLConfig
+from afmrl_jax.config import ImageConfig, InitConfig
 from afmrl_jax.data.batching.collate import Row, collate
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture
+from afmrl_jax.models.families import FAMILIES
 from afmrl_jax.models.induction import add_induction_head
 
 COPYING = InitConfig.copying()
@@ -19,7 +20,7 @@ PLAIN = dataclasses.replace(COPYING, induction=False)
 
 def demo(tokenizer, **text):
     """The demo's generator with other settings of its decoder."""
-    config = QwenVLConfig.demo("qwen2_5_vl", tokenizer.vocab_size, tokenizer.image_pad_id)
+    config = FAMILIES["qwen2_5_vl"].demo(tokenizer.vocab_size, tokenizer.image_pad_id)
     return dataclasses.replace(config, text=dataclasses.replace(config.text, **text))
 
 

@@ -18,7 +18,6 @@ from afmrl_jax.config import (
     ImageConfig,
     LoraConfig,
     ModelSettings,
-    QwenVLConfig,
     RunConfig,
     TextBudget,
     to_dict,
@@ -26,6 +25,7 @@ from afmrl_jax.config import (
 from afmrl_jax.errors import RunError
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.models.architecture import Architecture
+from afmrl_jax.models.families import FAMILIES
 from afmrl_jax.models.huggingface.folder import save_model
 from afmrl_jax.models.lora import add_lora, with_lora
 from afmrl_jax.parallel.mesh import make_mesh
@@ -64,7 +64,7 @@ def write_run(folder, config, tokenizer, architecture, params):
 
 def write_demo_run(root, catalogue, tokenizer):
     """The demo's R with its own vocabulary, patches of one frame and the bare layout."""
-    model = QwenVLConfig.demo("qwen2_vl", tokenizer.vocab_size, tokenizer.image_pad_id)
+    model = FAMILIES["qwen2_vl"].demo(tokenizer.vocab_size, tokenizer.image_pad_id)
     architecture = Architecture.of(model)
     config = RunConfig(catalogue=str(catalogue), text=TextBudget(max_title_tokens=9))
     return write_run(

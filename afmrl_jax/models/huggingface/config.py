@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from afmrl_jax.config import QwenVLConfig
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.families import FAMILIES, family
+from afmrl_jax.types import JsonObject
 
 
-def from_hub_config(raw: Mapping[str, Any], where: str) -> QwenVLConfig:
+def from_hub_config(raw: JsonObject, where: str) -> QwenVLConfig:
     """Our config of a config.json.
 
     Raises:
@@ -28,7 +28,7 @@ def from_hub_config(raw: Mapping[str, Any], where: str) -> QwenVLConfig:
     return FAMILIES[name].read_config(raw, where)
 
 
-def to_hub_config(config: QwenVLConfig, *, dtype: str, ids: Mapping[str, int]) -> dict[str, Any]:
+def to_hub_config(config: QwenVLConfig, *, dtype: str, ids: Mapping[str, int]) -> JsonObject:
     """The config.json of a model.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from afmrl_jax.models.huggingface.write import SHARD_BYTES, save_params
 from afmrl_jax.models.lora import with_lora
 from afmrl_jax.runtime.distributed import to_devices
 from afmrl_jax.runtime.files import atomic_path, file_hash, read_json, write_json
+from afmrl_jax.types import JsonObject
 
 MANIFEST = "manifest.json"
 """Hashes of a folder's weights, which stand for the model where its identity is asked for."""
@@ -106,10 +107,10 @@ def _config(
     params: Params,
     like: Path | None,
     tokenizer: SpecialTokens | None,
-) -> dict[str, Any]:
+) -> JsonObject:
     dtype = str(np.dtype(params["model/embed_tokens"].dtype))
     if like is not None:
-        raw: dict[str, Any] = read_json(like / "config.json")
+        raw: JsonObject = read_json(like / "config.json")
         known = [key for key in ("dtype", "torch_dtype") if key in raw]
         return raw | dict.fromkeys(known or ["torch_dtype"], dtype)
     ids = {}

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ from afmrl_jax.models.huggingface.safetensors import (
 )
 from afmrl_jax.runtime.distributed import to_host
 from afmrl_jax.runtime.files import read_json, write_json
+from afmrl_jax.types import JsonObject
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _NAME = re.compile(r"^model\.layers\.(\d+)\.(self_attn|mlp)\.(\w+)\.lora_([AB])\.weight$")
@@ -163,7 +163,7 @@ def _fetch(value: jax.Array, layer: int) -> np.ndarray:
     return to_host(value[layer]).T.astype(np.float32)
 
 
-def _config(lora: LoraConfig, base: str) -> dict[str, Any]:
+def _config(lora: LoraConfig, base: str) -> JsonObject:
     return {
         "peft_type": "LORA",
         "task_type": "FEATURE_EXTRACTION",

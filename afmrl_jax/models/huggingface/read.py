@@ -18,12 +18,13 @@ from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.huggingface.names import HubTensor, canonical_name, hub_tensors
 from afmrl_jax.models.huggingface.safetensors import StoredTensor, stored_tensors
 from afmrl_jax.runtime.files import read_json
+from afmrl_jax.types import JsonObject
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BLOCK = 1 << 26
 """Bytes of a file that are mapped into memory at a time."""
 
-Shardings = Callable[[Mapping[str, jax.ShapeDtypeStruct]], Mapping[str, Any]]
+Shardings = Callable[[Mapping[str, jax.ShapeDtypeStruct]], JsonObject]
 """The sharding of every parameter, by name, of a dictionary of shapes."""
 
 

@@ -13,7 +13,6 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -21,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.runtime.files import is_writer
+from afmrl_jax.types import JsonObject
 
-DTYPES: dict[str, Any] = {
+DTYPES: JsonObject = {
     "F64": np.float64,
     "F32": np.float32,
     "F16": np.float16,
@@ -70,7 +70,7 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
             pass  # The library checks that header, offsets and length agree.
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            header: dict[str, Any] = json.loads(file.read(length))
+            header: JsonObject = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError) as error:
         raise RunError(
             f"{path} cannot be read as safetensors ({error}); download or copy it again"
@@ -115,7 +115,7 @@ def write_tensors(
         tensors: in the order in which they are stored.
         metadata: texts in the header; transformers wants `{"format": "pt"}`.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
+    header: JsonObject = {"__metadata__": dict(metadata or {"format": "pt"})}
     place = 0
     for tensor in tensors:
         header[tensor.name] = {

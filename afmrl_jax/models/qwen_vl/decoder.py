@@ -12,7 +12,7 @@ from flax import nnx
 from afmrl_jax.config import Execution, InitConfig, LoraConfig, TextConfig
 from afmrl_jax.models.qwen_vl.attention import MASKED, attend
 from afmrl_jax.models.qwen_vl.layers import Keys, Linear, RMSNorm, run_stack, stack_layers, unstack
-from afmrl_jax.models.qwen_vl.rope import mrope_angles, rotate
+from afmrl_jax.models.qwen_vl.rope import Rotary, mrope_angles, rotate
 from afmrl_jax.models.qwen_vl.vision import GatedMlp
 from afmrl_jax.parallel.layout import rows_over_data
 
@@ -130,10 +130,24 @@ class DecoderLayer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Token table, layers and final norm."""
+    """Token table, layers and final norm.
+
+    Args:
+        config: sizes.
+        lora: adapters, or None.
+        execution: types and implementation.
+        rotary: angles of positions.
+        keys: of the random weights.
+    """
 
     def __init__(
-        self, config: TextConfig, lora: LoraConfig | None, execution: Execution, *, keys: Keys
+        self,
+        config: TextConfig,
+        lora: LoraConfig | None,
+        execution: Execution,
+        *,
+        rotary: Rotary = mrope_angles,
+        keys: Keys,
     ):
         shape = (config.vocab_size, config.hidden_dim)
         table = InitConfig.embedding * jax.random.normal(keys.draw(), shape, jnp.float32)
@@ -144,6 +158,7 @@ class Decoder(nnx.Module):
         self.norm = RMSNorm(config.hidden_dim, config.rms_norm_eps)
         self.config = config
         self.execution = execution
+        self.rotary = rotary
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Rows [... d] of the token table, in the type of the activations."""
@@ -151,7 +166,7 @@ class Decoder(nnx.Module):
 
     def _angles(self, positions: jax.Array) -> jax.Array:
         config = self.config
-        return mrope_angles(positions, config.head_dim, config.rope_theta, config.mrope_section)
+        return self.rotary(positions, config.head_dim, config.rope_theta, config.mrope_section)
 
     def __call__(self, x: jax.Array, positions: jax.Array, token_mask: jax.Array) -> jax.Array:
         """Hidden states [b t d] behind the final norm.

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from afmrl_jax.config import QwenVLConfig, TextConfig, VisionConfig
 from afmrl_jax.errors import RunError
+from afmrl_jax.types import JsonObject
 
 
 class Fields:
     """A JSON object whose missing fields are errors that name the file."""
 
-    def __init__(self, values: Mapping[str, Any], where: str):
+    def __init__(self, values: JsonObject, where: str):
         self._values, self._where = values, where
 
     def get(self, *names: str, default: Any = None) -> Any:
@@ -26,7 +27,7 @@ class Fields:
 
 
 def read_config(
-    family: str, vision: Callable[[Fields], VisionConfig], raw: Mapping[str, Any], where: str
+    family: str, vision: Callable[[Fields], VisionConfig], raw: JsonObject, where: str
 ) -> QwenVLConfig:
     """Our config of a config.json, flat as published or nested as transformers 5 writes it.
 
@@ -50,9 +51,7 @@ def read_config(
     return QwenVLConfig(family, tower, text, int(token))
 
 
-def _text(
-    fields: Fields, values: Mapping[str, Any], raw: Mapping[str, Any], where: str
-) -> TextConfig:
+def _text(fields: Fields, values: JsonObject, raw: JsonObject, where: str) -> TextConfig:
     if values.get("use_sliding_window"):
         raise RunError(f"{where}: sliding-window attention is not supported")
     if fields.get("hidden_act", default="silu") != "silu":
@@ -79,7 +78,7 @@ def _text(
     )
 
 
-def _shared_vision(fields: Fields) -> dict[str, Any]:
+def _shared_vision(fields: Fields) -> JsonObject:
     return {
         "depth": fields.get("depth", default=32),
         "num_heads": fields.get("num_heads", default=16),
@@ -103,7 +102,7 @@ def read_qwen2_vision(fields: Fields) -> VisionConfig:
     )
 
 
-def write_qwen2_vision(vision: VisionConfig) -> dict[str, Any]:
+def write_qwen2_vision(vision: VisionConfig) -> JsonObject:
     """What `vision_config` says of a Qwen2-VL alone."""
     ratio = vision.intermediate / vision.embed_dim
     return {
@@ -126,7 +125,7 @@ def read_qwen2_5_vision(fields: Fields) -> VisionConfig:
     )
 
 
-def write_qwen2_5_vision(vision: VisionConfig) -> dict[str, Any]:
+def write_qwen2_5_vision(vision: VisionConfig) -> JsonObject:
     """What `vision_config` says of a Qwen2.5-VL alone."""
     return {
         "hidden_size": vision.embed_dim,
@@ -140,8 +139,8 @@ def write_qwen2_5_vision(vision: VisionConfig) -> dict[str, Any]:
 
 
 def write_config(
-    hub_class: str, vision_fields: Callable[[VisionConfig], dict[str, Any]], config: QwenVLConfig
-) -> dict[str, Any]:
+    hub_class: str, vision_fields: Callable[[VisionConfig], JsonObject], config: QwenVLConfig
+) -> JsonObject:
     """The flat config.json of a model, as published for Qwen2-VL; transformers 4 and 5 read it.
 
     Args:

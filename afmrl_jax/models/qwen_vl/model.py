@@ -11,6 +11,7 @@ from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models.qwen_vl.decoder import Decoder
 from afmrl_jax.models.qwen_vl.layers import Keys
+from afmrl_jax.models.qwen_vl.rope import Rotary, mrope_angles
 from afmrl_jax.models.qwen_vl.vision import VisionStyle, VisionTower
 from afmrl_jax.models.token_logprobs import Head
 from afmrl_jax.parallel.layout import rows_over_data
@@ -23,10 +24,16 @@ class QwenVL(nnx.Module):
     """
 
     def __init__(
-        self, config: QwenVLConfig, execution: Execution, *, style: VisionStyle, keys: Keys
+        self,
+        config: QwenVLConfig,
+        execution: Execution,
+        *,
+        style: VisionStyle,
+        rotary: Rotary = mrope_angles,
+        keys: Keys,
     ):
         self.visual_tower = VisionTower(config, style, execution, keys=keys)
-        self.model = Decoder(config.text, config.lora, execution, keys=keys)
+        self.model = Decoder(config.text, config.lora, execution, rotary=rotary, keys=keys)
         shape = (config.text.hidden_dim, config.text.vocab_size)
         self.lm_head = (
             None

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+Rotary = Callable[[jax.Array, int, float, tuple[int, int, int]], jax.Array]
+"""A decoder's rule of rotary positions, as `mrope_angles`."""
 
 
 def vision_angles(position: jax.Array, head_dim: int) -> jax.Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +16,7 @@ from afmrl_jax.runtime.distributed import barrier, check_on_first
 from afmrl_jax.runtime.files import atomic_path, read_json, write_json
 from afmrl_jax.training.rar.environment import RarEnvironment
 from afmrl_jax.training.rar.rollout import Rollout, sample
+from afmrl_jax.types import JsonObject
 
 CANDIDATE_K = (1, 2, 3, 5, 10, 20, 50, 100)
 BATCH = 32
@@ -183,7 +183,7 @@ def _sample_all(
 
 def _first_rows(rollout: Rollout, count: int) -> Rollout:
     outcome = rollout.outcome
-    arrays: dict[str, Any] = {
+    arrays: JsonObject = {
         n: x[:count] for n, x in outcome._asdict().items() if isinstance(x, np.ndarray)
     }
     return Rollout(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from afmrl_jax.runtime.files import atomic_path, read_json, write_json
 from afmrl_jax.runtime.progress import log_info
+from afmrl_jax.types import JsonObject
 
 REWARD_FALL = 2.0
 """Standard errors of the paired difference."""
@@ -27,7 +27,7 @@ class RarWarning:
     message: str
 
 
-def find_warnings(lines: list[dict[str, Any]]) -> list[RarWarning]:
+def find_warnings(lines: list[JsonObject]) -> list[RarWarning]:
     """What the last line of a stage's metrics gives reason to warn of.
 
     * `reward_collapse`: the held-out reward lies below the start by more than two standard errors
@@ -106,14 +106,14 @@ class RarMonitor:
             write_json(temporary / "best.json", {"step": step, "reward": reward})
         self._best = {"step": step, "reward": reward}
 
-    def should_stop(self, lines: list[dict[str, Any]]) -> bool:
+    def should_stop(self, lines: list[JsonObject]) -> bool:
         """Whether the last `patience` evaluations brought nothing better."""
         if self._patience is None or self._best is None:
             return False
         seen = [x["step"] for x in lines if "held_out/reward" in x]
         return sum(step > self._best["step"] for step in seen) >= self._patience
 
-    def watch(self, lines: list[dict[str, Any]]) -> Mapping[str, float]:
+    def watch(self, lines: list[JsonObject]) -> Mapping[str, float]:
         """Alarms as metrics, `alarm/NAME`: 1; each is also said, the first time."""
         raised = find_warnings(lines)
         for alarm in raised:
@@ -123,7 +123,7 @@ class RarMonitor:
         return {f"alarm/{alarm.name}": 1.0 for alarm in raised}
 
 
-def raised(lines: list[dict[str, Any]]) -> list[tuple[int, RarWarning]]:
+def raised(lines: list[JsonObject]) -> list[tuple[int, RarWarning]]:
     """The alarms in the metrics of a stage, each with the first step that gave it."""
     found: dict[str, tuple[int, RarWarning]] = {}
     for number, line in enumerate(lines):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.runtime.files import is_writer, read_lines, write_text
 from afmrl_jax.training.rar.rollout import Rollout
+from afmrl_jax.types import JsonObject
 
 QUERIES = 3
 """Queries of a step that are kept."""
@@ -55,6 +55,6 @@ class SampleLog:
         write_text(self._path, "".join(lines))
 
 
-def read_samples(path: Path) -> list[dict[str, Any]]:
+def read_samples(path: Path) -> list[JsonObject]:
     """What was kept, in the order of steps; nothing where there is no file."""
     return [json.loads(line) for line in read_lines(path)]

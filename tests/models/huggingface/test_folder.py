@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from afmrl_jax.config import QwenVLConfig
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Architecture
+from afmrl_jax.models.families import family as family_of
 from afmrl_jax.models.huggingface.config import from_hub_config, to_hub_config
 from afmrl_jax.models.huggingface.folder import load_model, save_model
 from afmrl_jax.models.huggingface.read import hub_files
@@ -102,7 +102,7 @@ def test_large_models_are_cut_into_files_with_an_index(tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("demo", [True, False])
 def test_config_json_describes_the_same_model(family, demo):
-    config = QwenVLConfig.demo(family, 300, 7) if demo else tiny_config(family)
+    config = family_of(family).demo(300, 7) if demo else tiny_config(family)
     raw = json.loads(json.dumps(to_hub_config(config, dtype="float32", ids={})))
     assert from_hub_config(raw, "here") == config
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from afmrl_jax.config import QwenVLConfig
 from afmrl_jax.models.architecture import Architecture
+from afmrl_jax.models.families import family as family_of
 from afmrl_jax.models.huggingface.config import from_hub_config, to_hub_config
 from afmrl_jax.models.huggingface.folder import load_model, save_model
 from afmrl_jax.models.huggingface.names import canonical_name
@@ -134,7 +134,7 @@ def test_torch_reads_a_model_that_never_was_on_the_hub(family, tied, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_demo_models_of_small_single_frame_patches(family, tmp_path):
-    config = QwenVLConfig.demo(family, 96, 90)
+    config = family_of(family).demo(96, 90)
     architecture = Architecture.of(config)
     params = architecture.init(3)
     save_model(tmp_path / "model", architecture, params)
@@ -147,7 +147,7 @@ def test_demo_models_of_small_single_frame_patches(family, tmp_path):
 def test_our_config_json_means_the_same_to_transformers(family, demo, tmp_path):
     from transformers import AutoConfig
 
-    config = QwenVLConfig.demo(family, 300, 7) if demo else tiny_config(family)
+    config = family_of(family).demo(300, 7) if demo else tiny_config(family)
     raw = to_hub_config(config, dtype="bfloat16", ids={"vision_start_token_id": 3})
     (tmp_path / "config.json").write_text(json.dumps(raw))
     theirs = AutoConfig.from_pretrained(tmp_path)

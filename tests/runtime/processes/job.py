@@ -18,10 +18,10 @@ from afmrl_jax.config import (
     GuardConfig,
     InputDropout,
     OptimizerConfig,
-    QwenVLConfig,
     RarConfig,
     RunConfig,
 )
+from afmrl_jax.models.families import FAMILIES
 from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime.distributed import ClusterConfig
 from afmrl_jax.runtime.setup import open_run, reported
@@ -82,11 +82,15 @@ def record_batches(folder):
     loop.place_batch = recorded
 
 
+def tiny_demo(family):
+    """As in tests/conftest.py."""
+    return lambda vocab, image: tiny_config(family, vocab_size=vocab, image_token_id=image)
+
+
 def main(told):
     """Run to a stage, or all."""
-    QwenVLConfig.demo = staticmethod(
-        lambda family, vocab, image: tiny_config(family, vocab_size=vocab, image_token_id=image)
-    )
+    for name, family in FAMILIES.items():
+        FAMILIES[name] = dataclasses.replace(family, demo=tiny_demo(name))
     folder = Path(told["folder"])
     cluster = dataclasses.replace(ClusterConfig(), lost_after=told.get("lost_after", 30))
     folder = open_run(folder, cluster)
