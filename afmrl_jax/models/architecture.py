@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,7 @@ from afmrl_jax.runtime.distributed import to_host
 Params = dict[str, jax.Array]
 
 
-def _name(path: tuple[Any, ...]) -> str:
+def _name(path: jax.tree_util.KeyPath) -> str:
     parts = [str(getattr(entry, "key", getattr(entry, "idx", ""))) for entry in path]
     return "/".join(part for part in parts if part not in ("", "value"))
 
@@ -36,8 +35,8 @@ class Architecture:
 
     config: QwenVLConfig
     execution: Execution
-    graphdef: Any
-    treedef: Any
+    graphdef: nnx.GraphDef[QwenVL]
+    treedef: jax.tree_util.PyTreeDef
     shapes: dict[str, jax.ShapeDtypeStruct]
     """Of every parameter by name, in the order of the tree."""
 

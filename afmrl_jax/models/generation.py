@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,13 +39,13 @@ class _Carry(NamedTuple):
     """int32 []; tokens written."""
     hidden: jax.Array
     """[b g d]; of the token before."""
-    cache: Any
+    cache: KeyValue | list[KeyValue] | None
     """Keys and values of what is written."""
     tokens: jax.Array
     logprobs: jax.Array
     mask: jax.Array
     finished: jax.Array
-    place: Any
+    place: following.Progress | None
     """In the grammar, where there is one."""
 
 
@@ -107,10 +107,12 @@ def generate(
     fold = jax.vmap(jax.random.fold_in, (None, 0))
     keys = jax.vmap(fold, (0, None))(fold(key, row_ids), members)
 
-    def pick(hidden: jax.Array, step: jax.Array, place: Any) -> tuple[jax.Array, jax.Array]:
+    def pick(
+        hidden: jax.Array, step: jax.Array, place: following.Progress | None
+    ) -> tuple[jax.Array, jax.Array]:
         logprobs = jax.nn.log_softmax(model.logits(hidden) / (temperature or 1.0), axis=-1)
         offered = logprobs
-        if grammar is not None:
+        if grammar is not None and place is not None:
             legal = following.allowed(grammar, place, eos_id, budget - 1 - step)
             offered = jnp.where(legal, logprobs, MASKED)
         if temperature == 0.0:
@@ -133,7 +135,7 @@ def generate(
         logprobs = jax.lax.dynamic_update_slice_in_dim(carry.logprobs, logprob, step, axis=2)
         mask = jax.lax.dynamic_update_slice_in_dim(carry.mask, alive[..., None], step, axis=2)
         finished = carry.finished | (token == eos_id)
-        if grammar is not None:
+        if grammar is not None and place is not None:
             place = following.advance(grammar, place, token)
         seen = jnp.arange(budget, dtype=jnp.int32) <= step
         own_mask = jnp.broadcast_to(seen[None, None, None], (rows, group, 1, budget))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from afmrl_jax.parallel.layout import AXES
 
@@ -76,7 +77,7 @@ def token_scores_dense(
     return chosen, -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
 
 
-def _wide(hidden: jax.Array) -> Any:
+def _wide(hidden: jax.Array) -> DTypeLike:
     """Type of sums."""
     return jnp.float64 if hidden.dtype == jnp.float64 else jnp.float32
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from afmrl_jax.parallel.layout import AXES
-from afmrl_jax.types import Array, Float, Int
+from afmrl_jax.types import AnyArray, Array, Float, Int
 
 LOWEST_COSINE = -1.0
 BLOCK = 64
@@ -22,12 +22,12 @@ still near."""
 class PositiveRanks(NamedTuple):
     """How n queries stand against a gallery of m listings."""
 
-    rank: Any
-    """int32 [n]; rank of the best positive among the negatives, 1 is first, m + 1 without one."""
-    ranks: Any
-    """int32 [n p]; place of each positive in the whole list, m + 1 at padding; None unasked."""
-    margin: Any
-    """float32 [n]; score of the best positive less the mean of the hardest negatives, in [-2, 2];
+    rank: Int[AnyArray, "*n"]
+    """Rank of the best positive among the negatives, 1 is first, m + 1 without one."""
+    ranks: Int[AnyArray, "*n p"] | None
+    """Place of each positive in the whole list, m + 1 at padding; None unasked."""
+    margin: Float[AnyArray, "*n"] | None
+    """Score of the best positive less the mean of the hardest negatives, in [-2, 2];
     None unasked."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
@@ -13,6 +12,7 @@ from afmrl_jax.data.batching.chunk_arrays import Chunks
 from afmrl_jax.parallel.layout import fit_spec
 from afmrl_jax.parallel.param_paths import is_stacked
 from afmrl_jax.runtime.distributed import to_devices
+from afmrl_jax.types import PyTree
 
 # The lines speak of one layer; a stack has the layers along a further first axis, which stays
 # whole, for the loop over layers walks along it.
@@ -77,7 +77,7 @@ TABLE: tuple[tuple[str, P], ...] = (
 )
 
 
-def path_name(path: tuple[Any, ...]) -> str:
+def path_name(path: jax.tree_util.KeyPath) -> str:
     """A pytree path as `a/b/0/c`, the form that the table is searched in."""
     parts = []
     for entry in path:
@@ -89,7 +89,7 @@ def path_name(path: tuple[Any, ...]) -> str:
     return "/".join(part for part in parts if part != "value")
 
 
-def shard_specs(tree: Any, table: tuple[tuple[str, P], ...] = TABLE) -> Any:
+def shard_specs(tree: PyTree, table: tuple[tuple[str, P], ...] = TABLE) -> PyTree:
     """The table's `PartitionSpec` of every leaf, in a tree of the same structure.
 
     Args:
@@ -121,7 +121,7 @@ def shard_specs(tree: Any, table: tuple[tuple[str, P], ...] = TABLE) -> Any:
     return jax.tree.unflatten(structure, specs)
 
 
-def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
+def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
     """The `NamedSharding` of every leaf on `mesh`, for `jit`'s `out_shardings` and for restoring.
 
     An axis that does not divide its dimension is dropped there, see `mesh.fit_spec`.
@@ -138,7 +138,7 @@ def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     )
 
 
-def place(tree: Any, mesh: Mesh) -> Any:
+def place(tree: PyTree, mesh: Mesh) -> PyTree:
     """Parameters or a training state moved to where the table wants them."""
     return to_devices(tree, shardings(tree, mesh))
 
@@ -148,7 +148,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P("data"))
 
 
-def place_batch(batch: Any, mesh: Mesh) -> Any:
+def place_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     """A batch's arrays split by rows; one whose rows do not divide (or a scalar) is replicated.
 
     Every process has the whole batch, and gives its own devices their rows.
@@ -157,12 +157,12 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
     """
     sizes = dict(mesh.shape)
 
-    def split(wish: P, tree: Any) -> Any:
+    def split(wish: P, tree: PyTree) -> PyTree:
         return jax.tree.map(
             lambda x: NamedSharding(mesh, fit_spec(wish if x.ndim else P(), x.shape, sizes)), tree
         )
 
-    def places(node: Any) -> Any:
+    def places(node: PyTree) -> PyTree:
         if not isinstance(node, Chunks):
             return split(P("data"), node)
         texts, pictures = split(P(None, "data"), (node.texts, node.pictures))

@@ -9,7 +9,6 @@ import threading
 from collections import deque
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +17,7 @@ from afmrl_jax.errors import RunError
 from afmrl_jax.parallel.sharding import path_name
 from afmrl_jax.runtime.distributed import is_multiprocess
 from afmrl_jax.runtime.files import atomic_path
+from afmrl_jax.types import PyTree
 
 SEEN = 100
 """Steps whose median a loss is held against."""
@@ -60,13 +60,13 @@ class LossGuard:
         return self._high >= RUNNING
 
 
-def write_batch(folder: Path, step: int, batch: Any) -> Path:
+def write_batch(folder: Path, step: int, batch: PyTree) -> Path:
     """Keep a batch for a person to look at: a NumPy archive with its arrays by name."""
     path = folder / f"bad_batch_{step:06d}.npz"
     leaves = jax.tree_util.tree_flatten_with_path(batch)[0]
-    arrays: dict[str, Any] = {path_name(way): np.asarray(leaf) for way, leaf in leaves}
+    arrays = {path_name(way): np.asarray(leaf) for way, leaf in leaves}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, allow_pickle=False, **arrays)
     return path
 
 

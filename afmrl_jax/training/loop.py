@@ -30,12 +30,12 @@ from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.training.checkpoint import Checkpointer
 from afmrl_jax.training.guard import LossGuard, Watchdog, stopped, write_batch
 from afmrl_jax.training.state import HALTED, TrainState, scalars
-from afmrl_jax.types import AnyArray
+from afmrl_jax.types import AnyArray, PyTree
 
 Metrics = dict[str, AnyArray]
 """Of a step, by name; numbers, or arrays without dimensions that may not be computed yet."""
-StepFunction = Callable[[TrainState, Any, jax.Array], tuple[TrainState, Metrics]]
-FrozenStepFunction = Callable[[Params, TrainState, Any, jax.Array], tuple[TrainState, Metrics]]
+StepFunction = Callable[[TrainState, PyTree, jax.Array], tuple[TrainState, Metrics]]
+FrozenStepFunction = Callable[[Params, TrainState, PyTree, jax.Array], tuple[TrainState, Metrics]]
 """A step whose first argument are the parameters that do not learn."""
 
 

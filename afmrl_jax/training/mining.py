@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from afmrl_jax.config import MiningConfig
 from afmrl_jax.data.sources.mined_negatives import MinedTables, NegativeTable
@@ -133,7 +133,7 @@ def refresh_of(
     products: np.ndarray,
     settings: MiningConfig,
     attributes: Mapping[str, str] | None,
-    mesh: Any,
+    mesh: Mesh,
 ) -> Refresh:
     """The search before each segment of a stage's steps.
 

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from afmrl_jax.config import RunConfig, fingerprint, migrated, to_dict
 from afmrl_jax.config.run import PLACEMENT
@@ -139,7 +138,7 @@ class Run:
         return {p.parent.name: json.loads(p.read_text())["seconds"] for p in done}
 
 
-def _differences(before: Any, after: Any, prefix: str = "") -> list[str]:
+def _differences(before: object, after: object, prefix: str = "") -> list[str]:
     """Names of the values that differ between two JSON objects, with both values."""
     if not (isinstance(before, dict) and isinstance(after, dict)):
         return [f"{prefix}: {before} -> {after}"]

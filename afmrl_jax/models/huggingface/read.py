@@ -6,12 +6,12 @@ import mmap
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.typing import DTypeLike
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Architecture, Params
@@ -153,7 +153,7 @@ def _load(
     parts: list[HubTensor],
     stored: Mapping[str, StoredTensor],
     shape: jax.ShapeDtypeStruct,
-    sharding: Any,
+    sharding: Sharding,
 ) -> jax.Array:
     first = parts[0]
     if first.layer is None:
@@ -170,12 +170,12 @@ def _load(
 
 # Kept, so that maps of equal shape are compiled once.
 @lru_cache(maxsize=256)
-def _converter(kind: str, dtype: Any, sharding: Any) -> Callable[[jax.Array], jax.Array]:
+def _converter(kind: str, dtype: DTypeLike, sharding: Sharding) -> Callable[[jax.Array], jax.Array]:
     return jax.jit(partial(_ours, kind=kind, dtype=dtype), out_shardings=sharding)
 
 
 @lru_cache(maxsize=256)
-def _putter(kind: str, dtype: Any, sharding: Any) -> Callable[..., jax.Array]:
+def _putter(kind: str, dtype: DTypeLike, sharding: Sharding) -> Callable[..., jax.Array]:
     @partial(jax.jit, donate_argnums=0, out_shardings=sharding)
     def put(stack: jax.Array, piece: jax.Array, layer: jax.Array) -> jax.Array:
         piece = _ours(piece, kind, dtype)[None]
@@ -184,13 +184,13 @@ def _putter(kind: str, dtype: Any, sharding: Any) -> Callable[..., jax.Array]:
     return put
 
 
-def _ours(value: jax.Array, kind: str, dtype: Any) -> jax.Array:
+def _ours(value: jax.Array, kind: str, dtype: DTypeLike) -> jax.Array:
     if kind == "patches":
         value = value.reshape(value.shape[0], -1)
     return (value if kind == "plain" else value.T).astype(dtype)
 
 
-def _read(stored: StoredTensor, tensor: HubTensor, sharding: Any) -> jax.Array:
+def _read(stored: StoredTensor, tensor: HubTensor, sharding: Sharding) -> jax.Array:
     """A tensor on the devices in the file's layout, each device reading its own part."""
     if isinstance(sharding, NamedSharding):
         spec = list(sharding.spec)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from afmrl_jax.models.qwen_vl.layers import Keys, Linear, RMSNorm, run_stack, st
 from afmrl_jax.models.qwen_vl.rope import Rotary, mrope_angles, rotate
 from afmrl_jax.models.qwen_vl.vision import GatedMlp
 from afmrl_jax.parallel.layout import rows_over_data
+from afmrl_jax.types import PyTree
 
 
 class KeyValue(NamedTuple):
@@ -208,14 +209,14 @@ class Decoder(nnx.Module):
         x: jax.Array,
         positions: jax.Array,
         token_mask: jax.Array,
-        keep: Callable[[KeyValue, jax.Array], Any],
-    ) -> tuple[jax.Array, Any]:
+        keep: Callable[[KeyValue, jax.Array], PyTree],
+    ) -> tuple[jax.Array, PyTree]:
         length = x.shape[1]
         causal = jnp.tril(jnp.ones((length, length), bool))[None]
         mask = causal & token_mask[:, None, :]
         angles = self._angles(positions)
 
-        def step(layer: DecoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, Any]:
+        def step(layer: DecoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, PyTree]:
             x = rows_over_data(x)
             mixed, own = layer.self_attn(layer.input_layernorm(x), angles, mask)
             x = rows_over_data(layer.feed_forward(rows_over_data(x + mixed)))
@@ -257,7 +258,7 @@ class Decoder(nnx.Module):
         angles = self._angles(jnp.broadcast_to(positions, (batch * group, 3, length)))
 
         def step(
-            layer: DecoderLayer, carry: tuple[jax.Array, Cache | None], entry: Any
+            layer: DecoderLayer, carry: tuple[jax.Array, Cache | None], entry: PyTree
         ) -> tuple[tuple[jax.Array, Cache | None], None]:
             (x, cache), (number, before) = carry, entry
             x = rows_over_data(x)
@@ -272,7 +273,7 @@ class Decoder(nnx.Module):
             return (rows_over_data(x), cache), None
 
         layers, count = layers or self.layers, self.config.num_layers
-        entries: Any = (jnp.arange(count, dtype=jnp.int32), prefix)
+        entries: PyTree = (jnp.arange(count, dtype=jnp.int32), prefix)
         if isinstance(layers, list):
             entries = list(enumerate(prefix))
         (x, cache), _ = run_stack(layers, step, (x, cache), entries, self.execution)
@@ -280,7 +281,7 @@ class Decoder(nnx.Module):
 
 
 def _written(
-    cache: Cache, number: Any, new: KeyValue, place: jax.Array | int
+    cache: Cache, number: jax.Array | int, new: KeyValue, place: jax.Array | int
 ) -> tuple[Cache, KeyValue]:
     """The cache with layer `number`'s new entries at `place`, and all entries of that layer.
 
@@ -288,7 +289,7 @@ def _written(
     every token.
     """
 
-    def write(old: jax.Array, fresh: jax.Array, *before: Any) -> jax.Array:
+    def write(old: jax.Array, fresh: jax.Array, *before: jax.Array | int) -> jax.Array:
         return jax.lax.dynamic_update_slice(old, fresh, (*before, 0, 0, 0, place, 0))
 
     if isinstance(cache, list):

@@ -6,18 +6,20 @@ Parameters are plain `nnx.Param` without mesh names; `parallel/sharding.py` shar
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from afmrl_jax.config import Execution, LoraConfig
+from afmrl_jax.types import PyTree
 
 Layer = TypeVar("Layer", bound=nnx.Module)
 
 
-def _along_last(vector: jax.Array, ndim: int, dtype: Any) -> jax.Array:
+def _along_last(vector: jax.Array, ndim: int, dtype: DTypeLike) -> jax.Array:
     return vector.astype(dtype).reshape((1,) * (ndim - 1) + (-1,))
 
 
@@ -127,14 +129,14 @@ def stack_layers(count: int, make: Callable[[], Layer], keys: Keys) -> Layer:
     return nnx.merge(graphdef, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
 
 
-def unstack(tree: Any, count: int) -> list[Any]:
+def unstack(tree: PyTree, count: int) -> list[PyTree]:
     """What each of `count` layers has of a tree with the layers along its leaves' first axis.
 
     For the front of a loop that runs all layers at every turn: inside it XLA copies each layer's
     weights out of the stack again and again, which in decoding took longer than all products.
     """
 
-    def part(number: int) -> Any:
+    def part(number: int) -> PyTree:
         return jax.tree.map(lambda leaf: leaf[number], tree)
 
     return [part(number) for number in range(count)]
@@ -142,11 +144,11 @@ def unstack(tree: Any, count: int) -> list[Any]:
 
 def run_stack(
     layers: Layer | list[Layer],
-    step: Callable[[Layer, Any, Any], tuple[Any, Any]],
-    carry: Any,
-    extras: Any,
+    step: Callable[[Layer, PyTree, PyTree], tuple[PyTree, PyTree]],
+    carry: PyTree,
+    extras: PyTree,
     execution: Execution,
-) -> tuple[Any, Any]:
+) -> tuple[PyTree, PyTree]:
     """Apply stacked layers in order, compiled once and looped over or unrolled.
 
     Args:
@@ -170,7 +172,7 @@ def run_stack(
     count = jax.tree.leaves(state)[0].shape[0]
     scans = execution.scans(count)
 
-    def body(carry: Any, entry: Any) -> tuple[Any, Any]:
+    def body(carry: PyTree, entry: PyTree) -> tuple[PyTree, PyTree]:
         weights, extra = entry
         return step(nnx.merge(graphdef, weights), carry, extra)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from afmrl_jax.models.qwen_vl.layers import (
 )
 from afmrl_jax.models.qwen_vl.rope import rotate, vision_angles
 from afmrl_jax.parallel.layout import rows_over_data
+from afmrl_jax.types import PyTree
 
 
 class VisionAttention(nnx.Module):
@@ -205,8 +205,8 @@ class VisionTower(nnx.Module):
         patches: jax.Array,
         segment: jax.Array,
         position: jax.Array,
-        keep: Callable[[jax.Array], Any],
-    ) -> tuple[jax.Array, Any]:
+        keep: Callable[[jax.Array], PyTree],
+    ) -> tuple[jax.Array, PyTree]:
         vision = self.config.vision
         angles = vision_angles(position, vision.embed_dim // vision.num_heads)
         same = segment[:, :, None] == segment[:, None, :]
@@ -221,7 +221,7 @@ class VisionTower(nnx.Module):
 
         def step(
             block: VisionBlock, x: jax.Array, sees_all: jax.Array | None
-        ) -> tuple[jax.Array, Any]:
+        ) -> tuple[jax.Array, PyTree]:
             mask = same if sees_all is None else jnp.where(sees_all, same, windowed)
             x = block(x, angles, mask)
             return x, keep(x)

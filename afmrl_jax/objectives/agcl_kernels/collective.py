@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from afmrl_jax.objectives.agcl_kernels.stream import (
 )
 from afmrl_jax.objectives.agcl_kernels.tile import Counts, Plan, Rules, Side, Sums
 from afmrl_jax.parallel.layout import AXES
-from afmrl_jax.types import Array, Float
+from afmrl_jax.types import Array, Float, PyTree
 
 Placement = Literal["tiled", "ring", "gathered"]
 Forward = tuple[Sums, Counts, Sums | None, Kept | None]
@@ -53,12 +53,12 @@ def sums_of(
         return sums, counts, answers, kept
 
     def ring(rules: Rules, rows: Side, cols: Side) -> Forward:
-        def hop(_: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        def hop(_: jax.Array, carry: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
             state, cols, answers = carry
             state, answers, _kept = stream_sums(plan, rules, rows, cols, state, answers)
             return state, *_onward((cols, answers))
 
-        start: tuple[Any, ...] = start_rows(plan, rows), cols
+        start: tuple[PyTree, ...] = start_rows(plan, rows), cols
         start = *start, start_columns(plan, cols)
         (sums, counts), _, answers = jax.lax.fori_loop(0, jax.lax.axis_size(DATA), hop, start)
         return sums, counts, answers, None
@@ -86,11 +86,13 @@ def gradients_of(
 ) -> tuple[Float[Array, "t r d"], Float[Array, "t c d"]]:
     """Gradients by queries and candidates, see `stream_gradients`; arguments as in `sums_of`."""
 
-    def alone(rules: Rules, rows: Side, cols: Side, ask: Any, answer: Any, kept: Any) -> tuple:
+    def alone(
+        rules: Rules, rows: Side, cols: Side, ask: PyTree, answer: PyTree, kept: PyTree
+    ) -> tuple:
         start = _zeros(rows), _zeros(cols)
         return stream_gradients(plan, rules, rows, cols, ask, answer, start, kept)
 
-    def ring(rules: Rules, rows: Side, cols: Side, ask: Any, answer: Any, _: None) -> tuple:
+    def ring(rules: Rules, rows: Side, cols: Side, ask: PyTree, answer: PyTree, _: None) -> tuple:
         def hop(_: jax.Array, carry: tuple) -> tuple:
             by_rows, by_cols, cols, answer = carry
             sides = rows, cols, ask, answer
@@ -101,7 +103,9 @@ def gradients_of(
         by_rows, by_cols, *_ = jax.lax.fori_loop(0, jax.lax.axis_size(DATA), hop, start)
         return by_rows, by_cols
 
-    def gathered(rules: Rules, rows: Side, cols: Side, ask: Any, answer: Any, _: None) -> tuple:
+    def gathered(
+        rules: Rules, rows: Side, cols: Side, ask: PyTree, answer: PyTree, _: None
+    ) -> tuple:
         by_rows, by_cols = alone(rules, rows, _gather(cols), ask, _gather(answer), None)
         return by_rows, jax.lax.psum_scatter(by_cols, DATA, tiled=True)
 
@@ -114,7 +118,7 @@ def _placed(form: Callable, placement: Placement, mesh: Mesh | None) -> Callable
     if placement == "tiled":
         return form
 
-    def split(rules: Rules, *sides: Any) -> Any:
+    def split(rules: Rules, *sides: PyTree) -> PyTree:
         specs = (PartitionSpec(), *(PartitionSpec(DATA) for _ in sides))
         # Gradients are written by hand, so nothing is transposed through the collectives, and
         # what varies over the mesh need not be tracked.
@@ -125,13 +129,13 @@ def _placed(form: Callable, placement: Placement, mesh: Mesh | None) -> Callable
     return split
 
 
-def _onward(tree: Any) -> Any:
+def _onward(tree: PyTree) -> PyTree:
     """Everything to the next device of the ring."""
     size = jax.lax.axis_size(DATA)
     return jax.lax.ppermute(tree, DATA, [(i, (i + 1) % size) for i in range(size)])
 
 
-def _gather(tree: Any) -> Any:
+def _gather(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.lax.all_gather(x, DATA, tiled=True), tree)
 
 
