@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +17,8 @@ from afmrl_jax.config import GuardConfig, KeptCheckpoints, RunConfig
 from afmrl_jax.data.batching.chunk_arrays import Chunks
 from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.data.batching.shapes import ShapeCounter, padding_counts
-from afmrl_jax.data.sources.loader import iterate
+from afmrl_jax.data.sources.batches import Batch
+from afmrl_jax.data.sources.loader import Reader, Source, iterate
 from afmrl_jax.models.architecture import Params
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place, place_batch
@@ -93,7 +93,7 @@ class Refresh:
 def run_loop(
     config: LoopConfig,
     state: TrainState,
-    source: Any,
+    source: Source[Batch],
     step_function: StepFunction,
     evaluate: Callable[[TrainState, int], dict[str, float] | None] | None = None,
     refresh: Refresh | None = None,
@@ -138,7 +138,7 @@ class _Loop:
     def __init__(
         self,
         config: LoopConfig,
-        source: Any,
+        source: Source[Batch],
         step_function: StepFunction,
         evaluate: Callable[[TrainState, int], dict[str, float] | None] | None,
         refresh: Refresh | None,
@@ -153,7 +153,7 @@ class _Loop:
         self._stop = stop
         self._checkpointer = checkpointer
         self._log: MetricsLog | None = None
-        self._iterator: Any = None
+        self._iterator: Reader[Batch] | None = None
         self._shapes, self._padding, self._bad_pictures = ShapeCounter(), _Padding(), 0
         self._watchdog = Watchdog(config.name, config.guard.stall_after)
         self._losses = LossGuard(config.guard.explosion)
@@ -211,7 +211,7 @@ class _Loop:
             log_info(f"{config.name}: {self._shapes}; {self._padding}")
         return state
 
-    def _batches(self, step: int) -> Any:
+    def _batches(self, step: int) -> Reader[Batch]:
         """Batches from a step on, to the end of its segment where there are segments."""
         end = None if self._refresh is None else self._refresh.end(step)
         return iterate(self._source, workers=self._config.workers, begin=step, end=end)
@@ -221,7 +221,7 @@ class _Loop:
             self._iterator.close()  # Ends its worker processes, if it has any.
             self._iterator = None
 
-    def _next(self, step: int) -> Any:
+    def _next(self, step: int) -> Batch:
         self._iterator = self._iterator or self._batches(step)
         found = next(self._iterator)
         self._bad_pictures += int(found.bad_pictures or 0)

@@ -6,11 +6,12 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from afmrl_jax.errors import AfmrlError
+from afmrl_jax.types import JsonObject
 
 # Without the punctuation that sits among the kana (U+30A0, U+30FB).
 _CJK = "\u3040-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -24,8 +25,8 @@ _IDEOGRAPH = re.compile(rf"[{_CJK}]")
 def split_terms(text: str) -> list[str]:
     """Lower-case words and numbers; Chinese and Japanese runs become character pairs.
 
-    Those scripts write no spaces, and overlapping pairs are the usual stand-in for words. A
-    character that stands alone is a term by itself.
+    Those scripts write no spaces, and overlapping pairs are the usual substitute for words. A
+    single character is a term by itself.
 
     Example:
         >>> split_terms("Rote Stühle, 78.7 x 50cm 木椅子")
@@ -41,9 +42,9 @@ def split_terms(text: str) -> list[str]:
 
 
 def attribute_terms(text: str) -> list[str]:
-    """Terms of the values of `key: value; ...`; keys are everybody's and would only add noise.
+    """Terms of the values of `key: value; ...`; all lists share the keys, which would be noise.
 
-    A part without a colon, which the grammar forbids, counts whole.
+    A part without a colon, which the grammar forbids, counts as a value.
 
     Example:
         >>> attribute_terms("type: dining chair; color: red")
@@ -82,7 +83,7 @@ class Bm25Vocabulary:
 
         Args:
             texts: n texts.
-            max_terms: a; what a text has beyond is cut.
+            max_terms: a; further terms of a text are cut.
             attributes: as in `fit`.
 
         Returns:
@@ -96,12 +97,12 @@ class Bm25Vocabulary:
             out[row, : len(found)] = found
         return out
 
-    def to_dict(self) -> dict[str, Any]:
-        """The vocabulary as plain JSON values, terms in the order of their ids."""
+    def to_dict(self) -> JsonObject:
+        """The vocabulary as a JSON object, terms in the order of their ids."""
         return {"kind": "bm25_vocabulary", "terms": sorted(self.ids, key=self.ids.__getitem__)}
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Bm25Vocabulary:
+    def from_dict(cls, value: Mapping[str, object]) -> Bm25Vocabulary:
         """What `to_dict` wrote.
 
         Raises:
@@ -122,7 +123,7 @@ class BatchTerms(NamedTuple):
     terms: np.ndarray
     """int32 [u]; ids in the corpus by id in the batch, -1 is padding."""
     query: np.ndarray
-    """int32 [q a]; ids in the batch, -1 is padding, u a term that is nothing but length."""
+    """int32 [q a]; ids in the batch, -1 is padding, u a term that only adds length."""
     candidate: np.ndarray
     """int32 [c n], likewise."""
 
@@ -130,11 +131,11 @@ class BatchTerms(NamedTuple):
 def batch_vocabulary(
     query: np.ndarray, candidate: np.ndarray, vocab_size: int, *, size: int | None = None
 ) -> BatchTerms:
-    """Number the terms of a batch anew, so that tables over terms are as small as the batch.
+    """Renumber the terms of a batch, so that tables over terms are as small as the batch.
 
-    Only a term that occurs in a query and in a candidate can add to a score, so only those get an
+    Only a term that occurs in both a query and a candidate can add to a score, so only those get an
     id; the others become unknown terms, which still count in the length of their text. Scores over
-    `Bm25Statistics.restricted(terms)` equal those over the corpus. It runs with the loader, where
+    `Bm25Statistics.restricted(terms)` equal those over the corpus. This runs in the loader, where
     sizes are known: on the device `Bm25Terms.localised` needs room for the largest number of terms
     that a batch of that shape could share.
 
@@ -147,7 +148,7 @@ def batch_vocabulary(
         query: int [q a], ids in the corpus, -1 is padding; as `Bm25Vocabulary.encode` makes them.
         candidate: int [c n], likewise.
         vocab_size: of the corpus; ids from there on are unknown.
-        size: u; None to choose: 256, or so many that at most a fifth is padding, in steps that are
+        size: u; None to choose it: 256, or a size of which at most a fifth is padding, in steps of
             a quarter of a power of two, so that few shapes are compiled.
 
     Raises:

@@ -1,7 +1,7 @@
 """Attributes by a large captioner behind an OpenAI-compatible endpoint, for distillation.
 
-Every reply is kept on disk the moment it arrives, under a key of all that was sent, so that nothing
-is asked, or paid for, twice.
+Every reply is saved the moment it arrives, under a hash of everything that was sent, so that no
+request is made, or paid for, twice.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from afmrl_jax.data.attributes.text_format import is_malformed, salvage_attributes
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.errors import ConfigError, RunError
 from afmrl_jax.runtime.files import disk_full, is_disk_full, read_lines
 from afmrl_jax.runtime.progress import Progress, log_info
+
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletionContentPartParam
 
 INSTRUCTION = (
     "List the key attributes that tell this product from similar ones (type, material, colour, "
@@ -32,7 +35,7 @@ INSTRUCTION = (
 )
 FENCE = re.compile(r"^```\w*\n?|\n?```$")
 IN_A_ROW = 20
-"""Listings in a row that may fail before the endpoint is held to be down."""
+"""Consecutive failed listings after which the endpoint is taken to be down."""
 
 
 @dataclass(frozen=True)
@@ -43,34 +46,34 @@ class Endpoint:
     """Base URL, as in http://localhost:8000/v1."""
     model: str
     key_variable: str = "OPENAI_API_KEY"
-    """Environment variable with the key; where it is not set, none is sent."""
+    """Environment variable that holds the key; if it is not set, no key is sent."""
     concurrency: int = 8
-    """Requests under way at a time."""
+    """Requests in flight at a time."""
     timeout: float = 60.0
     """Seconds for one reply."""
     retries: int = 5
-    """Further tries of a request that failed or timed out, with growing pauses."""
+    """Retries of a request that failed or timed out, with growing pauses."""
     attempts: int = 2
-    """Times that a listing is asked for whose reply holds no attributes."""
+    """Requests for one listing while the replies hold no attributes."""
     max_tokens: int = 160
     instruction: str = INSTRUCTION
-    """What stands before the title."""
+    """The prompt before the title."""
 
 
 @dataclass(frozen=True)
 class Replies:
-    """What the captioner said of some listings."""
+    """What the captioner said about some listings."""
 
     texts: dict[str, str]
     """Attribute text by listing id, well-formed."""
     repaired: list[str]
-    """Listings whose reply broke the grammar, and of which some pairs could be read."""
+    """Listings whose reply broke the grammar, but held some readable pairs."""
     failed: dict[str, str]
-    """Why there is nothing, by listing id."""
+    """Why a listing has no attributes, by listing id."""
 
 
 class ReplyCache:
-    """Replies by key in a file of JSON lines, to which threads append."""
+    """Replies by key, in a file of JSON lines to which threads append."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -83,8 +86,8 @@ class ReplyCache:
                 self._known[record["key"]] = record["reply"]
             except (ValueError, KeyError, TypeError) as error:
                 raise RunError(
-                    f"{path}, line {number}: no cached reply ({error}); repair the line or remove "
-                    "it, and that listing is asked for again"
+                    f"{path}, line {number}: not a cached reply ({error}); repair the line, or "
+                    "remove it to request that listing again"
                 ) from error
         self._file = path.open("a", encoding="utf-8")
 
@@ -93,7 +96,7 @@ class ReplyCache:
         return self._known.get(key)
 
     def put(self, key: str, listing_id: str, reply: str) -> None:
-        """Keep a reply; on disk when this returns."""
+        """Keep a reply; it is on disk when this returns."""
         record = {"key": key, "listing_id": listing_id, "reply": reply}
         with self._lock:
             try:
@@ -109,7 +112,7 @@ class ReplyCache:
 
 
 def tidy(reply: str) -> tuple[str, bool]:
-    """The attribute text of a reply, "" where there is none, and whether it had to be repaired.
+    """The attribute text of a reply, "" if there is none, and whether it had to be repaired.
 
     Example:
         >>> tidy("Color: red; type: chair.")
@@ -118,7 +121,7 @@ def tidy(reply: str) -> tuple[str, bool]:
     text = FENCE.sub("", reply.strip()).strip()
     if text and not is_malformed(text) and "\n" not in text:
         return text, False
-    # Lists with a pair a line, bullets and full stops are what captioners make of the request.
+    # Captioners often answer with one pair per line, bullets and periods.
     lines = (line.strip(" -*\u2022\t").rstrip(".") for line in text.splitlines())
     return salvage_attributes("; ".join(line for line in lines if ":" in line)), True
 
@@ -138,7 +141,7 @@ class _Captioner:
             base_url=endpoint.url,
             api_key=os.environ.get(endpoint.key_variable) or "none",
             timeout=endpoint.timeout,
-            # It waits longer from try to try, and as long as a server that is busy asks for.
+            # The client waits longer before each retry, or as long as a busy server tells it to.
             max_retries=endpoint.retries,
         )
 
@@ -146,7 +149,7 @@ class _Captioner:
         """Text and whether it was repaired.
 
         Raises:
-            ConfigError: the endpoint refuses what every listing would send.
+            ConfigError: the endpoint would refuse every listing: key or model are wrong.
             RunError: this listing got no attributes; the message says why.
         """
         picture, reply = listing.read_image_bytes(), None
@@ -171,7 +174,7 @@ class _Captioner:
     def _request(self, listing: Listing, picture: bytes, attempt: int) -> str:
         about, errors = self._endpoint, self._errors
         url = f"data:{_media_type(picture)};base64,{base64.b64encode(picture).decode()}"
-        content: list[Any] = [
+        content: list[ChatCompletionContentPartParam] = [
             {"type": "image_url", "image_url": {"url": url}},
             {"type": "text", "text": about.instruction + listing.title},
         ]
@@ -180,16 +183,16 @@ class _Captioner:
                 model=about.model,
                 messages=[{"role": "user", "content": content}],
                 max_tokens=about.max_tokens,
-                # The likeliest reply first; another one where that was none.
+                # Greedy at first; later attempts are sampled, to get another reply.
                 temperature=0.7 if attempt else 0.0,
             )
         except (errors.AuthenticationError, errors.PermissionDeniedError) as error:
             raise ConfigError(
-                f"{about.url} refuses the key ({error}); put it into ${about.key_variable}"
+                f"{about.url} refuses the key ({error}); set a valid one in ${about.key_variable}"
             ) from error
         except errors.NotFoundError as error:
             raise ConfigError(
-                f"{about.url} knows no model {about.model!r} ({error}); check --url and --model"
+                f"{about.url} has no model {about.model!r} ({error}); check --url and --model"
             ) from error
         except errors.OpenAIError as error:
             raise RunError(f"{type(error).__name__}: {error}") from error
@@ -206,17 +209,17 @@ def _media_type(picture: bytes) -> str:
 def ask_endpoint(
     listings: Sequence[Listing], endpoint: Endpoint, cache: Path, *, label: str | None = "oracle"
 ) -> Replies:
-    """Attributes of all listings, some requests at a time.
+    """Attributes of all listings, several requests at a time.
 
     Args:
         listings: with pictures and titles.
         endpoint: where and how to ask.
-        cache: file of replies; what it holds is not asked for again.
+        cache: file of replies; what it holds is not requested again.
         label: name of a progress bar; None shows none.
 
     Raises:
         ConfigError: the `openai` package is missing, or the endpoint refuses key or model.
-        RunError: `IN_A_ROW` listings in a row failed; what was answered is kept.
+        RunError: `IN_A_ROW` listings in a row failed; the replies so far are kept.
     """
     replies, held = Replies({}, [], {}), ReplyCache(cache)
     captioner, in_a_row, width = _Captioner(endpoint, held), 0, endpoint.concurrency
@@ -242,8 +245,8 @@ def ask_endpoint(
                     raise error
                 if in_a_row == min(IN_A_ROW, len(listings)):
                     raise RunError(
-                        f"{in_a_row} listings in a row got no attributes from {endpoint.url}, the "
-                        f"last because: {error}; start the same command again when it answers: "
+                        f"{in_a_row} listings in a row got no attributes from {endpoint.url}; the "
+                        f"last error was: {error}; start the same command again when it answers: "
                         f"{len(replies.texts)} replies are kept in {cache}"
                     )
                 bar.update(done)
@@ -265,7 +268,7 @@ def ask_endpoint(
 def _in_flight(
     pool: ThreadPoolExecutor, width: int, captioner: _Captioner, listings: Sequence[Listing]
 ) -> Iterator[tuple[Listing, Future]]:
-    """Finished requests as they come; a few wait at a time, so that an error ends the rest."""
+    """Finished requests as they come; only a few are queued, so that an error stops the rest."""
     waiting: dict[Future, Listing] = {}
     rest = iter(listings)
     try:

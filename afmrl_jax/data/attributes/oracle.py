@@ -1,7 +1,7 @@
-"""The oracle from which G is distilled: writes a product's attributes as a large captioner would.
+"""The oracle that the generator is distilled from: attributes as a large captioner writes them.
 
-What it writes differs from listing to listing (synonyms, order, left-out keys), is sometimes
-generic and now and then wrong; `OracleConfig` says how often. Its text is never shown to R.
+Its text differs from listing to listing (synonyms, order, omitted keys), is sometimes generic and
+now and then wrong; `OracleConfig` says how often. The embedder never sees it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from afmrl_jax.data.catalogue.records import Catalogue, Listing
 from afmrl_jax.data.furniture.lexicon import GENERIC, SYNONYMS
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.files import file_hash
+from afmrl_jax.types import JsonObject
 
 _DIGIT = re.compile(r"\d")
 
@@ -50,8 +50,8 @@ def write_oracle(
     """The oracle's attribute text for one listing: never empty, always well-formed.
 
     Args:
-        listing_id: with `seed`, decides all that is random.
-        title: what the oracle reads beside the picture.
+        listing_id: decides, together with `seed`, everything random.
+        title: what the oracle reads besides the picture.
         attributes: the truth, at least one pair.
         config: how often the text departs from it.
         seed: of the run.
@@ -81,7 +81,7 @@ def write_oracle(
 
 
 def oracle_texts(listings: Sequence[Listing], config: OracleConfig, seed: int) -> list[str]:
-    """What G is to learn, a text a listing: the listing's own `oracle` text where it has one."""
+    """What the generator learns, one text per listing: its own `oracle` text if it has one."""
     choices = values_by_key(listings)
     return [
         listing.oracle
@@ -100,10 +100,10 @@ def oracle_texts(listings: Sequence[Listing], config: OracleConfig, seed: int) -
 def taught_texts(
     catalogue: Catalogue, config: OracleConfig, seed: int
 ) -> tuple[Catalogue, list[str]]:
-    """The listings of the `distill` split that something is known of, and their oracle texts.
+    """The listings of the `distill` split that have known attributes, and their oracle texts.
 
     Raises:
-        CatalogueError: the file that the settings name knows no listing of the split.
+        CatalogueError: the file named in the settings has no listing of the split.
     """
     taught = catalogue.subset("distill")
     if config.file is not None:
@@ -119,8 +119,8 @@ def taught_texts(
     return Catalogue(taught.name, kept), oracle_texts(kept, config, seed)
 
 
-def oracle_inputs(config: OracleConfig) -> dict[str, Any]:
-    """What decides the oracle's texts, for the lineage of a run: settings, or the file's hash."""
+def oracle_inputs(config: OracleConfig) -> JsonObject:
+    """What determines the oracle's texts, for a run's lineage: its settings, or the file's hash."""
     if config.file is not None:
         return {"file": file_hash(config.file)}
     return {name: value for name, value in vars(config).items() if name != "file"}

@@ -59,7 +59,7 @@ def is_malformed(text: str) -> bool:
 
 
 def salvage_attributes(text: str) -> str:
-    """What can be read of a malformed text: its whole pairs, first of each key; maybe empty."""
+    """The complete pairs of a malformed text, the first of each key; may be empty."""
     found: dict[str, str] = {}
     for part in text.split(";"):
         key, colon, value = part.partition(":")
@@ -82,7 +82,7 @@ def read_attributes(path: Path) -> dict[str, str]:
     """Attribute text by listing id, from a file of JSON lines as `afmrl annotate` writes it.
 
     Raises:
-        CatalogueError: the file cannot be read, or a line is no such record.
+        CatalogueError: the file cannot be read, or a line is not such a record.
     """
     found: dict[str, str] = {}
     try:

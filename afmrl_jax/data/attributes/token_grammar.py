@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from afmrl_jax.errors import ConfigError
+from afmrl_jax.types import AnyArray, Bool, Int
 
 LONGEST_TOKEN = 32
-"""Bytes; longer tokens (runs of blanks, of dashes) are not offered."""
+"""Bytes; longer tokens (runs of spaces or dashes) are never allowed."""
 
 NEVER = 1 << 14
 """More tokens than any budget."""
 
 _COLON, _SEMICOLON, _SPACE = b":"[0], b";"[0], b" "[0]
 _BLANKS = {0xC2: {0x85, 0xA0}, 0xE1: {0x9A}, 0xE2: {0x80, 0x81}, 0xE3: {0x80}}
-"""First bytes of UTF-8 blanks, and the second bytes that tell them: a value must not begin with
-one, for a value of blanks alone is empty."""
+"""First bytes of UTF-8 blanks, and the second bytes that identify them: a value must not begin with
+one, because a value of only blanks is empty."""
 
 
 class Grammar(NamedTuple):
     """`key: value; key: value` with known keys, none twice: tables over s states and v tokens."""
 
-    following: Any
-    """int16 [s v]; state behind each token, -1 where it is forbidden."""
-    completes: Any
-    """int16 [s v]; number of the key that the token completes, k for none."""
-    distance: Any
-    """int16 [s k+1]; fewest tokens to the end, the end token included, by way of each key next;
-    the last column: without a further key."""
-    ends: Any
-    """bool [s]; whether the list may end here."""
+    following: Int[AnyArray, "s v"]
+    """int16; state after each token, -1 if the token is forbidden."""
+    completes: Int[AnyArray, "s v"]
+    """int16; number of the key that the token completes, k for none."""
+    distance: Int[AnyArray, "s k+1"]
+    """int16; fewest tokens to the end, including the end token, if the given key is written next;
+    in the last column, without a further key."""
+    ends: Bool[AnyArray, " s"]
+    """Whether the list may end here."""
 
     def check(self, budget: int) -> None:
-        """Refuse a budget in which no list can end.
+        """Refuse a budget that is too small for any list.
 
         Raises:
             ConfigError: with the smallest budget that works.
@@ -49,14 +50,14 @@ class Grammar(NamedTuple):
 
 
 class _Machine:
-    """The same over bytes: rows of `step` are states, columns bytes."""
+    """The same over bytes: rows of `step` are states, columns are bytes."""
 
     def __init__(self, keys: Sequence[str]):
         self.keys = keys
         self.step: list[dict[int, int]] = []
         self.key_at: dict[int, int] = {}
         start, root, gap, first, inside, between = (self._state() for _ in range(6))
-        # A tokenizer may write the first word with a blank in front, as it does any other word.
+        # A tokenizer may put a space before the first word, as it does before any other.
         self._key_trie(root, gap)
         self.step[start] = {_SPACE: root, **self.step[root]}
         self.step[gap][_SPACE] = first
@@ -89,7 +90,7 @@ class _Machine:
             self.key_at[at] = number
 
     def tables(self) -> tuple[np.ndarray, np.ndarray]:
-        """Next state [s 256], -1 forbidden, and the key completed [s 256], k for none."""
+        """Next state [s 256], -1 if forbidden, and the completed key [s 256], k for none."""
         following = np.full((len(self.step), 256), -1, np.int16)
         completes = np.full((len(self.step), 256), len(self.keys), np.int16)
         for state, steps in enumerate(self.step):
@@ -105,24 +106,24 @@ def attribute_grammar(
 ) -> Grammar:
     """Tables for decoding attribute lists with some tokenizer.
 
-    Written is `key: value; key: value`, with one blank behind a colon and a semicolon; a value
-    begins with no blank and holds neither colon, semicolon nor control characters.
+    The form is `key: value; key: value`, with one space after each colon and semicolon; a value
+    does not begin with a blank and holds no colon, semicolon or control character.
 
     Args:
         tokens: bytes of each token, None for special ones, as `BpeTokenizer.token_bytes` gives.
-        keys: that may be written: lower-case, without colon and semicolon.
-        vocab_size: v, where the model has more rows than the tokenizer has tokens.
+        keys: those that may be written: lower-case, without colon and semicolon.
+        vocab_size: v, if the model has more rows than the tokenizer has tokens.
 
     Raises:
-        ConfigError: no keys, or one that the grammar does not know.
+        ConfigError: no keys, or one that the grammar does not allow.
     """
     keys = sorted(set(keys))
     if not keys:
-        raise ConfigError("a grammar needs keys: the attribute lists to learn them from are empty")
+        raise ConfigError("a grammar needs keys, but the attribute lists they come from are empty")
     for key in keys:
         if not key or key != key.strip().lower() or set(key) & set(":;") or "\n" in key:
             raise ConfigError(
-                f"{key!r} is no attribute key: lower-case, without colon or semicolon"
+                f"{key!r} is not an attribute key: use lower case, without colon or semicolon"
             )
     machine = _Machine(keys)
     following, completes = _over_tokens(machine, tokens, vocab_size or len(tokens))
@@ -179,7 +180,7 @@ def _distances(following: np.ndarray, completes: np.ndarray, inside: int) -> np.
         for state, steps in enumerate(edges):
             for after, key in steps:
                 if key == none:
-                    # A list that may end needs no way on through a further key.
+                    # A list that may end already needs no path through a further key.
                     if state != inside:
                         np.minimum(distance[state], distance[after] + 1, out=distance[state])
                 elif state != inside:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence, Set
 import numpy as np
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
-"""A run of at least three letters; the `x` of dimensions is none."""
+"""A run of at least three letters; the `x` of dimensions does not count."""
 
 
 def drop_words(text: str, rng: np.random.Generator, rate: float) -> str:
@@ -21,15 +21,15 @@ def drop_words(text: str, rng: np.random.Generator, rate: float) -> str:
 
 
 def word_pool(texts: Iterable[str]) -> list[str]:
-    """The different words of some texts, lower-case and sorted."""
+    """The distinct words of some texts, lower-case and sorted."""
     return sorted({word.lower() for text in texts for word in _WORD.findall(text)})
 
 
 def open_keys(lists: Sequence[str]) -> set[str]:
-    """Keys with more different values than the root of the number of attribute lists.
+    """Keys with more distinct values than the square root of the number of attribute lists.
 
-    Such values (a type, a style) are words of the trade that any new listing may bring; those of
-    the other keys (a colour, a size) are a closed set.
+    A new listing may bring new values of such keys (a type, a style); those of the other keys (a
+    color, a size) are a closed set.
     """
     values: dict[str, set[str]] = {}
     for part in (part for text in lists for part in text.split(";")):
@@ -46,10 +46,10 @@ def swap_words(
     pool: Sequence[str],
     rng: np.random.Generator,
 ) -> tuple[str, str]:
-    """Both texts with the words they share replaced, the same word by the same word.
+    """Both texts with their shared words replaced, the same word always by the same word.
 
     Only values of `keys` change. A replacement is one or two words of `pool` run together, so
-    that many are words which no list holds.
+    many replacements are words that no list holds.
 
     Example:
         >>> rng = np.random.default_rng(0)

@@ -14,18 +14,18 @@ from afmrl_jax.types import AnyArray, Bool, Float, Int
 
 
 class TextChunks(NamedTuple):
-    """n chunks of one shape: rows of text for s devices, r each, of t places."""
+    """n chunks of one shape: rows of text for s devices, r each, of t positions."""
 
     tokens: Int[AnyArray, "n s r t"]
     token_mask: Bool[AnyArray, "n s r t"]
-    """Of an empty row the first place alone, so that no softmax is void."""
+    """In an empty row only the first position, so that no softmax is empty."""
     positions: Int[AnyArray, "n s r 3 t"]
     visual_start: Int[AnyArray, "n s r"]
-    """Counted through all visual tokens of the row's device."""
+    """Counted over all visual tokens of the row's device."""
     bare_last: Int[AnyArray, "n s r"]
     """See `Row.bare_last`."""
     used: Int[AnyArray, ""]
-    """The first so many chunks hold rows, and the others need not be computed."""
+    """How many chunks hold rows: the first ones. The others need not be computed."""
 
 
 class PatchChunks(NamedTuple):
@@ -39,7 +39,7 @@ class PatchChunks(NamedTuple):
 
 
 class Chunks(NamedTuple):
-    """A batch in chunks. Every device holds an equal share of each, and its rows' pictures.
+    """A batch in chunks. Every device holds an equal share of each chunk, and its rows' pictures.
 
     The visual tokens of a device are those of its bins, shape by shape and chunk by chunk.
     """
@@ -47,19 +47,19 @@ class Chunks(NamedTuple):
     texts: tuple[TextChunks, ...]
     pictures: tuple[PatchChunks, ...]
     visual: VisualFeatures | None
-    """Arrays [s v d], where they are known without the vision tower."""
+    """Arrays [s v d], if they are known without the vision tower."""
     place: Int[AnyArray, " b"]
-    """Where row i of the batch stands among all rows of all chunks."""
+    """Where row i of the batch is among all rows of all chunks."""
 
 
 def empty_bins(shape: Shape, shares: int, width: int, used: int) -> PatchChunks:
     """Bins of one shape without pictures.
 
     Args:
-        shape: chunks, bins of each on one device, and patches of a bin.
-        shares: devices.
-        width: numbers of a patch.
-        used: chunks that will hold pictures.
+        shape: number of chunks, bins per chunk and device, patches per bin.
+        shares: number of devices.
+        width: values per patch.
+        used: number of chunks that will hold pictures.
     """
     lead = (shape.chunks, shares, shape.rows, shape.length)
     return PatchChunks(
@@ -73,14 +73,14 @@ def empty_bins(shape: Shape, shares: int, width: int, used: int) -> PatchChunks:
 def fill_bin(
     chunks: PatchChunks, place: tuple[int, int, int], rows: Sequence[Row], *, with_pixels: bool
 ) -> None:
-    """Put the pictures of some rows into a bin, one behind the other.
+    """Put the pictures of some rows into a bin, one after the other.
 
     Args:
         chunks: written to.
         place: chunk, device and bin.
         rows: their pictures fit into the bin.
-        with_pixels: False where the bin lies on another process's devices; of its pictures, then
-            not decoded, only segments and positions are written.
+        with_pixels: False if the bin is on another process's devices: its pictures are not
+            decoded, and only segments and positions are written.
     """
     offset = 0
     for inside, picture in enumerate((p for row in rows for p in row.pictures), 1):

@@ -10,20 +10,21 @@ from typing import NamedTuple
 import numpy as np
 
 MOST_SHAPES = 12
-"""Different lengths of one plan; each is a loop of its own in the program."""
+"""Most distinct lengths in one plan; each is a separate loop in the program."""
 WORTH = 0.005
-"""A further length must save this share of all padded places."""
+"""A further length must save this share of all padded positions."""
 FINER = (1, 2, 4)
-"""How many times more chunks may be taken than the budget asks for: their last one is emptier the
-larger it is."""
+"""By which factors there may be more chunks than the budget requires: the larger the chunks, the
+emptier the last one."""
 PER_CHUNK = 0.005
-"""What a chunk costs beside its places, as a share of the budget."""
+"""What a chunk costs besides its positions, as a share of the budget."""
 ALIGNED = 256
-"""Lengths from here on are multiples of 8, which matrix units like; below, that would be waste."""
+"""Lengths from here on are multiples of 8, which matrix units prefer; shorter ones would waste too
+much."""
 
 
 class Shape(NamedTuple):
-    """Chunks of `rows` rows of `length` places, at most `chunks` of them in a batch."""
+    """Chunks of `rows` rows of `length` positions, at most `chunks` of them in a batch."""
 
     length: int
     rows: int
@@ -31,19 +32,19 @@ class Shape(NamedTuple):
 
     @property
     def slots(self) -> int:
-        """Rows there is room for."""
+        """How many rows there is room for."""
         return self.rows * self.chunks
 
 
 class Misfit(Exception):
-    """A batch is longer here or there than a plan has room for."""
+    """A batch does not fit into a plan."""
 
 
 def chunks_needed(sizes: np.ndarray, shapes: Sequence[Shape]) -> list[int]:
-    """How many chunks of each shape items of descending sizes take, one after the other.
+    """How many chunks of each shape are taken by items of descending sizes, one after the other.
 
-    The last chunk of a shape is filled up with items that a shorter one would have held, so that
-    places for whole rows stay empty in the very last chunk alone.
+    The last chunk of a shape is filled up with items that a shorter shape would have held, so only
+    the very last chunk has empty rows.
 
     Example:
         >>> chunks_needed(np.array([9, 8, 8, 5, 4, 3]), [Shape(9, 2, 4), Shape(5, 2, 4)])
@@ -67,7 +68,7 @@ def chunks_needed(sizes: np.ndarray, shapes: Sequence[Shape]) -> list[int]:
 
 
 def chunk_slices(used: Sequence[int], shapes: Sequence[Shape]) -> Iterator[tuple[int, int, slice]]:
-    """Shape, chunk and items of every chunk in use, from what `chunks_needed` gives."""
+    """Shape, chunk and items of every chunk in use, from the result of `chunks_needed`."""
     taken = 0
     for number, (count, shape) in enumerate(zip(used, shapes, strict=True)):
         for chunk in range(count):
@@ -80,14 +81,14 @@ class Budget:
     """What one chunk may hold."""
 
     places: int
-    """Of one device; a row longer than that is a chunk of its own."""
+    """Positions on one device; a row longer than that gets its own chunk."""
     devices: int = 1
-    """Among which the rows of every chunk are divided evenly."""
+    """The rows of every chunk are divided evenly among them."""
 
     def shape(self, longest: int, items: float, finer: int = 1) -> Shape:
-        """Equal chunks for `items` rows of up to `longest` places, `finer` times as many as needed.
+        """Equal chunks for `items` rows of up to `longest` positions.
 
-        `items` may be a mean.
+        `items` may be a mean; `finer` multiplies the number of chunks that is needed.
         """
         length = longest if longest < ALIGNED else math.ceil(longest / 8) * 8
         room = max(1, self.places // length) * self.devices
@@ -99,7 +100,7 @@ class Budget:
 def divide(
     samples: Sequence[np.ndarray], budget: Budget, deviations: float, longest: int
 ) -> tuple[Shape, ...]:
-    """The few shapes under which batches like some samples take the fewest places.
+    """The few shapes under which batches like the samples take the fewest positions.
 
     Example:
         >>> batch = np.array([40] * 4 + [12] * 12)
@@ -107,13 +108,13 @@ def divide(
         (Shape(length=40, rows=2, chunks=3), Shape(length=12, rows=6, chunks=3))
 
     Args:
-        samples: sizes of the items of some batches; 0 is no size.
+        samples: sizes of the items of some batches, above 0.
         budget: of each chunk.
-        deviations: standard deviations from the mean up to which there are chunks enough.
-        longest: the largest size there can be; of this length there is at least one chunk.
+        deviations: there are enough chunks up to so many standard deviations above the mean.
+        longest: the largest possible size; there is at least one chunk of this length.
 
     Returns:
-        At most `MOST_SHAPES` shapes by descending length, none where there are no items.
+        At most `MOST_SHAPES` shapes by descending length; empty if there are no items.
     """
     pooled = np.sort(np.concatenate(samples))[::-1]
     if not len(pooled):
@@ -123,7 +124,7 @@ def divide(
     before = np.stack([[np.sum(x > end) for end in ends] for x in samples])
 
     def cost(start: int, end: int) -> tuple[float, Shape]:
-        """Padded places of a batch in the mean, for items of sizes above ends[end]."""
+        """Mean padded positions of a batch, for items of sizes above ends[end]."""
         counts = before[:, end] - before[:, start]
         options = []
         for finer in FINER:
@@ -162,23 +163,23 @@ def divide(
 def _with_count(
     samples: Sequence[np.ndarray], shapes: Sequence[Shape], number: int, deviations: float
 ) -> Shape:
-    """The shape with chunks enough for all but unusual batches."""
+    """The shape with enough chunks for all but unusual batches."""
     shape = shapes[number]
     shorter = shapes[number + 1].length if number + 1 < len(shapes) else 0
     counts = np.array([np.sum((x > shorter) & (x <= shape.length)) for x in samples])
     total = max(len(x) for x in samples)
     share = counts.mean() / total
-    # Few samples may hide how much the counts of items drawn one by one vary.
+    # A few samples may hide how much the counts of independently drawn items vary.
     spread = max(counts.std(), math.sqrt(total * share * (1 - share)))
     wanted = counts.mean() + deviations * spread
     return shape._replace(chunks=math.ceil(wanted / shape.rows) + 1)
 
 
 def _edges(sizes: np.ndarray, most: int = 48) -> list[int]:
-    """Where a shape may begin: places at which the size falls, thinned out to about `most`."""
+    """Where a shape may begin: where the size drops, thinned out to about `most` places."""
     falls = np.flatnonzero(np.diff(sizes)) + 1
     if len(falls) > most:
-        # Evenly by the places that lie before them.
+        # Evenly, by the positions before them.
         before = np.cumsum(sizes)[falls - 1]
         wanted = np.linspace(before[0], before[-1], most)
         falls = np.unique(falls[np.searchsorted(before, wanted)])

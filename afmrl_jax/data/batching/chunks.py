@@ -1,4 +1,4 @@
-"""A large batch in chunks by token budget: rows sorted by length, pictures packed anew."""
+"""A large batch in chunks by token budget: rows sorted by length, pictures repacked."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.errors import CatalogueError
 
 DEVIATIONS = 4.0
-"""Standard deviations from the mean up to which a plan has room."""
+"""A plan has room up to so many standard deviations above the mean."""
 
 
 class Plan(NamedTuple):
@@ -44,7 +44,7 @@ class Plan(NamedTuple):
     bins: tuple[Shape, ...]
     """Bins of one device."""
     visual: int
-    """Visual tokens of one device, where they are known without the vision tower."""
+    """Visual tokens of one device, if they are known without the vision tower."""
 
 
 class _Dealt(NamedTuple):
@@ -53,14 +53,14 @@ class _Dealt(NamedTuple):
     used: list[int]
     """Chunks of each shape that hold rows."""
     slot: np.ndarray
-    """int [b]; of each row."""
+    """int [b]; slot of each row."""
     share: np.ndarray
     """int [b]; device of each row."""
 
 
 @dataclass(frozen=True)
 class Chunker:
-    """Rows to `Chunks`, by the first of a few plans that has room for them."""
+    """Turns rows into `Chunks`, by the first of a few plans that has room for them."""
 
     plans: tuple[Plan, ...]
     shares: int
@@ -80,20 +80,20 @@ class Chunker:
         shares: int,
         host: HostShare | None = None,
     ) -> Chunker:
-        """Plans for batches like some samples.
+        """Plans for batches like the samples.
 
-        The first plan has chunks enough of each shape for nearly all batches, and those that a
+        The first plan has enough chunks of each shape for nearly all batches, and chunks that a
         batch leaves empty are skipped; the second holds any batch. So one program is compiled, and
-        seldom another.
+        rarely another.
 
         Args:
             samples: rows of some batches.
             tokenizer: for `collate`.
             image: patch geometry and the capacity of a bin.
-            text: whose last bucket is the longest row there may be.
-            tokens: places of a chunk on each device, those of pictures and padding included.
+            text: its last bucket is the longest possible row.
+            tokens: positions of a chunk on each device, including pictures and padding.
             shares: devices that divide the rows of a batch.
-            host: the process whose pictures are filled in; None: all pictures are.
+            host: the process whose pictures are filled in; None for all pictures.
         """
         budget, longest = Budget(tokens, shares), text.buckets[-1]
         patches = Budget(tokens * image.merge_size**2)
@@ -139,7 +139,7 @@ class Chunker:
                 "text.max_title_tokens, text.max_attribute_tokens or image.max_pixels"
             )
         raise CatalogueError(
-            f"a batch of {len(rows)} rows is larger than those that the chunks were planned for"
+            f"a batch of {len(rows)} rows is larger than those the chunks were planned for"
         )
 
     def _fill(self, rows: Sequence[Row], plan: Plan) -> Chunks:
@@ -187,7 +187,7 @@ class Chunker:
     def _pack(
         self, rows: Sequence[Row], dealt: _Dealt, shapes: tuple[Shape, ...], start: np.ndarray
     ) -> tuple[PatchChunks, ...]:
-        """Bins of all devices; writes into `start` where each slot's visual tokens begin."""
+        """Bins of all devices; writes to `start` where each slot's visual tokens begin."""
         config, merged = self.image, self.image.merge_size**2
         packed = [_bins_of_share(rows, dealt, d, config.bin_patches) for d in range(self.shares)]
         needed = [chunks_needed(fills, shapes) for _, fills in packed]
@@ -241,7 +241,7 @@ def _is_cached(rows: Sequence[Row]) -> bool:
 
 
 def _deal(rows: Sequence[Row], shapes: Sequence[Shape], shares: int) -> _Dealt:
-    """Longest rows to the longest slots; in each chunk the patches are spread over the devices."""
+    """Longest rows to the longest slots; each chunk's patches are spread over the devices."""
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens))
     used = chunks_needed(np.array([len(rows[i].tokens) for i in order]), shapes)
     patches = [picture_patches(row) for row in rows]
@@ -263,7 +263,7 @@ def _deal(rows: Sequence[Row], shapes: Sequence[Shape], shares: int) -> _Dealt:
 def _plan_for_any(
     budget: Budget, patches: Budget, rows: int, longest: int, image: ImageConfig, cached: bool
 ) -> Plan:
-    """Room for so many rows of the longest length, each with pictures that fill a bin."""
+    """Room for `rows` rows of the longest length, each with pictures that fill a bin."""
     text = budget.shape(longest, rows)
     own = text.slots // budget.devices
     if cached:
@@ -290,5 +290,5 @@ def _per_share(rows: Sequence[Row], dealt: _Dealt, shares: int) -> np.ndarray:
 
 
 def _room(totals: np.ndarray) -> int:
-    """Visual tokens a device has room for, from those of its shares in some batches."""
+    """How many visual tokens a device has room for, from the devices' totals in some batches."""
     return max(1, math.ceil(totals.mean() + DEVIATIONS * totals.std()))

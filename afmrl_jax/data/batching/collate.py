@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from afmrl_jax.types import AnyArray, Bool, Float, Int
 class VLBatch(NamedTuple):
     """Rows of text padded on one side, and their pictures packed in bins of p patches.
 
-    Bins are no rows: a row finds its visual tokens by `visual_start`. Fields are NumPy arrays on
+    Bins are not rows: a row finds its visual tokens by `visual_start`. Fields are NumPy arrays on
     the host and JAX arrays on a device.
     """
 
@@ -36,17 +36,17 @@ class VLBatch(NamedTuple):
     positions: Int[AnyArray, "b 3 t"]
     """M-RoPE positions (time, row, column), 0 for padding."""
     patches: Float[AnyArray, "n p d"] | None
-    """Normalised pixels, d = channels * frames * side * side. None, as the fields beside it, where
-    rows are worked on without the bins."""
+    """Normalized pixels, d = channels * frames * side * side. None, like the next two fields, where
+    rows are processed without the bins."""
     patch_segment: Int[AnyArray, "n p"] | None
     """Number of the picture inside the bin, from 1; 0 is padding."""
     patch_position: Int[AnyArray, "n p 2"] | None
     """(row, column) in patches, merge-block order."""
     visual_start: Int[AnyArray, " b"]
-    """The j-th picture place of a row takes visual token visual_start + j, counted through all
-    bins, n * p / merge_size^2 of them."""
+    """The j-th picture position of a row takes visual token visual_start + j, counted over the
+    n * p / merge_size^2 tokens of all bins."""
     visual: VisualFeatures | None = None
-    """Where they are known without the vision tower, which then has no patches to see."""
+    """If they are known without the vision tower, which then gets no patches."""
 
 
 @dataclass(frozen=True)
@@ -55,26 +55,25 @@ class Row:
 
     tokens: list[int]
     pictures: tuple[Patches, ...] = ()
-    """In the order of their places among the tokens."""
+    """In the order of their positions among the tokens."""
     bare_length: int | None = None
-    """How many tokens the row would have without its attributes; None: it has none."""
+    """How many tokens the row would have without its attributes; None if it has none."""
 
     @property
     def bare_last(self) -> int:
-        """Number of the last token before the attributes, or of the last token."""
+        """Index of the last token before the attributes, or of the last token."""
         return (len(self.tokens) if self.bare_length is None else self.bare_length) - 1
 
 
 class PatchStore:
-    """Patches of each listing's picture, decoded once while they fit in memory.
+    """Patches of each listing's picture, decoded once as long as they fit in memory.
 
     Args:
-        listings: whose pictures.
+        listings: the listings whose pictures are read.
         config: patch geometry.
-        max_bytes: of what is kept.
-        deferred: pictures come `Undecoded`, for a process that needs only some of a batch's.
-            Whether a picture can be decoded is then not known to all processes, so bad ones are
-            fatal.
+        max_bytes: most memory for the pictures that are kept.
+        deferred: pictures come `Undecoded`, for a process that needs only some of a batch. Not all
+            processes then know whether a picture can be decoded, so bad ones are fatal.
     """
 
     def __init__(
@@ -98,23 +97,23 @@ class PatchStore:
         """How many of some listings' pictures were found to be undecodable."""
         return sum(int(i) in self._bad for i in indices)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Worker processes get an empty store: pictures are cheaper to decode than to send."""
         state = self.__dict__.copy()
         state.update(_kept=OrderedDict(), _bytes=0, _lock=None)
         return state
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._lock = threading.Lock()
 
     def __getitem__(self, index: int) -> Patches | None:
-        """Patches of listing number `index`, most recently used ones kept.
+        """Patches of listing number `index`; the most recently used ones are kept.
 
-        None for a picture that cannot be decoded, where such are left out.
+        None for a picture that cannot be decoded, if such pictures are left out.
 
         Raises:
-            CatalogueError: it cannot be decoded, where that is fatal.
+            CatalogueError: it cannot be decoded, if that is fatal.
         """
         with self._lock:
             if index in self._bad:
@@ -140,7 +139,7 @@ class PatchStore:
         return patches
 
     def _pixels(self, index: int, data: bytes) -> np.ndarray:
-        """Of a picture that came undecoded, from the bytes of its file."""
+        """Pixels of a picture that came undecoded, from the bytes of its file."""
         try:
             patches = patchify(data, self.config)
         except CatalogueError as error:
@@ -160,8 +159,8 @@ class PatchStore:
 
 def _unusable(listing: Listing, error: CatalogueError) -> CatalogueError:
     return CatalogueError(
-        f"listing {listing.listing_id!r}: {error} (--image.bad-pictures skip goes on without such "
-        "pictures)"
+        f"listing {listing.listing_id!r}: {error} (--image.bad-pictures skip leaves such pictures "
+        "out)"
     )
 
 
@@ -179,7 +178,7 @@ def visual_tokens(row: Row) -> np.ndarray:
 
 
 def merged_grid(picture: Patches, config: ImageConfig) -> tuple[int, int]:
-    """Rows and columns of visual tokens that a picture takes in a sequence."""
+    """Rows and columns of visual tokens that a picture takes up in a sequence."""
     return picture.grid[0] // config.merge_size, picture.grid[1] // config.merge_size
 
 
@@ -189,27 +188,27 @@ def mrope_positions(
     """Positions int32 (3, t) of one row with any number of pictures.
 
     Text counts up in all three axes. A picture block that starts at position p has time p, row
-    p + r and column p + c; the text behind it goes on from the largest of them plus one
+    p + r and column p + c; the text after it continues from the largest of them plus one
     (Qwen2-VL, section 2.1).
 
     Args:
         tokens: the row, with a run of `image_pad_id` for each picture.
         grids: merged rows and columns of the pictures, in order.
-        image_pad_id: id of a picture place.
+        image_pad_id: token id of a picture position.
 
     Raises:
-        ValueError: picture places and grids do not match.
+        ValueError: picture positions and grids do not match.
     """
     ids = np.asarray(tokens)
     pads = np.flatnonzero(ids == image_pad_id)
     if len(pads) != sum(rows * columns for rows, columns in grids):
-        raise ValueError(f"a row has {len(pads)} picture places for pictures of sizes {[*grids]}")
+        raise ValueError(f"a row has {len(pads)} picture tokens for pictures of sizes {[*grids]}")
     out = np.empty((3, len(ids)), np.int32)
     place = position = used = 0
     for rows, columns in grids:
         start, count = int(pads[used]), rows * columns
         if pads[used + count - 1] != start + count - 1:
-            raise ValueError("the places of a picture must stand side by side")
+            raise ValueError("the tokens of a picture must be consecutive")
         out[:, place:start] = position + np.arange(start - place)
         position += start - place
         out[0, start : start + count] = position
@@ -250,16 +249,16 @@ def collate(
 
     Args:
         rows: sequences no longer than `length`.
-        tokenizer: for the ids of padding and of the picture places.
+        tokenizer: for the ids of padding and of picture positions.
         config: patch geometry and bins.
-        length: tokens per row, usually of `bucket_length`.
+        length: tokens per row, usually from `bucket_length`.
         with_patches: False leaves the patch arrays empty (n = 0), for callers that hold visual
             tokens and set `visual_start` themselves.
-        side: where the padding stands.
-        host: the process whose pictures are filled in; None: all pictures are.
+        side: the side that is padded.
+        host: the process whose pictures are filled in; None for all pictures.
 
     Raises:
-        CatalogueError: a row is longer than `length`, or its pictures do not fit a bin.
+        CatalogueError: a row is longer than `length`, or its pictures do not fit into a bin.
     """
     size = len(rows)
     tokens = np.full((size, length), tokenizer.pad_id, np.int32)
@@ -269,7 +268,7 @@ def collate(
         count = len(row.tokens)
         if count > length:
             raise CatalogueError(
-                f"row {number} of a batch has {count} tokens, and the batch room for {length}; "
+                f"row {number} of a batch has {count} tokens, but the batch has room for {length}; "
                 "lower text.max_title_tokens, text.max_attribute_tokens or image.max_pixels, or "
                 "choose a longer bucket of text.buckets"
             )
@@ -296,7 +295,7 @@ def collate(
 
 
 def _with_known(batch: VLBatch, known: list[np.ndarray], config: ImageConfig) -> VLBatch:
-    """A batch with visual tokens that need no vision tower, as many places for every row."""
+    """A batch with visual tokens that need no vision tower, with equal room for every row."""
     room = config.bin_patches // config.merge_size**2
     example = next(x for x in known if len(x))
     tokens = np.zeros((len(known), room, example.shape[1]), example.dtype)

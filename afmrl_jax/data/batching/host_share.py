@@ -13,15 +13,15 @@ from afmrl_jax.errors import ConfigError
 class HostShare:
     """One of the processes that train together.
 
-    Every process draws the whole batch and makes its rows of text, for the shapes and the random
-    numbers depend on all of them, and that is cheap. It decodes only those pictures that go to its
-    own devices. The batch over all processes is therefore the one that a single process would see.
+    Every process draws the whole batch and builds all its rows of text, which is cheap: the shapes
+    and the random numbers depend on all of them. It decodes only the pictures that go to its own
+    devices. So the batch over all processes is the one that a single process would see.
     """
 
     parts: int = 1
-    """Size of the mesh axis `data`: equal parts that the rows of an array are split in."""
+    """Size of the mesh axis `data`: the rows of an array are split into so many equal parts."""
     own: tuple[int, ...] = (0,)
-    """Those of them that lie on this process's devices, whether or not on others' too."""
+    """The parts on this process's devices, whether or not other processes hold them too."""
 
     def __post_init__(self) -> None:
         if not self.own or not set(self.own) <= set(range(self.parts)):
@@ -32,14 +32,14 @@ class HostShare:
 
     @property
     def whole(self) -> bool:
-        """Whether all parts are this process's own."""
+        """Whether this process holds all parts."""
         return len(set(self.own)) == self.parts
 
     def needs(self, rows: int) -> np.ndarray:
-        """Whether each row of an array is this process's own, bool [rows].
+        """Whether each row of an array is on this process's devices, bool [rows].
 
-        An array whose rows do not divide lies on every device, as `parallel.sharding.place_batch`
-        has it.
+        An array whose rows cannot be split evenly is on every device, see
+        `parallel.sharding.place_batch`.
 
         Example:
             >>> HostShare(4, (1, 2)).needs(8).astype(int)

@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 from PIL import Image
 
 from afmrl_jax.config import ImageConfig
 from afmrl_jax.data.catalogue.pictures import _decoded, open_picture
 from afmrl_jax.errors import CatalogueError
+from afmrl_jax.types import AnyArray, Float
 
 MAX_ASPECT = 200
 
 
 @dataclass(frozen=True)
 class Undecoded:
-    """Pixels of a picture that are decoded when they are asked for, float32 [p d]."""
+    """Pixels of a picture that is decoded when they are needed, float32 [p d]."""
 
     count: int
     """p"""
@@ -30,7 +32,7 @@ class Undecoded:
     def __len__(self) -> int:
         return self.count
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         pixels = self.load()
         if self.keep is not None:
             pixels = pixels * self.keep[:, None].astype(np.float32)
@@ -40,21 +42,21 @@ class Undecoded:
 class Patches(NamedTuple):
     """A picture as patches, merge-block by merge-block."""
 
-    pixels: Any
-    """float32 [p d]; d = channels * frames * side * side. `Undecoded` where that is left to the
+    pixels: Float[AnyArray, "p d"]
+    """float32; d = channels * frames * side * side. `Undecoded` if that is left to the
     process that needs them."""
     grid: tuple[int, int]
     """Rows and columns of patches."""
     position: np.ndarray
     """int32 [p 2]; (row, column) of each patch"""
     tokens: np.ndarray | None = None
-    """[p/merge^2 d]; visual tokens, where they are known; the pixels then have d = 0."""
+    """[p/merge^2 d]; visual tokens, if they are known; the pixels then have d = 0."""
 
 
 def smart_resize(
     height: int, width: int, factor: int, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
-    """Nearest size with sides that `factor` divides and an area within bounds.
+    """The nearest size whose sides `factor` divides and whose area is within bounds.
 
     Raises:
         CatalogueError: aspect ratio above 200.
@@ -84,7 +86,7 @@ def patchify(data: bytes, config: ImageConfig) -> Patches:
     opened = open_picture(data)
     rows, columns = _size(opened, config)
     if config.scaled_decoding:
-        # For a JPEG, libjpeg then leaves the high frequencies out, down to an eighth of the size.
+        # For a JPEG, libjpeg then drops high frequencies, down to an eighth of the size.
         opened.draft("RGB", (columns, rows))
     resized = _decoded(opened).resize((columns, rows), Image.Resampling.BICUBIC)
     return _cut(np.asarray(resized), config)
@@ -98,7 +100,7 @@ def _size(picture: Image.Image, config: ImageConfig) -> tuple[int, int]:
     )
     limit = config.max_patches * config.patch_size**2
     if rows * columns > limit:
-        # A very long picture keeps one merged row, and its length is cut to the patch budget.
+        # A very long picture keeps one merged row; its length is cut to the patch budget.
         longest = limit // factor // factor * factor
         rows, columns = min(rows, longest), min(columns, longest)
     return rows, columns
@@ -108,9 +110,9 @@ def undecoded(data: bytes, config: ImageConfig, load: Callable[[], np.ndarray]) 
     """A picture of which only the header was read.
 
     Args:
-        data: of the picture's file.
+        data: bytes of the picture's file.
         config: as for `patchify`.
-        load: gives the pixels of `patchify`.
+        load: returns the pixels of `patchify`.
     """
     rows, columns = (x // config.patch_size for x in _size(open_picture(data), config))
     pixels = Undecoded(rows * columns, load)
@@ -125,7 +127,7 @@ def _positions(rows: int, columns: int, merge: int) -> np.ndarray:
 
 
 def _cut(pixels: np.ndarray, config: ImageConfig) -> Patches:
-    """Patches of a picture, uint8 [y x 3]: bytes are put in order first, for they are small."""
+    """Patches of a picture, uint8 [y x 3]: bytes are reordered first, because they are small."""
     side, merge, frames = config.patch_size, config.merge_size, config.temporal_patch_size
     rows, columns = pixels.shape[0] // side, pixels.shape[1] // side
     blocks = pixels.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
@@ -135,7 +137,7 @@ def _cut(pixels: np.ndarray, config: ImageConfig) -> Patches:
     values = np.empty(blocks.shape[1:], np.float32)
     constants = zip(config.mean, config.std, strict=True)
     for channel, (mean, std) in enumerate(constants):
-        # The reference multiplies by 1/255 in float64 and rounds, which is this for all 256 values.
+        # The reference multiplies by 1/255 in float64 and rounds; all 256 values come out the same.
         np.divide(blocks[channel], np.float32(255), out=values, dtype=np.float32)
         values -= np.float32(mean)
         values /= np.float32(std)
@@ -149,8 +151,8 @@ def erase_patches(
 ) -> Patches:
     """The picture with some visual tokens erased, each with chance `rate`.
 
-    Erased pixels get the mean colour (0 after normalization), as in random erasing (Zhong et al.
-    2020); all patches that the merger joins into one visual token go together.
+    Erased pixels get the mean color (0 after normalization), as in random erasing (Zhong et al.
+    2020); all patches that the merger joins into one visual token are erased together.
     """
     merged = config.merge_size**2
     keep = np.repeat(rng.random(len(picture.pixels) // merged) >= rate, merged)

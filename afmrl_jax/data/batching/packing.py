@@ -1,4 +1,4 @@
-"""Pictures of a batch in bins of one size, so that small ones do not pay for large ones."""
+"""Pictures of a batch in bins of one size, so that small ones are not padded to large ones."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Bins(NamedTuple):
 def first_fit_decreasing(sizes: Sequence[int], capacity: int) -> tuple[list[tuple[int, int]], int]:
     """Bin and offset of each item, and how many bins that takes.
 
-    Largest items first, each into the first bin with room; equal ones in their order, so that
-    items that fill a bin keep their numbers. An item of size 0 takes no bin and gets (0, 0).
+    Largest items first, each into the first bin with room; equal ones keep their order, so that
+    item i is in bin i if every item fills a bin. An item of size 0 takes no bin and gets (0, 0).
 
     Example:
         >>> first_fit_decreasing([3, 8, 5], 8)
@@ -58,8 +58,8 @@ def first_fit_decreasing(sizes: Sequence[int], capacity: int) -> tuple[list[tupl
 def best_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]]:
     """Items of each bin, largest items first, each into the fullest bin that still has room.
 
-    Its work grows with the number of items and the capacity alone, which matters where there are
-    thousands of bins. An item of size 0 takes no bin.
+    The cost depends only on the number of items and the capacity, which matters with thousands of
+    bins. An item of size 0 takes no bin.
 
     Example:
         >>> best_fit_decreasing([3, 8, 5, 0, 2], 8)
@@ -87,7 +87,7 @@ def best_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def bin_count(needed: int, rows: int, shares: Sequence[float]) -> int:
-    """The smallest allowed number of bins that is enough; `shares` are those of `ImageConfig`.
+    """The smallest sufficient number of bins among those allowed by `shares` of `ImageConfig`.
 
     Example:
         >>> [bin_count(needed, 10, (0.25, 0.5, 1.0)) for needed in (0, 3, 4, 6)]
@@ -105,17 +105,17 @@ def pack(
     Args:
         rows: pictures of each row, b of them; a row may have none.
         config: patch geometry, size and allowed numbers of bins.
-        host: whose bins get their pixels; the others' stay empty. None fills all.
+        host: only this process's bins get their pixels; None fills all.
 
     Raises:
-        CatalogueError: a row's pictures do not fit a bin.
+        CatalogueError: a row's pictures do not fit into a bin.
     """
     capacity, merged = config.bin_patches, config.merge_size**2
     sizes = [sum(len(picture.pixels) for picture in pictures) for pictures in rows]
     for number, size in enumerate(sizes):
         if size > capacity:
             raise CatalogueError(
-                f"row {number} holds {len(rows[number])} pictures of {size} patches, and there is "
+                f"row {number} holds {len(rows[number])} pictures of {size} patches, but there is "
                 f"room for {capacity}; raise image.max_pictures, or lower image.max_pixels"
             )
     places, needed = first_fit_decreasing(sizes, capacity)

@@ -1,14 +1,14 @@
 r"""What the two models read: pictures, title and attributes of a listing as one row of tokens.
 
-The layout `bare` is for a vocabulary learned from a catalogue, which does not know the fixed words
-of a chat. Every picture is `<|vision_start|><|image_pad|>...<|vision_end|>`:
+The layout `bare` is for a vocabulary learned from a catalogue, which lacks the fixed words of a
+chat. Every picture is `<|vision_start|><|image_pad|>...<|vision_end|>`:
 
     embedder   <|im_start|>pictures title<|im_end|>
                attributes<|im_end|>
     generator  <|im_start|>pictures title<|im_end|><|im_start|>
                attributes<|im_end|>
 
-`chat` is the published format of Qwen2-VL, for both models alike:
+`chat` is the published format of Qwen2-VL, the same for both models:
 
     <|im_start|>system\nYou are a helpful assistant.<|im_end|>\n
     <|im_start|>user\npictures instruction title<|im_end|>\n
@@ -16,8 +16,8 @@ of a chat. Every picture is `<|vision_start|><|image_pad|>...<|vision_end|>`:
     attributes<|im_end|>
 
 The embedder's vector is the hidden state of the last token. Its row without attributes is the
-beginning of the row with them (`Row.bare_length`), and the decoder is causal, so that a row with
-attributes holds both vectors. The generator's prompt ends where the attributes begin.
+beginning of the row with them (`Row.bare_length`), and the decoder is causal, so a row with
+attributes yields both vectors. The generator's prompt ends where the attributes begin.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from afmrl_jax.data.batching.images import Patches
 from afmrl_jax.data.batching.tokenizer import Tokenizer
 
 SYSTEM = "system\nYou are a helpful assistant."
-"""What Qwen2-VL's chat template writes where a conversation brings no system turn."""
+"""What Qwen2-VL's chat template writes if a conversation has no system turn."""
 
 
 def _pictures(tokenizer: Tokenizer, pictures: Sequence[Patches], config: ImageConfig) -> list[int]:
@@ -45,8 +45,8 @@ def _pictures(tokenizer: Tokenizer, pictures: Sequence[Patches], config: ImageCo
 def _cut_title(tokenizer: Tokenizer, before: str, title: str, budget: TextBudget) -> list[int]:
     """Tokens of `before` + `title`, the title cut to its budget.
 
-    Both are encoded as one text: in two pieces a word at the seam may become other tokens than the
-    model was trained on.
+    Both are encoded as one text: in two pieces, a word at the seam may become other tokens than
+    those the model was trained on.
     """
     # A space at the end of `before` becomes part of the title's first token.
     fixed = before.rstrip(" ")
@@ -63,10 +63,10 @@ def _chat(
 ) -> list[int]:
     """The system's and the user's turn, and the opening of the assistant's."""
     start, end, newline = tokenizer.im_start_id, tokenizer.eos_id, tokenizer.encode("\n")
-    # Without a title the instruction ends in no dangling space.
+    # Without a title the instruction must not end in a space.
     text = instruction if title else instruction.rstrip()
     if visual:
-        # A special token is a seam in the reference too.
+        # The reference splits the text at a special token too.
         user = tokenizer.encode("user\n") + visual
         user += _cut_title(tokenizer, text, title or "", budget)
     else:

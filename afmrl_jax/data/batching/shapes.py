@@ -1,4 +1,4 @@
-"""Shapes of batches: those compiled for, and how much of them is padding."""
+"""Shapes of batches: which ones are compiled, and how much of them is padding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from afmrl_jax.data.batching.collate import VLBatch
 
 
 class ShapeCounter:
-    """The different shapes among the batches of a piece of work: so many programs were compiled."""
+    """The distinct shapes among some batches: one program is compiled for each."""
 
     def __init__(self) -> None:
         self._seen: set[tuple[tuple[int, ...], ...]] = set()
@@ -40,16 +40,16 @@ class ShapeCounter:
 
 
 def padding_counts(rows: VLBatch | Chunks) -> dict[str, tuple[int, int]]:
-    """Padded and all places of a batch on the host, by kind: `text` and, if there are, `patch`.
+    """Padded and all positions of a batch on the host, by kind: `text` and, if any, `patch`.
 
     Args:
-        rows: a `VLBatch`, or `Chunks`, whose skipped chunks do not count. Where visual tokens are
-            known, text alone counts.
+        rows: a `VLBatch`, or `Chunks`, whose skipped chunks do not count. If visual tokens are
+            known, only text counts.
     """
     if isinstance(rows, Chunks):
         texts = [x.token_mask[: int(x.used)] for x in rows.texts]
         segments = [x.patch_segment[: int(x.used)] for x in rows.pictures]
-        # The one visible place of each empty row is padding too.
+        # The one unmasked position of each empty row is padding too.
         empty = sum(x.size // x.shape[-1] for x in texts) - len(rows.place)
     else:
         texts, segments, empty = [rows.token_mask], [rows.patch_segment], 0

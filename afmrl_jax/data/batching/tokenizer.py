@@ -1,4 +1,4 @@
-"""Tokenizers: a byte-level BPE in Qwen's manner, trained on a catalogue or read from a folder."""
+"""Tokenizers: a byte-level BPE like Qwen's, trained on a catalogue or read from a folder."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""Qwen2's pre-tokenisation pattern; a digit is a piece of its own."""
+"""Qwen2's pre-tokenization pattern; every digit is a separate piece."""
 
 
 class Tokenizer(Protocol):
-    """What the rest of the system needs of a tokenizer."""
+    """What the rest of the package needs from a tokenizer."""
 
     pad_id: int
     eos_id: int
@@ -61,13 +61,13 @@ class BpeTokenizer:
 
     def __init__(self, inner: HubTokenizer):
         self._inner = inner
-        # The special tokens are ours to place. Encoding with them as plain text means that a
-        # title which contains one cannot end a turn or open a picture. That holds for tokens
-        # marked as special only, which not every hub's file does for all of them.
+        # Only this package places special tokens. Encoding them as plain text means that a title
+        # that contains one cannot end a turn or open a picture. That works only for tokens marked
+        # as special, and a hub's file may not mark all of them.
         added = [x.content for x in inner.get_added_tokens_decoder().values() if not x.special]
         inner.add_special_tokens([AddedToken(x, special=True, normalized=False) for x in added])
         inner.encode_special_tokens = True
-        # A hub's file may hold settings of its training; rows have shapes of their own.
+        # A hub's file may hold settings from its training; rows are cut and padded elsewhere.
         inner.no_truncation()
         inner.no_padding()
         missing = [name for name in SPECIALS[:6] if inner.token_to_id(name) is None]
@@ -93,10 +93,10 @@ class BpeTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
-        """Learn merges from texts; the same texts give the same tokenizer, which folds case."""
+        """Learn merges from texts; the same texts give the same tokenizer. It folds case."""
         inner = HubTokenizer(models.BPE())
-        # Titles write "Sofa", attribute lists "sofa": one token for both, wherever it stands, so
-        # that G can copy a word and R can match it.
+        # Titles write "Sofa", attribute lists "sofa": one token for both, in any position, so that
+        # the generator can copy a word and the embedder can match it.
         inner.normalizer = normalizers.Sequence(
             [normalizers.NFC(), normalizers.Lowercase(), normalizers.Prepend(" ")]
         )
@@ -155,7 +155,7 @@ class BpeTokenizer:
 def _byte_letters() -> dict[str, int]:
     """Byte by the letter that byte-level BPE writes for it.
 
-    Printable bytes stand for themselves, and the others for the letters from U+0100 on, in order.
+    Printable bytes stand for themselves; the others are written as the letters from U+0100 on.
     """
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in plain]

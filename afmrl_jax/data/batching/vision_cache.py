@@ -1,7 +1,7 @@
-"""Visual tokens on disk: what a frozen vision tower says of a picture never changes.
+"""Visual tokens on disk: the output of a frozen vision tower for a picture never changes.
 
 A folder of shards. Each is a file of raw numbers and a manifest that names its pictures by the
-SHA-256 of their bytes; the manifest is written last, so a shard without one is no shard.
+SHA-256 of their bytes. The manifest is written last, so a shard without one does not count.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import DTypeLike
 
 from afmrl_jax.config import ImageConfig
 from afmrl_jax.data.batching.images import Patches
@@ -26,8 +27,9 @@ from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.errors import CatalogueError, RunError
 from afmrl_jax.runtime.files import atomic_path, is_writer, locked, read_json, write_json
 from afmrl_jax.runtime.progress import log_info
+from afmrl_jax.types import JsonObject
 
-DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+DTYPES: dict[str, DTypeLike] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
 class Entry(NamedTuple):
@@ -36,10 +38,10 @@ class Entry(NamedTuple):
     shard: str
     """File name."""
     offset: int
-    """Number of its first token in the shard."""
+    """Index of its first token in the shard."""
     rows: int
     columns: int
-    """Of the merged grid; as many tokens as their product."""
+    """Of the merged grid; their product is the number of tokens."""
 
 
 def picture_hash(listing: Listing) -> str:
@@ -47,8 +49,8 @@ def picture_hash(listing: Listing) -> str:
     return hashlib.sha256(listing.read_image_bytes()).hexdigest()
 
 
-def preprocessing(config: ImageConfig) -> dict[str, Any]:
-    """The settings that decide a picture's pixels; how pictures share bins is none of them."""
+def preprocessing(config: ImageConfig) -> JsonObject:
+    """The settings that determine a picture's pixels, without those of the bins."""
     names = ("patch_size", "merge_size", "temporal_patch_size", "min_pixels", "max_pixels")
     return {name: getattr(config, name) for name in (*names, "mean", "std")}
 
@@ -58,36 +60,36 @@ class TokenCache:
     """Tokens of one vision tower under one preprocessing."""
 
     folder: Path
-    """Named by whoever knows the tower; see `training.visual_tokens`."""
+    """Its name is chosen by the caller, who knows the tower; see `training.visual_tokens`."""
     width: int
     dtype: str
-    """`float32` or `bfloat16`: that in which the tower computes, so that nothing is rounded."""
+    """`float32` or `bfloat16`: the type the tower computes in, so that nothing is rounded."""
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let one process at a time add to the cache; readers need not ask."""
+        """Let one process at a time add to the cache; readers need no lock."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not is_writer():
-            # The first process of this job holds it.
+            # The first process of this job holds the lock.
             yield
             return
-        words = f"{self.folder}: another process is filling the cache, waiting for it"
+        words = f"{self.folder}: waiting for another process that is filling the cache"
         with locked(self.folder / ".lock", waiting=partial(log_info, words)):
             yield
 
     def entries(self) -> dict[str, Entry]:
-        """All pictures of whole shards, by hash.
+        """All pictures of complete shards, by hash.
 
-        A shard that is cut off, gone or described by a broken manifest is removed with a warning,
-        so that its pictures count as missing. Ask while the cache is `held`.
+        A shard that is truncated, missing or has a broken manifest is removed with a warning, so
+        that its pictures count as missing. Call this while the cache is `held`.
         """
         found: dict[str, Entry] = {}
         for manifest in sorted(self.folder.glob("*.json")):
             shard = manifest.with_suffix(".tokens")
             try:
-                told = read_json(manifest)
-                places = {key: Entry(shard.name, *map(int, x)) for key, x in told["places"].items()}
-                expected = int(told["tokens"]) * self.width * np.dtype(DTYPES[self.dtype]).itemsize
+                read = read_json(manifest)
+                places = {key: Entry(shard.name, *map(int, x)) for key, x in read["places"].items()}
+                expected = int(read["tokens"]) * self.width * np.dtype(DTYPES[self.dtype]).itemsize
                 size = shard.stat().st_size if shard.is_file() else 0
             except (RunError, OSError, LookupError, TypeError, ValueError, AttributeError):
                 warnings.warn(
@@ -97,7 +99,7 @@ class TokenCache:
                 continue
             if size != expected:
                 warnings.warn(
-                    f"{shard} has {size} bytes where {expected} belong: it was cut off or lost; "
+                    f"{shard} has {size} bytes instead of {expected}: it was truncated or lost; "
                     f"its {len(places)} pictures are computed again",
                     stacklevel=2,
                 )
@@ -112,7 +114,7 @@ class TokenCache:
         Args:
             tokens: visual tokens [s d] and the merged grid of each picture, by hash.
         """
-        # A name of its own, so that two processes never write one file.
+        # A unique name, so that two processes never write to one file.
         name = uuid.uuid4().hex
         places, offset = {}, 0
         with atomic_path(self.folder / f"{name}.tokens") as path, path.open("wb") as file:
@@ -121,29 +123,29 @@ class TokenCache:
                 places[key] = [offset, *grid]
                 offset += len(found)
             file.flush()
-            # The manifest must not outlive a crash that the numbers do not.
+            # The manifest must not survive a crash that the numbers do not.
             os.fsync(file.fileno())
         write_json(self.folder / f"{name}.json", {"tokens": offset, "places": places})
 
 
 def _remove(manifest: Path, shard: Path) -> None:
-    # The manifest first: what has none is no shard. Who has mapped the file keeps its bytes.
+    # The manifest first: without one a shard does not count. Mapped files keep their bytes.
     manifest.unlink(missing_ok=True)
     shard.unlink(missing_ok=True)
 
 
 @dataclass
 class CachedPictures:
-    """Stands in for a `PatchStore` where visual tokens are known: pictures without pixels.
+    """Replaces a `PatchStore` if visual tokens are known: pictures without pixels.
 
-    Worker processes map the files anew, so it is cheap to send.
+    Worker processes map the files themselves, so it is cheap to send.
     """
 
     listings: Sequence[Listing]
     config: ImageConfig
     cache: TokenCache
     places: Sequence[Entry | None]
-    """Of each listing's picture; None of a bad one."""
+    """Of each listing's picture; None if it is bad."""
     _maps: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
@@ -168,11 +170,11 @@ class CachedPictures:
         """How many of some listings have no picture that can be decoded."""
         return sum(self.places[int(i)] is None for i in indices)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_maps": {}}
 
     def __getitem__(self, index: int) -> Patches | None:
-        """Tokens and grid of listing number `index`; None where its picture is bad."""
+        """Tokens and grid of listing number `index`; None if its picture is bad."""
         place = self.places[index]
         if place is None:
             return None
@@ -184,6 +186,6 @@ class CachedPictures:
         tokens = self._maps[place.shard][place.offset :][: place.rows * place.columns]
         grid = (place.rows * merge, place.columns * merge)
         count = grid[0] * grid[1]
-        # As many rows as there were patches: the random numbers of a batch go by their number.
+        # As many rows as there were patches: a batch's random numbers depend on their count.
         empty = np.zeros((count, 0), np.float32)
         return Patches(empty, grid, np.zeros((count, 2), np.int32), tokens)

@@ -1,4 +1,4 @@
-"""What only the whole of a catalogue shows, in bounded memory: the counting is SQLite's."""
+"""What only a whole catalogue shows, counted by SQLite in bounded memory."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 import sqlite3
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from afmrl_jax.data.catalogue.records import SPLITS, Listing, Problem
 from afmrl_jax.data.catalogue.splits import draw_splits
 from afmrl_jax.errors import CatalogueError
+from afmrl_jax.types import JsonObject
 
 COVERED = (
     "category", "attributes", "oracle", "seller", "family_id", "duplicate_of", "duplicate_group",
@@ -31,20 +31,20 @@ CREATE TABLE IF NOT EXISTS note (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWI
 
 
 class Census:
-    """The ids of a catalogue's listings, and what they say together.
+    """The ids of a catalogue's listings, and what they have in common.
 
-    In memory for a catalogue that is loaded; in a file, which is kept on `commit`, for one that is
-    read through or converted.
+    In memory for a catalogue that is loaded; for one that is checked or converted, in a file that
+    `commit` saves.
     """
 
     def __init__(self, path: Path | None = None):
         self.db = sqlite3.connect(":memory:" if path is None else path)
-        # A killed process loses what was not committed; a power cut may cost the conversion.
+        # A killed process loses what was not committed; a power cut may lose the conversion.
         self.db.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {SCHEMA}")
         self._covered: Counter[str] = Counter(json.loads(self.note("covered") or "{}"))
 
     def close(self) -> None:
-        """Drop what was not committed."""
+        """Close the database and drop what was not committed."""
         self.db.close()
 
     def note(self, name: str) -> str | None:
@@ -53,7 +53,7 @@ class Census:
         return None if found is None else found[0]
 
     def commit(self, **notes: str) -> None:
-        """Keep what was taken, and some notes with it."""
+        """Save what was taken, together with some notes."""
         notes["covered"] = json.dumps(self._covered)
         self.db.executemany("INSERT OR REPLACE INTO note VALUES (?, ?)", notes.items())
         self.db.commit()
@@ -62,17 +62,17 @@ class Census:
         """Count a listing in.
 
         Raises:
-            CatalogueError: it cannot stand beside those before it, and is not counted. The message
-                is "what is wrong; the remedy".
+            CatalogueError: it conflicts with those before it, and is not counted. The message is
+                "what is wrong; the remedy".
         """
         run = self.db.execute
         known = run("SELECT 1 FROM listing WHERE listing_id = ?", (x.listing_id,)).fetchone()
         if known:
-            raise CatalogueError("the listing id occurs twice; give every listing an id of its own")
+            raise CatalogueError("the listing id occurs twice; give every listing a unique id")
         names = [x.group] + ([f"duplicate group {x.duplicate_group}"] if x.duplicate_group else [])
         for name in names:
             found = run("SELECT split FROM together WHERE name = ?", (name,)).fetchone()
-            # Splits for a part of the listings are refused when all are known.
+            # Splits for only some of the listings are refused when all are known.
             if found and None not in (found[0], x.split) and found[0] != x.split:
                 raise CatalogueError(
                     f"{name} is in split {found[0]!r} and in {x.split!r}; keep all listings of a "
@@ -95,7 +95,7 @@ class Census:
         """Check what no single listing shows.
 
         Raises:
-            CatalogueError: fewer than two products, or splits for a part of the listings.
+            CatalogueError: fewer than two products, or splits for only some of the listings.
         """
         products = self._count("COUNT(DISTINCT product)")
         if products < 2:
@@ -107,11 +107,11 @@ class Census:
             first = "SELECT listing_id FROM listing WHERE split IS NULL LIMIT 1"
             raise CatalogueError(
                 f"{file}: listing {self.db.execute(first).fetchone()[0]!r} and {without - 1} more "
-                "have no split while others have; give all a split or none"
+                "have no split while others have one; give all a split or none"
             )
 
     def draw_splits(self) -> None:
-        """Give every listing the split that a run would draw, where the catalogue has none."""
+        """Give every listing the split that a run would draw, if the catalogue has none."""
         if not self._count("COUNT(*)", "WHERE split IS NULL"):
             return
         pairs = self.db.execute("SELECT DISTINCT family, duplicates FROM listing").fetchall()
@@ -123,22 +123,22 @@ class Census:
         )
 
     def warnings(self, file: str) -> list[Problem]:
-        """What can be lived with."""
+        """Problems that do not stop a run."""
         out = []
         products = self._count("COUNT(DISTINCT product)")
         alone = self.db.execute(
             "SELECT COUNT(*) FROM (SELECT 1 FROM listing GROUP BY product HAVING COUNT(*) = 1)"
         ).fetchone()[0]
         if alone:
-            what = f"{alone} of {products} products have a single listing, so nothing to find"
-            remedy = "they serve as distractors only; add a second listing where there is one"
+            what = f"{alone} of {products} products have only one listing, so nothing to find"
+            remedy = "they serve only as distractors; add a second listing where there is one"
             out.append(Problem("catalogue", file, what, remedy, "warning"))
         if not self._count("COUNT(*)", "WHERE taught AND split = 'distill'"):
             what = "no listing of the distill split has attributes or an oracle text"
             out.append(Problem("catalogue", file, what, "distillation needs either", "warning"))
         return out
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         """Counts of listings, products and families, by split, and how many have each field."""
 
         def counts(rest: str = "") -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What is wrong with a catalogue, record by record; read through once, whatever its size."""
+"""What is wrong with a catalogue, record by record; it is read once, whatever its size."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from afmrl_jax.data.catalogue.census import Census
 from afmrl_jax.data.catalogue.load import Look, read_listings
@@ -14,6 +13,7 @@ from afmrl_jax.data.catalogue.readers import open_rows
 from afmrl_jax.data.catalogue.records import Problem, Report
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.progress import Progress
+from afmrl_jax.types import JsonObject
 
 
 def check_catalogue(
@@ -21,14 +21,14 @@ def check_catalogue(
     report: Report,
     *,
     look: Look = "decode",
-    options: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Read a whole catalogue and go on behind each problem.
+    options: Mapping[str, object] | None = None,
+) -> JsonObject:
+    """Read a whole catalogue and continue after each problem.
 
     Args:
         path: as for `load_catalogue`.
         report: called with each problem as it is found.
-        look: at pictures.
+        look: how closely pictures are checked.
         options: of a published layout's reader.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Any catalogue to a store, shard by shard; a killed conversion resumes after its last shard."""
+"""Converts a catalogue to a store, shard by shard; if killed, it resumes after the last shard."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -30,6 +29,7 @@ from afmrl_jax.runtime.files import (
     write_json,
 )
 from afmrl_jax.runtime.progress import Progress, log_info
+from afmrl_jax.types import JsonObject
 
 SHARD_BYTES = 1 << 28
 
@@ -41,26 +41,25 @@ class Conversion:
     skip_bad: bool = False
     """Leave unusable records out, counted and named, instead of stopping."""
     decode_pictures: bool = True
-    """Decode every picture, so that none fails in training; else only its header is read."""
+    """Decode every picture, so that none fails in training; otherwise only its header is read."""
     shard_bytes: int = SHARD_BYTES
-    """A shard is closed behind the record that reaches this size."""
+    """A shard is closed after the record that reaches this size."""
 
     def __post_init__(self) -> None:
         if self.shard_bytes < 1:
-            raise ConfigError(f"shard_bytes {self.shard_bytes}: a shard holds one byte or more")
+            raise ConfigError(f"shard_bytes {self.shard_bytes}: a shard holds at least one byte")
 
     @property
     def look(self) -> Look:
-        """How closely pictures are looked at; their bytes are needed in any case."""
+        """How closely pictures are checked; their bytes are read in any case."""
         return "decode" if self.decode_pictures else "open"
 
 
-def convert(source: RowSource, out: Path, how: Conversion) -> dict[str, Any]:
+def convert(source: RowSource, out: Path, how: Conversion) -> JsonObject:
     """Write a store of a catalogue's listings, in their order.
 
-    What is unfinished lies beside `out` under `.NAME.partial`: finished shards, and the census with
-    the number of records behind each. Where the source has not changed, the next call goes on from
-    there.
+    Unfinished work is next to `out`, in `.NAME.partial`: finished shards, and the census with the
+    number of records read up to each. If the source has not changed, the next call resumes there.
 
     Args:
         source: of the records.
@@ -71,7 +70,7 @@ def convert(source: RowSource, out: Path, how: Conversion) -> dict[str, Any]:
         The manifest.
 
     Raises:
-        CatalogueError: a record cannot be used, unless `skip_bad`; or the whole cannot.
+        CatalogueError: a record cannot be used, unless `skip_bad`; or the whole catalogue cannot.
         RunError: the disk is full.
     """
     if not is_local(resolve_path(out)):
@@ -87,7 +86,7 @@ def convert(source: RowSource, out: Path, how: Conversion) -> dict[str, Any]:
     return manifest
 
 
-def _convert(source: RowSource, work: Path, how: Conversion) -> dict[str, Any]:
+def _convert(source: RowSource, work: Path, how: Conversion) -> JsonObject:
     stamp = json.dumps([source.stamp, how.skip_bad, how.look, how.shard_bytes, stored.FORMAT])
     with closing(_census(work, stamp)) as census:
         shards = census.db.execute("SELECT * FROM shard ORDER BY number").fetchall()
@@ -116,14 +115,14 @@ def _convert(source: RowSource, work: Path, how: Conversion) -> dict[str, Any]:
 
 
 def _census(work: Path, stamp: str) -> Census:
-    """The census of a conversion: the one that was begun, or a new one."""
+    """The census of a conversion: that of an unfinished one, or a new one."""
     path = work / "census.sqlite"
     if path.is_file():
         census = Census(path)
         if census.note("stamp") == stamp:
             return census
         census.close()
-        log_info(f"{work}: the catalogue or a setting has changed, so the conversion starts over")
+        log_info(f"{work}: the catalogue or a setting has changed; restarting from scratch")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     census = Census(path)
@@ -142,7 +141,7 @@ class _Shard:
 
     def __post_init__(self) -> None:
         self.path = self.folder / f"shard-{self.number:05d}"
-        # One record a group: records are read one by one, in any order.
+        # One record per group: records are read one by one, in any order.
         self._writer = ArrayRecordWriter(str(self.path), "group_size:1")
 
     def add(self, read: Read) -> None:
@@ -152,7 +151,7 @@ class _Shard:
         self.size += len(data)
 
     def close(self, consumed: int) -> tuple[int, int, int, int, str]:
-        """Finish the files; number, listings, records consumed, bytes and hash."""
+        """Finish the files; returns number, listings, records consumed, bytes and hash."""
         self._writer.close()
         table = pa.table({x: [texts[x] for texts in self.columns] for x in COLUMNS})
         path = self.folder / f"columns-{self.number:05d}"
@@ -178,7 +177,7 @@ def _shards(
         yield shard.close(consumed)
 
 
-def _finish(source: RowSource, work: Path, census: Census, left_out: int) -> dict[str, Any]:
+def _finish(source: RowSource, work: Path, census: Census, left_out: int) -> JsonObject:
     """Give the files their final names and describe them."""
     shards = census.db.execute("SELECT number, listings, bytes, sha256 FROM shard ORDER BY number")
     found = shards.fetchall()
@@ -189,7 +188,7 @@ def _finish(source: RowSource, work: Path, census: Census, left_out: int) -> dic
             (f"shard-{number:05d}", name),
             (f"columns-{number:05d}", stored.columns_name(number, len(found))),
         ):
-            # A conversion that was killed among the renamings finds some of them done.
+            # A conversion that was killed while renaming finds some files renamed already.
             if (work / old).exists():
                 (work / old).replace(work / new)
         about.append({"file": name, "listings": listings, "bytes": size, "sha256": digest})

@@ -19,14 +19,14 @@ from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.progress import log_info
 
 Look = Literal["decode", "open", "none"]
-"""How closely pictures are looked at: decoded, their header read, or not at all."""
+"""How closely pictures are checked: decoded, only their header read, or not at all."""
 
 
 def load_catalogue(name_or_path: str | Path, *, skip_bad: bool = False) -> Catalogue:
     """A catalogue by name or folder, ready for a run.
 
-    The listings of a store are read when they are needed; all others are in memory, with the paths
-    of their pictures.
+    The listings of a store are read when they are needed; all others are kept in memory, with the
+    paths of their pictures.
 
     Args:
         name_or_path: `furniture`, a folder, or its `listings` file.
@@ -49,10 +49,10 @@ def load_catalogue(name_or_path: str | Path, *, skip_bad: bool = False) -> Catal
 
 
 def stopping(left_out: Report, *, skip_bad: bool) -> Report:
-    """A report that says warnings, and stops at the first error unless `skip_bad`.
+    """A report that logs warnings, and stops at the first error unless `skip_bad`.
 
     Args:
-        left_out: is told of each record that is left out.
+        left_out: called with the problem of each record that is left out.
         skip_bad: leave unusable records out.
     """
 
@@ -68,7 +68,7 @@ def stopping(left_out: Report, *, skip_bad: bool) -> Report:
 
 
 def say_skipped(catalogue: Catalogue) -> None:
-    """Name every record that `skip_bad` left out, and their number."""
+    """Log every record that `skip_bad` left out, and their number."""
     for problem in catalogue.skipped:
         log_info(f"left out: {problem}")
     if catalogue.skipped:
@@ -79,10 +79,10 @@ class Read(NamedTuple):
     """A usable record."""
 
     number: int
-    """Records read so far, unusable ones with them."""
+    """Records read so far, including unusable ones."""
     listing: Listing
     picture: bytes
-    """Empty where pictures are not looked at."""
+    """Empty if pictures are not checked."""
 
 
 def read_listings(
@@ -92,10 +92,10 @@ def read_listings(
 
     Args:
         source: of the records.
-        census: counts the usable ones in, and refuses what cannot stand beside others.
+        census: counts the usable ones in, and refuses those that conflict with others.
         report: called with each problem; may raise.
-        look: at pictures.
-        begin: as many records are passed over, which were reported when they were read first.
+        look: how closely pictures are checked.
+        begin: so many records are skipped; their problems were reported when they were first read.
     """
     number = 0
 
@@ -127,7 +127,7 @@ def _with_splits(listings: list[Listing]) -> list[Listing]:
 
 
 def require_splits(catalogue: Catalogue) -> None:
-    """Check that every split that a run uses has something to find.
+    """Check that every split that a run uses has something to retrieve.
 
     Raises:
         CatalogueError: a split has fewer than two products, or no product with two listings.
@@ -140,12 +140,12 @@ def require_splits(catalogue: Catalogue) -> None:
                 f"catalogue {catalogue.name}: the `{split}` split has {len(counts)} product(s), "
                 f"{pairs} of them with two listings or more; a run needs at least two products in "
                 "each split, and pairs of listings in train, reward and test: move products there, "
-                "or leave `split` out everywhere to have it drawn"
+                "or leave `split` out everywhere to have splits drawn"
             )
 
 
 def require_teaching(catalogue: Catalogue, oracle_file: str | None = None) -> None:
-    """Check that a run has splits to find things in, and something to teach G.
+    """Check that the splits are large enough, and that the generator has something to learn from.
 
     Raises:
         CatalogueError: a split is too small; or no listing of `distill` has attributes or an
@@ -157,6 +157,6 @@ def require_teaching(catalogue: Catalogue, oracle_file: str | None = None) -> No
         raise CatalogueError(
             f"catalogue {catalogue.name}: none of the {len(listings)} listings of the `distill` "
             "split has `attributes` or an `oracle` text, and distillation learns from them; add "
-            "either column for a part of the catalogue (R needs none), or let a larger model write "
-            "them: `afmrl oracle`, then --oracle.file"
+            "either column for a part of the catalogue (the embedder needs none), or let a larger "
+            "model write them: `afmrl oracle`, then --oracle.file"
         )

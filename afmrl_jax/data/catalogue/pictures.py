@@ -17,7 +17,7 @@ MAX_PIXELS = 100_000_000
 
 
 def open_picture(data: bytes) -> Image.Image:
-    """An undecoded picture whose size is bearable.
+    """An undecoded picture of acceptable size.
 
     Raises:
         CatalogueError: not a picture, or too large a one.
@@ -33,7 +33,7 @@ def open_picture(data: bytes) -> Image.Image:
         ) from error
     except (OSError, ValueError, SyntaxError) as error:
         raise CatalogueError(
-            "the picture cannot be read (not a JPEG, PNG or other known format, or broken); "
+            "the picture cannot be read (broken, or not a JPEG, PNG or other known format); "
             "replace the file"
         ) from error
     width, height = picture.size
@@ -46,7 +46,7 @@ def open_picture(data: bytes) -> Image.Image:
 
 
 def decode(data: bytes) -> Image.Image:
-    """An RGB picture; transparent ones are laid on white.
+    """An RGB picture; transparent ones are placed on white.
 
     Raises:
         CatalogueError: it cannot be decoded.

@@ -24,30 +24,30 @@ FILES = ("listings.parquet", "listings.jsonl", "listings.jsonl.gz")
 
 @dataclass(frozen=True)
 class RowSource:
-    """Where raw records come from; they can be read again and again, in the same order."""
+    """Where raw records come from; they can be read repeatedly, in the same order."""
 
     name: str
     file: str
-    """What problems name."""
+    """The path that problems are reported under."""
     folder: Path
-    """Names of pictures start here."""
+    """Names of pictures are relative to it."""
     read: Callable[[Report], Iterator[Row]]
-    """Records that have the form of one; the others go to the report."""
+    """Gives the readable records; the others go to the report."""
     count: int | None = None
-    """Records, where it is known."""
+    """Number of records, if it is known."""
     store: Store | None = None
     trusted: bool = False
-    """Whether pictures need no look."""
+    """Whether pictures need no check."""
 
     inputs: tuple[Path, ...] = ()
     """Files that the records come from."""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     """How a published layout is read."""
 
     @property
     def stamp(self) -> str:
-        """Changes where the files or the way of reading them do."""
-        about: list[Any] = []
+        """A text that changes if the files, or how they are read, change."""
+        about: list[object] = []
         for path in self.inputs:
             found: Any = path.stat()
             local = is_local(path)
@@ -56,18 +56,18 @@ class RowSource:
         return json.dumps([self.file, dict(self.options), about], sort_keys=True)
 
 
-def open_rows(name_or_path: str | Path, options: Mapping[str, Any] | None = None) -> RowSource:
+def open_rows(name_or_path: str | Path, options: Mapping[str, object] | None = None) -> RowSource:
     """The records of a catalogue.
 
     Args:
         name_or_path: `furniture`; a folder with listings.parquet, listings.jsonl or a store, one
-            that a TFDS builder of ours has written, or one in a published layout; or the listings'
-            file itself. Folders and files may lie in object storage, stores may not.
+            written by a TFDS builder of this package, or one in a published layout; or the
+            listings' file itself. Folders and files may be in object storage, stores may not.
         options: of a published layout's `rows`.
 
     Raises:
-        CatalogueError: there is none.
-        ConfigError: an option that it does not have.
+        CatalogueError: there is no catalogue.
+        ConfigError: the layout has no such option.
     """
     options = options or {}
     source = _open(name_or_path, options)
@@ -76,7 +76,7 @@ def open_rows(name_or_path: str | Path, options: Mapping[str, Any] | None = None
     return source
 
 
-def _open(name_or_path: str | Path, options: Mapping[str, Any]) -> RowSource:
+def _open(name_or_path: str | Path, options: Mapping[str, object]) -> RowSource:
     if str(name_or_path) == "furniture":
         path = Path(str(files("afmrl_jax.data.furniture") / "listings.parquet"))
         return _own(path, "furniture", trusted=True)
@@ -103,19 +103,19 @@ def find_listings(path: Path) -> Path:
             return path / name
     what = "does not exist"
     if path.is_dir():
-        what = f"holds neither {', '.join(FILES)} nor a store, nor has it a published layout "
+        what = f"holds none of {', '.join(FILES)}, is not a store, and has no published layout "
         what += f"({', '.join(LAYOUTS)})"
     raise CatalogueError(f"catalogue {path} {what}; give `furniture` or a catalogue folder")
 
 
 def _own(path: Path, name: str, *, trusted: bool = False) -> RowSource:
-    """A listings file of our own columns."""
+    """A listings file with the columns of this package."""
     read = partial(shards.rows, path.parent, files=[path])
     count = shards.count(path)
     return RowSource(name, str(path), path.parent, read, count, trusted=trusted, inputs=(path,))
 
 
-def _published(path: Path, layout: Layout, options: Mapping[str, Any]) -> RowSource:
+def _published(path: Path, layout: Layout, options: Mapping[str, object]) -> RowSource:
     known = [x for x in signature(layout.rows).parameters if x not in ("folder", "report", "files")]
     unknown = [x for x in options if x not in known]
     if unknown:
@@ -129,14 +129,14 @@ def _published(path: Path, layout: Layout, options: Mapping[str, Any]) -> RowSou
 
 
 def _prepared(path: Path) -> RowSource:
-    """What a TFDS builder has written; only ours have our columns."""
+    """A dataset written by a TFDS builder of this package; others lack the columns."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(path)
     missing = {"listing_id", "image"} - set(builder.info.features or ())
     if missing or PART not in builder.info.splits:
         raise CatalogueError(
-            f"{path} is a TFDS dataset of other columns; write it with a builder of "
+            f"{path} is a TFDS dataset with other columns; write it with a builder of "
             "afmrl_jax.data.catalogue.published.builders"
         )
     source = builder.as_data_source(split=PART)

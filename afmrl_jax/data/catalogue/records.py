@@ -19,8 +19,8 @@ SPLITS = ("distill", "train", "reward", "test")
 ROLES = ("query", "gallery")
 
 
-Row = tuple[str, Mapping[str, Any]]
-"""A raw record: where it stands, and its columns."""
+Row = tuple[str, Mapping[str, object]]
+"""A raw record: its place in the file, and its columns."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Problem:
     """Something wrong with a record of a catalogue."""
 
     record: str
-    """The listing id, or the line where there is none."""
+    """The listing id, or the line if there is none."""
     file: str
     what: str
     remedy: str
@@ -44,7 +44,7 @@ Report = Callable[[Problem], None]
 
 
 class StoredPicture(Protocol):
-    """A picture that is read when it is needed."""
+    """A picture that is read on demand."""
 
     def read(self) -> bytes:
         """The encoded picture."""
@@ -59,21 +59,21 @@ class Listing:
     product_id: str
     title: str
     image: bytes | str | StoredPicture
-    """Encoded picture, or the path of one, or its place in a store."""
+    """Encoded picture, or its path, or its place in a store."""
     category: str | None = None
     attributes: Mapping[str, str] | None = None
-    """True attributes: for distilling and measuring, never shown to R."""
+    """True attributes: for distillation and evaluation, never shown to the embedder."""
     oracle: str | None = None
-    """Attribute text by a large captioner, where the catalogue brings one."""
+    """Attribute text by a large captioner, if the catalogue has one."""
     seller: str | None = None
     split: str | None = None
     family_id: str | None = None
     duplicate_of: str | None = None
-    """True product, where `product_id` is a second id of it: for measuring, unknown to training."""
+    """True product, if `product_id` is a second id of it: for evaluation, unknown to training."""
     duplicate_group: str | None = None
-    """What the shop itself knows to be one product under several ids: training may use it."""
+    """Set where the shop itself knows that several ids are one product: training may use it."""
     role: str | None = None
-    """In evaluation: `query` is never found, `gallery` is never asked for; both without."""
+    """In evaluation: `query` only searches, `gallery` is only searched in; None for both."""
 
     def read_image_bytes(self) -> bytes:
         """The encoded picture."""
@@ -91,17 +91,17 @@ class Listing:
 
     @property
     def true_product(self) -> str:
-        """The product that measuring goes by, also where the listing has a second id of it."""
+        """The product that evaluation counts, even if the listing has a second id of it."""
         return self.duplicate_of or self.product_id
 
     @property
     def group(self) -> str:
-        """The family, or the product where no family is known: what a split must not divide."""
+        """The family, or the product if no family is known: splits must not divide it."""
         return f"family {self.family_id}" if self.family_id else f"product {self.product_id}"
 
 
 class StoredListings(ABC, Sequence[Listing]):
-    """Listings that are read when they are needed."""
+    """Listings that are read on demand."""
 
     @abstractmethod
     def column(self, name: str) -> list[Any]:
@@ -110,11 +110,11 @@ class StoredListings(ABC, Sequence[Listing]):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash of the listings, pictures included, that needs no look at them."""
+        """A hash of the listings and their pictures, known without reading them."""
 
     @abstractmethod
     def take(self, chosen: np.ndarray) -> StoredListings:
-        """Those at some positions, int64 [n]."""
+        """The listings at some positions, int64 [n]."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Catalogue:
                 x.listing_id, x.product_id, x.title, x.category, dict(x.attributes or {}),
                 x.oracle, x.seller, x.split, x.family_id, x.duplicate_of,
             ]  # fmt: skip
-            if x.duplicate_group is not None:  # Catalogues without keep the hash they have.
+            if x.duplicate_group is not None:  # Catalogues without it keep the hash they have.
                 fields.append(x.duplicate_group)
             if x.role is not None:
                 fields.append(f"role {x.role}")

@@ -1,11 +1,10 @@
-"""One raw record as a listing: which columns there are, and what is wrong with a value."""
+"""From a raw record to a listing: which columns there are, and what is wrong with a value."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from afmrl_jax.data.catalogue.records import ROLES, SPLITS, Listing, Problem
 from afmrl_jax.errors import CatalogueError
@@ -16,10 +15,10 @@ OPTIONAL_TEXT = (
     "category", "oracle", "seller", "split", "family_id", "duplicate_of", "duplicate_group", "role",
 )  # fmt: skip
 _SEPARATORS = str.maketrans({";": ",", ":": " ", "\n": " "})
-"""What separates attributes in a list, and what stands for it inside of one."""
+"""What separates attributes in a list, and its replacement inside an attribute."""
 
 
-def _text(row: Mapping[str, Any], name: str) -> str:
+def _text(row: Mapping[str, object], name: str) -> str:
     if row.get(name) is None:
         raise CatalogueError(f"the column {name!r} is missing or empty; add it")
     value = row[name]
@@ -31,14 +30,14 @@ def _text(row: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def problem_of(error: CatalogueError, row: Mapping[str, Any], where: str, file: str) -> Problem:
-    """What is wrong with a record, from an error that says "what is wrong; the remedy".
+def problem_of(error: CatalogueError, row: Mapping[str, object], where: str, file: str) -> Problem:
+    """What is wrong with a record, from an error of the form "what is wrong; the remedy".
 
     Args:
-        error: of `to_listing`, or of the listing's picture.
+        error: from `to_listing`, or about the listing's picture.
         row: the record, which may have a listing id.
-        where: it stands.
-        file: that holds it.
+        where: its place in the file.
+        file: the file that holds it.
     """
     what, _, remedy = str(error).rpartition("; ")
     label = row.get("listing_id")
@@ -46,8 +45,8 @@ def problem_of(error: CatalogueError, row: Mapping[str, Any], where: str, file: 
     return Problem(record, file, what, remedy)
 
 
-def to_listing(row: Mapping[str, Any], folder: Path) -> Listing:
-    """One record as a listing.
+def to_listing(row: Mapping[str, object], folder: Path) -> Listing:
+    """A record as a listing.
 
     Raises:
         CatalogueError: "what is wrong; the remedy".
@@ -65,7 +64,7 @@ def to_listing(row: Mapping[str, Any], folder: Path) -> Listing:
     )
 
 
-def _image(row: Mapping[str, Any], folder: Path) -> bytes | str:
+def _image(row: Mapping[str, object], folder: Path) -> bytes | str:
     image = row.get("image")
     if isinstance(image, bytes) and image:
         return image
@@ -75,14 +74,14 @@ def _image(row: Mapping[str, Any], folder: Path) -> bytes | str:
     local = is_local(folder)
     if not (path.resolve().is_relative_to(folder.resolve()) if local else ".." not in path.parts):
         raise CatalogueError(
-            f"picture {name!r} lies outside the catalogue folder; copy it into images/"
+            f"picture {name!r} is outside the catalogue folder; copy it into images/"
         )
     if not path.is_file():
-        raise CatalogueError(f"picture {name!r} does not exist; add it or mend the name")
+        raise CatalogueError(f"picture {name!r} does not exist; add it or correct the name")
     return str(path)
 
 
-def _attributes(value: Any) -> dict[str, str] | None:
+def _attributes(value: object) -> dict[str, str] | None:
     if value is None or value == "":
         return None
     if isinstance(value, str):
@@ -90,7 +89,7 @@ def _attributes(value: Any) -> dict[str, str] | None:
             value = json.loads(value)
         except json.JSONDecodeError as error:
             raise CatalogueError(
-                "'attributes' is text but not JSON; write an object of key and value"
+                "'attributes' is text but not JSON; write an object of keys and values"
             ) from error
     if isinstance(value, list) and all(isinstance(x, tuple) for x in value):
         # A Parquet map comes as pairs.

@@ -34,7 +34,7 @@ def linked(names: Sequence[str], links: Sequence[str | None]) -> dict[str, str]:
         links: [n], what each is linked by, or None.
 
     Returns:
-        The first name of its set by name; without links every name its own.
+        By name, the first name of its set; without links, the name itself.
 
     Example:
         >>> linked(["b", "a", "c", "c"], ["x", "x", None, "y"])
@@ -68,7 +68,7 @@ def hash_splits(groups: list[str]) -> dict[str, str]:
     if len(order) < len(SPLITS):
         raise CatalogueError(
             f"a catalogue without a `split` column needs {len(SPLITS)} families or more (products, "
-            f"where no family_id is given) to divide, found {len(order)}; add products"
+            f"if no family_id is given) to divide, but has {len(order)}; add products"
         )
     edges = np.round(np.cumsum(SPLIT_SHARES) * len(order)).astype(int)
     edges = np.maximum(edges, np.arange(1, len(SPLITS) + 1))

@@ -1,6 +1,6 @@
-"""A catalogue as a store: ArrayRecord shards that TFDS and Grain read, and columns beside them.
+"""A catalogue as a store: ArrayRecord shards that TFDS and Grain read, and columns next to them.
 
-manifest.json                                    what it holds, and the hash of every shard
+manifest.json                                    the contents, and the hash of every shard
 catalogue-listings.array_record-00000-of-00004   whole listings with their pictures, in order
 columns-00000-of-00004.arrow                     the same without pictures, to be memory-mapped
 dataset_info.json, features.json                 for `tfds.builder_from_directory`
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -28,10 +28,14 @@ from afmrl_jax.data.catalogue.tfds_examples import (
     TEXTS,
     features,
     from_example,
-    to_example,
+    to_columns,
 )
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.files import file_hash, is_local, read_json
+from afmrl_jax.types import JsonObject
+
+if TYPE_CHECKING:
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -55,25 +59,25 @@ class Store:
     """A folder that `afmrl catalogue-convert` wrote."""
 
     folder: Path
-    manifest: Mapping[str, Any]
+    manifest: JsonObject
 
     @classmethod
     def open(cls, folder: Path) -> Store:
         """The store of a folder.
 
         Raises:
-            CatalogueError: it lies in object storage, is of another version, or a file of it is
-                missing or cut off.
+            CatalogueError: it is in object storage, has another version, or one of its files is
+                missing or truncated.
         """
         if not is_local(folder):
             raise CatalogueError(
-                f"{folder} is a store in object storage, and stores are mapped into memory; "
+                f"{folder} is a store in object storage, but stores are mapped into memory; "
                 "copy the folder to this machine"
             )
         manifest = read_json(folder / MANIFEST)
         if manifest.get("format") != FORMAT:
             raise CatalogueError(
-                f"{folder / MANIFEST} is of format {manifest.get('format')}, not {FORMAT}; convert "
+                f"{folder / MANIFEST} has format {manifest.get('format')}, not {FORMAT}; convert "
                 "the catalogue again"
             )
         for about in manifest["shards"]:
@@ -93,7 +97,7 @@ class Store:
         return str(self.manifest["fingerprint"])
 
     def verify(self) -> Iterator[Problem]:
-        """Problem of each shard whose bytes are not those that were written."""
+        """A problem for each shard whose bytes are not those that were written."""
         for about in self.manifest["shards"]:
             path = self.folder / about["file"]
             if file_hash(path) != about["sha256"]:
@@ -109,7 +113,7 @@ class Store:
                 yield f"record {number}", parse(data)
 
     def listings(self) -> StoreListings:
-        """The listings with a split each: their own, or drawn by family where they have none."""
+        """The listings, each with a split: their own, or one drawn by family if they have none."""
         table = _columns(str(self.folder))
         names = table.column("split").to_pylist()
         if not names[0]:
@@ -128,8 +132,8 @@ def _group(family: str, product: str) -> str:
 
 
 @lru_cache(maxsize=4)
-def _records(folder: str) -> Any:
-    """Random access to a store's records; one reader a process."""
+def _records(folder: str) -> ArrayRecordDataSource:
+    """Random access to a store's records; one reader per process."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     shards = read_json(Path(folder) / MANIFEST)["shards"]
@@ -138,7 +142,7 @@ def _records(folder: str) -> Any:
 
 @lru_cache(maxsize=4)
 def _columns(folder: str) -> pa.Table:
-    """The columns of a store's listings, memory-mapped; once a process for all parts of it."""
+    """The columns of a store's listings, memory-mapped once per process."""
     count = len(read_json(Path(folder) / MANIFEST)["shards"])
     tables = []
     for number in range(count):
@@ -152,16 +156,21 @@ def _columns(folder: str) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def parse(data: bytes) -> dict[str, Any]:
+def _example(data: bytes) -> Mapping[str, bytes]:
+    return features().deserialize_example_np(data)
+
+
+def parse(data: bytes) -> dict[str, object]:
     """A stored record as a raw one."""
-    return from_example(features().deserialize_example_np(data))
+    return from_example(_example(data))
 
 
 def serialise(x: Listing, picture: bytes) -> tuple[bytes, dict[str, str]]:
     """A listing as a record, and as its columns."""
-    example = to_example(x, picture)
+    columns = to_columns(x)
+    example = {**columns, "image": picture}
     data = features().serialize_example(features().encode_example(example))
-    return data, {name: example[name] for name in COLUMNS}
+    return data, columns
 
 
 @dataclass(frozen=True)
@@ -173,11 +182,11 @@ class PictureAt:
 
     def read(self) -> bytes:
         """The encoded picture."""
-        return parse(_records(self.folder)[self.number])["image"]
+        return bytes(_example(_records(self.folder)[self.number])["image"])
 
 
 class StoreListings(StoredListings):
-    """Listings of a store: columns are memory-mapped, pictures read when they are asked for.
+    """Listings of a store: columns are memory-mapped, pictures are read on demand.
 
     Worker processes get the path and the numbers, and map the same files.
     """
@@ -194,7 +203,13 @@ class StoreListings(StoredListings):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def __getitem__(self, place: Any) -> Any:
+    @overload
+    def __getitem__(self, place: int) -> Listing: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> StoreListings: ...
+
+    def __getitem__(self, place: int | slice) -> Listing | StoreListings:
         if isinstance(place, slice):
             return self.take(np.arange(len(self))[place])
         number = int(self._numbers[place])
@@ -211,7 +226,7 @@ class StoreListings(StoredListings):
                 yield self._listing(row, int(number), int(split))
 
     def _listing(self, texts: dict[str, str], number: int, split: int) -> Listing:
-        values: dict[str, Any] = {name: value or None for name, value in texts.items()}
+        values: JsonObject = {name: value or None for name, value in texts.items()}
         if values["attributes"]:
             values["attributes"] = json.loads(values["attributes"])
         picture = PictureAt(str(self._store.folder), number)

@@ -1,4 +1,4 @@
-"""Words of the furniture world: colours in five languages, and synonyms a captioner might use."""
+"""Furniture vocabulary: colors in five languages, and synonyms a captioner might use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (118, 58, 148),
     "pink": (236, 142, 172),
 }
-"""Colour names and their sRGB values, 0 to 255."""
+"""Color names and their sRGB values, 0 to 255."""
 
 COLOUR_WORDS: dict[str, dict[str, str]] = {
     "de": dict(
@@ -110,7 +110,7 @@ COLOUR_WORDS: dict[str, dict[str, str]] = {
         )
     ),
 }
-"""Colour names by language."""
+"""Color names by language."""
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "white": ("snow white", "ivory"),
@@ -166,7 +166,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "bathroom": ("washroom",),
     "lights": ("lighting",),
 }
-"""Other words for a value; the key is the catalogue's own."""
+"""Other words for a value; the key is the catalogue's word."""
 
 GENERIC: tuple[str, ...] = (
     "style: beautiful",

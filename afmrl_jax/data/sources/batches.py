@@ -1,7 +1,7 @@
 """What a training step reads: the batches of the three sources.
 
-Fields are NumPy arrays as a source gives them, and JAX arrays of the same names in a step. Grain
-sends batches between processes, so their classes stand in a module.
+Fields are NumPy arrays when they come from a source, and JAX arrays in a step. Grain sends batches
+between processes, so their classes are defined at the top level of a module.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ class ContrastiveBatch(NamedTuple):
     rows: VLBatch | Chunks
     """Of the queries, then of the candidates: b = q + c."""
     products: Int[AnyArray, " q"]
-    """Product number of each query, which is that of the candidate of the same place."""
+    """Product number of each query and of the candidate at the same position."""
     query_terms: Int[AnyArray, "q w"] | None = None
-    """BM25 term ids, -1 behind the last; None where the loss reads none."""
+    """BM25 term ids, padded with -1; None if the loss reads none."""
     candidate_terms: Int[AnyArray, "c w"] | None = None
     candidate_products: Int[AnyArray, " c"] | None = None
-    """Where there are candidates behind the first q."""
+    """If there are candidates after the first q."""
     prompt_last: Int[AnyArray, " b"] | None = None
-    """Number of the last token before the attributes, where rows may hold some."""
+    """Index of the last token before the attributes, if rows may hold some."""
     bad_pictures: int | None = None
-    """How many pictures were left out, where that may happen; for the log, not for a step."""
+    """How many pictures were left out, if that may happen; for the log, not for a step."""
 
 
 class DistillBatch(NamedTuple):
@@ -36,11 +36,11 @@ class DistillBatch(NamedTuple):
 
     rows: VLBatch
     targets: Int[AnyArray, "b t"]
-    """The token that each place predicts."""
+    """The token that each position predicts."""
     weights: Float[AnyArray, "b t"]
     """Of each target in the loss; 0 outside the oracle's list."""
     prompt_last: Int[AnyArray, " b"]
-    """Number of the last token of the prompt."""
+    """Index of the last token of the prompt."""
     products: Int[AnyArray, " half"]
     """Product number of the first half of the rows; the second half repeats them."""
     bad_pictures: int | None = None
@@ -52,7 +52,7 @@ class PromptBatch(NamedTuple):
 
     rows: VLBatch
     queries: Int[AnyArray, " q"]
-    """Their places among the listings."""
+    """Their positions among the listings."""
     bad_pictures: int | None = None
     """As in `ContrastiveBatch`."""
 

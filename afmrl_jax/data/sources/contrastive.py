@@ -21,23 +21,23 @@ from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.data.sources.sampler import PairSampler
 
 MOST_SAMPLES, SAMPLE_ROWS = 8, 8192
-"""Batches, and rows of them, from which the shapes of chunks are judged; never fewer than two
-batches."""
+"""Most batches, and most of their rows, from which the shapes of chunks are chosen; at least two
+batches in any case."""
 
 
 class ContrastiveSource:
     """Batches for AGCL: `rows` (queries, then candidates), product numbers and BM25 term ids.
 
-    Where rows hold attributes, `prompt_last` says which token ends what stands before them.
-    With `mined` tables, k hard negatives a query follow behind the q candidates: those of query i
+    If rows hold attributes, `prompt_last` is the index of the last token before them.
+    With `mined` tables, k hard negatives per query follow the q candidates: those of query i
     are candidates q + i k to q + (i + 1) k - 1 in `rows` and `candidate_terms`, and
     `candidate_products` holds the product numbers of all c = q + q k candidates.
 
-    With `chunk_tokens` the rows are `Chunks`, so many places for each of `shares` devices at once,
-    in shapes judged from the first batches; the content of a batch is the same.
+    With `chunk_tokens` the rows are `Chunks` of so many positions on each of `shares` devices, in
+    shapes chosen from the first batches; the content of a batch is the same.
 
-    Batch `i` depends on (catalogue, seed, `i`, the mined table of its segment) alone: neither on
-    the number of loader workers nor on the number of processes.
+    Batch `i` depends only on (catalogue, seed, `i`, the mined table of its segment), not on the
+    number of loader workers or processes.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class ContrastiveSource:
         if chunk_tokens is not None:
             seen = max(2, min(MOST_SAMPLES, SAMPLE_ROWS // (2 * self.batch_size)))
             self._collate = Chunker.of(
-                # Nothing is mined yet; any listings are as long.
+                # Nothing is mined yet; any other listings are as long.
                 [self._rows(step, *self._drawn(step, None)) for step in range(seen)],
                 builder.tokenizer,
                 builder.image,
@@ -103,12 +103,12 @@ class ContrastiveSource:
 
     @property
     def batch_size(self) -> int:
-        """Pairs a batch; fewer than asked for where the catalogue has fewer products."""
+        """Pairs per batch; fewer than requested if the catalogue has fewer products."""
         return self._sampler.batch_size
 
     @property
     def identity(self) -> np.ndarray:
-        """Product number of every listing, int32 [n], as batches have it."""
+        """Product number of every listing, int32 [n], as used in batches."""
         return self._sampler.identity
 
     def __len__(self) -> int:
@@ -141,7 +141,7 @@ class ContrastiveSource:
     def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of the listings of batch `step`: queries int [q], and candidates int [c].
 
-        Candidates behind the first q are the hard negatives, query by query.
+        Candidates after the first q are the hard negatives, query by query.
         """
         return self._drawn(step, self._mined)
 

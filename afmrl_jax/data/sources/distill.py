@@ -15,11 +15,11 @@ from afmrl_jax.data.sources.sampler import epoch_indices
 
 
 class DistillSource:
-    """Teacher-forced rows for G: prompt, then the oracle's list; loss on the list alone.
+    """Teacher-forced rows for the generator: prompt, then the oracle's list; loss only on the list.
 
-    The first half of a batch walks through the listings epoch by epoch, the second half holds for
-    each of them another listing of its product, where there is one. In `swap_share`
-    of the rows the words that title and list have in common are replaced in both.
+    The first half of a batch walks through the listings epoch by epoch. The second half holds, for
+    each of them, another listing of its product if there is one. In `swap_share` of the rows the
+    words that title and list have in common are replaced in both.
     """
 
     def __init__(

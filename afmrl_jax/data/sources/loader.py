@@ -1,7 +1,7 @@
 """Grain input pipelines: batch number `i` is a pure function of the catalogue, the seed and `i`.
 
-So a step count is all there is to resume from, and the batches are the same for any number of
-workers. No JAX here: Grain's worker processes import this module.
+So a step count is all that resuming needs, and the batches are the same for any number of workers.
+No JAX here: Grain's worker processes import this module.
 """
 
 from __future__ import annotations
@@ -10,19 +10,43 @@ import multiprocessing
 import os
 import signal
 import threading
-from typing import Any
+from typing import Generic, Protocol, TypeVar
 
 import grain
 from absl import flags
 
+Read = TypeVar("Read", covariant=True)
 
-def iterate(source: Any, *, workers: int = 0, begin: int = 0, end: int | None = None) -> Any:
+
+class Source(Protocol[Read]):
+    """Batches by their numbers."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Read: ...
+
+
+class Reader(Protocol[Read]):
+    """An iterator over batches that can be closed before its end."""
+
+    def __iter__(self) -> Reader[Read]: ...
+
+    def __next__(self) -> Read: ...
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        ...
+
+
+def iterate(
+    source: Source[Read], *, workers: int = 0, begin: int = 0, end: int | None = None
+) -> Reader[Read]:
     """A Grain iterator over `source`, in order, reading ahead in threads or worker processes.
 
     Args:
         source: random-access batches.
-        workers: processes that read; 0 reads in a thread of this one.
-        begin: number of the first batch; to resume is to begin there.
+        workers: processes that read; 0 reads in a thread of this process.
+        begin: number of the first batch; resuming begins there.
         end: no batch from this number on is read, not even ahead.
     """
     if not flags.FLAGS.is_parsed():
@@ -40,23 +64,23 @@ def iterate(source: Any, *, workers: int = 0, begin: int = 0, end: int | None = 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class _Workers:
-    """An iterator whose processes start, with its first batch, without hearing of signals.
+class _Workers(Generic[Read]):
+    """An iterator whose processes start, at its first batch, with signals blocked.
 
-    What comes for this process meanwhile comes to it after that.
+    Signals that this process receives in the meantime are delivered to it afterwards.
     """
 
-    def __init__(self, iterator: Any):
+    def __init__(self, iterator: Reader[Read]):
         self._iterator = iterator
         self._started = False
 
-    def __iter__(self) -> _Workers:
+    def __iter__(self) -> _Workers[Read]:
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> Read:
         if self._started:
             return next(self._iterator)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # A new process has it too.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # New processes inherit it.
         try:
             return next(self._iterator)
         finally:
@@ -69,11 +93,10 @@ class _Workers:
 
 
 def _as_worker(number: int, count: int) -> None:
-    """What a process that reads does first.
+    """Set up a process that reads.
 
-    Schedulers and terminals signal all processes of a job, and the step at which it ends still
-    wants its batch; so a reading process ends when it is told so by its reader, or when that is
-    gone, in whichever way.
+    Schedulers and terminals signal all processes of a job, but the last step of the job still needs
+    its batch. So a reading process ignores them, and ends when its reader tells it to or is gone.
     """
     del number, count
     for asked in SIGNALS:

@@ -23,7 +23,7 @@ class NegativeTable:
     """The hard negatives of every training listing."""
 
     places: np.ndarray
-    """int32 [n k]; numbers of listings, hardest first, -1 where fewer were found."""
+    """int32 [n k]; numbers of listings, hardest first, -1 if fewer were found."""
     embedder: str
     """Identity of the weights that found them."""
 
@@ -39,7 +39,7 @@ class NegativeTable:
         Raises:
             RunError: there is no such table, or it is broken.
         """
-        remedy = f"delete {path.parent.parent} to do that stage again"
+        remedy = f"delete {path.parent.parent} to run that stage again"
         try:
             with np.load(path, allow_pickle=False) as found:
                 return cls(found["places"], str(found["embedder"]))
@@ -62,9 +62,9 @@ class MinedTables:
 
     folder: Path
     every: int
-    """Steps a segment."""
+    """Steps per segment."""
     count: int
-    """Hard negatives a query."""
+    """Hard negatives per query."""
 
     def path(self, step: int) -> Path:
         """File of the table of the segment that holds `step`."""
@@ -83,15 +83,15 @@ class MinedTables:
 def fill_up(
     mined: np.ndarray, queries: np.ndarray, identity: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Hard negatives of some queries, random listings of other products where mining found fewer.
+    """Hard negatives of some queries, with random listings of other products if there are too few.
 
-    Batches then have one shape, and every column holds a listing that may be contrasted.
+    So batches have one shape, and every column holds a valid negative.
 
     Args:
-        mined: int [q k], -1 where none was found.
+        mined: int [q k], -1 if none was found.
         queries: int [q], numbers of the query listings.
         identity: int [n], product number of every listing.
-        rng: drawn from for the missing ones alone.
+        rng: used only for the missing ones.
 
     Returns:
         int [q k].
@@ -104,8 +104,8 @@ def fill_up(
         others = np.flatnonzero(identity != identity[queries[row]])
         if not len(others):
             raise RunError(
-                "all training listings are one product (one duplicate group), so there is no "
-                "negative; mend `duplicate_group`"
+                "all training listings are one product (one duplicate group), so there are no "
+                "negatives; correct `duplicate_group`"
             )
         out[row, column] = rng.choice(others)
     return out

@@ -1,4 +1,4 @@
-"""Listings to rows and batches."""
+"""From listings to rows and batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from afmrl_jax.data.catalogue.records import Listing
 
 @dataclasses.dataclass(frozen=True)
 class RowBuilder:
-    """What turns listings into rows: tokenizer, shapes and the pictures of one list of listings."""
+    """Turns listings into rows: tokenizer, shapes and the pictures of one list of listings."""
 
     listings: Sequence[Listing]
     tokenizer: Tokenizer
@@ -27,7 +27,7 @@ class RowBuilder:
     text: TextBudget
     pictures: PatchStore | CachedPictures
     host: HostShare = dataclasses.field(default_factory=HostShare)
-    """Whose pictures are decoded."""
+    """The process whose pictures are decoded."""
 
     @classmethod
     def of(
@@ -44,12 +44,12 @@ class RowBuilder:
         return cls(listings, tokenizer, image, text, store, host)
 
     def picture(self, index: int) -> tuple[Patches, ...]:
-        """The picture of listing `index`; none where it is bad and such are left out."""
+        """The picture of listing `index`; empty if it is bad and bad ones are left out."""
         found = self.pictures[index]
         return () if found is None else (found,)
 
     def bad_pictures(self, indices: Iterable[int]) -> int | None:
-        """How many pictures of a batch's listings were left out, where that may happen."""
+        """How many pictures of a batch's listings were left out, if that may happen."""
         return None if self.image.bad_pictures == "fatal" else self.pictures.bad(indices)
 
     def embedder(
@@ -66,7 +66,7 @@ class RowBuilder:
         )
 
     def prompt(self, index: int, title: str | None = None) -> Row:
-        """Generator prompt of listing `index`, under another title where one is given."""
+        """Generator prompt of listing `index`, with another title if one is given."""
         return prompts.generator_prompt(
             self.tokenizer,
             self.text,

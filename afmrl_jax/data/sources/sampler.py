@@ -11,7 +11,7 @@ from afmrl_jax.data.catalogue.splits import linked
 from afmrl_jax.errors import CatalogueError
 
 SIBLINGS_PER_FAMILY = 4
-"""Most products one family, or one duplicate group, gives a batch, so that several meet in it."""
+"""Most products of one family or duplicate group in a batch, so that a batch holds several."""
 
 
 def _rng(seed: int, *path: int) -> np.random.Generator:
@@ -24,9 +24,9 @@ def _epoch(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def epoch_indices(count: int, batch_size: int, step: int, seed: int) -> np.ndarray:
-    """Positions of batch `step`: every position once an epoch, in an order new each epoch.
+    """Positions of batch `step`: every position once per epoch, in a new order each epoch.
 
-    Batches run on across the end of an epoch, so that all have `batch_size` entries.
+    Batches continue across the end of an epoch, so that all have `batch_size` entries.
     """
     if count < 1:
         raise CatalogueError("no listing to draw a batch from")
@@ -37,15 +37,15 @@ def epoch_indices(count: int, batch_size: int, step: int, seed: int) -> np.ndarr
 class PairSampler:
     """Query/candidate pairs for contrastive training.
 
-    A batch holds no product id twice. Parts of it are drawn as sets whose members meet on purpose,
-    and the rest at random:
+    A batch holds no product id twice. Parts of it are drawn as sets that belong together, and the
+    rest at random:
 
-    * `duplicate_share` from duplicate groups, two product ids or more of each;
-    * `sibling_share` from families, two products or more of each, so that near-twins are negatives;
+    * `duplicate_share` from duplicate groups, two or more product ids of each;
+    * `sibling_share` from families, two or more products of each, so that near-twins are negatives;
     * `category_share` as sub-batches of up to `category_batch` products of one category. A category
       gives as many sub-batches as it has products for, so products are drawn evenly.
 
-    Where the catalogue has too few of a kind, the rest of the share is drawn at random as well.
+    If the catalogue has too few of a kind, the rest of its share is drawn at random as well.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class PairSampler:
         Args:
             product_ids: [n], of the listings.
             family_ids: [n].
-            batch_size: pairs a batch.
+            batch_size: pairs per batch.
             sibling_share: share of the batch, as are the other two.
             seed: of all batches.
             categories: [n]; needed for a `category_share`.
@@ -76,7 +76,7 @@ class PairSampler:
             category_batch: see above.
             duplicate_groups: [n]; needed for a `duplicate_share`.
             duplicate_share: see above.
-            merge_duplicates: whether product ids of one duplicate group have one number.
+            merge_duplicates: whether product ids of one duplicate group share one number.
         """
         nothing = [None] * len(product_ids)
         listings: dict[str, list[int]] = {}
@@ -85,7 +85,7 @@ class PairSampler:
         self.products = sorted(p for p, places in listings.items() if len(places) > 1)
         if len(self.products) < 2:
             raise CatalogueError(
-                f"contrastive training needs two products with two listings each, found "
+                f"contrastive training needs two products with two listings each, but found "
                 f"{len(self.products)}; add listings of the same product to the train split"
             )
         self._listings = [np.array(listings[p]) for p in self.products]
@@ -114,7 +114,7 @@ class PairSampler:
     def _sets(
         self, product_ids: Sequence[str], keys: Sequence[Hashable | None]
     ) -> list[np.ndarray]:
-        """Numbers of the products under each key that has two or more, by the last listing's."""
+        """Numbers of the products under each key that has two or more, by their last listings."""
         key_of = dict(zip(product_ids, keys, strict=True))
         sets: dict[Hashable, list[int]] = {}
         for number, product in enumerate(self.products):
@@ -136,7 +136,7 @@ class PairSampler:
         """Batch `step`: positions of queries and of candidates, and product numbers, int [b]."""
         rng = _rng(self.seed, step)
         chosen: list[int] = []
-        # A part that is off draws nothing, so that the others draw as they did without it.
+        # A part that is off draws nothing, so the others draw as if it did not exist.
         if self.duplicate_share:
             self._add_sets(chosen, self._duplicates, self.duplicate_share, rng)
         self._add_sets(chosen, self._siblings, self.sibling_share, rng)
@@ -161,9 +161,9 @@ class PairSampler:
         rng: np.random.Generator,
         most: int = SIBLINGS_PER_FAMILY,
     ) -> None:
-        """Add `share` of a batch to `chosen`, at least two and at most `most` of a set."""
+        """Add `share` of a batch to `chosen`, at least two and at most `most` from each set."""
         before, taken = len(chosen), set(chosen)
-        # Shares that divide a batch round up together to one product more than it has.
+        # Rounded up, shares that add up to a batch could exceed it by one product.
         wanted = min(round(share * self.batch_size), self.batch_size - before)
         for place in rng.permutation(len(sets)):
             room = min(wanted - (len(chosen) - before), most)
@@ -174,7 +174,7 @@ class PairSampler:
                 chosen += found
 
     def _category_batches(self, chosen: list[int], rng: np.random.Generator) -> list[np.ndarray]:
-        """The products not yet chosen, cut in sub-batches of one category each."""
+        """The products not yet chosen, cut into sub-batches of one category each."""
         out: list[np.ndarray] = []
         for members in self._categories:
             left = rng.permutation(members[~np.isin(members, chosen)])

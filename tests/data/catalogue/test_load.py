@@ -86,7 +86,7 @@ FAULTS = {
     cut_off_picture: ("broken or cut off", "replace the file"),
     huge_picture: ("too large", "scale it down"),
     empty_title: ("'title' is empty", "write one"),
-    duplicate_id: ("occurs twice", "id of its own"),
+    duplicate_id: ("occurs twice", "unique id"),
     unknown_split: ("unknown split 'validation'", "distill, train, reward, test"),
     missing_column: ("'product_id' is missing", "add it"),
     picture_outside: ("outside the catalogue folder", "copy it into"),

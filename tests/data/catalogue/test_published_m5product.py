@@ -96,10 +96,10 @@ def test_m5product_broken_records(raw_folder):
         [
             f"{truth}: record 1 (id '101'): the column 'label' is missing or empty; add the label",
             f"{table}: record 1 (id '101'): the listing has no label in product1m_product5m",
-            f"{table}: record 2 (id '102'): the column 'title' is missing or empty; mend or remove",
+            f"{table}: record 2 (id '102'): the column 'title' is missing or empty; fix or remove",
             f"{table}: record 3 (id '103'): not valid JSON",
-            f"{table}: record 5 (id '105'): the column 'label' is missing or empty; mend or remove",
-            f"{table}: record 6 (id '106'): not a JSON object; mend or remove the record",
+            f"{table}: record 5 (id '105'): the column 'label' is missing or empty; fix or remove",
+            f"{table}: record 6 (id '106'): not a JSON object; fix or remove the record",
             f"{folder / 'query_fg_image_ids.json'}: id '103': id_label.json has no record of it",
             f"{folder / 'query_fg_image_ids.json'}: id '999': id_label.json has no record of it",
             f"{folder / 'gallery_fg_image_ids.json'}: id '103': id_label.json has no record of it",
@@ -115,7 +115,7 @@ def test_m5product_missing_or_broken_lists(raw_folder):
     path = folder / "gallery_fg_image_ids.json"
     for content, said in (
         ("[1, ", "not valid JSON .*download it again"),
-        ('{"1": 2}', "is not a list of ids; give"),
+        ('{"1": 2}', "is not a list of ids; use"),
         (None, "does not exist; download data, annotation and id lists"),
     ):
         path.unlink() if content is None else path.write_text(content)

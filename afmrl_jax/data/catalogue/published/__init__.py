@@ -1,7 +1,7 @@
 """Published datasets for product retrieval, read from the folders that their authors distribute.
 
-A layout's `rows(folder, report, **options)` gives the columns of our listings record by record, in
-bounded memory; `report` is called with each broken record. Pictures are named, not opened.
+A layout's `rows(folder, report, **options)` gives records in the columns of our listings, one by
+one, in bounded memory; `report` is called with each broken record. Pictures are named, not opened.
 """
 
 from __future__ import annotations
@@ -28,5 +28,5 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def layout_of(folder: Path) -> Layout | None:
-    """The layout of a raw folder; None if it has none of them."""
+    """The layout of a raw folder; None if it matches none."""
     return next((layout for layout in LAYOUTS.values() if layout.found(folder)), None)

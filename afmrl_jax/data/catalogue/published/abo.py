@@ -9,12 +9,12 @@ amazon-berkeley-objects.s3.amazonaws.com:
     images/original/<path>                   full size (abo-images-original.tar)
 
 Texts are lists of {"language_tag": "en_US", "value": ...}. The README gives `product_type` as text;
-the files have it as [{"value": ...}], and both are read. A listing is named by item_id and
-domain_name together; so its id here is `ITEM@DOMAIN`, and that of the same product's other pictures
-`ITEM@DOMAIN-IMAGE`. The product is the item_id.
+the files have it as [{"value": ...}], and both are read. A listing is identified by item_id and
+domain_name together, so its id here is `ITEM@DOMAIN`, and the ids of the same product's other
+pictures are `ITEM@DOMAIN-IMAGE`. The product is the item_id.
 
 The authors publish no split for retrieval with the listings, so none is given: the catalogue's
-reader draws one by product.
+reader draws splits by product.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from afmrl_jax.data.catalogue.published.reading import (
     Layout,
@@ -38,7 +37,7 @@ ATTRIBUTES = (
     "brand", "color", "material", "style", "pattern", "fabric_type", "finish_type", "item_shape",
     "model_name",
 )  # fmt: skip
-"""Texts of a listing that are attributes of the product, beside its type."""
+"""Texts of a listing that are attributes of the product, besides its type."""
 IMAGES = "images/metadata/images.csv.gz"
 COLUMNS = ["image_id", "height", "width", "path"]
 SIZES = ("small", "original")
@@ -63,9 +62,9 @@ def rows(
     size: str = "small",
     other_images: int | None = None,
 ) -> Iterator[Row]:
-    """A row for the main picture of every listing, and one for each of its others.
+    """A row for the main picture of every listing, and one for each other picture of it.
 
-    Memory: the paths of all pictures (400,000 in the published set) by their ids.
+    In memory: the paths of all pictures (400,000 in the published set) by their ids.
 
     Args:
         folder: with `listings/` and `images/`.
@@ -73,11 +72,11 @@ def rows(
         files: some of `inputs(folder)`; all by default.
         language: start of the language tag of titles and attributes: "en", or "en_GB". A listing
             without a title in it gives title and attributes in the language of its first title.
-        size: pictures of `images/small` or `images/original`.
-        other_images: at most so many pictures beside the main one; None for all.
+        size: `small` or `original`, for pictures of `images/small` or `images/original`.
+        other_images: at most so many pictures besides the main one; None for all.
 
     Raises:
-        CatalogueError: the table of pictures is missing or not in this form.
+        CatalogueError: the table of pictures is missing or has another form.
     """
     if size not in SIZES:
         raise CatalogueError(f"size {size!r} of pictures is unknown; use one of {', '.join(SIZES)}")
@@ -87,7 +86,7 @@ def rows(
             where = f"{file.name}, line {number}"
 
             def broken(what: str, file: Path = file, number: int = number) -> None:
-                remedy = "mend or remove the line"
+                remedy = "fix or remove the line"
                 report(Problem(f"line {number}", str(file), what, remedy))
 
             names = ("item_id", "domain_name", "main_image_id")
@@ -122,14 +121,14 @@ def _read_paths(folder: Path, report: Report) -> dict[str, str]:
         fields = next(csv.reader([line]))
         if len(fields) != len(COLUMNS) or not fields[0] or not fields[3]:
             what = f"{line!r} is not {','.join(COLUMNS)}"
-            report(Problem(f"line {number}", str(path), what, "mend or remove the line"))
+            report(Problem(f"line {number}", str(path), what, "fix or remove the line"))
             continue
         paths[fields[0]] = fields[3]
     return paths
 
 
-def _texts(record: Mapping[str, Any], key: str) -> list[tuple[str, str]]:
-    """(language tag, text) of a field; the tag is empty where the field has none."""
+def _texts(record: Mapping[str, object], key: str) -> list[tuple[str, str]]:
+    """(language tag, text) of a field; the tag is empty if the field has none."""
     found = record.get(key)
     if isinstance(found, str):
         return [("", text(found))]
@@ -141,15 +140,15 @@ def _texts(record: Mapping[str, Any], key: str) -> list[tuple[str, str]]:
     return [pair for pair in pairs if pair[1]]
 
 
-def _tag(record: Mapping[str, Any], language: str) -> str | None:
-    """The start of the language tags to use for a listing; None where it has no title."""
+def _tag(record: Mapping[str, object], language: str) -> str | None:
+    """The start of the language tags to use for a listing; None if it has no title."""
     tags = [tag for tag, _ in _texts(record, "item_name")]
     if not tags:
         return None
     return language if any(tag.startswith(language) for tag in tags) else tags[0] or language
 
 
-def _listing(record: Mapping[str, Any], language: str) -> dict[str, Any]:
+def _listing(record: Mapping[str, object], language: str) -> dict[str, object]:
     """The columns that all pictures of a listing share."""
     tag = _tag(record, language) or language
     titles = _texts(record, "item_name")
@@ -171,8 +170,8 @@ def _listing(record: Mapping[str, Any], language: str) -> dict[str, Any]:
     }
 
 
-def _images(record: Mapping[str, Any], others: int | None) -> list[str]:
-    """Ids of the main picture and of the others, none twice."""
+def _images(record: Mapping[str, object], others: int | None) -> list[str]:
+    """Ids of the main picture and of the others, without repeats."""
     main = text(record["main_image_id"])
     found = record.get("other_image_id") or []
     more = [text(x) for x in found] if isinstance(found, list) else []

@@ -1,7 +1,7 @@
-"""Reading the files of a raw folder by the workers of an Apache Beam pipeline.
+"""Reads the files of a raw folder with the workers of an Apache Beam pipeline.
 
-For catalogues beyond one machine; needs the extra `beam`. Every input file is read by one worker,
-so a catalogue should be in more files than there are workers.
+For catalogues too large for one machine; needs the extra `beam`. Every input file is read by one
+worker, so a catalogue should be in more files than there are workers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from etils import epath
 
@@ -20,21 +20,24 @@ from afmrl_jax.data.catalogue.published.reading import Layout
 from afmrl_jax.data.catalogue.records import Problem
 from afmrl_jax.errors import CatalogueError
 
+if TYPE_CHECKING:
+    from apache_beam import PTransform
+
 
 def read_files(
     layout: Layout,
     folder: Path,
     files: Sequence[Path],
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
     *,
     skip_bad: bool = False,
-) -> Any:
-    """A Beam transform from nothing to (listing id, example) of all files.
+) -> PTransform:
+    """A Beam transform that yields (listing id, example) of all files.
 
     Args:
-        layout: of the folder; the workers find it by its name.
+        layout: of the folder; the workers look it up by its name.
         folder: the raw folder, which every worker must reach under this path.
-        files: to be read, each by one worker.
+        files: the files to read, each by one worker.
         options: of the layout's `rows`.
         skip_bad: leave broken records out instead of failing; they are logged, and counted by the
             pipeline as `afmrl/bad_records`.
@@ -46,22 +49,22 @@ def read_files(
         import apache_beam as beam
     except ImportError as error:
         raise CatalogueError(
-            "reading by many machines needs Apache Beam; pip install 'afmrl-jax[beam]'"
+            "reading with many machines needs Apache Beam; pip install 'afmrl-jax[beam]'"
         ) from error
     read = functools.partial(
         _read_file, layout=layout.name, folder=str(folder), options=dict(options), skip_bad=skip_bad
     )
     return (
         "Files" >> beam.Create([str(x) for x in files])
-        # Without, the runner may fuse listing the files and reading them into one worker.
+        # Without it, the runner may fuse listing the files and reading them on one worker.
         | "Spread" >> beam.Reshuffle()
         | "Read" >> beam.FlatMap(read)
     )
 
 
 def _read_file(
-    file: str, *, layout: str, folder: str, options: Mapping[str, Any], skip_bad: bool
-) -> Iterator[tuple[str, dict[str, Any]]]:
+    file: str, *, layout: str, folder: str, options: Mapping[str, object], skip_bad: bool
+) -> Iterator[tuple[str, dict[str, str | bytes]]]:
     from apache_beam.metrics import Metrics
 
     bad = Metrics.counter("afmrl", "bad_records")

@@ -6,9 +6,9 @@
     rows = stored_rows(builder.as_data_source(split="listings"))
 
 The features are the columns of our listings: texts, the attributes as JSON, and the picture as the
-bytes of its file, which no reader decodes unasked. Options of a layout's `rows` are a builder
-config; each named one has a folder of its own. With `beam=True` the files of the raw folder are
-read by the workers of an Apache Beam pipeline.
+bytes of its file, which no reader decodes by default. Options of a layout's `rows` are a builder
+config; each named config has its own folder. With `beam=True` the files of the raw folder are read
+by the workers of an Apache Beam pipeline.
 
 Importing this module registers the builders under their names (`abo`, `m5_product`, ...).
 """
@@ -19,7 +19,7 @@ import dataclasses
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import tensorflow_datasets as tfds
 from etils import epath
@@ -39,13 +39,20 @@ from afmrl_jax.data.catalogue.records import Problem
 from afmrl_jax.data.catalogue.tfds_examples import PART, features
 from afmrl_jax.errors import CatalogueError
 
+if TYPE_CHECKING:
+    from apache_beam import PTransform
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+Examples = Iterator[tuple[str, dict[str, str | bytes]]]
+"""Listing ids and examples."""
+
 
 @dataclasses.dataclass
 class ListingsConfig(tfds.core.BuilderConfig):
-    """How a raw folder is read; `name` is that of the folder with the result."""
+    """How a raw folder is read; `name` is the name of the folder with the result."""
 
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Of the layout's `rows`."""
+    options: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    """Options of the layout's `rows`."""
     files: Sequence[str] | None = None
     """Some of the layout's input files, as paths; all by default."""
     skip_bad: bool = False
@@ -59,11 +66,11 @@ class ListingsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
 
     VERSION = tfds.core.Version("1.0.0")
     LAYOUT: ClassVar[Layout]
-    # TFDS looks for it with importlib_resources, which it does not require from Python 3.9 on.
+    # TFDS would look it up with importlib_resources, which it does not require since Python 3.9.
     code_path = epath.Path(__file__)
 
     problems: Sequence[Problem] = ()
-    """What `skip_bad` left out of the last preparation, and warnings; workers of Beam log them."""
+    """What `skip_bad` left out of the last preparation, and warnings; Beam's workers log them."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -73,7 +80,9 @@ class ListingsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
             features=features(),
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Examples | PTransform]:
         folder = dl_manager.manual_dir
         if not self._config.files and not self.LAYOUT.found(folder):
             raise CatalogueError(
@@ -86,7 +95,7 @@ class ListingsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
         config = self.builder_config
         return config if isinstance(config, ListingsConfig) else ListingsConfig(name="")
 
-    def _generate_examples(self, folder: Path) -> Any:
+    def _generate_examples(self, folder: Path) -> Examples | PTransform:
         files = [epath.Path(x) for x in self._config.files or self.LAYOUT.inputs(folder)]
         if self._config.beam:
             from afmrl_jax.data.catalogue.published.beam import read_files
@@ -96,7 +105,7 @@ class ListingsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
             )
         return self._examples(folder, files)
 
-    def _examples(self, folder: Path, files: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _examples(self, folder: Path, files: list[Path]) -> Examples:
         problems: list[Problem] = []
         self.problems = problems
 
@@ -159,7 +168,7 @@ class Mbe(ListingsBuilder):
 
 
 class ListingShards(ListingsBuilder):
-    """A catalogue of the user's own in many files, through Beam by default."""
+    """The user's own catalogue in many files, read with Beam by default."""
 
     LAYOUT = shards.LAYOUT
     MANUAL_DOWNLOAD_INSTRUCTIONS = LAYOUT.download
@@ -181,22 +190,23 @@ def prepare(
     data_dir: Path | str,
     *,
     config: str | ListingsConfig | None = None,
-    beam_options: Any = None,
+    beam_options: PipelineOptions | None = None,
 ) -> ListingsBuilder:
-    """Write a raw folder as an ArrayRecord dataset; nothing where it is written already.
+    """Write a raw folder as an ArrayRecord dataset; does nothing if it has been written.
 
     Args:
         builder_class: of the dataset.
-        folder: the raw folder, as the class's `MANUAL_DOWNLOAD_INSTRUCTIONS` say.
+        folder: the raw folder, see the class's `MANUAL_DOWNLOAD_INSTRUCTIONS`.
         data_dir: the result is `<data_dir>/<name>/<config>/<version>`.
-        config: one of the class's by name, or one of the user's; its first by default.
+        config: name of one of the class's configs, or your own config; the class's first by
+            default.
         beam_options: `PipelineOptions` (runner, workers) for a config with `beam=True`.
 
     Returns:
         The builder; `as_data_source(split=PART)` reads the dataset.
 
     Raises:
-        CatalogueError: the folder is not in the layout, a record is broken, or an id repeated.
+        CatalogueError: the folder has another layout, a record is broken, or an id is repeated.
     """
     builder = builder_class(data_dir=data_dir, config=config)
     try:
@@ -213,7 +223,7 @@ def prepare(
         if repeated is None:
             raise
         raise CatalogueError(
-            f"{folder}: {repeated} occurs twice; give every listing an id of its own"
+            f"{folder}: {repeated} occurs twice; give every listing a unique id"
         ) from error
     return builder
 
@@ -221,9 +231,9 @@ def prepare(
 def _repeated(failure: BaseException, builder: ListingsBuilder) -> str | None:
     """What TFDS found twice, if that is why it failed.
 
-    TFDS wants to say it with TensorFlow, and without fails to import that instead.
+    TFDS needs TensorFlow to report it; without TensorFlow, the import error hides the reason.
     """
-    # Beam gives the error of a worker as a text with its traceback, or raises it anew.
+    # Beam gives a worker's error as a text with its traceback, or raises it again.
     beam = "_raise_error_for_duplicated_keys" in "".join(traceback.format_exception(failure))
     error: BaseException | None = failure
     while error is not None:

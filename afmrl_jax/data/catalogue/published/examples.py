@@ -1,10 +1,9 @@
-"""Examples of a raw folder for a TFDS builder, and the rows of a dataset that one has written."""
+"""Examples of a raw folder for a TFDS builder, and the rows of a dataset that a builder wrote."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from afmrl_jax.data.catalogue.pictures import open_picture
 from afmrl_jax.data.catalogue.published.reading import Layout
@@ -14,19 +13,19 @@ from afmrl_jax.data.catalogue.tfds_examples import from_example, to_example
 from afmrl_jax.errors import CatalogueError
 
 
-def stored_rows(source: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+def stored_rows(source: Sequence[Mapping[str, bytes]]) -> Iterator[Row]:
     """The rows of a stored dataset, in the order of their hashes.
 
     Args:
-        source: of one of our builders, `builder.as_data_source(split="listings")`.
+        source: `builder.as_data_source(split="listings")` of one of our builders.
     """
     for number in range(len(source)):
         yield f"example {number}", from_example(source[number])
 
 
 def examples(
-    layout: Layout, folder: Path, report: Report, **options: Any
-) -> Iterator[tuple[str, dict[str, Any]]]:
+    layout: Layout, folder: Path, report: Report, **options: object
+) -> Iterator[tuple[str, dict[str, str | bytes]]]:
     """Listing id and example of every usable row of a raw folder; the others go to `report`.
 
     Args:

@@ -7,24 +7,24 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from afmrl_jax.data.catalogue.published.reading import DAMAGED, open_bytes
 from afmrl_jax.data.catalogue.records import Problem, Report
 from afmrl_jax.errors import CatalogueError
+from afmrl_jax.types import JsonObject
 
 DECODER = json.JSONDecoder()
 SPACE = ", \t\r\n\ufeff"
 CHUNK = 1 << 16
 """Characters that are read at a time."""
 LONGEST = 1 << 20
-"""Characters of the longest record: what cannot be read within them is broken."""
+"""Characters of the longest record: one that cannot be parsed within them is broken."""
 KEY = re.compile(r'"((?:[^"\\]|\\.)*)"\s*:\s*')
 NEXT = re.compile(r'"((?:[^"\\]|\\.)*)"\s*:\s*\{')
 
 
 class _Text:
-    """The characters of a file that are read and not yet used up."""
+    """The characters of a file that have been read but not consumed."""
 
     def __init__(self, file: io.TextIOBase) -> None:
         self.file = file
@@ -32,14 +32,14 @@ class _Text:
         self.at = 0
 
     def more(self) -> bool:
-        """Read on and forget what is used up; false at the end."""
+        """Read more and drop what has been consumed; False at the end of the file."""
         chunk = self.file.read(CHUNK)
         self.buffer = self.buffer[self.at :] + chunk
         self.at = 0
         return bool(chunk)
 
     def next(self) -> str:
-        """Go to the next character that is no space or comma; empty at the end."""
+        """Go to the next character that is not space or a comma; empty at the end."""
         while True:
             while self.at < len(self.buffer) and self.buffer[self.at] in SPACE:
                 self.at += 1
@@ -48,13 +48,13 @@ class _Text:
 
 
 class _Broken(str):
-    """What is wrong with a record that cannot be read."""
+    """What is wrong with an unreadable record."""
 
 
-def read_table(path: Path, report: Report) -> Iterator[tuple[int, str, dict[str, Any]]]:
+def read_table(path: Path, report: Report) -> Iterator[tuple[int, str, JsonObject]]:
     """The records of a file that is one JSON object {id: record}.
 
-    A broken record is reported, and reading goes on at the next text that looks like
+    A broken record is reported, and reading continues at the next text that looks like
     `"id": {`.
 
     Args:
@@ -73,7 +73,7 @@ def read_table(path: Path, report: Report) -> Iterator[tuple[int, str, dict[str,
             unread = _Text(io.TextIOWrapper(raw, encoding="utf-8", errors="replace"))
             if unread.next() != "{":
                 raise CatalogueError(
-                    f"{path} is not a JSON object of records by id; give the authors' file as it is"
+                    f"{path} is not a JSON object of records by id; use the authors' file unchanged"
                 )
             unread.at += 1
             while entry := _entry(unread):
@@ -83,14 +83,14 @@ def read_table(path: Path, report: Report) -> Iterator[tuple[int, str, dict[str,
                     yield number, key, value
                     continue
                 what = value if isinstance(value, _Broken) else "not a JSON object"
-                remedy = "mend or remove the record"
+                remedy = "fix or remove the record"
                 report(Problem(f"record {number} (id {key!r})", str(path), str(what), remedy))
     except DAMAGED as error:
         what = f"the file is damaged or cut off ({error})"
         report(Problem(f"record {number + 1}", str(path), what, "download the file again"))
 
 
-def _entry(unread: _Text) -> tuple[str, Any] | None:
+def _entry(unread: _Text) -> tuple[str, object] | None:
     """The next id and its value, or None at the end of the object.
 
     Raises:
@@ -115,16 +115,16 @@ def _entry(unread: _Text) -> tuple[str, Any] | None:
             break
     key = KEY.match(unread.buffer, unread.at)
     name = _plain(key[1]) if key else unread.buffer[unread.at : unread.at + 20]
-    # Behind the brace of the record, so that its own key is not found again.
+    # After the brace of the record, so that its own key is not found again.
     unread.at = min((key.end() if key else unread.at) + 1, len(unread.buffer))
     _skip(unread)
     return name, _Broken(problem)
 
 
 def _skip(unread: _Text) -> None:
-    """Go to the next record behind a broken one."""
+    """Go to the next record after a broken one."""
     while not (found := NEXT.search(unread.buffer, unread.at)):
-        # The key of the next may be cut by the end of the buffer.
+        # The key of the next record may be cut by the end of the buffer.
         unread.at = max(unread.at, len(unread.buffer) - CHUNK)
         if not unread.more():
             unread.buffer, unread.at = "}", 0

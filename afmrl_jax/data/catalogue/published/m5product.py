@@ -12,24 +12,24 @@ and for classification and clustering (fine-tuning, test). Their toolkit
     gallery_fg_image_ids.json           [id, ...], the gallery of fine retrieval
     <images>/<id>.jpg
 
-Not published in either: the names of the files inside the archives, of the folder of pictures, and
-of the other five lists. This reads `images/`, and lists named by the same pattern:
+Neither publishes the names of the files inside the archives, of the folder of pictures, and of the
+other five lists. This module reads `images/`, and lists named by the same pattern:
 `query_fg_image_ids.json`, `gallery_cg_image_ids.json`, `query_cg_image_ids.json`,
-`train_cls_image_ids.json`, `test_cls_image_ids.json`; a list may also be text with an id a line.
-Rename the downloaded ones. The documentation page calls title and table `caption` and `tabular` (a
+`train_cls_image_ids.json`, `test_cls_image_ids.json`; a list may also be text with one id per line.
+Rename the downloaded lists. The documentation page calls title and table `caption` and `tabular` (a
 dictionary), and those are read as well. Video and audio are not read.
 
-`label` is the category. A task is a catalogue of its own, as one listing can be a query of one task
-and gallery of another:
+`label` is the category. Each task is a separate catalogue, because a listing can be a query of one
+task and in the gallery of another:
 
 * `fine` and `coarse`: listings of the task's lists are `test`, with the role of their list, or both
   roles if they are in both. Listings in no list of a test set are training listings, divided among
   distill, train and reward by a hash of the product. Listings of another task's test set are left
-  out, so that nothing is trained on that another task tests.
+  out, so that no test listing of another task is trained on.
 * `classification` (and clustering): the listings of the fine-tuning list are `train`, those of the
   test list `test`, and there are no others.
 
-The product is the label in the second file where a listing of `fine` has one, else its own id.
+The product is the label in the second file if a listing of `fine` has one, otherwise its own id.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from afmrl_jax.data.catalogue.published.json_table import read_table
 from afmrl_jax.data.catalogue.published.reading import (
@@ -60,7 +59,7 @@ LISTS = {
 }
 """The id lists of each task, without .json or .txt."""
 DOWNLOAD = (
-    "download data, annotation and id lists from the page of M5Product, and give one folder "
+    "download data, annotation and id lists from the page of M5Product, and put into one folder "
     f"{TABLE}, {TRUTH}, images/<id>.jpg and the lists "
     + ", ".join(f"{name}.json" for lists in LISTS.values() for name in lists.values())
 )
@@ -74,7 +73,7 @@ def inputs(folder: Path) -> list[Path]:
 
 @dataclass
 class _Places:
-    """Where the lists put the listings."""
+    """What the lists say about the listings."""
 
     members: dict[str, set[str]]
     """The ids of the task's lists, by role or split."""
@@ -93,7 +92,7 @@ def rows(
 ) -> Iterator[Row]:
     """The rows of a task.
 
-    Memory: the ids of the lists; the table is read record by record.
+    In memory: the ids of the lists; the table is read record by record.
 
     Args:
         folder: with the table, the lists and `images/`.
@@ -103,7 +102,7 @@ def rows(
         task: `fine`, `coarse` or `classification`.
 
     Raises:
-        CatalogueError: the task is unknown, or a file of it is missing.
+        CatalogueError: the task is unknown, or one of its files is missing.
     """
     if task not in LISTS:
         raise CatalogueError(
@@ -125,7 +124,7 @@ def rows(
                 what = f"the listing has no label in {TRUTH}"
             if what:
                 problem = f"record {number} (id {name!r})"
-                report(Problem(problem, str(file), what, "mend or remove the record"))
+                report(Problem(problem, str(file), what, "fix or remove the record"))
                 continue
             yield (
                 f"{file.name}, record {number}",
@@ -172,7 +171,7 @@ def _read_places(folder: Path, report: Report, task: str) -> _Places:
 
 
 def _read_ids(folder: Path, name: str, needed: bool) -> set[str]:
-    """The ids of a list: JSON, or text with an id a line."""
+    """The ids of a list: JSON, or text with one id per line."""
     path = _list_path(folder, name)
     if not path.is_file():
         if needed:
@@ -188,7 +187,7 @@ def _read_ids(folder: Path, name: str, needed: bool) -> set[str]:
             f"{path}: not valid JSON ({error.msg} at line {error.lineno}); download it again"
         ) from error
     if not isinstance(ids, list) or not all(isinstance(x, str | int) for x in ids):
-        raise CatalogueError(f"{path} is not a list of ids; give the authors' list as it is")
+        raise CatalogueError(f"{path} is not a list of ids; use the authors' list unchanged")
     return {text(x) for x in ids}
 
 
@@ -197,11 +196,11 @@ def _list_path(folder: Path, name: str) -> Path:
     return lines if lines.is_file() else folder / f"{name}.json"
 
 
-def _place(name: str, places: _Places, task: str) -> dict[str, Any] | None:
-    """Split, role and product of a listing in a task; None if it has no place there."""
+def _place(name: str, places: _Places, task: str) -> dict[str, str | None] | None:
+    """Split, role and product of a listing in a task; None if it is not part of it."""
     kinds = [kind for kind, ids in places.members.items() if name in ids]
     if task == "classification":
-        # Tested on wins: a listing in both lists must not be learnt from.
+        # The test list wins: a listing in both lists must not be trained on.
         return {"split": kinds[-1], "product_id": ""} if kinds else None
     product = places.product.get(name, "")
     if kinds:
@@ -212,7 +211,7 @@ def _place(name: str, places: _Places, task: str) -> dict[str, Any] | None:
     return {"split": training_split(f"product {product or name}"), "product_id": product}
 
 
-def _properties(value: Any) -> Mapping[str, str] | None:
+def _properties(value: object) -> Mapping[str, str] | None:
     """The property table: "key#:#value#;#key#:#value", or a dictionary."""
     if isinstance(value, dict):
         found = {text(key): text(x) for key, x in value.items()}

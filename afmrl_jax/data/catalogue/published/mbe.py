@@ -1,29 +1,29 @@
 """MBE (MM-Bench-E-Commerce), the benchmark of the MOON paper: products and purchases on Taobao.
 
-The authors publish it as the Hugging Face dataset Daoze/MM-Bench-E-Commerce in JSON. Its card has
-no description of files or columns, and the data itself could not be looked at. What is read here:
+The authors publish it as the Hugging Face dataset Daoze/MM-Bench-E-Commerce in JSON. Its card does
+not describe files or columns, and the data itself could not be inspected. What is read here:
 
-* Files: one JSON object a line, `*.jsonl` or `*.json`. Their names are not published on the card;
+* Files: one JSON object per line, `*.jsonl` or `*.json`. Their names are not published on the card;
   the split that public code loads is `test`. A file with "train" in its name counts as training.
 * Columns, from public code that loads the dataset: `id`, `doc_title`, `doc_image` (an address),
   `doc_industry_name`, `doc_cate1_name` to `doc_cate4_name` (from coarse to fine), `doc_attributes`
   ("key:value,,key:value", several values of a key joined by "!!!").
-* The paper's retrieval pairs a query with the product that was bought. Under which columns a query
-  stands is not published: name them by `query_title` and `query_image`. Without, every record is
-  one listing, and a warning names columns that begin with "query".
+* The paper's retrieval pairs a query with the product that was bought. The columns of the query are
+  not published: give them as `query_title` and `query_image`. Without them, every record is one
+  listing, and a warning names the columns that begin with "query".
 
-Where a picture is an address it must have been downloaded: `images/<id>.jpg`, a query's
-`images/<id>-query.jpg`. This naming is ours; the authors have none.
+A picture given by its address must be downloaded first: to `images/<id>.jpg`, a query's to
+`images/<id>-query.jpg`. These names are ours; the authors have none.
 
 Training listings are divided among distill, train and reward by a hash of the id; those of other
-files are `test`: the product found only, the query a query only, where queries are read.
+files are `test`. If queries are read, a test product is only in the gallery, and its query only a
+query.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from afmrl_jax.data.catalogue.published.reading import (
     Layout,
@@ -63,14 +63,15 @@ def rows(
     query_title: str | None = None,
     query_image: str | None = None,
 ) -> Iterator[Row]:
-    """A row for the product of every record, and one for its query where asked for.
+    """A row for the product of every record, and one for its query if queries are read.
 
     Args:
         folder: with the JSON files and `images/`.
         report: called with each broken record, and with a warning about unused columns.
         files: some of `inputs(folder)`; all by default.
-        category: the column of the category, one of `CATEGORIES`; by default the finest filled.
-        query_title: column of the query's text; the product's title where it is empty or None.
+        category: the column of the category, one of `CATEGORIES`; by default the finest one that is
+            not empty.
+        query_title: column of the query's text; the product's title if it is empty or None.
         query_image: column of the query's picture; without it no queries are read.
 
     Raises:
@@ -78,7 +79,7 @@ def rows(
     """
     if category is not None and category not in CATEGORIES:
         raise CatalogueError(
-            f"column {category!r} is no category of MBE; use one of {', '.join(CATEGORIES)}"
+            f"column {category!r} is not a category of MBE; use one of {', '.join(CATEGORIES)}"
         )
     for file in inputs(folder) if files is None else files:
         training = "train" in file.name
@@ -87,13 +88,13 @@ def rows(
             unused = [name for name in record if name.startswith("query")]
             if unused and not warned:
                 what = f"the columns {', '.join(unused)} are not read"
-                remedy = "name those of text and picture by query_title and query_image"
+                remedy = "give those of text and picture as query_title and query_image"
                 report(Problem(f"line {number}", str(file), what, remedy, "warning"))
                 warned = True
             needed = ["id", "doc_title", "doc_image", *([query_image] if query_image else [])]
             what = lacks({name: record.get(name) for name in needed})
             if what:
-                report(Problem(f"line {number}", str(file), what, "mend or remove the line"))
+                report(Problem(f"line {number}", str(file), what, "fix or remove the line"))
                 continue
             where = f"{file.name}, line {number}"
             product = _product(record, training, category)
@@ -111,7 +112,9 @@ def rows(
             yield where, query if training else {**query, "role": "query"}
 
 
-def _product(record: Mapping[str, Any], training: bool, category: str | None) -> dict[str, Any]:
+def _product(
+    record: Mapping[str, object], training: bool, category: str | None
+) -> dict[str, object]:
     name = text(record["id"])
     columns = [category] if category else list(CATEGORIES)
     found = [text(record.get(column)) for column in columns]
@@ -126,13 +129,13 @@ def _product(record: Mapping[str, Any], training: bool, category: str | None) ->
     }
 
 
-def _picture(value: Any, name: str) -> str:
-    """File of a picture: an address has been downloaded under the listing's id."""
+def _picture(value: object, name: str) -> str:
+    """File of a picture: one given by address was downloaded under the listing's id."""
     found = text(value)
     return f"images/{name}.jpg" if found.startswith(("http:", "https:", "//")) else found
 
 
-def _attributes(value: Any) -> dict[str, str] | None:
+def _attributes(value: object) -> dict[str, str] | None:
     pairs = (part.partition(":") for part in text(value).split(",,"))
     found = {key.strip(): ", ".join(x.split("!!!")).strip() for key, _, x in pairs}
     return {key: x for key, x in found.items() if key and x} or None

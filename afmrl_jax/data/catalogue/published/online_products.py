@@ -3,21 +3,21 @@
 Layout, from the archive Stanford_Online_Products.zip, as TFDS's builder `stanford_online_products`
 reads it:
 
-    Ebay_train.txt, Ebay_test.txt    header "image_id class_id super_class_id path", then a row a
-                                     picture, separated by spaces
+    Ebay_train.txt, Ebay_test.txt    header "image_id class_id super_class_id path", then one row
+                                     per picture, separated by spaces
     <super class>_final/<item>_<n>.JPG
 
 A class is a product, a super class one of twelve categories. There are no titles: the title is the
-name of the category, which tells R nothing that would give the product away. Every picture is a
-listing, named by its file (`111085122871_0`).
+name of the category, which does not give the product away. Every picture is a listing, named after
+its file (`111085122871_0`).
 
 The classes of the training file are divided among distill, train and reward by a hash of the class.
-Those of the test file are `test`; every picture is both query and gallery, as the protocol has it.
+Those of the test file are `test`; every picture is both query and gallery, as in the protocol.
 
 `stored_rows` reads the same from a dataset that TFDS's own builder has written. TFDS does not keep
-the file names and stores examples in the order of a hash, so a listing is named by its place there
-(`test-17`); super class and class keep their meaning. TFDS itself needs TensorFlow to write that
-dataset; reading it does not.
+the file names and stores examples in the order of a hash, so a listing is named by its position
+there (`test-17`); super class and class keep their meaning. TFDS needs TensorFlow to write that
+dataset, but not to read it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from afmrl_jax.data.catalogue.published.reading import Layout, read_lines, training_split
 from afmrl_jax.data.catalogue.records import Problem, Report, Row
@@ -66,13 +65,13 @@ def rows(folder: Path, report: Report, *, files: Sequence[Path] | None = None) -
         number, header = next(lines, (1, ""))
         if header.split() != HEADER:
             what = f"the header is {header!r} and not {' '.join(HEADER)!r}"
-            report(Problem(f"line {number}", str(file), what, "give the authors' file as it is"))
+            report(Problem(f"line {number}", str(file), what, "use the authors' file unchanged"))
             continue
         for number, line in lines:
             fields = line.split()
             what = _wrong(fields)
             if what:
-                report(Problem(f"line {number}", str(file), what, "mend or remove the line"))
+                report(Problem(f"line {number}", str(file), what, "fix or remove the line"))
                 continue
             _, product, category, path = fields
             row = _listing(int(product), int(category), "test" in file.name)
@@ -90,15 +89,15 @@ def _wrong(fields: list[str]) -> str:
     return ""
 
 
-def _listing(product: int, category: int, test: bool) -> dict[str, Any]:
-    """What a picture's class and super class, counted from 1, say of the listing."""
+def _listing(product: int, category: int, test: bool) -> dict[str, str]:
+    """What a picture's class and super class, counted from 1, say about the listing."""
     name = CATEGORIES[category - 1]
     split = "test" if test else training_split(f"product {product}")
     return {"product_id": str(product), "title": name, "category": name, "split": split}
 
 
 def stored_inputs(folder: Path) -> list[Path]:
-    """The description of a dataset that TFDS has written, which stands for all its files."""
+    """The description of a dataset that TFDS has written, in place of all its files."""
     info = folder / "dataset_info.json"
     try:
         name = json.loads(info.read_text(encoding="utf-8"))["name"] if info.is_file() else ""
@@ -118,7 +117,7 @@ def stored_rows(
         folder: `<data_dir>/stanford_online_products/1.0.0`, written with
             `file_format="array_record"`.
         report: called with each broken record.
-        files: nothing is read where it is empty; the dataset is one input.
+        files: if it is empty, nothing is read; the dataset is one input.
 
     Raises:
         CatalogueError: the dataset cannot be read record by record.

@@ -1,4 +1,4 @@
-"""Product1M: cosmetics of Taobao; one product is looked for in pictures of several.
+"""Product1M: cosmetics from Taobao; a picture of several products is the query for each of them.
 
 Layout, from the authors' repository (zhanxlin/Product1M: README, CAPTURE/evaluate_suit.py and the
 files of the test and dev sets in its history):
@@ -8,20 +8,20 @@ files of the test and dev sets in its history):
     product1m_test_ossurl_v2.txt       id#####title#####url#####url#####label#;#label#;#...
     product1m_dev_ossurl_v2.txt        as the test set
 
-UTF-8, CRLF ends. The two addresses are of the same picture; the authors distribute addresses only,
-and name the pictures `images/<id>.jpg` (second address), which is where this reads them. That the
-training file has four fields is not published by the authors, whose README only links it: it is
-from a public downloader (XuyangShen/Product1M_download); further fields are ignored.
+UTF-8 with CRLF line ends. Both addresses show the same picture; the authors distribute only
+addresses, and name the pictures `images/<id>.jpg` (second address), where this module reads them.
+The authors' README only links the training file; that it has four fields is known from a public
+downloader (XuyangShen/Product1M_download), and further fields are ignored.
 
-* Training listings have no label: each is a product of its own, divided among distill, train and
-  reward by a hash of it.
-* Gallery listings show one product: `test`, found only. The label is the product.
-* Test listings show several: `test`, queries only. One row for each different label: its id is
-  `ID`, or `ID-1`, `ID-2`, ... where there are several. The authors count a hit on any label of the
-  picture; here each row counts its own, so figures are not theirs.
-* The dev set is read only if asked for, as queries like those of the test set.
+* Training listings have no label: each is a separate product, divided among distill, train and
+  reward by its hash.
+* Gallery listings show one product: `test`, gallery only. The label is the product.
+* Test listings show several: `test`, queries only. There is one row for each distinct label: its id
+  is `ID`, or `ID-1`, `ID-2`, ... if there are several. The authors count a hit on any label of the
+  picture; here each row counts only its own, so results are not comparable with theirs.
+* The dev set is read only on request, as queries like those of the test set.
 
-Titles have HTML entities, which are resolved.
+HTML entities in titles are decoded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from afmrl_jax.data.catalogue.published.reading import Layout, lacks, read_lines, training_split
 from afmrl_jax.data.catalogue.records import Problem, Report, Row
@@ -39,7 +38,7 @@ PARTS = ("train", "gallery", "test", "dev")
 DOWNLOAD = (
     "download product1m_train_ossurl_v2.txt, product1m_gallery_ossurl_v2.txt and "
     "product1m_test_ossurl_v2.txt from the Google Drive of github.com/zhanxlin/Product1M, and "
-    "the picture of either address of every line to images/<id>.jpg beside them"
+    "the picture at either address of every line to images/<id>.jpg next to them"
 )
 
 
@@ -77,7 +76,7 @@ def rows(
             fields = line.split("#####")
             what = _wrong(fields, part)
             if what:
-                report(Problem(f"line {number}", str(file), what, "mend or remove the line"))
+                report(Problem(f"line {number}", str(file), what, "fix or remove the line"))
                 continue
             for row in _listings(fields, part):
                 yield f"{file.name}, line {number}", row
@@ -94,11 +93,11 @@ def _wrong(fields: list[str], part: str) -> str:
 
 
 def _labels(fields: list[str]) -> list[str]:
-    """Different labels in their order: a set with two of a product names it twice."""
+    """Distinct labels in their order: a set with two items of one product names it twice."""
     return [x for x in dict.fromkeys(label.strip() for label in fields[4].split("#;#")) if x]
 
 
-def _listings(fields: list[str], part: str) -> Iterator[dict[str, Any]]:
+def _listings(fields: list[str], part: str) -> Iterator[dict[str, str]]:
     name = fields[0].strip()
     common = {"title": html.unescape(fields[1]).strip(), "image": f"images/{name}.jpg"}
     if part == "train":

@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from afmrl_jax.data.catalogue.records import SPLITS, Problem, Report, Row
 from afmrl_jax.data.catalogue.splits import SPLIT_SHARES
+from afmrl_jax.types import JsonObject
 
 DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error)
 NAMED = 20
-"""So many unknown ids of a list are named one by one; the others are counted."""
+"""How many unknown ids of a list are named one by one; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Layout:
     citation: str
     """Authors, title, year, and the page of the data."""
     download: str
-    """What the user must have done: a remedy, as errors end with it."""
+    """What the user must do first, worded as a remedy, because errors end with it."""
     inputs: Callable[[Path], list[Path]]
-    """The files of a folder that hold the listings, in order; none where the folder is another."""
+    """The files of a folder that hold the listings, in order; none if it has another layout."""
     rows: Callable[..., Iterator[Row]]
     """`rows(folder, report, *, files=None, **options)`; `files` are some of the inputs."""
 
@@ -43,8 +44,8 @@ class Layout:
 def training_split(group: str) -> str:
     """The split of a group of the authors' training listings: distill, train or reward.
 
-    A pure function of the name, so that it can be applied to one record after another: the shares
-    are those of `SPLIT_SHARES` among the three, and hold in the mean.
+    A pure function of the name, so that it can be applied record by record. The shares are those of
+    `SPLIT_SHARES` among the three, and hold on average.
 
     Args:
         group: the family or product that must stay in one split, as `Listing.group` names it.
@@ -65,7 +66,7 @@ def training_split(group: str) -> str:
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """A file for reading, decompressed where its name ends in .gz; local or a remote path."""
+    """A file for reading, decompressed if its name ends in .gz; the path may be remote."""
     with path.open("rb") as file:
         if path.suffix == ".gz":
             with gzip.GzipFile(fileobj=file) as unpacked:
@@ -75,9 +76,9 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
 
 
 def read_lines(path: Path, report: Report) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their numbers from 1 and without their ends.
+    """Lines that are not blank, with their numbers from 1 and without line ends.
 
-    Reports lines that are not UTF-8, and a damaged archive, behind which the file cannot be read.
+    Reports lines that are not UTF-8, and damage in an archive, after which reading stops.
     """
     number = 0
     try:
@@ -88,7 +89,7 @@ def read_lines(path: Path, report: Report) -> Iterator[tuple[int, str]]:
                     line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 except UnicodeDecodeError as error:
                     what = f"not UTF-8 (byte {error.start})"
-                    report(Problem(f"line {number}", str(path), what, "mend or remove the line"))
+                    report(Problem(f"line {number}", str(path), what, "fix or remove the line"))
                     continue
                 if line.strip():
                     yield number, line
@@ -97,29 +98,29 @@ def read_lines(path: Path, report: Report) -> Iterator[tuple[int, str]]:
         report(Problem(f"line {number + 1}", str(path), what, "download the file again"))
 
 
-def read_json_lines(path: Path, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Objects of a file with one on a line, with the lines' numbers; others are reported."""
+def read_json_lines(path: Path, report: Report) -> Iterator[tuple[int, JsonObject]]:
+    """The JSON objects of a file with one per line, with line numbers; other lines are reported."""
     for number, line in read_lines(path, report):
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
             what = f"not valid JSON ({error.msg} at column {error.colno})"
-            report(Problem(f"line {number}", str(path), what, "mend or remove the line"))
+            report(Problem(f"line {number}", str(path), what, "fix or remove the line"))
             continue
         if not isinstance(value, dict):
             what = "not a JSON object"
-            report(Problem(f"line {number}", str(path), what, "write one object a line"))
+            report(Problem(f"line {number}", str(path), what, "write one object per line"))
             continue
         yield number, value
 
 
-def text(value: Any) -> str:
-    """A value as text without space around it; empty for None and for what is no text."""
+def text(value: object) -> str:
+    """A text or number as text without surrounding space; empty for None and anything else."""
     return str(value).strip() if isinstance(value, str | int | float) else ""
 
 
-def lacks(values: Mapping[str, Any]) -> str:
-    """What is wrong with a record whose values must not be empty; empty where nothing is.
+def lacks(values: Mapping[str, object]) -> str:
+    """What is wrong with a record whose values must not be empty; "" if nothing is.
 
     Example:
         >>> lacks({"title": "Mug", "label": " "})
@@ -132,10 +133,10 @@ def lacks(values: Mapping[str, Any]) -> str:
 
 
 def report_unknown(ids: Iterable[str], file: Path, where: str, report: Report) -> None:
-    """Report the ids of a list that no record has.
+    """Report the ids of a list that have no record.
 
     Args:
-        ids: in the order to be named; the first `NAMED` are named, the others counted.
+        ids: in the order to report; the first `NAMED` are named, the others counted.
         file: the list.
         where: the file that should have the records.
         report: called with the problems.

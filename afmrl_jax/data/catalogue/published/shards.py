@@ -1,4 +1,4 @@
-"""Catalogues in many files of our own columns: JSON lines (.gz or not) and Parquet."""
+"""Catalogues in many files with our own columns: JSON lines (.gz or not) and Parquet."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rows(folder: Path, report: Report, *, files: Sequence[Path] | None = None) -
     """The rows of all files.
 
     Args:
-        folder: that names of pictures count from.
+        folder: names of pictures are relative to it.
         report: called with each broken record, and with files that cannot be read.
         files: of any folder; by default those of this one.
     """
@@ -39,7 +39,7 @@ def rows(folder: Path, report: Report, *, files: Sequence[Path] | None = None) -
 
 
 def count(path: Path) -> int | None:
-    """Records of a file, where it says how many it has."""
+    """Number of records in a file, if it says so."""
     if not path.name.endswith(".parquet"):
         return None
     try:
@@ -77,4 +77,4 @@ LAYOUT = Layout(
     inputs=inputs,
     rows=rows,
 )
-"""Not among the published layouts: any catalogue folder would be taken for it."""
+"""Not among the published layouts: it would match any catalogue folder."""
