@@ -27,7 +27,7 @@ def _with_names(value: Any, names: dict[str, str]) -> Any:
     return [_with_names(x, names) for x in value] if isinstance(value, list) else value
 
 
-ADDED: dict[str, Any] = {"family": None}
+ADDED: dict[str, Any] = {"family": None, "bm25_reverse": False, "positives": "pair"}
 """Settings that older run directories lack, and the value that stands for what was done then."""
 
 

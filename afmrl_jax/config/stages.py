@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Literal
 
 from afmrl_jax.config.data import InputDropout
 from afmrl_jax.config.validation import require
@@ -131,6 +132,12 @@ class AgclConfig:
     agreement_epsilon: float = 0.1
     symmetric: bool = True
     """Also contrast each candidate with all queries."""
+    bm25_reverse: bool = False
+    """In the second direction score the query's list as the document, rather than transpose B. It
+    differs a little, because BM25 normalizes by the length of the document."""
+    positives: Literal["pair", "product"] = "pair"
+    """What other listings of the query's product are: `pair` leaves them out of the loss, `product`
+    counts them as positives, as SupCon does."""
     prefix_weight: float = 0.5
     """Weight of the loss on the hidden state before the attributes. The lists alone tell most
     products of a batch apart; without this term the embedder stops learning from pictures and

@@ -42,8 +42,6 @@ def agcl_loss(
     product_ids: Int[Array, " q"],
     *,
     candidate_product_ids: Int[Array, " c"] | None = None,
-    groups: Int[Array, " q"] | None = None,
-    candidate_groups: Int[Array, " c"] | None = None,
     temperature: Number = 0.05,
     gamma: Number = 0.1,
     delta: Number | None = None,
@@ -72,7 +70,7 @@ def agcl_loss(
     A query without attributes (B_ii = 0) cannot agree with anything. A row without negatives costs
     nothing and has no gradient.
 
-    Two listings are one product where their product ids are equal, or their groups of duplicates.
+    Two listings are one product where their product ids are equal.
     With `positives="pair"` such a candidate is left out. With `"product"` it is a further positive,
     exempt from the other masks: with P_i all candidates of the product of query i,
 
@@ -111,8 +109,6 @@ def agcl_loss(
             and candidate j as the document; None for no weights (all equal).
         product_ids: int32 [q], of queries and so of their candidates.
         candidate_product_ids: int32 [c]; needed where there are hard negatives.
-        groups: int32 [q], groups of duplicate listings; negative where none is known. None: off.
-        candidate_groups: int32 [c]; needed where there are groups and hard negatives.
         temperature: tau, positive; an array gets a gradient.
         gamma: scale of BM25 inside tanh; the paper's is 1.
         delta: margin above the positive at which a negative is held to be false; None for off.
@@ -165,8 +161,6 @@ def agcl_loss(
     batch = Batch(
         product_ids,
         product_ids if candidate_product_ids is None else candidate_product_ids,
-        groups,
-        groups if candidate_groups is None else candidate_groups,
         terms,
         jnp.asarray(gamma, wide),
         optional(delta),
@@ -317,10 +311,9 @@ def _check(
             "hard negatives follow"
         )
     wanted: dict[str, tuple[tuple[int, ...] | None, tuple[int, ...]]] = {}
-    for name, length in (("products", count), ("groups", count)):
-        for side, size in (("", length), ("candidate_", columns)):
-            ids = getattr(identities, side + name)
-            wanted[side + name] = (None if ids is None else ids.shape, (size,))
+    for side, size in (("", count), ("candidate_", columns)):
+        ids = getattr(identities, f"{side}products")
+        wanted[f"{side}products"] = (ids.shape, (size,))
     if isinstance(bm25, Bm25Terms):
         wanted["texts of queries"] = (bm25.query.shape[:1], (count,))
         wanted["texts of candidates"] = (bm25.candidate.shape[:1], (columns,))

@@ -87,8 +87,6 @@ def agcl_loss_reference(
         product_ids,
         jnp.asarray(candidate_product_ids),
         None,
-        None,
-        None,
         jnp.asarray(gamma, wide),
         optional(delta),
         optional(agreement_rho),
@@ -146,11 +144,7 @@ def dense_loss(
 
 
 def _same_product(batch: Batch) -> Bool[Array, "q c"]:
-    same = batch.products[:, None] == batch.candidate_products[None, :]
-    if batch.groups is not None and batch.candidate_groups is not None:
-        known = batch.groups[:, None] >= 0
-        same = same | (known & (batch.groups[:, None] == batch.candidate_groups[None, :]))
-    return same
+    return batch.products[:, None] == batch.candidate_products[None, :]
 
 
 def _one_direction(

@@ -181,6 +181,8 @@ def make_agcl_step(
                 agreement_rho=settings.agreement_rho,
                 agreement_epsilon=settings.agreement_epsilon,
                 symmetric=settings.symmetric,
+                positives=settings.positives,
+                bm25_reverse=settings.bm25_reverse,
             )
 
         def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:

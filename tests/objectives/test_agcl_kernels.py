@@ -34,7 +34,7 @@ OFF = 1e9
 
 
 def batch_of(seed: int, spread: float, products: int, kind=np.float64) -> dict[str, jax.Array]:
-    """Noisy pairs and hard negatives, with attributes, products and groups that repeat."""
+    """Noisy pairs and hard negatives, with attributes and products that repeat."""
     rng = np.random.default_rng(seed)
     columns = QUERIES + FURTHER
     queries = rng.normal(size=(QUERIES, SIZE))
@@ -47,12 +47,11 @@ def batch_of(seed: int, spread: float, products: int, kind=np.float64) -> dict[s
         idf=np.asarray(statistics.idf, kind), average_length=kind(statistics.average_length)
     )
     ids = rng.integers(0, products, columns).astype(np.int32)
-    groups = rng.integers(-1, 15, columns).astype(np.int32)
     unit = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, candidates))
     vectors = [np.asarray(x, kind) for x in unit]
     found = dict(zip(("queries", "candidates"), vectors, strict=True))
     found |= {"bm25": Bm25Terms(statistics, *texts), "product_ids": ids[:QUERIES]}
-    found |= {"candidate_product_ids": ids, "groups": groups[:QUERIES], "candidate_groups": groups}
+    found |= {"candidate_product_ids": ids}
     return jax.tree.map(jnp.asarray, found)
 
 
@@ -67,7 +66,7 @@ def compiled(form: str, name: str):
             candidates,
             batch["bm25"],
             batch["product_ids"],
-            **{k: v for k, v in batch.items() if k.startswith(("cand", "groups"))},
+            **{k: v for k, v in batch.items() if k == "candidate_product_ids"},
             temperature=temperature,
             **rules,
             **OPTIONS[name],
@@ -209,19 +208,6 @@ def test_several_positives_by_hand() -> None:
         assert float(metrics["masked"]) == 0.0
         # A positive is no negative: the hardest are 0.0 and 0.8.
         np.testing.assert_allclose(metrics["hardest_negative"], 0.4, rtol=1e-6)
-
-
-def test_duplicate_groups_mask_like_products() -> None:
-    batch = batch_of(2, 0.8, 1000, np.float32)
-    queries, candidates = batch["queries"], batch["candidates"][:QUERIES]
-    groups = jnp.arange(QUERIES, dtype=jnp.int32).at[4].set(2).at[7].set(-1).at[8].set(-1)
-    products = jnp.arange(QUERIES, dtype=jnp.int32)
-    grouped = agcl_loss(queries, candidates, None, products, groups=groups, tile=(5, 7))[1]
-    merged = agcl_loss(queries, candidates, None, products.at[4].set(2), tile=(5, 7))[1]
-    for key, value in merged.items():
-        np.testing.assert_allclose(grouped[key], value, rtol=1e-6, err_msg=key)
-    # Unknown groups (-1) are no group of their own.
-    assert float(grouped["masked"]) == pytest.approx(2 / (QUERIES * (QUERIES - 1)))
 
 
 def test_no_program_holds_a_table_of_all_pairs() -> None:

@@ -55,7 +55,6 @@ class Side(NamedTuple):
 
     vectors: Float[Array, "n d"]
     products: Int[Array, " n"]
-    groups: Int[Array, " n"] | None
     number: Int[Array, " n"]
     """Number of the pair; from q on a hard negative; negative for padding."""
     positive: Float[Array, " n"]
@@ -96,7 +95,7 @@ class Pairs(NamedTuple):
     bm25: Float[Array, "r c"] | None
     reverse: Float[Array, "r c"] | None
     same: Bool[Array, "r c"]
-    """Same product, same group, or the pair itself."""
+    """Same product, or the pair itself."""
     own: Bool[Array, "r c"]
     """The pair itself."""
     real: Bool[Array, "r c"] | None
@@ -167,9 +166,6 @@ def identities(
     real = None
     own = rows.number[:, None] == cols.number[None, :]
     same = own | (rows.products[:, None] == cols.products[None, :])
-    if rows.groups is not None and cols.groups is not None:
-        grouped = (rows.groups[:, None] >= 0) & (rows.groups[:, None] == cols.groups[None, :])
-        same = same | grouped
     if plan.padded:
         real = (rows.number[:, None] >= 0) & (cols.number[None, :] >= 0)
         same = same & real

@@ -33,8 +33,6 @@ class Batch(NamedTuple):
 
     products: Int[Array, " q"]
     candidate_products: Int[Array, " c"]
-    groups: Int[Array, " q"] | None
-    candidate_groups: Int[Array, " c"] | None
     terms: Bm25Terms | None
     gamma: Float[Array, ""]
     delta: Float[Array, ""] | None
@@ -166,11 +164,10 @@ def _sides(
     further = candidates.shape[0] - count
     numbers = jnp.arange(candidates.shape[0], dtype=jnp.int32)
     beyond = partial(jnp.pad, pad_width=(0, further))
-    rows = Side(queries, batch.products, batch.groups, numbers[:count], positive, own, ask)
+    rows = Side(queries, batch.products, numbers[:count], positive, own, ask)
     cols = Side(
         candidates,
         batch.candidate_products,
-        batch.candidate_groups,
         numbers,
         beyond(positive),
         None if own_reverse is None else beyond(own_reverse),
