@@ -20,6 +20,7 @@ from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.embedder import embed_batch
 from afmrl_jax.models.generation import generate
+from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.objectives.bm25 import fit_bm25
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place, place_batch
@@ -82,7 +83,9 @@ def agcl_step(builder, model, *, dropout, in_input=True, **options):
     """A step with its batch; attributes weight the pairs, and are read where `in_input`."""
     texts = {x.listing_id: f"shape: {x.product_id}" for x in builder.listings}
     vocabulary = Bm25Vocabulary.fit(list(texts.values()))
-    settings = AgclConfig(batch_size=8, gamma=0.3, delta=0.1, agreement_rho=0.9, **options)
+    settings = AgclConfig(
+        **{"batch_size": 8, "gamma": 0.3, "delta": 0.1, "agreement_rho": 0.9, **options}
+    )
     source = ContrastiveSource(
         builder,
         steps=1,
@@ -117,6 +120,22 @@ def test_the_prefix_is_contrasted_as_the_rows_without_attributes_are(builder, to
     told, bare = loss(True, 0.0), loss(False, 0.25)
     assert told != pytest.approx(bare, rel=1e-3)
     assert loss(True, 0.25) == pytest.approx(0.75 * told + 0.25 * bare, rel=1e-5)
+
+
+def test_settings_of_the_loss_reach_it(builder, tokenizer, monkeypatch):
+    model, asked = architecture("qwen2_vl", tokenizer), {}
+
+    def recorded(*arrays, **options):
+        asked.update(options)
+        return agcl_loss(*arrays, **options)
+
+    monkeypatch.setattr("afmrl_jax.training.agcl.agcl_loss", recorded)
+    own = {"positives": "product", "bm25_reverse": True, "symmetric": False, "gamma": 0.7}
+    step, batch = agcl_step(builder, model, dropout=InputDropout(), **own)
+    with jax.set_mesh(make_mesh(1, 1)):
+        state = initial_state(model.init(0), SGD)
+        jax.eval_shape(step, {}, state, batch, jax.random.key(0))
+    assert own.items() <= asked.items()
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
