@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from afmrl_jax.evaluation.tasks import RETRIEVAL, Task, TaskInputs
 from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.retrieval.scann import ScannIndex
 from afmrl_jax.retrieval.types import SearchResult
+from afmrl_jax.types import JsonObject
 
 K = 10
 MOST_QUERIES = 10_000
@@ -54,7 +54,7 @@ def _recall(exact: SearchResult, found: SearchResult, own: np.ndarray) -> float:
 
 def scann_effect(
     inputs: TaskInputs, tasks: Sequence[Task] = RETRIEVAL, *, seed: int = 0
-) -> dict[str, Any]:
+) -> JsonObject:
     """Recall of ScaNN and the retrieval metrics of its lists beside those of exact lists.
 
     Args:
@@ -70,9 +70,9 @@ def scann_effect(
     count = len(inputs.query_places)
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(count)[:MOST_QUERIES])
-    indexes: dict[str, Any] = {}
+    indexes: dict[str, tuple[ExactIndex, ScannIndex]] = {}
     recalls: dict[str, float] = {}
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, dict[str, dict[str, float]]] = {}
     searched: dict[tuple[str, str], tuple[SearchResult, SearchResult]] = {}
     for task in tasks:
         query, gallery = getattr(inputs, task.query), getattr(inputs, task.gallery)

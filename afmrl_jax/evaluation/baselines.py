@@ -13,6 +13,7 @@ from afmrl_jax.data.catalogue.pictures import decode
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.evaluation.tasks import RECALL, Task, TaskInputs, per_query_values
 from afmrl_jax.objectives.bm25 import fit_bm25
+from afmrl_jax.types import AnyArray
 
 PIXEL_SIDE = 32
 HISTOGRAM_BINS = 6
@@ -71,11 +72,11 @@ class Bm25Scorer:
         asked = vocabulary.encode(queries, longest, attributes=False)
         self._queries = _counts(asked, vocabulary.size)
 
-    def block(self, rows: np.ndarray, size: int) -> Any:
+    def block(self, rows: np.ndarray, size: int) -> AnyArray:
         """See `Scorer.block`."""
         return self._queries[rows]
 
-    def tile(self, block: Any, columns: np.ndarray, size: int) -> np.ndarray:
+    def tile(self, block: AnyArray, columns: np.ndarray, size: int) -> np.ndarray:
         """See `Scorer.tile`; there is no padding, which nothing asks for here."""
         return np.asarray((block @ self._gallery[columns].T).toarray(), np.float32)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from afmrl_jax.evaluation.per_query import FOLDER, QueryValues, read_query_value
 from afmrl_jax.evaluation.statistics import intervals, sign_flip_p_value
 from afmrl_jax.runtime.files import read_json
 from afmrl_jax.runtime.object_store import working_copy
+from afmrl_jax.types import JsonObject
 
 NAMED = 3
 """Listings named in a message."""
@@ -108,7 +108,7 @@ def compare(
     resamples: int = 2000,
     permutations: int = 10_000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Every metric that both systems have, on the queries that both answer.
 
     Args:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.preemption import heed
 from afmrl_jax.runtime.progress import log_info
+from afmrl_jax.types import JsonObject
 
 Texts = Mapping[str, str]
 
@@ -48,7 +49,7 @@ class Subject:
 class Evaluated(NamedTuple):
     """What an evaluation found."""
 
-    evaluation: dict[str, Any]
+    evaluation: JsonObject
     """The contents of `evaluation.json`."""
     per_query: QueryValues
     vectors: np.ndarray | None
@@ -169,7 +170,7 @@ def evaluate_subjects(
         catalogue: its name.
     """
     settings, seed = config.evaluation, config.seed
-    rows: list[dict[str, Any]] = []
+    rows: list[JsonObject] = []
     values: dict[str, PerQuery] = {}
     last, single = None, None
     for x in subjects:
@@ -201,7 +202,7 @@ def evaluate_subjects(
 
 
 def write_evaluation(
-    out: Path, folder: Path | None, found: Evaluated, more: dict[str, Any] | None = None
+    out: Path, folder: Path | None, found: Evaluated, more: JsonObject | None = None
 ) -> None:
     """Write `evaluation.json`, and the per-query values, to which it gives the way.
 
@@ -225,7 +226,7 @@ def peak_memory() -> float:
 
 def _comparisons(
     values: Mapping[str, PerQuery], families: np.ndarray, seed: int, resamples: int
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     names = list(values)
     pairs = [(i, i + 1) for i in range(len(names) - 1)]
     if "agcl+distilled" in names and names.index("agcl+distilled") > 1:
@@ -240,7 +241,7 @@ def _comparisons(
 
 def gallery(
     data: EvaluationData, vectors: np.ndarray | None, config: RunConfig, before: Texts, after: Texts
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """Queries with their attributes before and after RAR, and their first five, for the report."""
     if vectors is None:
         return []
@@ -251,7 +252,7 @@ def gallery(
     chosen = queries[np.random.default_rng(config.seed).permutation(len(queries))[:count]]
     found = index.search(vectors[chosen], 6)
 
-    def card(place: int) -> dict[str, Any]:
+    def card(place: int) -> JsonObject:
         x = listings[place]
         picture = base64.b64encode(x.read_image_bytes()).decode()
         return {

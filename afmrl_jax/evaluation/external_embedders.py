@@ -85,7 +85,7 @@ class OutsideEmbedder:
         return found
 
     def _encode(
-        self, listings: Sequence[Listing], made: Callable[[Listing], Any], what: str
+        self, listings: Sequence[Listing], made: Callable[[Listing], object], what: str
     ) -> np.ndarray:
         parts = []
         with Progress(f"{self.name}: {what}", len(listings)) as progress:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -14,8 +13,10 @@ from afmrl_jax.errors import AfmrlError
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.retrieval.scann import ScannIndex
+from afmrl_jax.retrieval.types import SearchIndex, SearchResult
 from afmrl_jax.runtime.distributed import broadcast_from_first
 from afmrl_jax.runtime.hardware import machine
+from afmrl_jax.types import JsonObject
 
 REPEATS = 30
 SECONDS = 1.0
@@ -23,7 +24,7 @@ SECONDS = 1.0
 K = 10
 
 
-def timed(work: Callable[[int], Any]) -> dict[str, float]:
+def timed(work: Callable[[int], object]) -> dict[str, float]:
     """Median and 95th percentile of some repetitions in milliseconds, after one that warms up.
 
     Args:
@@ -49,7 +50,7 @@ def latency(
     builder: RowBuilder,
     attributes: Mapping[str, str] | None,
     vectors: np.ndarray,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Times of encoding one listing and a batch, and of searching with one vector and a batch.
 
     Encoding includes decoding and resizing the picture and making tokens; attributes are given, so
@@ -70,19 +71,19 @@ def latency(
     least = 1 if encoder.mesh is None else int(encoder.mesh.shape.get("data", 1))
     single = dataclasses.replace(encoder, batch_size=least)
 
-    def encode(which: Encoder, size: int) -> Callable[[int], Any]:
+    def encode(which: Encoder, size: int) -> Callable[[int], np.ndarray]:
         # The same listings each time, so that nothing is compiled meanwhile; a new builder, which
         # has decoded none of their pictures.
         chosen = [listings[n % len(listings)] for n in range(size)]
         places = np.arange(size)
 
-        def once(_: int) -> Any:
+        def once(_: int) -> np.ndarray:
             fresh = RowBuilder.of(chosen, builder.tokenizer, builder.image, builder.text)
             return which.embed(fresh, places, attributes)
 
         return once
 
-    out: dict[str, Any] = {
+    out: JsonObject = {
         "machine": machine(),
         "batch": batch,
         "gallery": len(vectors),
@@ -90,7 +91,7 @@ def latency(
         "encode_batch": timed(encode(encoder, batch)),
     }
     ids = [str(n) for n in range(len(vectors))]
-    kinds: dict[str, Any] = {"exact": ExactIndex, "scann": ScannIndex}
+    kinds: dict[str, type[ExactIndex | ScannIndex]] = {"exact": ExactIndex, "scann": ScannIndex}
     for name, kind in kinds.items():
         try:
             index = kind(ids, vectors)
@@ -99,7 +100,9 @@ def latency(
         for size, label in ((1, "one"), (batch, "batch")):
             places = np.arange(size)
 
-            def search(n: int, index: Any = index, places: np.ndarray = places) -> Any:
+            def search(
+                n: int, index: SearchIndex = index, places: np.ndarray = places
+            ) -> SearchResult:
                 return index.search(vectors[(places + n) % len(vectors)], K)
 
             out[f"search_{name}_{label}"] = timed(search)

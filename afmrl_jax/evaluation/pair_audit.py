@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from afmrl_jax.config import AgclConfig
+from afmrl_jax.types import JsonObject
 
 REASONS = ("identity", "margin", "agreement")
 DELTAS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -146,7 +146,7 @@ def weights(pairs: Pairs, gamma: float) -> np.ndarray:
     return np.exp(1.0 + np.tanh(gamma * pairs.bm25))
 
 
-def _counts(pairs: Pairs, chosen: np.ndarray) -> dict[str, Any]:
+def _counts(pairs: Pairs, chosen: np.ndarray) -> JsonObject:
     """How many pairs are chosen, and how many of them are no true negatives."""
     count, true = int(chosen.sum()), int((chosen & pairs.true).sum())
     unknown = int((pairs.true & ~pairs.same).sum())
@@ -161,7 +161,7 @@ def _counts(pairs: Pairs, chosen: np.ndarray) -> dict[str, Any]:
     }
 
 
-def summarise(pairs: Pairs, masking: Masking) -> dict[str, Any]:
+def summarise(pairs: Pairs, masking: Masking) -> JsonObject:
     """Rates by reason, the histogram of weights, and what other settings would do."""
     why = reasons(pairs, masking)
     out = masked(pairs, masking)
@@ -190,7 +190,7 @@ def summarise(pairs: Pairs, masking: Masking) -> dict[str, Any]:
 
 def _sweep(
     pairs: Pairs, masking: Masking, name: str, values: Sequence[float], reason: str
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """What one mask alone takes of the pairs that are not known to be one product."""
     own = getattr(masking, name)
     rows = []
@@ -200,7 +200,7 @@ def _sweep(
     return rows
 
 
-def _weighing(pairs: Pairs, out: np.ndarray, gamma: float) -> dict[str, Any]:
+def _weighing(pairs: Pairs, out: np.ndarray, gamma: float) -> JsonObject:
     """How far a gamma tells the negatives apart."""
     exponent = np.tanh(gamma * pairs.bm25[~out])
     relative = np.exp(exponent) if len(exponent) else np.ones(1)
@@ -217,7 +217,7 @@ def _weighing(pairs: Pairs, out: np.ndarray, gamma: float) -> dict[str, Any]:
 
 def examples(
     pairs: Pairs, masking: Masking, products: np.ndarray, count: int
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, list[JsonObject]]:
     """The pairs a person should look at, one of each two products.
 
     Args:
@@ -282,8 +282,8 @@ def _describer(
     why: dict[str, np.ndarray],
     threshold: np.ndarray,
     weight: np.ndarray,
-) -> Callable[[int], dict[str, Any]]:
-    def describe(place: int) -> dict[str, Any]:
+) -> Callable[[int], JsonObject]:
+    def describe(place: int) -> JsonObject:
         own = [name for name in REASONS if why[name][place]]
         exponent = pairs.score[place] / masking.temperature + np.log(weight[place])
         share = 0.0 if own else np.exp(exponent - pairs.largest[place]) / pairs.total[place]

@@ -6,13 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from afmrl_jax.data.catalogue.records import Catalogue
+from afmrl_jax.data.catalogue.records import Catalogue, Listing
 from afmrl_jax.errors import RunError
 from afmrl_jax.evaluation.tasks import PerQuery
 from afmrl_jax.runtime.files import atomic_path
@@ -37,7 +36,11 @@ class QueryValues:
 
     @classmethod
     def of(
-        cls, catalogue: str, split: str, listings: Any, systems: Mapping[str, PerQuery]
+        cls,
+        catalogue: str,
+        split: str,
+        listings: Sequence[Listing],
+        systems: Mapping[str, PerQuery],
     ) -> QueryValues:
         """The values of some listings.
 

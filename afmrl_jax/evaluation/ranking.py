@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from afmrl_jax.types import Array, Float
+from afmrl_jax.types import AnyArray, Array, Float
 
 QUERIES = 1024
 TILE = 4096
@@ -52,11 +52,11 @@ class Scorer(Protocol):
     shape: tuple[int, int]
     """Queries and gallery listings."""
 
-    def block(self, rows: np.ndarray, size: int) -> Any:
+    def block(self, rows: np.ndarray, size: int) -> AnyArray:
         """Some queries made ready, as `size` rows with padding behind."""
         ...
 
-    def tile(self, block: Any, columns: np.ndarray, size: int) -> np.ndarray:
+    def tile(self, block: AnyArray, columns: np.ndarray, size: int) -> np.ndarray:
         """Scores [b m] of a block against some listings, as `size` columns with padding behind."""
         ...
 
@@ -82,11 +82,11 @@ class VectorScorer:
         self.gallery = np.asarray(gallery, np.float32)
         self.shape = len(query), len(gallery)
 
-    def block(self, rows: np.ndarray, size: int) -> Any:
+    def block(self, rows: np.ndarray, size: int) -> AnyArray:
         """See `Scorer.block`."""
         return jnp.asarray(_taken(self.query, rows, size))
 
-    def tile(self, block: Any, columns: np.ndarray, size: int) -> np.ndarray:
+    def tile(self, block: AnyArray, columns: np.ndarray, size: int) -> np.ndarray:
         """See `Scorer.tile`."""
         return np.asarray(_product(block, _taken(self.gallery, columns, size)))
 

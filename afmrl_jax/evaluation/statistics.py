@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+
+from afmrl_jax.types import JsonObject
 
 Interval = tuple[float, float, float]
 """Mean, lower and upper end."""
@@ -165,7 +166,7 @@ def sign_flip_p_value(
     return (1 + reached) / (1 + permutations)
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
+def spread(values: Sequence[float]) -> JsonObject:
     """Mean, deviation between seeds and the 95 % interval of the mean (Student's t).
 
     Args:
@@ -179,7 +180,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
     array = np.asarray(values, float)
     mean = float(array.mean())
-    out: dict[str, Any] = {"mean": round(mean, 3), "values": [round(v, 3) for v in array.tolist()]}
+    out: JsonObject = {"mean": round(mean, 3), "values": [round(v, 3) for v in array.tolist()]}
     if len(array) > 1:
         deviation = float(array.std(ddof=1))
         half = float(stats.t.ppf(0.975, len(array) - 1)) * deviation / len(array) ** 0.5
@@ -188,7 +189,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return out
 
 
-def verdict(found: dict[str, Any]) -> str:
+def verdict(found: JsonObject) -> str:
     """What the interval of a difference over seeds, as `spread` gives it, says."""
     if "low" not in found:
         return "one seed says nothing"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from afmrl_jax.evaluation.metrics import depth, macro, metric_values
 from afmrl_jax.evaluation.probes import classify, cluster, clustering_intervals, clustering_scores
 from afmrl_jax.evaluation.ranking import Scorer, VectorScorer, rank_gallery
 from afmrl_jax.evaluation.statistics import intervals
+from afmrl_jax.types import JsonObject
 
 View = Literal["both", "text", "image"]
 PerQuery = dict[str, np.ndarray]
@@ -164,7 +165,7 @@ def _percent(value: float) -> float:
     return round(100 * value, 2)
 
 
-def by_category(values: PerQuery, categories: np.ndarray, queries: np.ndarray) -> dict[str, Any]:
+def by_category(values: PerQuery, categories: np.ndarray, queries: np.ndarray) -> JsonObject:
     """A few metrics by the query's category: the 20 with most queries, then all others.
 
     Returns:
@@ -177,7 +178,7 @@ def by_category(values: PerQuery, categories: np.ndarray, queries: np.ndarray) -
         groups[f"other ({len(names) - len(shown)} categories)"] = ~np.isin(categories, shown)
     asked = np.zeros(len(categories), bool)
     asked[queries] = True
-    out: dict[str, Any] = {}
+    out: JsonObject = {}
     for name, mask in groups.items():
         out[name] = {"queries": int((mask & asked).sum())}
         for key in (x for x in BY_CATEGORY if x in values):
@@ -193,7 +194,7 @@ def evaluate_row(
     seed: int,
     resamples: int = 2000,
     tasks: Sequence[Task] = TASKS,
-) -> tuple[dict[str, Any], PerQuery]:
+) -> tuple[JsonObject, PerQuery]:
     """One row of `evaluation.json`, in percent, and its per-query values.
 
     The values under a task's name are means over queries (micro); those under `macro` are means
@@ -202,10 +203,10 @@ def evaluate_row(
     together.
     """
     values = per_query_values(inputs, tasks)
-    row: dict[str, Any] = {"name": name} | {task.name: None for task in tasks}
+    row: JsonObject = {"name": name} | {task.name: None for task in tasks}
     found = intervals(values, inputs.families, resamples=resamples, seed=seed)
-    bounds: dict[str, Any] = {}
-    macros: dict[str, Any] = {}
+    bounds: JsonObject = {}
+    macros: JsonObject = {}
     for task in tasks:
         keys = [key for key in task.named() if key in values]
         metrics = [key.split(".", 1)[1] for key in keys]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from afmrl_jax.evaluation.metrics import metric_values
 from afmrl_jax.evaluation.ranking import VectorScorer, rank_gallery
 from afmrl_jax.evaluation.tasks import TaskInputs
+from afmrl_jax.types import JsonObject
 
 SMALLEST = 8
 NAMES = ("R@1", "R@10")
@@ -32,7 +31,7 @@ def truncated(vectors: np.ndarray, size: int) -> np.ndarray:
     return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
 
 
-def truncation_curve(inputs: TaskInputs) -> dict[str, Any] | None:
+def truncation_curve(inputs: TaskInputs) -> JsonObject | None:
     """Fine-grained recall by dimension: `dims`, `R@1` and `R@10` in percent; None without vectors.
 
     Reference: Kusupati et al., Matryoshka Representation Learning, NeurIPS 2022.
@@ -41,7 +40,7 @@ def truncation_curve(inputs: TaskInputs) -> dict[str, Any] | None:
         return None
     queries, gallery = inputs.query_places, inputs.gallery_places
     labels = (inputs.products[queries], inputs.products[gallery])
-    out: dict[str, Any] = {"dims": dimensions(inputs.both.shape[1])} | {x: [] for x in NAMES}
+    out: JsonObject = {"dims": dimensions(inputs.both.shape[1])} | {x: [] for x in NAMES}
     for size in out["dims"]:
         # Of one shape whatever the size, so that one program serves all.
         vectors = truncated(inputs.both, size)
