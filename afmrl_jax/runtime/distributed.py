@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -20,7 +20,12 @@ from jax.experimental import multihost_utils
 
 from afmrl_jax.errors import ConfigError, RunError
 from afmrl_jax.runtime import files, progress
+from afmrl_jax.types import AnyArray
 
+if TYPE_CHECKING:
+    from jaxtyping import PyTree
+
+Number = TypeVar("Number", bool, int)
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 MODE = "AFMRL_CLUSTER"
 
@@ -172,8 +177,8 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def broadcast_from_first(value: Any) -> Any:
-    """A number, or an array of fixed shape, as the first process has it."""
+def broadcast_from_first(value: Number) -> Number:
+    """A number as the first process has it."""
     if not is_multiprocess():
         return value
     return multihost_utils.broadcast_one_to_all(np.asarray(value)).item()
@@ -186,10 +191,10 @@ def all_processes(value: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(value))))
 
 
-def to_host(tree: Any) -> Any:
+def to_host(tree: PyTree) -> PyTree:
     """Arrays on the host, NumPy, whichever processes hold their parts; all must ask."""
 
-    def one(x: Any) -> Any:
+    def one(x: AnyArray) -> np.ndarray:
         if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
             return np.asarray(x)
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
@@ -197,7 +202,7 @@ def to_host(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def to_devices(tree: Any, shardings: Any) -> Any:
+def to_devices(tree: PyTree, shardings: PyTree) -> PyTree:
     """Values that every process has, as arrays on all devices; each copies only its own parts.
 
     `shardings` is one for all, or a tree of them.
@@ -207,7 +212,7 @@ def to_devices(tree: Any, shardings: Any) -> Any:
     if not is_multiprocess():
         return jax.device_put(tree, shardings)
 
-    def one(x: Any, sharding: Any) -> jax.Array:
+    def one(x: AnyArray, sharding: jax.sharding.Sharding) -> jax.Array:
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
             return jax.device_put(x, sharding)
         host = np.asarray(x)

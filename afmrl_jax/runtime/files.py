@@ -114,7 +114,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         raise
 
 
-def take_lock(file: IO[Any]) -> bool:
+def take_lock(file: IO[str]) -> bool:
     """Lock an open file for this process until it is closed, unless another has locked it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -168,7 +168,7 @@ def write_text(path: Path | str, text: str) -> Path:
     return Path(path)
 
 
-def write_json(path: Path | str, value: Any) -> Path:
+def write_json(path: Path | str, value: object) -> Path:
     """Write indented JSON, whole or not at all."""
     return write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 

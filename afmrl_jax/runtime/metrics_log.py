@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from afmrl_jax.runtime.files import disk_full, is_disk_full, is_writer, read_lines, write_text
+from afmrl_jax.types import JsonObject
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -43,7 +43,7 @@ class MetricsLog:
 
         return SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self._begins)
 
-    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def write(self, step: int, metrics: JsonObject) -> None:
         """Add the metrics of a step; nothing where there are none."""
         if not metrics or not self._writes:
             return
@@ -72,6 +72,6 @@ def resident_memory() -> dict[str, float]:
     return {"host_memory_gb": round(pages * os.sysconf("SC_PAGE_SIZE") / 2**30, 3)}
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[JsonObject]:
     """The metrics of each step; of a file that is being written, those of its whole lines."""
     return [json.loads(line) for line in read_lines(path)]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.runtime.files import (
@@ -25,7 +25,9 @@ from afmrl_jax.runtime.files import (
     write_json,
 )
 from afmrl_jax.runtime.progress import Progress, log_info
+from afmrl_jax.types import JsonObject
 
+T = TypeVar("T")
 KNOWN = ".home.json"
 """In a working copy: what of it is at home, and as of which of its states."""
 NEXT = ".home.next.json"
@@ -45,7 +47,7 @@ TRIES = 4
 WORTH_A_WORD = 10.0
 """Seconds that sending takes, from which on the user is told."""
 BLOCK = 1 << 24
-NOTHING: dict[str, Any] = {"state": None, "files": {}}
+NOTHING: JsonObject = {"state": None, "files": {}}
 """What there is of a run that was never sent."""
 
 
@@ -99,7 +101,7 @@ class WorkingCopy:
         files = {x: {"sent": sent[x], "stamp": here[x]} for x in there["files"]}
         write_json(self.folder / KNOWN, {"state": there["state"], "files": files})
 
-    def _bring_state(self, there: dict[str, Any], sent: dict[str, str]) -> RunError | None:
+    def _bring_state(self, there: JsonObject, sent: dict[str, str]) -> RunError | None:
         """Bring the files of a state that are not in `sent`, and add them; the error of the first
         that cannot be brought.
         """
@@ -170,8 +172,8 @@ class WorkingCopy:
         self,
         changed: set[str],
         here: dict[str, list[int]],
-        before: dict[str, Any],
-        there: dict[str, Any],
+        before: JsonObject,
+        there: JsonObject,
     ) -> None:
         held, state = there["files"], secrets.token_hex(8)
         files = {
@@ -223,7 +225,7 @@ class WorkingCopy:
         self,
         before: str | None,
         state: str,
-        files: dict[str, Any],
+        files: JsonObject,
         at: dict[str, str],
         rubbish: set[str],
     ) -> None:
@@ -266,16 +268,16 @@ class WorkingCopy:
             f"never sent there; that is moved to {aside}"
         )
 
-    def _there(self) -> dict[str, Any]:
+    def _there(self) -> JsonObject:
         """The state at home."""
         path = self.home / STATE
 
-        def read() -> dict[str, Any]:
+        def read() -> JsonObject:
             return json.loads(path.read_text(encoding="utf-8")) if path.exists() else NOTHING
 
         return self._tried(read, STATE)
 
-    def _known(self) -> dict[str, Any]:
+    def _known(self) -> JsonObject:
         path, coming = self.folder / KNOWN, self.folder / NEXT
         if coming.is_file():
             # Cut off in `_tell`, before or behind the moment from which the state counts.
@@ -294,7 +296,7 @@ class WorkingCopy:
                 found[name] = [status.st_size, status.st_mtime_ns]
         return found
 
-    def _bring_one(self, name: str, wanted: dict[str, Any]) -> None:
+    def _bring_one(self, name: str, wanted: JsonObject) -> None:
         source, size = self.home / wanted.get("at", name), wanted["size"]
         with atomic_path(self.folder / name) as temporary:
             _copy(source, temporary)
@@ -302,9 +304,11 @@ class WorkingCopy:
             if temporary.stat().st_size < size:
                 raise OSError(f"{source} has fewer than the {size} bytes that were sent")
 
-    def _tried(self, work: Callable[[], Any], name: str) -> Any:
+    def _tried(self, work: Callable[[], T], name: str) -> T:
         """Do it, again after a while where the network fails."""
-        for number in range(1, TRIES + 1):
+        number = 0
+        while True:
+            number += 1
             try:
                 return work()
             except RunError:
@@ -318,7 +322,7 @@ class WorkingCopy:
                 time.sleep(2**number)
 
 
-def _changed(before: dict[str, Any], here: dict[str, list[int]]) -> set[str]:
+def _changed(before: JsonObject, here: dict[str, list[int]]) -> set[str]:
     """The files that are not as they were when they were sent or brought."""
     return {x for x in here if before.get(x, {}).get("stamp") != here[x]}
 
