@@ -7,13 +7,14 @@ import json
 import re
 import types
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from afmrl_jax.config.run import RunConfig
 from afmrl_jax.config.serialization import from_dict, migrated, to_dict
 from afmrl_jax.errors import ConfigError
+from afmrl_jax.types import JsonObject
 
 SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -64,13 +65,13 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
-def _merged(base: Any, changes: Any) -> Any:
+def _merged(base: object, changes: object) -> object:
     if not isinstance(base, dict) or not isinstance(changes, dict):
         return changes
     return base | {key: _merged(base.get(key), value) for key, value in changes.items()}
 
 
-def _checked(kind: Any, value: Any, name: str, path: Path) -> Any:
+def _checked(kind: object, value: object, name: str, path: Path) -> object:
     """The value as its field holds it.
 
     What `from_dict` would take and a stage would stumble over hours later is refused here.
@@ -85,11 +86,13 @@ def _checked(kind: Any, value: Any, name: str, path: Path) -> Any:
         wanted = " or ".join(_described(x) for x in options)
         raise ConfigError(f"{path}: {name} must be {wanted}, found {value!r}")
     # A stage's inputs are hashed, and 1 must be the same as 1.0 there.
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return float(value) if whole and float in options and int not in options else value
+    wants_float = float in options and int not in options
+    if wants_float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value
 
 
-def _settings(kind: Any, value: Any, name: str, path: Path) -> dict[str, Any]:
+def _settings(kind: object, value: object, name: str, path: Path) -> JsonObject:
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: {name or 'the file'} must hold settings by name")
     hints, found = get_type_hints(kind), {}
@@ -101,7 +104,7 @@ def _settings(kind: Any, value: Any, name: str, path: Path) -> dict[str, Any]:
     return found
 
 
-def _fits(kind: Any, value: Any) -> bool:
+def _fits(kind: object, value: object) -> bool:
     origin = get_origin(kind)
     if origin is Literal:
         return value in get_args(kind)
@@ -125,11 +128,16 @@ def _fits(kind: Any, value: Any) -> bool:
     return True
 
 
-def _described(kind: Any) -> str:
+def _described(kind: object) -> str:
     origin = get_origin(kind)
     if origin is Literal:
         return " or ".join(map(str, get_args(kind)))
     if origin is tuple:
         return "a list"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    names: dict[object, str] = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+    }
     return names.get(kind, "null" if kind is types.NoneType else "a set of settings")
