@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from afmrl_jax.data.batching.collate import VLBatch, bucket_length
+from afmrl_jax.data.batching.collate import Row, VLBatch, bucket_length
 from afmrl_jax.data.batching.shapes import ShapeCounter
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture, Params, identity
@@ -81,7 +80,7 @@ class Encoder:
         return self.embed_rows(builder, rows, label=label)
 
     def embed_rows(
-        self, builder: RowBuilder, rows: Sequence[Any], *, label: str | None = None
+        self, builder: RowBuilder, rows: Sequence[Row], *, label: str | None = None
     ) -> np.ndarray:
         """Unit vectors of rows, float32 [n, d], in their order."""
         out = np.zeros((len(rows), self.architecture.config.text.hidden_dim), np.float32)

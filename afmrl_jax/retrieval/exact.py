@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,13 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from numpy.typing import DTypeLike
 
 from afmrl_jax.parallel.layout import AXES
 from afmrl_jax.retrieval.top_k import padded_rows, search_part
 from afmrl_jax.retrieval.types import SearchResult, check_known, check_new, check_vectors
 from afmrl_jax.runtime.files import atomic_path, write_json
+from afmrl_jax.types import JsonObject
 
 PART_BYTES = 1 << 28
 """Vectors that are sent to the devices, and searched, at a time."""
@@ -26,7 +28,7 @@ QUERIES = (1, 8, 64, 256)
 """Numbers of queries that programs are compiled for."""
 
 Dtype = Literal["float32", "bfloat16"]
-TYPES: dict[Dtype, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+TYPES: dict[Dtype, DTypeLike] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
 class ExactIndex:
@@ -166,7 +168,7 @@ class ExactIndex:
             write_json(temporary / "index.json", about)
 
     @classmethod
-    def load(cls, folder: Path, about: dict[str, Any], mesh: Mesh | None = None) -> ExactIndex:
+    def load(cls, folder: Path, about: JsonObject, mesh: Mesh | None = None) -> ExactIndex:
         """Read what `save` wrote; the vectors stay in their file until they are searched."""
         dtype: Dtype = about.get("dtype", "float32")
         vectors = np.load(folder / "vectors.npy", mmap_mode="r")

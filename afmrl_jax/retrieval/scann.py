@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from afmrl_jax.errors import RunError
 from afmrl_jax.retrieval.types import SearchResult, check_known, check_new, check_vectors
 from afmrl_jax.runtime.files import atomic_path, write_json
+from afmrl_jax.types import JsonObject
 
 HASH_FROM, TREE_FROM = 20_000, 100_000
 """Vectors from which hashing, and a tree in front of it, pay by ScaNN's guidelines."""
@@ -22,7 +24,7 @@ TUNED_REORDER = (1, 2, 4, 8, 16)
 """Multiples of k."""
 
 
-def _scann() -> Any:
+def _scann() -> ModuleType:
     try:
         from scann.scann_ops.py import scann_ops_pybind
     except ImportError as error:
@@ -176,7 +178,7 @@ class ScannIndex:
             write_json(temporary / "index.json", about)
 
     @classmethod
-    def load(cls, folder: Path, about: dict[str, Any]) -> ScannIndex:
+    def load(cls, folder: Path, about: JsonObject) -> ScannIndex:
         """Read what `save` wrote."""
         if "settings" not in about:
             raise RunError(f"{folder} was written by an older version; embed the catalogue again")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from afmrl_jax.parallel.layout import AXES
-from afmrl_jax.types import Float, Int
+from afmrl_jax.types import AnyArray, Float, Int
 
 CHUNK = 16_384
 """Rows whose scores are in memory at a time."""
@@ -110,7 +109,7 @@ def search_part(
     best: Best,
     k: int,
     mesh: Mesh | None,
-    offset: Int[jax.Array, ""] | Any,
+    offset: Int[AnyArray, ""],
 ) -> Best:
     """What is best of what was best so far and a part of a gallery that follows it.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from afmrl_jax.errors import RunError
 
@@ -68,7 +69,7 @@ class SearchIndex(Protocol):
 
 
 def check_vectors(
-    ids: Sequence[str], vectors: np.ndarray, dtype: Any = np.float32, dim: int | None = None
+    ids: Sequence[str], vectors: np.ndarray, dtype: DTypeLike = np.float32, dim: int | None = None
 ) -> np.ndarray:
     """Vectors [n d] as `dtype`, not copied where they are of it; refuses what no index can hold.
 
@@ -89,7 +90,7 @@ def check_vectors(
     return vectors.astype(dtype, copy=False)
 
 
-def check_new(ids: Sequence[str], known: Any = ()) -> None:
+def check_new(ids: Sequence[str], known: Container[str] = ()) -> None:
     """Refuse ids that are repeated, or known.
 
     Raises:
@@ -105,7 +106,7 @@ def check_new(ids: Sequence[str], known: Any = ()) -> None:
             raise RunError(f"the index holds {x!r} already; delete it first to replace it")
 
 
-def check_known(ids: Sequence[str], known: Any) -> None:
+def check_known(ids: Sequence[str], known: Container[str]) -> None:
     """Refuse ids that are repeated, or not known.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
 
@@ -56,6 +56,6 @@ class VectorFile:
         write_json(self._folder / "progress.json", {**self._about, "done": self.done})
 
 
-def _allocate(file: Any, size: int) -> None:
+def _allocate(file: IO[bytes], size: int) -> None:
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)
