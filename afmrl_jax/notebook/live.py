@@ -8,12 +8,15 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from afmrl_jax.config import RunConfig, to_dict
 from afmrl_jax.notebook.commands import environment, failure
 from afmrl_jax.reporting import fragments
 from afmrl_jax.runtime.files import write_json
+
+if TYPE_CHECKING:
+    from IPython.display import DisplayHandle
 
 LOG = "notebook.log"
 """File of the run directory that holds what the process said."""
@@ -101,8 +104,8 @@ class _Panel:
     def __init__(self, run: Path, log: Path, started: float):
         self._run, self._log, self._started = run, log, started
         self._sizes: list[tuple[str, int]] | None = None
-        self._status: Any = None
-        self._curves: Any = None
+        self._status: DisplayHandle | None = None
+        self._curves: DisplayHandle | None = None
 
     def draw(self, *, running: bool) -> None:
         lines = _said(self._log).strip().splitlines()
@@ -118,7 +121,7 @@ class _Panel:
             self._sizes = sizes
 
 
-def _show(handle: Any, html: str) -> Any:
+def _show(handle: DisplayHandle | None, html: str) -> DisplayHandle | None:
     """Show a piece of HTML in place of the one before it."""
     from IPython.display import HTML, display
 

@@ -6,13 +6,16 @@ import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from afmrl_jax.data.catalogue.pictures import decode
 from afmrl_jax.data.catalogue.records import Catalogue, Listing
 from afmrl_jax.runtime.files import atomic_path
+
+if TYPE_CHECKING:
+    from ipywidgets import FileUpload
 
 
 def example(catalogue: Catalogue, folder: Path, seed: int = 0) -> tuple[Path, Listing]:
@@ -52,7 +55,7 @@ class Upload:
     def __init__(self, folder: Path):
         self._folder = folder
         self._given: Mapping[str, bytes] = {}
-        self._button: Any = None
+        self._button: FileUpload | None = None
         try:
             from google.colab import files
         except ImportError:
