@@ -18,13 +18,15 @@ step times on 8, 64 and 256 chips.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import tyro
 
+from afmrl_jax.cli.command import Command
 from afmrl_jax.performance.benchmarks import (
     agcl,
     bm25,
@@ -49,7 +51,7 @@ class Bench:
 
     out: Path
     """JSON file to write."""
-    settings: Any
+    settings: object
     module: ClassVar[ModuleType]
 
     def execute(self) -> None:
@@ -161,7 +163,7 @@ class Evaluate(Bench):
     module: ClassVar[ModuleType] = evaluate
 
 
-BENCHMARKS: dict[str, Any] = {
+BENCHMARKS: dict[str, Callable[..., Command]] = {
     "models": Models,
     "agcl": Agcl,
     "bm25": Bm25,

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -21,6 +21,7 @@ from afmrl_jax.errors import ConfigError
 from afmrl_jax.inference import annotate as serving
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.runs.oracle import oracle_by_checkpoint, oracle_by_endpoint
+from afmrl_jax.types import JsonObject
 
 NAMELESS = tyro.conf.arg(metavar="CATALOGUE")
 
@@ -86,7 +87,7 @@ class CatalogueConvert(Conversion):
         print(f"{self.out}: {len(manifest['shards'])} shard(s){left}")
 
 
-def parsed(options: Mapping[str, str]) -> dict[str, Any]:
+def parsed(options: Mapping[str, str]) -> JsonObject:
     """Options from the command line: JSON where a value is, text where it is not.
 
     Example:
@@ -94,7 +95,7 @@ def parsed(options: Mapping[str, str]) -> dict[str, Any]:
         {'language': 'de', 'other_images': 2, 'queries': ['dev']}
     """
 
-    def value(text: str) -> Any:
+    def value(text: str) -> object:
         try:
             return json.loads(text)
         except json.JSONDecodeError:

@@ -16,6 +16,7 @@ import tyro
 
 from afmrl_jax import __version__
 from afmrl_jax.cli.catalogue import Annotate, CatalogueCheck, CatalogueConvert, OnCatalogue, Oracle
+from afmrl_jax.cli.command import Command
 from afmrl_jax.cli.evaluation import Baselines, Compare, Evaluate
 from afmrl_jax.cli.train import Config, Train, config_defaults, train_defaults
 from afmrl_jax.errors import ConfigError
@@ -247,7 +248,7 @@ class Bench:
         """Never called: `main` gives the arguments of `afmrl bench` to a parser of their own."""
 
 
-COMMANDS: dict[str, type] = {
+COMMANDS: dict[str, type[Command]] = {
     "train": Train,
     "config": Config,
     "catalogue-check": CatalogueCheck,
@@ -265,7 +266,7 @@ COMMANDS: dict[str, type] = {
     "plan": Plan,
     "bench": Bench,
 }
-DEFAULTS: dict[str, Callable[[Sequence[str]], Any]] = {
+DEFAULTS: dict[str, Callable[[Sequence[str]], Command]] = {
     "train": train_defaults,
     "config": config_defaults,
 }
@@ -278,7 +279,7 @@ def _summary(command: type) -> str:
     return " ".join((command.__doc__ or "").split("\n\n")[0].split())
 
 
-def _parsed(arguments: list[str]) -> Any:
+def _parsed(arguments: list[str]) -> Command:
     """The command that the arguments ask for."""
     name, rest = arguments[0] if arguments else "", arguments[1:]
     if name not in COMMANDS:
@@ -290,8 +291,10 @@ def _parsed(arguments: list[str]) -> Any:
         union: Any = Union[tuple(listed)]  # noqa: UP007
         return tyro.cli(union, prog="afmrl", description=__doc__, args=arguments)
     # Only this command's options are set up: those of all of them take seconds.
-    default = {"default": DEFAULTS[name](rest)} if name in DEFAULTS else {}
-    return tyro.cli(COMMANDS[name], prog=f"afmrl {name}", args=rest, **default)
+    command, prog = COMMANDS[name], f"afmrl {name}"
+    if name in DEFAULTS:
+        return tyro.cli(command, prog=prog, args=rest, default=DEFAULTS[name](rest))
+    return tyro.cli(command, prog=prog, args=rest)
 
 
 def main(arguments: list[str] | None = None) -> None:
