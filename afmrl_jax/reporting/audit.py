@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from afmrl_jax.reporting.gallery import Attributes, compare_attributes, thumbnail
 from afmrl_jax.reporting.page import render
 from afmrl_jax.runtime.files import write_text
+from afmrl_jax.types import JsonObject
 
 LISTS = {
     "nearest": (
@@ -64,14 +64,14 @@ class Mark:
 class Card:
     """A pair as the page shows it."""
 
-    pair: Mapping[str, Any]
+    pair: JsonObject
     sides: tuple[Side, Side]
     marks: tuple[Mark, ...]
     verdict: str
     """`same product`, `same family` or `other product`, as the catalogue has it."""
 
 
-def _marks(pair: Mapping[str, Any]) -> tuple[Mark, ...]:
+def _marks(pair: JsonObject) -> tuple[Mark, ...]:
     values = {"pair": pair["score"], "positive": pair["positive_score"]}
     if pair["threshold"] is not None:
         values["threshold"] = pair["threshold"]
@@ -83,9 +83,7 @@ def _marks(pair: Mapping[str, Any]) -> tuple[Mark, ...]:
     )
 
 
-def _card(
-    pair: Mapping[str, Any], listings: Mapping[str, Any], pictures: Mapping[int, str]
-) -> Card:
+def _card(pair: JsonObject, listings: JsonObject, pictures: Mapping[int, str]) -> Card:
     records = [listings[str(pair[side])] for side in ("query", "candidate")]
     # What both lists say alike is kept; the rest stands out.
     texts = compare_attributes(*(x["attributes"] for x in records))
@@ -102,7 +100,7 @@ def _card(
     return Card(pair, (sides[0], sides[1]), _marks(pair), verdict)
 
 
-def _bars(histogram: Mapping[str, Any]) -> list[dict[str, float]]:
+def _bars(histogram: JsonObject) -> list[dict[str, float]]:
     """The histogram of weights: each bin's bounds, share of the pairs, and height in percent."""
     counts = histogram["left"]
     total, tallest = max(sum(counts), 1), max(*counts, 1)
@@ -119,7 +117,7 @@ def _bars(histogram: Mapping[str, Any]) -> list[dict[str, float]]:
     ]
 
 
-def write_page(found: Mapping[str, Any], pictures: Mapping[int, str], out: Path) -> Path:
+def write_page(found: JsonObject, pictures: Mapping[int, str], out: Path) -> Path:
     """Write the page.
 
     Args:

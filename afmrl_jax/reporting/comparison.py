@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.reporting.tables import aligned
+from afmrl_jax.types import JsonObject
 
 
-def comparison_table(found: Mapping[str, Any], tasks: Sequence[str] = ()) -> str:
+def comparison_table(found: JsonObject, tasks: Sequence[str] = ()) -> str:
     """What `evaluation.compare` found, at most 90 columns wide, in plain ASCII.
 
     Args:

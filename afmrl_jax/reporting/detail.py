@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from afmrl_jax.reporting.plots import Curve, Drawn, Plot, draw
 from afmrl_jax.reporting.tables import MISSING, TASKS, Evaluation, number, rows_of
+from afmrl_jax.types import JsonObject
 
 FIRST_PLOT = 100
 """Number of the first plot here, beyond those of the stages."""
@@ -47,13 +47,13 @@ class Table:
     rows: Sequence[tuple[str, ...]]
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     found = number(value)
     return MISSING if found is None else f"{found:.2f}"
 
 
 def _by_row(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[JsonObject],
     columns: Sequence[tuple[str, str, str]],
     part: str | None = None,
 ) -> list[tuple[str, ...]]:

@@ -16,6 +16,7 @@ from afmrl_jax.reporting.gallery import Attributes, compare_attributes, read_gal
 from afmrl_jax.reporting.page import render
 from afmrl_jax.reporting.report import duration
 from afmrl_jax.runtime.files import read_json
+from afmrl_jax.types import JsonObject
 
 SHOWN_TASKS = ("fine", "coarse", "image_to_multimodal")
 """Those of the table that fit the width of a notebook."""
@@ -32,7 +33,7 @@ class Match:
     attributes: Attributes
 
 
-def _fragment(part: str, **context: Any) -> str:
+def _fragment(part: str, **context: object) -> str:
     return render("fragment.html.j2", {"part": part, **context})
 
 
@@ -98,7 +99,7 @@ def found(
     photo: bytes,
     words: str | None,
     attributes: str,
-    hits: Sequence[Mapping[str, Any]],
+    hits: Sequence[JsonObject],
     pictures: Mapping[str, bytes],
 ) -> str:
     """A query of one's own and what it found.

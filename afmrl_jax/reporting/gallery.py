@@ -9,13 +9,13 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from afmrl_jax.data.attributes.text_format import is_malformed, parse_attributes
 from afmrl_jax.data.catalogue.pictures import decode
 from afmrl_jax.errors import CatalogueError
+from afmrl_jax.types import JsonObject
 
 SIDE = 240
 """Longest side of a picture in the report, pixels."""
@@ -89,7 +89,9 @@ def compare_attributes(before: str, after: str) -> tuple[Attributes, Attributes]
     """
     old, new = _pairs(before), _pairs(after)
 
-    def parts(own: list[tuple[str, str]], other: list[tuple[str, str]], gone: str) -> Any:
+    def parts(
+        own: list[tuple[str, str]], other: list[tuple[str, str]], gone: str
+    ) -> tuple[Part, ...]:
         keys = {key for key, _ in other if key}
         return tuple(
             Part(
@@ -121,7 +123,7 @@ def thumbnail(data: str | None) -> str | None:
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def read_gallery(items: Sequence[Mapping[str, Any]]) -> list[Query]:
+def read_gallery(items: Sequence[JsonObject]) -> list[Query]:
     """The queries of `gallery.json`, ready for the template."""
     out = []
     for item in items:

@@ -7,7 +7,6 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -17,8 +16,9 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.runtime.metrics_log import read_metrics
+from afmrl_jax.types import JsonObject
 
-Lines = list[dict[str, Any]]
+Lines = list[JsonObject]
 
 # Matplotlib wants real colours; these stand-ins become the variables of the page's style sheet, so
 # that one picture serves a light and a dark page.
@@ -178,8 +178,9 @@ def draw(plot: Plot, number: int = 0) -> Drawn | None:
     curves = [curve for curve in plot.curves if curve.values]
     if not curves:
         return None
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": plot.title, "font.size": 9.0}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": plot.title, "font.size": 9.0}
+    ):
         figure, axes = _new_axes(plot)
         for place, curve in enumerate(curves):
             _draw_curve(axes, curve, place)

@@ -19,6 +19,7 @@ from afmrl_jax.reporting.page import render
 from afmrl_jax.runtime.files import read_json, write_text
 from afmrl_jax.training.rar.monitor import raised
 from afmrl_jax.training.rar.sample_log import read_samples
+from afmrl_jax.types import JsonObject
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,10 @@ def headline(
     return tiles
 
 
-def _settings(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+def _settings(config: JsonObject) -> list[tuple[str, list[tuple[str, str]]]]:
     """Settings by section, nested names joined by dots."""
 
-    def flat(value: Any, name: str) -> list[tuple[str, str]]:
+    def flat(value: object, name: str) -> list[tuple[str, str]]:
         if isinstance(value, dict):
             inner = [flat(x, f"{name}.{key}" if name else key) for key, x in value.items()]
             return [pair for pairs in inner for pair in pairs]
@@ -146,7 +147,7 @@ def _millions(count: int | None) -> str:
     return "" if count is None else f"{count / 1e6:.2f} million parameters"
 
 
-def _context(run: Path) -> dict[str, Any]:
+def _context(run: Path) -> dict[str, object]:
     evaluation = _optional(run / "evaluation.json")
     config = _optional(run / "config.json") or {}
     gallery = _optional(run / "gallery.json")

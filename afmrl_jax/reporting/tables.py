@@ -7,12 +7,13 @@ classification, and a run that was evaluated alone has no baselines.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-Evaluation = Mapping[str, Any]
-Row = Mapping[str, Any]
+from afmrl_jax.types import JsonObject
+
+Evaluation = JsonObject
+Row = JsonObject
 
 MISSING = "-"
 HEADINGS = {"accuracy": "Acc"}
@@ -141,7 +142,7 @@ class Difference:
         return "higher" if self.difference > 0 else "lower"
 
 
-def number(value: Any) -> float | None:
+def number(value: object) -> float | None:
     """A finite number, or None: an empty task is written as null or NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
