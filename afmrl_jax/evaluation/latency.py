@@ -20,15 +20,15 @@ from afmrl_jax.types import JsonObject
 
 REPEATS = 30
 SECONDS = 1.0
-"""After which a slow part is repeated no more, once it has been done three times."""
+"""Time limit for repeating a slow part, after at least three repetitions."""
 K = 10
 
 
 def timed(work: Callable[[int], object]) -> dict[str, float]:
-    """Median and 95th percentile of some repetitions in milliseconds, after one that warms up.
+    """Median and 95th percentile of some repetitions in milliseconds, after a warm-up.
 
     Args:
-        work: is given the number of the repetition.
+        work: called with the number of the repetition.
     """
     work(0)
     found: list[float] = []
@@ -53,27 +53,27 @@ def latency(
 ) -> JsonObject:
     """Times of encoding one listing and a batch, and of searching with one vector and a batch.
 
-    Encoding includes decoding and resizing the picture and making tokens; attributes are given, so
-    that G's writing is not in it.
+    Encoding includes decoding and resizing the picture and tokenizing; attributes are given, so the
+    generator's time is not included.
 
     Args:
-        encoder: R of a system.
+        encoder: the embedder of a system.
         builder: rows of some listings.
         attributes: attribute text by listing id, or None.
         vectors: float32 [n d], the gallery, and queries.
 
     Returns:
         By part, milliseconds of a call as `timed` gives them; `batch` is its number of listings,
-        `gallery` the vectors searched, `machine` where.
+        `gallery` the number of searched vectors, `machine` the machine.
     """
     listings, batch = builder.listings, encoder.batch_size
-    # A mesh divides a batch over its devices, so that one query takes one row of each.
+    # A mesh divides a batch over its devices, so a single query occupies one row of each.
     least = 1 if encoder.mesh is None else int(encoder.mesh.shape.get("data", 1))
     single = dataclasses.replace(encoder, batch_size=least)
 
     def encode(which: Encoder, size: int) -> Callable[[int], np.ndarray]:
-        # The same listings each time, so that nothing is compiled meanwhile; a new builder, which
-        # has decoded none of their pictures.
+        # The same listings each time, so that nothing compiles meanwhile; a new builder each time,
+        # which has not decoded any of their pictures.
         chosen = [listings[n % len(listings)] for n in range(size)]
         places = np.arange(size)
 

@@ -1,7 +1,7 @@
-"""What AGCL's weights and masks do to the pairs of some batches: arrays in, plain values out.
+"""Effect of AGCL's weights and masks on the pairs of some batches: arrays in, plain values out.
 
-The loss itself forms no matrix of all pairs; here they are formed, for people to look at. Rates
-equal the metrics of `objectives.agcl.agcl_loss` (a test holds them together).
+The loss itself never forms the matrix of all pairs; here it is formed, for people to look at. Rates
+equal the metrics of `objectives.agcl.agcl_loss` (a test checks this).
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Masking:
 
     @classmethod
     def of(cls, settings: AgclConfig) -> Masking:
-        """Those of a stage."""
+        """The settings of a stage."""
         return cls(**{x.name: getattr(settings, x.name) for x in dataclasses.fields(cls)})
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Every pair of some batches but the positive ones, one entry a pair, [n] each."""
+    """All pairs of some batches except the positive ones, one entry per pair, [n] each."""
 
     batch: np.ndarray
     query: np.ndarray
@@ -82,7 +82,7 @@ class Pairs:
         Args:
             step: number of the batch.
             queries: int [q], numbers of listings.
-            candidates: int [c], pair i's at place i, hard negatives behind.
+            candidates: int [c], pair i's at place i, then hard negatives.
             scores: [q c], cosines.
             bm25: [q c].
             identity: int [n], product number of every listing as training has it.
@@ -147,7 +147,7 @@ def weights(pairs: Pairs, gamma: float) -> np.ndarray:
 
 
 def _counts(pairs: Pairs, chosen: np.ndarray) -> JsonObject:
-    """How many pairs are chosen, and how many of them are no true negatives."""
+    """How many pairs are chosen, and how many of them are false negatives."""
     count, true = int(chosen.sum()), int((chosen & pairs.true).sum())
     unknown = int((pairs.true & ~pairs.same).sum())
     found = int((chosen & pairs.true & ~pairs.same).sum())
@@ -169,7 +169,7 @@ def summarise(pairs: Pairs, masking: Masking) -> JsonObject:
     edges = np.exp(np.linspace(1.0, 2.0, BINS + 1))
     left, _ = np.histogram(np.clip(weight[~out], edges[0], edges[-1]), edges)
     removed, _ = np.histogram(np.clip(weight[out], edges[0], edges[-1]), edges)
-    # What training knows by product ids leaves anyway; the question is what the others find.
+    # Pairs known by product id are removed anyway; the question is what the other masks find.
     unknown = ~pairs.same
     return {
         "pairs": len(pairs),
@@ -191,7 +191,7 @@ def summarise(pairs: Pairs, masking: Masking) -> JsonObject:
 def _sweep(
     pairs: Pairs, masking: Masking, name: str, values: Sequence[float], reason: str
 ) -> list[JsonObject]:
-    """What one mask alone takes of the pairs that are not known to be one product."""
+    """What one mask by itself removes of the pairs not known to be one product."""
     own = getattr(masking, name)
     rows = []
     for value in sorted({*values, *([] if own is None else [own])}):
@@ -201,7 +201,7 @@ def _sweep(
 
 
 def _weighing(pairs: Pairs, out: np.ndarray, gamma: float) -> JsonObject:
-    """How far a gamma tells the negatives apart."""
+    """How much a gamma differentiates the negatives."""
     exponent = np.tanh(gamma * pairs.bm25[~out])
     relative = np.exp(exponent) if len(exponent) else np.ones(1)
     low, middle, high = np.quantile(relative, [0.1, 0.5, 0.9])
@@ -218,7 +218,7 @@ def _weighing(pairs: Pairs, out: np.ndarray, gamma: float) -> JsonObject:
 def examples(
     pairs: Pairs, masking: Masking, products: np.ndarray, count: int
 ) -> dict[str, list[JsonObject]]:
-    """The pairs a person should look at, one of each two products.
+    """The pairs a person should look at, at most one for any two products.
 
     Args:
         pairs: of the batches.
@@ -249,7 +249,7 @@ def examples(
 
 
 def thresholds(pairs: Pairs, masking: Masking) -> np.ndarray:
-    """Score from which each pair leaves by margin or agreement, infinite where by neither, [n]."""
+    """Score from which margin or agreement removes each pair, infinite if neither does, [n]."""
     out = np.full(len(pairs), np.inf)
     if masking.delta is not None:
         out = pairs.positive + masking.delta

@@ -1,4 +1,4 @@
-"""The task list as data, and one row of the results table from the embeddings of one system."""
+"""The task list as data, and a row of the results table from the embeddings of one system."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BY_CATEGORY = ("fine.R@1", "fine.R@10", "coarse.mAP@10", "classification.accurac
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked with which vectors, and what counts as right."""
+    """Which vectors are queried against which, and what counts as a positive."""
 
     name: str
     query: View
@@ -63,11 +63,11 @@ RETRIEVAL = tuple(task for task in TASKS if task.kind == "retrieval")
 
 @dataclass(frozen=True)
 class TaskInputs:
-    """Unit vectors of the judged listings in three views, and what is known of them.
+    """Unit vectors of the evaluated listings in three views, and their labels.
 
-    `both` holds picture, title and, where the system uses them, attributes; `text` the title alone;
-    `image` the picture alone. All [n d]; None where a system has no such view, and then its tasks
-    are left out.
+    `both` holds picture, title and, if the system uses them, attributes; `text` only the title;
+    `image` only the picture. All [n d]; None if a system has no such view, and then its tasks are
+    skipped.
     """
 
     both: np.ndarray | None
@@ -76,14 +76,14 @@ class TaskInputs:
     products: np.ndarray
     families: np.ndarray
     categories: np.ndarray | None = None
-    """[n], or None where the catalogue has none."""
+    """[n], or None if the catalogue has none."""
     train: np.ndarray | None = None
     """[m d], the `both` view of the train listings, for classification."""
     train_categories: np.ndarray | None = None
     queries: np.ndarray | None = None
-    """Places of the listings that are queries, rising; None: all."""
+    """Places of the listings that are queries, ascending; None for all."""
     gallery: np.ndarray | None = None
-    """Places of those that are searched, rising; None: all."""
+    """Places of the listings that are searched, ascending; None for all."""
     scorer: Scorer | None = None
     """Scores of queries against the gallery instead of vectors in `both`."""
 
@@ -102,13 +102,13 @@ class TaskInputs:
 
     @property
     def own(self) -> np.ndarray:
-        """Place of each query in the gallery, -1 where it is not in it, int64 [q]."""
+        """Place of each query in the gallery, -1 if it is not in it, int64 [q]."""
         place = np.full(len(self), -1)
         place[self.gallery_places] = np.arange(len(self.gallery_places))
         return place[self.query_places]
 
     def scores(self, query: View, gallery: View) -> Scorer | None:
-        """Scores of the queries in one view against the gallery in another; None without it."""
+        """Scores of queries in one view against the gallery in another; None without a view."""
         if query == gallery == "both" and self.scorer is not None:
             return self.scorer
         one, other = getattr(self, query), getattr(self, gallery)
@@ -120,12 +120,12 @@ class TaskInputs:
         )
 
     def labels(self, task: Task) -> np.ndarray | None:
-        """What the task goes by, [n]."""
+        """The labels of the task, [n]."""
         return self.products if task.label == "product" else self.categories
 
 
 def _shared(tasks: Sequence[Task], inputs: TaskInputs) -> Iterator[tuple[Scorer, list[Task]]]:
-    """Retrieval tasks that can be done, by the scores they share."""
+    """The possible retrieval tasks, grouped by the scores they share."""
     able = [x for x in tasks if x.kind == "retrieval" and inputs.labels(x) is not None]
     for (query, gallery), group in groupby(able, key=lambda x: (x.query, x.gallery)):
         scorer = inputs.scores(query, gallery)
@@ -134,7 +134,7 @@ def _shared(tasks: Sequence[Task], inputs: TaskInputs) -> Iterator[tuple[Scorer,
 
 
 def per_query_values(inputs: TaskInputs, tasks: Sequence[Task] = TASKS) -> PerQuery:
-    """Every per-query value of a row, by `task.metric`, [n] each; NaN for what was not asked."""
+    """All per-query values of a row, by `task.metric`, [n] each; NaN for listings not queried."""
     out: PerQuery = {}
     queries, gallery = inputs.query_places, inputs.gallery_places
     for scorer, group in _shared(tasks, inputs):
@@ -169,7 +169,7 @@ def by_category(values: PerQuery, categories: np.ndarray, queries: np.ndarray) -
     """A few metrics by the query's category: the 20 with most queries, then all others.
 
     Returns:
-        By category, in percent, with the number of queries; means of single queries.
+        By category, means over queries in percent, with the number of queries.
     """
     names, counts = np.unique(categories[queries], return_counts=True)
     shown = names[np.lexsort((names, -counts))][:CATEGORIES_SHOWN]
@@ -198,7 +198,7 @@ def evaluate_row(
     """One row of `evaluation.json`, in percent, and its per-query values.
 
     The values under a task's name are means over queries (micro); those under `macro` are means
-    over what the task goes by, products or categories, of each one's mean. Intervals are of the
+    over the task's labels, products or categories, of each label's mean. Intervals are for the
     means over queries, and resample families, because the queries of a family are easy or hard
     together.
     """

@@ -1,4 +1,4 @@
-"""How well the first dimensions of a vector find alone."""
+"""Retrieval with only the first dimensions of the vectors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMES = ("R@1", "R@10")
 
 
 def dimensions(size: int) -> list[int]:
-    """The whole size and the powers of two below it, down to 8, falling.
+    """The whole size and the powers of two below it, down to 8, descending.
 
     Example:
         >>> dimensions(1536)
@@ -25,7 +25,7 @@ def dimensions(size: int) -> list[int]:
 
 
 def truncated(vectors: np.ndarray, size: int) -> np.ndarray:
-    """Unit vectors of the first `size` dimensions, the others at 0, float32 [n d]."""
+    """Unit vectors of the first `size` dimensions, with the others at 0, float32 [n d]."""
     out = np.zeros_like(vectors, np.float32)
     out[:, :size] = vectors[:, :size]
     return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
@@ -42,7 +42,7 @@ def truncation_curve(inputs: TaskInputs) -> JsonObject | None:
     labels = (inputs.products[queries], inputs.products[gallery])
     out: JsonObject = {"dims": dimensions(inputs.both.shape[1])} | {x: [] for x in NAMES}
     for size in out["dims"]:
-        # Of one shape whatever the size, so that one program serves all.
+        # The same shape for every size, so that one program serves all.
         vectors = truncated(inputs.both, size)
         scorer = VectorScorer(vectors[queries], vectors[gallery])
         (found,) = rank_gallery(scorer, [labels], 10, inputs.own)
