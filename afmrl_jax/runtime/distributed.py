@@ -1,8 +1,8 @@
 """The processes of one job: how they find each other, and how they agree.
 
-Every process runs the same program. Arrays may lie on the devices of all of them; what the host
-knows (settings, texts, ranks) is the same everywhere, and files are written by the first process
-alone (`files.only_first_writes`). With one process all of this does nothing.
+Every process runs the same program. Arrays may be spread over the devices of all of them; host
+data (settings, texts, ranks) is the same everywhere, and only the first process writes files
+(`files.only_first_writes`). With one process all of this does nothing.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ class ClusterConfig:
 
     mode: Literal["auto", "on", "off"] | None = None
     """auto: connect where SLURM, Open MPI, GKE or the settings below say that there are several
-    processes. on: connect in any case and let JAX find the others, as on a TPU pod. off: this
-    process is alone. Default: AFMRL_CLUSTER, or auto."""
+    processes. on: always connect and let JAX find the others, as on a TPU pod. off: this process is
+    the only one. Default: AFMRL_CLUSTER, or auto."""
     coordinator: str | None = None
     """host:port of process 0, on hosts without a scheduler. Default: JAX_COORDINATOR_ADDRESS."""
     processes: int | None = None
-    """How many there are. Default: JAX_NUM_PROCESSES."""
+    """Number of processes. Default: JAX_NUM_PROCESSES."""
     process: int | None = None
-    """Number of this one, from 0. Default: JAX_PROCESS_ID."""
+    """Index of this process, from 0. Default: JAX_PROCESS_ID."""
     lost_after: int = 30
-    """Seconds of silence after which a process counts as lost, and the others end."""
+    """Seconds without a heartbeat after which a process counts as lost, and the others exit."""
     connect_within: int = 300
-    """Seconds in which all must have started."""
+    """Seconds within which all processes must have started."""
 
     def __post_init__(self) -> None:
         if self.lost_after < 5 or self.connect_within < 1:
             raise ConfigError("cluster.lost_after must be 5 seconds or more, connect_within 1")
 
     def asked_mode(self) -> str:
-        """The mode, by the settings or the environment.
+        """The mode, from the settings or the environment.
 
         Raises:
-            ConfigError: there is no such mode.
+            ConfigError: the mode is unknown.
         """
         mode = self.mode or os.environ.get(MODE, "auto")
         if mode not in ("auto", "on", "off"):
@@ -65,7 +65,7 @@ class ClusterConfig:
         return mode
 
     def told(self) -> tuple[str | None, int | None, int | None]:
-        """Coordinator, number of processes and number of this one, as far as they are told."""
+        """Coordinator, number of processes and index of this one, as far as they are given."""
         return (
             self.coordinator or os.environ.get(COORDINATOR),
             _number(self.processes, COUNT),
@@ -86,8 +86,8 @@ def _number(given: int | None, variable: str) -> int | None:
 
 
 def first_task() -> bool:
-    """Whether a launcher calls this the first of its processes; for what must not connect itself,
-    because its child processes do.
+    """Whether a launcher started this as the first of its processes; for a process that must not
+    connect itself, because its child processes do.
     """
     variables = (INDEX, "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "TPU_WORKER_ID")
     return all(os.environ.get(x, "0") == "0" for x in variables)
@@ -97,7 +97,7 @@ def launched_together(cluster: ClusterConfig | None = None) -> bool:
     """Whether this process is one of several of a job, connected or not.
 
     Raises:
-        ConfigError: the mode is none that there is.
+        ConfigError: the mode is unknown.
     """
     cluster = cluster or ClusterConfig()
     mode = cluster.asked_mode()
@@ -116,7 +116,7 @@ def _found() -> bool:
 
 
 def connect(cluster: ClusterConfig | None = None) -> None:
-    """Join the other processes of the job, where there are any; before JAX is used.
+    """Join the other processes of the job, if there are any; to be called before JAX is used.
 
     Raises:
         ConfigError: the settings are incomplete, or JAX cannot find the others.
@@ -143,7 +143,7 @@ def connect(cluster: ClusterConfig | None = None) -> None:
         raise ConfigError(
             f"the processes of this job did not find each other: {error}; all must run at the "
             f"same time, reach the coordinator ({told[0] or 'found by JAX'}) and have different "
-            "numbers"
+            "indices"
         ) from error
     global _lost_after
     _lost_after = cluster.lost_after
@@ -156,7 +156,7 @@ def lost_after() -> int:
 
 
 def only_first(is_first: bool) -> None:
-    """Let this process write and speak, or neither."""
+    """Let this process write files and log, or do neither."""
     files.only_first_writes(is_first)
     progress.only_first_speaks(is_first)
 
@@ -167,12 +167,12 @@ def is_multiprocess() -> bool:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that writes files and speaks."""
+    """Whether this is the process that writes files and logs."""
     return not is_multiprocess() or jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Wait for all processes; what the first one wrote before is then there for all."""
+    """Wait for all processes; files the first one wrote before are then visible to all."""
     if is_multiprocess():
         multihost_utils.sync_global_devices(name)
 
@@ -192,7 +192,7 @@ def all_processes(value: bool) -> bool:
 
 
 def to_host(tree: PyTree) -> PyTree:
-    """Arrays on the host, NumPy, whichever processes hold their parts; all must ask."""
+    """Arrays as NumPy arrays, gathered from all processes; all processes must call this."""
 
     def one(x: AnyArray) -> np.ndarray:
         if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
@@ -205,9 +205,8 @@ def to_host(tree: PyTree) -> PyTree:
 def to_devices(tree: PyTree, shardings: PyTree) -> PyTree:
     """Values that every process has, as arrays on all devices; each copies only its own parts.
 
-    `shardings` is one for all, or a tree of them.
-
-    Arrays that lie on the devices of several processes are moved there.
+    `shardings` is one sharding for all arrays, or a tree of them. Arrays that are already spread
+    over several processes are moved to the new sharding.
     """
     if not is_multiprocess():
         return jax.device_put(tree, shardings)

@@ -1,4 +1,4 @@
-"""What a measurement was taken on."""
+"""The machine on which a measurement was taken."""
 
 from __future__ import annotations
 
