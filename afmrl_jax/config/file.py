@@ -1,4 +1,4 @@
-"""Settings of a run in a file: YAML or JSON that is read over the settings of a preset."""
+"""Settings of a run in a file: YAML or JSON that overrides the settings of a preset."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUFFIXES = (".yaml", ".yml", ".json")
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-5 as the number that it is; by YAML 1.1 it would be text, for it has no dot."""
+    """Reads 1e-5 as a number; by YAML 1.1 it would be text, because it has no dot."""
 
 
 _Loader.add_implicit_resolver(
@@ -29,11 +29,11 @@ _Loader.add_implicit_resolver(
 
 
 def read_config(path: Path, base: RunConfig) -> RunConfig:
-    """The settings of a file over those of `base`.
+    """The settings of a file on top of those of `base`.
 
     Args:
-        path: YAML or JSON, such as the `config.json` of a run directory. What it leaves out stays
-            as it is in `base`.
+        path: YAML or JSON, such as the `config.json` of a run directory. Settings it leaves out
+            keep their value in `base`.
         base: the settings that the file changes.
 
     Raises:
@@ -41,7 +41,7 @@ def read_config(path: Path, base: RunConfig) -> RunConfig:
             of range. The message names the file and the setting.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"{path}: the name of a file of settings ends in {', '.join(SUFFIXES)}")
+        raise ConfigError(f"{path}: the name of a settings file must end in {', '.join(SUFFIXES)}")
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -72,9 +72,9 @@ def _merged(base: object, changes: object) -> object:
 
 
 def _checked(kind: object, value: object, name: str, path: Path) -> object:
-    """The value as its field holds it.
+    """The value in the type of its field.
 
-    What `from_dict` would take and a stage would stumble over hours later is refused here.
+    Rejects what `from_dict` would accept but a stage would fail on hours later.
     """
     if dataclasses.is_dataclass(kind):
         return _settings(kind, value, name, path)
@@ -85,7 +85,7 @@ def _checked(kind: object, value: object, name: str, path: Path) -> object:
     if not any(_fits(x, value) for x in options):
         wanted = " or ".join(_described(x) for x in options)
         raise ConfigError(f"{path}: {name} must be {wanted}, found {value!r}")
-    # A stage's inputs are hashed, and 1 must be the same as 1.0 there.
+    # A stage's inputs are hashed, and there 1 must equal 1.0.
     wants_float = float in options and int not in options
     if wants_float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -21,23 +21,23 @@ def to_dict(config: DataclassInstance) -> JsonObject:
 
 T = TypeVar("T")
 RENAMED = {"optimiser": "optimizer", "normalisation": "normalization"}
-"""Settings by the name that older run directories have for them."""
+"""Old names of settings, as in older run directories, and their present names."""
 _FIRST_NAMES = {new: old for old, new in RENAMED.items()}
 
 
 def _with_names(value: object, names: dict[str, str]) -> object:
-    """JSON values whose keys in `names` are replaced, at any depth."""
+    """JSON values with the keys in `names` replaced, at any depth."""
     if isinstance(value, dict):
         return {names.get(k, k): _with_names(v, names) for k, v in value.items()}
     return [_with_names(x, names) for x in value] if isinstance(value, list) else value
 
 
 ADDED: JsonObject = {"family": None}
-"""Settings that older run directories lack, and the value that stands for what was done then."""
+"""Settings that older run directories lack, and the value that means the old behavior."""
 
 
 def _without_added(value: object) -> object:
-    """JSON values without the settings of `ADDED` that have the older value, at any depth."""
+    """JSON values without the settings in `ADDED` that have the old value, at any depth."""
     if isinstance(value, dict):
         kept = {k: v for k, v in value.items() if k not in ADDED or v != ADDED[k]}
         return {k: _without_added(v) for k, v in kept.items()}
@@ -47,7 +47,7 @@ def _without_added(value: object) -> object:
 def migrated(value: T) -> T:
     """JSON values of a run directory of any version, so that equal settings compare equal.
 
-    Settings have their present names, and those of `ADDED` are left out at their older value.
+    Settings get their present names, and those in `ADDED` are dropped if they have the old value.
     """
     return cast(T, _without_added(_with_names(value, RENAMED)))
 
@@ -79,8 +79,8 @@ def _field(kind: object, value: object) -> object:
 def fingerprint(value: object) -> str:
     """A short stable hash of a config or of plain JSON values.
 
-    A setting counts under the first name it had, and one that was added later only where it
-    changes something, so that stages that were finished before stay finished.
+    A setting counts under its first name, and one that was added later only if it changes
+    something, so that stages finished earlier stay finished.
     """
     plain = value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
