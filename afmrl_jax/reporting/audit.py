@@ -1,6 +1,6 @@
 """The page of `afmrl audit-negatives`: masked and heavy pairs, for a person to judge.
 
-Like the report it is one file without a script that asks for nothing outside itself.
+Like the report it is one file without scripts or outside references.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ LISTS = {
     "nearest": (
         "Masked, nearest the threshold",
         "Whether the threshold is too low: other products here are hard negatives that the mask "
-        "throws away.",
+        "discards.",
     ),
     "farthest": (
         "Masked, farthest above the threshold",
-        "Whether the mask finds anything: these should be the same product, or else R confuses "
-        "them and is no longer corrected.",
+        "Whether the mask finds anything: these should be the same product; otherwise the "
+        "embedder confuses them and is no longer corrected.",
     ),
     "spared": (
         "Left in, nearest below the threshold",
@@ -32,11 +32,11 @@ LISTS = {
     ),
     "heaviest": (
         "Left in, heaviest",
-        "Whether the weights hit what they should: heavy pairs should share attributes and be "
-        "other products.",
+        "Whether the weights are large where they should be: heavy pairs should share "
+        "attributes and be different products.",
     ),
 }
-"""Title of each list of pairs, and what reading it tells."""
+"""Title of each list of pairs, and what it shows."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Mark:
-    """A place on the line of scores, in percent of its width."""
+    """A position on the line of scores, in percent of its width."""
 
     name: str
     value: float
@@ -68,14 +68,14 @@ class Card:
     sides: tuple[Side, Side]
     marks: tuple[Mark, ...]
     verdict: str
-    """`same product`, `same family` or `other product`, as the catalogue has it."""
+    """`same product`, `other product of the family` or `other product`, by the catalogue."""
 
 
 def _marks(pair: JsonObject) -> tuple[Mark, ...]:
     values = {"pair": pair["score"], "positive": pair["positive_score"]}
     if pair["threshold"] is not None:
         values["threshold"] = pair["threshold"]
-    # A threshold may lie beyond the largest cosine; the line ends where no score can be.
+    # A threshold may exceed the largest cosine; then the line is extended.
     low, high = min(0.0, *values.values()), max(1.0, *values.values())
     return tuple(
         Mark(name, value, round(100 * (value - low) / (high - low), 2))
@@ -85,7 +85,7 @@ def _marks(pair: JsonObject) -> tuple[Mark, ...]:
 
 def _card(pair: JsonObject, listings: JsonObject, pictures: Mapping[int, str]) -> Card:
     records = [listings[str(pair[side])] for side in ("query", "candidate")]
-    # What both lists say alike is kept; the rest stands out.
+    # Pairs in both lists count as kept; the rest is highlighted.
     texts = compare_attributes(*(x["attributes"] for x in records))
     sides = [
         Side(x["title"], x["listing_id"], x["product_id"], x["category"], thumbnail(picture), parts)
@@ -121,7 +121,7 @@ def write_page(found: JsonObject, pictures: Mapping[int, str], out: Path) -> Pat
     """Write the page.
 
     Args:
-        found: what `auditing.audit` found.
+        found: the result of `runs.audit.audit`.
         pictures: base64 of the encoded picture of each listing shown, by its number.
         out: the file.
     """

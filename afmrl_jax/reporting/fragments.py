@@ -1,4 +1,4 @@
-"""Parts of the report as pieces of HTML that stand alone, for notebooks."""
+"""Parts of the report as self-contained HTML, for notebooks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from afmrl_jax.runtime.files import read_json
 from afmrl_jax.types import JsonObject
 
 SHOWN_TASKS = ("fine", "coarse", "image_to_multimodal")
-"""Those of the table that fit the width of a notebook."""
+"""Tasks of the table that fit the width of a notebook."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ def _fragment(part: str, **context: object) -> str:
 
 
 def status(run: Path, seconds: float, last: str = "", *, running: bool = True) -> str:
-    """The stages of a run, and which of them is being done.
+    """The stages of a run, and which of them is running.
 
     Args:
         run: the run directory.
         seconds: since the work began.
-        last: what it said last.
-        running: whether it goes on.
+        last: last line of its output.
+        running: whether it is still running.
     """
     path = run / "config.json"
     chain = stages.read_stages(run, read_json(path) if path.is_file() else {})
@@ -102,14 +102,14 @@ def found(
     hits: Sequence[JsonObject],
     pictures: Mapping[str, bytes],
 ) -> str:
-    """A query of one's own and what it found.
+    """The user's query and what it found.
 
     Args:
         photo: the encoded picture.
-        words: that were searched with it.
-        attributes: what G read off the two.
-        hits: best first, each with `listing_id`, `title`, `score`, and `attributes` where there
-            are some, as `afmrl search --as-json` prints them.
+        words: the text that was searched with it.
+        attributes: what the generator read off the two.
+        hits: best first, each with `listing_id`, `title`, `score`, and perhaps `attributes`, as
+            `afmrl search --as-json` prints them.
         pictures: encoded picture by listing id.
     """
 

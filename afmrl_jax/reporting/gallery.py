@@ -1,7 +1,7 @@
-"""Queries and what they find, made safe and small for the report.
+"""Queries and their hits, made safe and small for the report.
 
-Everything in a gallery comes from a catalogue that nobody has vetted: its texts are escaped by the
-template, and its pictures are decoded and checked here before they enter the page.
+Everything in a gallery comes from an untrusted catalogue: the template escapes its texts, and its
+pictures are decoded and checked here before they enter the page.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Part:
     key: str
     value: str
     state: str
-    """`kept`, `reworded` (same key, other value), `dropped` or `new`."""
+    """`kept`, `reworded` (same key, different value), `dropped` or `new`."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Query:
 
     @property
     def first_right(self) -> int | None:
-        """Place of the first right hit, from 1."""
+        """Place of the first correct hit, from 1."""
         return next((n for n, hit in enumerate(self.hits, 1) if hit.correct), None)
 
 
@@ -80,7 +80,7 @@ def _pairs(text: str) -> list[tuple[str, str]]:
 
 
 def compare_attributes(before: str, after: str) -> tuple[Attributes, Attributes]:
-    """What reinforcement changed in an attribute list; a new order alone is no change.
+    """What reinforcement changed in an attribute list; a new order by itself is no change.
 
     Example:
         >>> old, new = compare_attributes("color: red; type: seat", "type: chair; color: red")
@@ -107,7 +107,7 @@ def compare_attributes(before: str, after: str) -> tuple[Attributes, Attributes]
 
 
 def thumbnail(data: str | None) -> str | None:
-    """A base64 picture as a small JPEG `data:` address; None where it is no usable picture.
+    """A base64 picture as a small JPEG `data:` URL; None if it is not a usable picture.
 
     Args:
         data: base64 of an encoded picture.

@@ -1,4 +1,4 @@
-"""What a run directory says of its stages: time, inputs, outputs, size of the models."""
+"""The stages of a run directory: time, inputs, outputs, size of the models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ORDER = (
     "evaluate",
 )
 SHOWN_DIGITS = 12
-"""Hexadecimal digits of a hash that tell files of one run apart."""
+"""Hexadecimal digits of a hash, enough to distinguish the files of one run."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def read_stages(run: Path, config: JsonObject) -> list[Stage]:
 
     Args:
         run: the run directory.
-        config: its `config.json`; an empty one stands for the defaults.
+        config: its `config.json`; an empty one means the defaults.
     """
     done = {path.parent.name: read_json(path) for path in run.glob("*/DONE.json")}
     begun = {path.parent.name for path in run.glob("*/inputs.json")}
@@ -110,7 +110,7 @@ def read_stages(run: Path, config: JsonObject) -> list[Stage]:
 
 
 def parameter_count(run: Path, stage: str) -> int | None:
-    """Parameters that a stage has written (of an adapter its own); None where there are none."""
+    """Parameters that a stage has written (for an adapter only its own); None if there are none."""
     files = sorted((run / stage / "model").glob("*.safetensors"))
     if not files:
         return None
