@@ -1,16 +1,16 @@
 """Measure how fast this package is: `afmrl bench agcl`.
 
-`models`: embedding, a training step of R on adapters and greedy decoding, against transformers on
-the same weights and cores; compilation, looped, unrolled and from a warm cache; and on a GPU or TPU
-the real sizes with random weights. `agcl`: memory and time of the loss's value and gradient,
-against the literal formula, leaner dense forms and row chunks, and a training step in chunks
-against one at once; about ten minutes on two cores.
+`models`: embedding, a training step of the embedder on adapters and greedy decoding, against
+transformers on the same weights and cores; compilation, looped, unrolled and from a warm cache; and
+on a GPU or TPU the real sizes with random weights. `agcl`: memory and time of the loss's value and
+gradient, against the literal formula, leaner dense forms and row chunks, and a training step in
+chunks against one at once; about ten minutes on two cores.
 `bm25`: scores of all pairs of a batch, against rank_bm25, bm25s and SciPy. `grpo`: RAR's update
-with a shared prompt against one row a sample, and the reward's counting against sorting. `decode`:
-sampled tokens a second. `input`: pictures to patches, against Pillow and Hugging Face's processor.
-`evaluate`: all retrieval metrics of 100,000 queries against 100,000 listings, in bounded memory.
-`search`: exact and approximate search among a million vectors. Let nothing else run beside it.
-Figures are medians of ratios of measurements that were taken in turn; the JSON has every spread.
+with a shared prompt against one row per sample, and the reward's counting against sorting.
+`decode`: sampled tokens per second. `input`: pictures to patches, against Pillow and Hugging Face's
+processor. `evaluate`: all retrieval metrics of 100,000 queries against 100,000 listings, in bounded
+memory. `search`: exact and approximate search among a million vectors. Run nothing else meanwhile.
+Figures are medians of ratios of interleaved measurements; the JSON has every spread.
 `throughput`: a sweep of training speed over models, batches, meshes and more. `scaling`: predicted
 step times on 8, 64 and 256 chips.
 """
@@ -18,13 +18,15 @@ step times on 8, 64 and 256 chips.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import tyro
 
+from afmrl_jax.cli.command import Command
 from afmrl_jax.performance.benchmarks import (
     agcl,
     bm25,
@@ -40,16 +42,16 @@ from afmrl_jax.performance.benchmarks import (
 from afmrl_jax.runtime.setup import reported
 
 FLAT = tyro.conf.arg(name="")
-"""The flags of the settings bear no prefix."""
+"""The flags of the settings have no prefix."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all benchmarks share."""
+    """Common options of all benchmarks."""
 
     out: Path
     """JSON file to write."""
-    settings: Any
+    settings: object
     module: ClassVar[ModuleType]
 
     def execute(self) -> None:
@@ -70,10 +72,10 @@ class Models(Bench):
 class Agcl(Bench):
     """Memory and time of the AGCL loss, against dense forms and row chunks, and of GradCache.
 
-    Memory is what compiled programs say they need beside inputs and outputs (nothing is run, so the
-    large batch needs no memory here). Time is taken in rounds of all forms. Ratios of memory are
-    the others' over ours, ratios of time ours over the best of the others; of the symmetric and the
-    one-directional loss the less favourable ratio is a figure, and the JSON has both.
+    Memory is what compiled programs need besides inputs and outputs (nothing is run, so the large
+    batch needs no memory here). Time is measured in rounds of all forms. Memory ratios are the
+    others' over ours, time ratios ours over the best of the others; the figure is the less
+    favorable ratio of the symmetric and the one-directional loss, and the JSON has both.
     """
 
     out: Path = Path("bench_agcl.json")
@@ -85,8 +87,8 @@ class Agcl(Bench):
 class Bm25(Bench):
     """BM25 of all pairs of a batch, against rank_bm25, bm25s and a sparse product of SciPy.
 
-    Our time has everything from term ids on: numbering the batch's terms, transfer and scores. The
-    others' indexes, query ids and matrices are ready before the clock starts.
+    Our time includes everything from term ids on: numbering the batch's terms, transfer and scores.
+    The others' indexes, query ids and matrices are built before the clock starts.
     """
 
     out: Path = Path("bench_bm25.json")
@@ -96,11 +98,11 @@ class Bm25(Bench):
 
 @dataclass(frozen=True)
 class Grpo(Bench):
-    """RAR's update with a shared prompt against one row a sample, and the reward against sorting.
+    """RAR's update with a shared prompt against one row per sample; the reward against sorting.
 
     The gradients of both forms must agree to 1e-5. Floating-point operations are XLA's count of
     both programs for the 3 B model, which is not run. The reward is compared with the bare product
-    of queries and gallery and with sorting; sorting is timed for a part of the queries and scaled.
+    of queries and gallery and with sorting; sorting is timed on some queries and scaled up.
     """
 
     out: Path = Path("bench_grpo.json")
@@ -110,9 +112,9 @@ class Grpo(Bench):
 
 @dataclass(frozen=True)
 class Decode(Bench):
-    """Sampled tokens a second of groups that share their prompt; all samples have full length.
+    """Sampled tokens per second of groups that share a prompt; all samples have full length.
 
-    What a token asks of the host is counted in the compiled program.
+    Requests to the host are counted in the compiled program.
     """
 
     out: Path = Path("bench_decode.json")
@@ -124,9 +126,9 @@ class Decode(Bench):
 class Input(Bench):
     """Pictures to patches, per core against a loop of Pillow and Hugging Face's processor.
 
-    Patches must be the processor's bit for bit, at equal decoding; what scaled decoding changes is
-    said in units of a byte. Time is the processor time of one process. Batches of 0, 2 and 4 loader
-    processes must be the same.
+    At equal decoding, patches must match the processor's bit for bit; the effect of scaled decoding
+    is reported in units of a byte. Time is the CPU time of one process. Batches from 0, 2 and 4
+    loader processes must be the same.
     """
 
     out: Path = Path("bench_input.json")
@@ -138,8 +140,8 @@ class Input(Bench):
 class Search(Bench):
     """Exact search against the bare product of the same vectors, and ScaNN against exact search.
 
-    ScaNN is tuned to the recall on queries of its own. Both are saved, loaded from another place,
-    and changed. A million vectors take about a quarter of an hour on two cores, and 6 GB.
+    ScaNN is tuned to the recall on separate queries. Both indexes are saved, loaded from another
+    place, and changed. A million vectors take about a quarter of an hour on two cores, and 6 GB.
     """
 
     out: Path = Path("bench_search.json")
@@ -149,11 +151,11 @@ class Search(Bench):
 
 @dataclass(frozen=True)
 class Evaluate(Bench):
-    """Queries a second for all retrieval metrics, by product and by category at once.
+    """Queries per second for all retrieval metrics, by product and by category at once.
 
-    Memory is the largest resident size of a child process of its own, less what it had with the
-    inputs made and everything compiled. A part of the queries is ranked by plain NumPy as well, and
-    must agree.
+    Memory is the largest resident size of a child process, minus its size once the inputs are
+    created and everything is compiled. Some queries are also ranked with plain NumPy, and must
+    agree.
     """
 
     out: Path = Path("bench_evaluate.json")
@@ -161,7 +163,7 @@ class Evaluate(Bench):
     module: ClassVar[ModuleType] = evaluate
 
 
-BENCHMARKS: dict[str, Any] = {
+BENCHMARKS: dict[str, Callable[..., Command]] = {
     "models": Models,
     "agcl": Agcl,
     "bm25": Bm25,
@@ -176,7 +178,7 @@ BENCHMARKS: dict[str, Any] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the benchmark that the arguments name; without any, those of this process."""
+    """Run the benchmark that the arguments name; by default those of this process."""
     with reported():
         tyro.extras.subcommand_cli_from_dict(
             BENCHMARKS, prog="afmrl bench", description=__doc__, args=arguments

@@ -1,4 +1,4 @@
-"""Commands of `afmrl` that look at a catalogue and write attributes of it."""
+"""Commands of `afmrl` that check or convert a catalogue, or write attributes for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -21,22 +21,23 @@ from afmrl_jax.errors import ConfigError
 from afmrl_jax.inference import annotate as serving
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.runs.oracle import oracle_by_checkpoint, oracle_by_endpoint
+from afmrl_jax.types import JsonObject
 
 NAMELESS = tyro.conf.arg(metavar="CATALOGUE")
 
 
 @dataclass(frozen=True)
 class CatalogueCheck:
-    """Say what is wrong with a catalogue, record by record; exit status 1 where anything is."""
+    """Report what is wrong with a catalogue, record by record; exit status 1 if anything is."""
 
     folder: Annotated[str | None, tyro.conf.Positional, NAMELESS] = None
-    """The catalogue, as with --catalogue."""
+    """The catalogue, same as --catalogue."""
     catalogue: str | None = None
     """Folder with listings.jsonl or listings.parquet, a store, or `furniture`."""
     as_json: bool = False
-    """Print JSON lines: every problem, then the summary."""
+    """Print JSON lines: all problems, then the summary."""
     options: dict[str, str] = field(default_factory=dict)
-    """Of the reader of a published layout, as `--options language de`."""
+    """Options of the reader of a published layout, as in `--options language de`."""
 
     def execute(self) -> None:
         """Run the command."""
@@ -64,37 +65,37 @@ class CatalogueCheck:
 class CatalogueConvert(Conversion):
     """Turn a catalogue into a store: ArrayRecord shards that Grain and TFDS read, and a manifest.
 
-    It is read once, in bounded memory, and checked on the way. A call that was killed goes on
-    behind its last shard. Every command that takes a catalogue takes the store.
+    It is read once, in bounded memory, and checked while reading. If killed, the same command
+    resumes after the last finished shard. Every command that accepts a catalogue accepts the store.
     """
 
     folder: Annotated[str | None, tyro.conf.Positional, NAMELESS] = None
-    """The catalogue, as with --catalogue."""
+    """The catalogue, same as --catalogue."""
     catalogue: str | None = None
     """Folder with listings.jsonl or listings.parquet, also in object storage, or `furniture`."""
     out: Path = tyro.MISSING
-    """Folder to write, which must not exist."""
+    """Folder to write; it must not exist."""
     options: dict[str, str] = field(default_factory=dict)
-    """Of the reader of a published layout, as `--options language de`."""
+    """Options of the reader of a published layout, as in `--options language de`."""
 
     def execute(self) -> None:
         """Run the command."""
         catalogue = _named(self.catalogue, self.folder)
         manifest = convert(open_rows(catalogue, parsed(self.options)), self.out, self)
         print(_summary(manifest))
-        left = f", {manifest['left_out']} record(s) left out" if manifest["left_out"] else ""
+        left = f", {manifest['left_out']} record(s) skipped" if manifest["left_out"] else ""
         print(f"{self.out}: {len(manifest['shards'])} shard(s){left}")
 
 
-def parsed(options: Mapping[str, str]) -> dict[str, Any]:
-    """Options from the command line: JSON where a value is, text where it is not.
+def parsed(options: Mapping[str, str]) -> JsonObject:
+    """Options from the command line: values as JSON if they are valid JSON, as text otherwise.
 
     Example:
         >>> parsed({"language": "de", "other_images": "2", "queries": '["dev"]'})
         {'language': 'de', 'other_images': 2, 'queries': ['dev']}
     """
 
-    def value(text: str) -> Any:
+    def value(text: str) -> object:
         try:
             return json.loads(text)
         except json.JSONDecodeError:
@@ -104,7 +105,7 @@ def parsed(options: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _named(option: str | None, positional: str | None) -> str:
-    """The one catalogue that a command was given, by --catalogue or without a name."""
+    """The catalogue given to a command, by --catalogue or as a positional argument."""
     if option is None and positional is None:
         raise ConfigError("name the catalogue: --catalogue FOLDER")
     if option is not None and positional is not None:
@@ -126,7 +127,7 @@ def _summary(summary: dict) -> str:
 
 @dataclass(frozen=True)
 class OnCatalogue:
-    """What commands that use a run on a catalogue have in common."""
+    """Common options of commands that use a run on a catalogue."""
 
     run: Path
     """Run directory of a finished `afmrl train`."""
@@ -135,15 +136,15 @@ class OnCatalogue:
     out: Path
     """File or folder to write."""
     skip_bad: bool = False
-    """Leave unusable records out, counted and listed, instead of stopping."""
+    """Skip unusable records, counted and listed, instead of stopping."""
 
 
 @dataclass(frozen=True)
 class Annotate(OnCatalogue):
-    """Write the attributes that G reads off each listing, one JSON object a line."""
+    """Write the attributes that the generator reads off each listing, one JSON object per line."""
 
     generator: Literal["distill", "rar"] = "rar"
-    """Which G: the distilled or the reinforced one."""
+    """Which generator: the distilled or the reinforced one."""
     split: Literal["all", "distill", "train", "reward", "test"] = "all"
     """Listings to annotate."""
 
@@ -158,10 +159,10 @@ class Annotate(OnCatalogue):
 
 @dataclass(frozen=True)
 class Oracle:
-    """Have a larger model write attributes to distil G from (--oracle.file of a run).
+    """Have a larger model write attributes to distill the generator from (--oracle.file of a run).
 
-    Either one behind an OpenAI-compatible endpoint (--url and --model), of which every reply is
-    kept so that no listing is paid for twice, or a Qwen-VL folder on this machine (--checkpoint).
+    Either a model with an OpenAI-compatible endpoint (--url and --model), whose replies are all
+    kept so that no listing is paid for twice, or a local Qwen-VL folder (--checkpoint).
     """
 
     catalogue: str
@@ -173,15 +174,15 @@ class Oracle:
     model: str | None = None
     """Name of the endpoint's model."""
     key_variable: str = "OPENAI_API_KEY"
-    """Environment variable with the endpoint's key; where it is not set, none is sent."""
+    """Environment variable with the endpoint's key; if it is not set, no key is sent."""
     concurrency: int = 8
-    """Requests under way at a time."""
+    """Number of concurrent requests."""
     checkpoint: Path | None = None
     """Folder of a Qwen2-VL or Qwen2.5-VL instead of an endpoint."""
     split: Literal["all", "distill", "train", "reward", "test"] = "distill"
-    """Listings to ask for; G learns from the distill split alone."""
+    """Listings to annotate; the generator learns only from the distill split."""
     skip_bad: bool = False
-    """Leave unusable records out, counted and listed, instead of stopping."""
+    """Skip unusable records, counted and listed, instead of stopping."""
 
     def execute(self) -> None:
         """Run the command."""
@@ -200,4 +201,4 @@ class Oracle:
         for listing, why in list(replies.failed.items())[:10]:
             print(f"  {listing}: {why}")
         if replies.failed:
-            print(f"{len(replies.failed)} listings have no attributes and are left out")
+            print(f"{len(replies.failed)} listings have no attributes and are skipped")

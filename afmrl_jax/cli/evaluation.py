@@ -24,7 +24,7 @@ Split = Literal["all", "distill", "train", "reward", "test"]
 
 @dataclass(frozen=True)
 class Evaluate(OnCatalogue):
-    """Evaluate every system of a run on a catalogue, which may be one it never saw."""
+    """Evaluate every system of a run on a catalogue, possibly one it was not trained on."""
 
     split: Split = "test"
     """Listings that are queries and gallery."""
@@ -40,32 +40,32 @@ class Evaluate(OnCatalogue):
 
 @dataclass(frozen=True)
 class Baselines:
-    """Evaluate what needs no training here by the tasks and definitions of every evaluation.
+    """Evaluate baselines that need no training, with the same tasks and definitions as runs.
 
-    Raw pixels, a colour histogram, BM25 over titles and over titles and attributes, and any
-    embedder that lies on disk as a sentence-transformers or transformers folder.
+    Raw pixels, a color histogram, BM25 over titles and over titles and attributes, and any embedder
+    in a sentence-transformers or transformers folder.
     """
 
     catalogue: str
     """Folder with listings.jsonl or listings.parquet, or `furniture`."""
     out: Path | None = None
-    """JSON file to write, as `evaluation.json`; nothing is written without."""
+    """JSON file to write, in the format of `evaluation.json`; by default nothing is written."""
     per_query: bool = True
-    """Keep the values of single queries beside it, for `afmrl compare`."""
+    """Also write the values of single queries next to it, for `afmrl compare`."""
     embedder: tuple[Path, ...] = ()
     """Folders of embedders; needs sentence-transformers."""
     attributes: Path | None = None
-    """Attributes for BM25, from `afmrl annotate`; the catalogue's own without."""
+    """Attributes for BM25, from `afmrl annotate`; by default the catalogue's own."""
     split: Split = "test"
     """Listings that are queries and gallery."""
     trust_code: bool = False
-    """Run Python code that lies in an embedder's folder."""
+    """Run Python code from an embedder's folder."""
     skip_bad: bool = False
-    """Leave unusable records out, counted and listed, instead of stopping."""
+    """Skip unusable records, counted and listed, instead of stopping."""
     resamples: int = 2000
-    """Of the bootstrap."""
+    """Bootstrap resamples."""
     seed: int = 0
-    """Of resampling and clustering."""
+    """Seed of resampling and clustering."""
 
     def execute(self) -> None:
         """Run the command."""
@@ -89,33 +89,32 @@ class Baselines:
 class Compare:
     """Compare two runs, or two systems of one, query by query.
 
-    Differences with 95 % intervals (paired bootstrap) and p-values (paired permutation test), both
-    over families. Runs must have been judged on the same listings.
+    Prints differences with 95 % intervals (paired bootstrap) and p-values (paired permutation
+    test), both over families. The runs must have been evaluated on the same listings.
     """
 
     run_a: tyro.conf.Positional[Path]
     """Before: a run directory, an evaluation.json, or a file of per-query values."""
     run_b: tyro.conf.Positional[Path]
-    """After: likewise."""
+    """After: same as above."""
     system_a: str | None = None
-    """Row of A's results table; the last one without."""
+    """Row of A's results table; by default the last one."""
     system_b: str | None = None
-    """Row of B's results table; the last one without."""
+    """Row of B's results table; by default the last one."""
     catalogue: str | None = None
-    """Which of the runs' evaluations, by the name of its catalogue; that of evaluation.json
-    without."""
+    """Which of the runs' evaluations, by catalogue name; by default that of evaluation.json."""
     task: tuple[str, ...] = field(default_factory=tuple)
-    """Tasks to show, such as `fine coarse`; all without. The JSON has all."""
+    """Tasks to show, such as `fine coarse`; by default all. The JSON has all."""
     out: Path | None = None
     """JSON file to write."""
     as_json: bool = False
     """Print JSON instead of a table."""
     resamples: int = 2000
-    """Of the bootstrap."""
+    """Bootstrap resamples."""
     permutations: int = 10_000
-    """Of the test, where there are too many families to count all."""
+    """Random permutations of the test, if there are too many families to enumerate all."""
     seed: int = 0
-    """Of both."""
+    """Seed of both."""
 
     def execute(self) -> None:
         """Run the command."""

@@ -16,6 +16,7 @@ import tyro
 
 from afmrl_jax import __version__
 from afmrl_jax.cli.catalogue import Annotate, CatalogueCheck, CatalogueConvert, OnCatalogue, Oracle
+from afmrl_jax.cli.command import Command
 from afmrl_jax.cli.evaluation import Baselines, Compare, Evaluate
 from afmrl_jax.cli.train import Config, Train, config_defaults, train_defaults
 from afmrl_jax.errors import ConfigError
@@ -36,15 +37,15 @@ from afmrl_jax.runtime.setup import reported, set_up
 class Embed(OnCatalogue):
     """Embed a catalogue and build a searchable index of it.
 
-    A call that was killed resumes after the last listings that it embedded.
+    The same command resumes after the last embedded listings if it was killed.
     """
 
     system: str | None = None
-    """Row of the results table, such as `infonce` or `agcl+distilled`; the last one without."""
+    """Row of the results table, such as `infonce` or `agcl+distilled`; by default the last one."""
     attributes: Path | None = None
-    """Attributes from `afmrl annotate`; without, the system's G writes them now."""
+    """Attributes from `afmrl annotate`; by default the system's generator writes them now."""
     index: IndexSettings = field(default_factory=IndexSettings)
-    """How it is searched."""
+    """How the index is searched."""
     split: Literal["all", "distill", "train", "reward", "test"] = "all"
     """Listings to embed."""
 
@@ -64,7 +65,7 @@ class Embed(OnCatalogue):
 
 @dataclass(frozen=True)
 class Search:
-    """Find listings by a text, a picture, or both together; or by a file of such queries."""
+    """Find listings by a text, a picture, or both; or by a file of such queries."""
 
     run: Path
     """Run directory of the embedder."""
@@ -75,11 +76,11 @@ class Search:
     image: Path | None = None
     """A picture file."""
     queries: Path | None = None
-    """JSON lines with `text`, `image` or both, and `id`: prints a JSON object for each."""
+    """JSON lines with `text`, `image` or both, and `id`; prints a JSON object for each."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
     """How many listings."""
     as_json: bool = False
-    """Print one JSON object a result."""
+    """Print one JSON object per result."""
 
     def execute(self) -> None:
         """Run the command."""
@@ -108,24 +109,24 @@ class Search:
 
 @dataclass(frozen=True)
 class Export:
-    """Write R as a folder that sentence-transformers and transformers load.
+    """Write the embedder as a folder that sentence-transformers and transformers load.
 
-    Some listings are embedded here and with torch from the folder; where their vectors differ,
-    nothing is written.
+    Some listings are embedded here and with torch from the folder; if their vectors differ, nothing
+    is written.
     """
 
     run: Path
     """Run directory of a finished `afmrl train`."""
     out: Path
-    """Folder to write, which must not exist."""
+    """Folder to write; it must not exist."""
     system: str | None = None
-    """Row of the results table, such as `infonce` or `agcl+distilled`; the last one without."""
+    """Row of the results table, such as `infonce` or `agcl+distilled`; by default the last one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights; adapters are merged in float32 before."""
+    """Type of the weights; adapters are merged in float32 first."""
     check: bool = True
-    """Compare vectors with torch, where it is installed."""
+    """Compare vectors with torch, if it is installed."""
     catalogue: str | None = None
-    """Where the compared listings come from; the run's own without."""
+    """Catalogue of the compared listings; by default the run's own."""
 
     def execute(self) -> None:
         """Run the command."""
@@ -148,17 +149,19 @@ class Export:
 
 @dataclass(frozen=True)
 class Report:
-    """Write a run's report anew."""
+    """Rewrite a run's report."""
 
     run: Path
     """Run directory."""
     out: Path | None = None
-    """The file to write. Without: report.html in the run, or here where the run lies in object
-    storage, for a job may be working on it."""
+    """File to write. Default: report.html in the run, or in the current folder if the run is in
+    object storage, because a job may be working on it."""
 
     def execute(self) -> None:
         """Run the command."""
-        from afmrl_jax.reporting.report import build_report  # With matplotlib, which takes seconds.
+        from afmrl_jax.reporting.report import (
+            build_report,
+        )  # Imports matplotlib, which takes seconds.
 
         folder = working_copy(self.run)
         here = None if folder == self.run else Path("report.html")
@@ -167,9 +170,9 @@ class Report:
 
 @dataclass(frozen=True)
 class AuditNegatives:
-    """Show what weights and masks do to a run's own training batches, pair by pair, as a page.
+    """Show the effect of weights and masks on a run's training batches, pair by pair, as a page.
 
-    The page's figures are written beside it as JSON.
+    The page's figures are also written as JSON next to it.
     """
 
     run: Path
@@ -177,21 +180,22 @@ class AuditNegatives:
     out: Path
     """The page to write, `.html`."""
     stage: str = "agcl-distilled"
-    """Whose R and whose batches: `infonce`, `agcl`, `agcl-distilled`, `cit-1`, `backbone`."""
+    """Stage whose embedder and batches are used: `infonce`, `agcl`, `agcl-distilled`, `cit-1`,
+    `backbone`."""
     batches: int = 4
-    """How many of its training batches, spread over its steps."""
+    """Number of its training batches, spread over its steps."""
     batch_size: int | None = None
-    """Pairs a batch; the stage's own without, at most 1024. Another number draws other batches."""
+    """Pairs per batch; by default the stage's, at most 1024. Another size draws other batches."""
     shown: int = 12
     """Pairs in each list."""
     gamma: float | None = None
-    """Look at this scale of the weights instead of the stage's."""
+    """Use this scale of the weights instead of the stage's."""
     delta: float | Literal["off"] | None = None
-    """Look at this margin instead of the stage's, or at none."""
+    """Use this margin instead of the stage's, or none."""
     agreement_rho: float | Literal["off"] | None = None
-    """Look at this share of agreement instead of the stage's, or at none."""
+    """Use this share of agreement instead of the stage's, or none."""
     agreement_epsilon: float | None = None
-    """Look at this depth of agreement instead of the stage's."""
+    """Use this depth of agreement instead of the stage's."""
 
     def execute(self) -> None:
         """Run the command."""
@@ -209,20 +213,20 @@ class AuditNegatives:
         print(
             f"{found['pairs']} pairs of {found['batches']} batches: {100 * masked['share']:.2f} % "
             f"masked, {masked['false_negatives']} of {masked['pairs']} truly the same product; "
-            f"{left['false_negatives']} such left in"
+            f"{left['false_negatives']} such pairs not masked"
         )
         print(self.out)
 
 
 @dataclass(frozen=True)
 class Plan(planning.Request):
-    """Say what a published model takes on each device of a mesh, and whether that fits.
+    """Report how much memory a published model takes on each device of a mesh, and whether it fits.
 
-    Nothing is allocated and no accelerator is needed; exit status 1 where it does not fit.
+    Nothing is allocated and no accelerator is needed; exit status 1 if it does not fit.
     """
 
     compile: bool = True
-    """Ask XLA, on simulated CPU devices, for the temporaries; without, a formula counts them."""
+    """Get the temporaries from XLA on simulated CPU devices; otherwise a formula estimates them."""
     as_json: bool = False
     """Print one JSON object, in bytes."""
 
@@ -244,10 +248,10 @@ class Bench:
     """Measure how fast this package is; `afmrl bench --help` lists the benchmarks."""
 
     def execute(self) -> None:
-        """Never called: `main` gives the arguments of `afmrl bench` to a parser of their own."""
+        """Never called: `main` passes the arguments of `afmrl bench` to a separate parser."""
 
 
-COMMANDS: dict[str, type] = {
+COMMANDS: dict[str, type[Command]] = {
     "train": Train,
     "config": Config,
     "catalogue-check": CatalogueCheck,
@@ -265,33 +269,35 @@ COMMANDS: dict[str, type] = {
     "plan": Plan,
     "bench": Bench,
 }
-DEFAULTS: dict[str, Callable[[Sequence[str]], Any]] = {
+DEFAULTS: dict[str, Callable[[Sequence[str]], Command]] = {
     "train": train_defaults,
     "config": config_defaults,
 }
-"""What makes the defaults of a command's options from its arguments."""
+"""Functions that make the defaults of a command's options from its arguments."""
 OF_MANY_PROCESSES = (Train, Annotate)
 
 
 def _summary(command: type) -> str:
-    """The first paragraph of what a command says of itself."""
+    """The first paragraph of a command's docstring."""
     return " ".join((command.__doc__ or "").split("\n\n")[0].split())
 
 
-def _parsed(arguments: list[str]) -> Any:
-    """The command that the arguments ask for."""
+def _parsed(arguments: list[str]) -> Command:
+    """The command that the arguments describe."""
     name, rest = arguments[0] if arguments else "", arguments[1:]
     if name not in COMMANDS:
-        # The list of all commands, or what is wrong.
+        # Prints the list of all commands, or what is wrong.
         listed = [
             Annotated[kind, tyro.conf.subcommand(name, description=_summary(kind))]
             for name, kind in COMMANDS.items()
         ]
         union: Any = Union[tuple(listed)]  # noqa: UP007
         return tyro.cli(union, prog="afmrl", description=__doc__, args=arguments)
-    # Only this command's options are set up: those of all of them take seconds.
-    default = {"default": DEFAULTS[name](rest)} if name in DEFAULTS else {}
-    return tyro.cli(COMMANDS[name], prog=f"afmrl {name}", args=rest, **default)
+    # Only this command's options are set up: those of all commands take seconds.
+    command, prog = COMMANDS[name], f"afmrl {name}"
+    if name in DEFAULTS:
+        return tyro.cli(command, prog=prog, args=rest, default=DEFAULTS[name](rest))
+    return tyro.cli(command, prog=prog, args=rest)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -302,18 +308,20 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"afmrl-jax {__version__}")
             return
         if arguments[:1] == ["bench"]:
-            from afmrl_jax.cli import bench  # Benchmarks are for few; they take a second to import.
+            from afmrl_jax.cli import (
+                bench,
+            )  # Few users need these, and they take a second to import.
 
             bench.main(arguments[1:])
             return
         command = _parsed(arguments)
         if not isinstance(command, OF_MANY_PROCESSES) and launched_together():
             raise ConfigError(
-                "this command works in one process, and a launcher has started several: start it "
+                "this command runs in one process, but a launcher has started several: start it "
                 "with one task (`afmrl train` and `afmrl annotate` run on many)"
             )
         if not isinstance(command, Train):
-            set_up()  # Train has a run directory, beside which compiled programs are kept.
+            set_up()  # Train keeps compiled programs next to its run directory.
         command.execute()
 
 

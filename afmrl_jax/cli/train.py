@@ -22,23 +22,23 @@ Preset = Literal["demo", "fast", "pretrained"]
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the settings of a run come from; the later of these wins: preset, file, options."""
+    """Where the settings of a run come from; options override the file, the file the preset."""
 
     preset: Preset = "demo"
     """Settings to start from. demo: small models with random weights, minutes on two cores; fast:
-    the same in few steps, which shows that all works, not how well; pretrained: Qwen weights of
-    yours, on accelerators."""
+    the same in few steps, which shows that everything works, not how well; pretrained: your Qwen
+    weights, on accelerators."""
     fast: bool = False
     """Short for --preset fast."""
     file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
-    """YAML or JSON file with settings that differ from the preset's, such as `afmrl config` prints,
+    """YAML or JSON file with settings that differ from the preset's, as printed by `afmrl config`,
     or the config.json of a run."""
     config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig.demo)
 
 
 @dataclass(frozen=True)
 class Train(Settings):
-    r"""Run the whole method: distil G, train R, reinforce G, cycle, evaluate, write a report.
+    r"""Run the whole method: distill the generator, train the embedder, RAR, CIT, evaluate, report.
 
     Examples:
         afmrl train                                    # the demo: minutes on two cores
@@ -49,18 +49,18 @@ class Train(Settings):
             --embedder.weights /models/Qwen2-VL-2B-Instruct \
             --generator.weights /models/Qwen2.5-VL-3B-Instruct
 
-    The same command continues a run that was interrupted. Every setting is an option. With
-    `--preset pretrained` the embedder learns low-rank adapters and the generator all its weights,
-    in bfloat16 with layers recomputed in the backward pass; `afmrl plan` says beforehand what fits
-    which devices.
+    The same command resumes an interrupted run. Every setting is an option. With `--preset
+    pretrained` the embedder trains low-rank adapters and the generator its decoder, in bfloat16
+    with layers recomputed in the backward pass; `afmrl plan` tells beforehand what fits on which
+    devices.
     """
 
     out: Path = Path("runs/demo")
-    """Run directory, or its home at gs:// or s3://. A finished stage in it is not repeated, and one
-    that was interrupted goes on. Without it, the folder of the preset's name in runs/."""
+    """Run directory, or its home at gs:// or s3://. A finished stage in it is not repeated, and an
+    interrupted one resumes. Default: the folder of the preset's name in runs/."""
     stop_after: str | None = None
-    """End after this stage, such as `distill` or `rar`; the same command without this option goes
-    on from there."""
+    """Stop after this stage, such as `distill` or `rar`; the same command without this option
+    resumes from there."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def execute(self) -> None:
@@ -96,7 +96,7 @@ class Train(Settings):
 
 @dataclass(frozen=True)
 class Config(Settings):
-    """Print the settings of a run as YAML, to be changed and given to `afmrl train --config`.
+    """Print the settings of a run as YAML, to be edited and passed to `afmrl train --config`.
 
     Example:
         afmrl config --preset fast > my-shop.yaml
@@ -110,10 +110,10 @@ class Config(Settings):
 
 
 def train_defaults(arguments: Sequence[str]) -> Train:
-    """The settings that hold where the options of a command line name none.
+    """The settings that apply unless options of the command line override them.
 
     Args:
-        arguments: the options; those that are no preset and no file are left alone.
+        arguments: the options; only the preset and the file are read.
     """
     preset, file = _start(arguments)
     config = _settings(preset, file)
@@ -132,9 +132,9 @@ def _settings(preset: Preset, file: Path | None) -> RunConfig:
 
 
 def _start(arguments: Sequence[str]) -> tuple[Preset, Path | None]:
-    """The preset and the file that a command line names.
+    """The preset and the file named on a command line.
 
-    They make the defaults of all the other options, so they must be known before those are parsed.
+    They determine the defaults of all other options, so they must be known before those are parsed.
     """
     preset, fast = _value(arguments, "--preset"), "--fast" in arguments
     if preset is not None and preset not in get_args(Preset):
@@ -147,7 +147,7 @@ def _start(arguments: Sequence[str]) -> tuple[Preset, Path | None]:
 
 
 def _value(arguments: Sequence[str], option: str) -> str | None:
-    """What an option is given, as two arguments or as one with `=`; the last one counts."""
+    """The value of an option, as two arguments or as one with `=`; the last one counts."""
     found = None
     for place, argument in enumerate(arguments):
         if argument.startswith(f"{option}="):

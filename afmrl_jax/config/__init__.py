@@ -1,8 +1,8 @@
-"""Every setting of the system, as frozen dataclasses that refuse nonsense when they are built.
+"""Every setting of the system, as frozen dataclasses that reject invalid values when built.
 
-`RunConfig` holds all of a run's, with `RunConfig.demo()`, `RunConfig.fast()` and
-`RunConfig.pretrained()` as the shipped ones. `tyro` turns them into command lines, so the docstring
-of a field is also its `--help` text.
+`RunConfig` holds all settings of a run; `RunConfig.demo()`, `RunConfig.fast()` and
+`RunConfig.pretrained()` are the shipped presets. `tyro` turns them into command lines, so the
+docstring of a field is also its `--help` text.
 """
 
 from afmrl_jax.config.data import ImageConfig, InputDropout, OracleConfig, TextBudget

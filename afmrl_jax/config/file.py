@@ -1,4 +1,4 @@
-"""Settings of a run in a file: YAML or JSON that is read over the settings of a preset."""
+"""Settings of a run in a file: YAML or JSON that overrides the settings of a preset."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import json
 import re
 import types
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from afmrl_jax.config.run import RunConfig
 from afmrl_jax.config.serialization import from_dict, migrated, to_dict
 from afmrl_jax.errors import ConfigError
+from afmrl_jax.types import JsonObject
 
 SUFFIXES = (".yaml", ".yml", ".json")
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-5 as the number that it is; by YAML 1.1 it would be text, for it has no dot."""
+    """Reads 1e-5 as a number; by YAML 1.1 it would be text, because it has no dot."""
 
 
 _Loader.add_implicit_resolver(
@@ -28,11 +29,11 @@ _Loader.add_implicit_resolver(
 
 
 def read_config(path: Path, base: RunConfig) -> RunConfig:
-    """The settings of a file over those of `base`.
+    """The settings of a file on top of those of `base`.
 
     Args:
-        path: YAML or JSON, such as the `config.json` of a run directory. What it leaves out stays
-            as it is in `base`.
+        path: YAML or JSON, such as the `config.json` of a run directory. Settings it leaves out
+            keep their value in `base`.
         base: the settings that the file changes.
 
     Raises:
@@ -40,7 +41,7 @@ def read_config(path: Path, base: RunConfig) -> RunConfig:
             of range. The message names the file and the setting.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"{path}: the name of a file of settings ends in {', '.join(SUFFIXES)}")
+        raise ConfigError(f"{path}: the name of a settings file must end in {', '.join(SUFFIXES)}")
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -64,16 +65,16 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
-def _merged(base: Any, changes: Any) -> Any:
+def _merged(base: object, changes: object) -> object:
     if not isinstance(base, dict) or not isinstance(changes, dict):
         return changes
     return base | {key: _merged(base.get(key), value) for key, value in changes.items()}
 
 
-def _checked(kind: Any, value: Any, name: str, path: Path) -> Any:
-    """The value as its field holds it.
+def _checked(kind: object, value: object, name: str, path: Path) -> object:
+    """The value in the type of its field.
 
-    What `from_dict` would take and a stage would stumble over hours later is refused here.
+    Rejects what `from_dict` would accept but a stage would fail on hours later.
     """
     if dataclasses.is_dataclass(kind):
         return _settings(kind, value, name, path)
@@ -84,12 +85,14 @@ def _checked(kind: Any, value: Any, name: str, path: Path) -> Any:
     if not any(_fits(x, value) for x in options):
         wanted = " or ".join(_described(x) for x in options)
         raise ConfigError(f"{path}: {name} must be {wanted}, found {value!r}")
-    # A stage's inputs are hashed, and 1 must be the same as 1.0 there.
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return float(value) if whole and float in options and int not in options else value
+    # A stage's inputs are hashed, and there 1 must equal 1.0.
+    wants_float = float in options and int not in options
+    if wants_float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value
 
 
-def _settings(kind: Any, value: Any, name: str, path: Path) -> dict[str, Any]:
+def _settings(kind: object, value: object, name: str, path: Path) -> JsonObject:
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: {name or 'the file'} must hold settings by name")
     hints, found = get_type_hints(kind), {}
@@ -101,7 +104,7 @@ def _settings(kind: Any, value: Any, name: str, path: Path) -> dict[str, Any]:
     return found
 
 
-def _fits(kind: Any, value: Any) -> bool:
+def _fits(kind: object, value: object) -> bool:
     origin = get_origin(kind)
     if origin is Literal:
         return value in get_args(kind)
@@ -125,11 +128,16 @@ def _fits(kind: Any, value: Any) -> bool:
     return True
 
 
-def _described(kind: Any) -> str:
+def _described(kind: object) -> str:
     origin = get_origin(kind)
     if origin is Literal:
         return " or ".join(map(str, get_args(kind)))
     if origin is tuple:
         return "a list"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    names: dict[object, str] = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+    }
     return names.get(kind, "null" if kind is types.NoneType else "a set of settings")

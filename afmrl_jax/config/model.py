@@ -1,4 +1,4 @@
-"""Sizes of pictures, texts and models: frozen dataclasses that refuse nonsense when built."""
+"""Sizes of models: frozen dataclasses that reject invalid values when built."""
 
 from __future__ import annotations
 
@@ -79,18 +79,18 @@ class InitConfig:
     def copying(cls) -> InitConfig:
         """A generator that copies words, as a pretrained one does.
 
-        The words must be heard beside the random residual branches.
+        The scales keep the words from being drowned out by the random residual branches.
         """
         return cls(embedding=0.1, residual=0.1, induction=True)
 
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The linear maps of a decoder layer, which are those that an adapter may change."""
+"""The linear maps of a decoder layer that an adapter may change."""
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters on the decoder (Hu et al., arXiv 2106.09685), as VLM2Vec trains R.
+    """Low-rank adapters on the decoder (Hu et al., arXiv 2106.09685), as in VLM2Vec.
 
     The vision tower has none.
     """
@@ -118,19 +118,19 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a model is computed, which changes speed and memory and not what it is."""
+    """How a model is computed: affects speed and memory, not the model."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations; sums, norms and softmax are float32 in either."""
     scan: bool | None = None
     """Whether layers are compiled once and looped over. None: from 8 layers on."""
     remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass computes anew: nothing, all but matrix products, whole layers."""
+    """What the backward pass recomputes: nothing, all but matrix products, or whole layers."""
     attention: Literal["auto", "dense", "fused"] = "auto"
-    """Fused is cuDNN's flash attention (GPU, bfloat16); auto takes it where it works."""
+    """Fused is cuDNN's flash attention (GPU, bfloat16); auto uses it where it works."""
 
     def scans(self, layers: int) -> bool:
-        """Whether a stack of so many layers is a loop."""
+        """Whether a stack of this many layers is a loop."""
         return layers >= 8 if self.scan is None else self.scan
 
 
@@ -145,7 +145,7 @@ class QwenVLConfig:
     image_token_id: int = 151655
     """Id of `<|image_pad|>`, whose positions the visual tokens take; the default is Qwen's."""
     lora: LoraConfig | None = None
-    """Adapters beside the weights; None for none."""
+    """Adapters on top of the weights; None for none."""
 
     def __post_init__(self) -> None:
         require(
@@ -156,17 +156,17 @@ class QwenVLConfig:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Where a model's weights come from, what of it learns, and how it is computed."""
+    """Where a model's weights come from, which of them are trained, and how it is computed."""
 
     weights: str | None = None
     """Folder of a Qwen2-VL or Qwen2.5-VL in Hugging Face's layout, or of a PEFT adapter. None: a
     small model with random weights, as in the demo."""
     family: str | None = None
-    """Model family where `weights` is None: qwen2_vl, qwen2_5_vl, or one that was registered. None:
-    qwen2_vl for the embedder, qwen2_5_vl for the generator. Weights say theirs themselves."""
+    """Model family if `weights` is None: qwen2_vl, qwen2_5_vl, or a registered one. None: qwen2_vl
+    for the embedder, qwen2_5_vl for the generator. Given weights determine their own family."""
     trained: Literal["all", "decoder", "lora"] = "all"
-    """What learns: every weight, all but the vision tower, or adapters on the decoder."""
+    """What is trained: every weight, all but the vision tower, or adapters on the decoder."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     frozen_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type in which weights that do not learn are kept; those that learn are float32."""
+    """Type of the frozen weights; trained ones are float32."""
     execution: Execution = field(default_factory=Execution)

@@ -1,4 +1,4 @@
-"""Every setting of the system, as frozen dataclasses that refuse nonsense when they are built.
+"""Every setting of the system, as frozen dataclasses that reject invalid values when built.
 
 A run's settings are `RunConfig`; those of its stages are in `stages.py` and `rar.py`, those of its
 models in `model.py`, those of its inputs in `data.py`.
@@ -127,7 +127,7 @@ class RunConfig:
 
     @classmethod
     def demo(cls) -> RunConfig:
-        """The main job: minutes on two cores."""
+        """The default run: minutes on two cores."""
         return cls()
 
     @classmethod
@@ -138,12 +138,12 @@ class RunConfig:
         return replace(
             demo,
             image=ImageConfig(max_pixels=48 * 48),
-            # Programs are compiled once a shape, and that is most of the time here.
+            # Programs are compiled once per shape, which takes most of the time here.
             text=TextBudget(buckets=(16, 56, 76), max_attribute_tokens=20),
             distill=replace(demo.distill, steps=12),
             backbone=replace(demo.backbone, steps=8),
             agcl=replace(demo.agcl, steps=4, batch_size=32),
-            # Shapes are those of the held-out judge, whose programs then need no second compile.
+            # The same shapes as the held-out evaluation, so its programs need no second compile.
             rar=replace(
                 demo.rar,
                 steps=3,
@@ -159,10 +159,10 @@ class RunConfig:
 
     @classmethod
     def pretrained(cls) -> RunConfig:
-        """Qwen2-VL as R and Qwen2.5-VL as G: their chat layout, pictures of 256 visual tokens.
+        """Qwen2-VL as embedder, Qwen2.5-VL as generator: chat layout, 256 visual tokens a picture.
 
-        Learning rates and numbers of steps are guesses after the practice of the field, for they
-        could not be tried on real weights.
+        Learning rates and numbers of steps are guesses based on common practice, because they could
+        not be tried on real weights.
         """
         demo = cls()
         replace = dataclasses.replace

@@ -5,76 +5,86 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, TypeVar, cast, get_args, get_type_hints
 
 from afmrl_jax.config.validation import require
+from afmrl_jax.types import JsonObject
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: DataclassInstance) -> JsonObject:
     """A config as plain JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+T = TypeVar("T")
 RENAMED = {"optimiser": "optimizer", "normalisation": "normalization"}
-"""Settings by the name that older run directories have for them."""
+"""Old names of settings, as in older run directories, and their present names."""
 _FIRST_NAMES = {new: old for old, new in RENAMED.items()}
 
 
-def _with_names(value: Any, names: dict[str, str]) -> Any:
-    """JSON values whose keys in `names` are replaced, at any depth."""
+def _with_names(value: object, names: dict[str, str]) -> object:
+    """JSON values with the keys in `names` replaced, at any depth."""
     if isinstance(value, dict):
         return {names.get(k, k): _with_names(v, names) for k, v in value.items()}
     return [_with_names(x, names) for x in value] if isinstance(value, list) else value
 
 
-ADDED: dict[str, Any] = {"family": None, "bm25_reverse": False, "positives": "pair"}
-"""Settings that older run directories lack, and the value that stands for what was done then."""
+ADDED: JsonObject = {"family": None, "bm25_reverse": False, "positives": "pair"}
+"""Settings that older run directories lack, and the value that means the old behavior."""
 
 
-def _without_added(value: Any) -> Any:
-    """JSON values without the settings of `ADDED` that have the older value, at any depth."""
+def _without_added(value: object) -> object:
+    """JSON values without the settings in `ADDED` that have the old value, at any depth."""
     if isinstance(value, dict):
         kept = {k: v for k, v in value.items() if k not in ADDED or v != ADDED[k]}
         return {k: _without_added(v) for k, v in kept.items()}
     return [_without_added(x) for x in value] if isinstance(value, list) else value
 
 
-def migrated(value: Any) -> Any:
+def migrated(value: T) -> T:
     """JSON values of a run directory of any version, so that equal settings compare equal.
 
-    Settings have their present names, and those of `ADDED` are left out at their older value.
+    Settings get their present names, and those in `ADDED` are dropped if they have the old value.
     """
-    return _without_added(_with_names(value, RENAMED))
+    return cast(T, _without_added(_with_names(value, RENAMED)))
 
 
-def from_dict(kind: Any, value: Any) -> Any:
+def from_dict(kind: type[T], value: object) -> T:
     """A config from what `to_dict` made of it.
 
     Args:
-        kind: the dataclass, or the type of a field of one.
+        kind: the dataclass.
         value: plain JSON values.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
     """
-    if dataclasses.is_dataclass(kind):
-        types, value = get_type_hints(kind), migrated(value)
-        unknown = sorted(set(value) - set(types))
-        require(not unknown, f"unknown setting {', '.join(unknown)} in {kind}")
-        return kind(**{k: from_dict(types[k], v) for k, v in value.items()})  # type: ignore[operator]
-    nested = [x for x in get_args(kind) if dataclasses.is_dataclass(x)]
-    if nested and value is not None:
-        return from_dict(nested[0], value)
+    types, found = get_type_hints(kind), cast(JsonObject, migrated(value))
+    unknown = sorted(set(found) - set(types))
+    require(not unknown, f"unknown setting {', '.join(unknown)} in {kind}")
+    return kind(**{k: _field(types[k], v) for k, v in found.items()})
+
+
+def _field(kind: object, value: object) -> object:
+    """A field of a config, of the type `kind`, from plain JSON values."""
+    nested = [x for x in (kind, *get_args(kind)) if dataclasses.is_dataclass(x)]
+    if nested and (value is not None or nested[0] is kind):
+        return from_dict(cast(type, nested[0]), value)
     return tuple(value) if isinstance(value, list) else value
 
 
-def fingerprint(value: Any) -> str:
+def fingerprint(value: object) -> str:
     """A short stable hash of a config or of plain JSON values.
 
-    A setting counts under the first name it had, and one that was added later only where it
-    changes something, so that stages that were finished before stay finished.
+    A setting counts under its first name, and one that was added later only if it changes
+    something, so that stages finished earlier stay finished.
     """
-    plain = to_dict(value) if dataclasses.is_dataclass(value) else value
+    plain = value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        plain = to_dict(value)
     text = json.dumps(
         _with_names(_without_added(plain), _FIRST_NAMES), sort_keys=True, ensure_ascii=False
     )

@@ -1,4 +1,4 @@
-"""Settings of the stages, as frozen dataclasses that refuse nonsense when they are built."""
+"""Settings of the stages, as frozen dataclasses that reject invalid values when built."""
 
 from __future__ import annotations
 
@@ -162,8 +162,8 @@ class AgclConfig:
             require(0 <= share <= 1, f"{name}_share must lie in [0, 1]")
         require(
             sum(shares.values()) <= 1 + 1e-9,
-            "sibling_share, category_share and duplicate_share divide one batch: lower one, for "
-            f"they add up to {sum(shares.values()):.2f}",
+            "sibling_share, category_share and duplicate_share divide one batch, but "
+            f"add up to {sum(shares.values()):.2f}; lower one",
         )
         require(self.category_batch > 1, "a category_batch needs at least two products")
         require(0 <= self.prefix_weight < 1, "prefix_weight must lie in [0, 1)")
@@ -191,11 +191,11 @@ class BackboneConfig:
         require(self.batch_size > 1, "a contrastive batch needs at least two products")
 
     def settings(self, agcl: AgclConfig) -> AgclConfig:
-        """How the backbone is trained: as the rows are, without weights and masks."""
+        """How the backbone is trained: like the rows, without weights and masks."""
         replace = dataclasses.replace
         dropout = replace(agcl.dropout, whole_list=self.whole_list)
         size = {"steps": self.steps, "batch_size": self.batch_size}
-        # What an R of random weights takes for near is noise.
+        # The neighbors of an embedder with random weights are noise.
         return replace(agcl.infonce(), dropout=dropout, mining=MiningConfig(), **size)
 
 

@@ -1,4 +1,4 @@
-"""How a setting is refused."""
+"""Validation of settings."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from afmrl_jax.errors import ConfigError
 
 
 def require(condition: bool, message: str) -> None:
-    """Refuse a setting.
+    """Reject a setting unless a condition holds.
 
     Raises:
-        ConfigError: with `message`, where `condition` does not hold.
+        ConfigError: with `message`, if `condition` is false.
     """
     if not condition:
         raise ConfigError(message)

@@ -1,9 +1,8 @@
-"""What approximate search costs: ScaNN's lists against the exact ones, by every metric."""
+"""Cost of approximate search: ScaNN's lists against exact ones, by every metric."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -14,10 +13,11 @@ from afmrl_jax.evaluation.tasks import RETRIEVAL, Task, TaskInputs
 from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.retrieval.scann import ScannIndex
 from afmrl_jax.retrieval.types import SearchResult
+from afmrl_jax.types import JsonObject
 
 K = 10
 MOST_QUERIES = 10_000
-"""Queries compared; more would say the same of the index."""
+"""Most queries compared; more would not change the conclusion."""
 
 
 def _lists(
@@ -33,7 +33,7 @@ def _lists(
         K,
         inputs.own[chosen],
     )
-    # A list ends, so that what lies beyond it has no rank.
+    # Lists are finite, so anything beyond the end has no rank.
     names = [name for name in task.metrics if name != "MRR"]
     values = metric_values(ranked, names)
     return {
@@ -43,7 +43,7 @@ def _lists(
 
 
 def _recall(exact: SearchResult, found: SearchResult, own: np.ndarray) -> float:
-    """Share of the exact first k that were found, the query's own listing aside."""
+    """Share of the exact first k that were found, without the query's own listing."""
     shares = []
     for mine, theirs, place in zip(exact.positions, found.positions, own, strict=True):
         wanted = [p for p in mine.tolist() if p != place][:K]
@@ -54,25 +54,25 @@ def _recall(exact: SearchResult, found: SearchResult, own: np.ndarray) -> float:
 
 def scann_effect(
     inputs: TaskInputs, tasks: Sequence[Task] = RETRIEVAL, *, seed: int = 0
-) -> dict[str, Any]:
-    """Recall of ScaNN and the retrieval metrics of its lists beside those of exact lists.
+) -> JsonObject:
+    """Recall of ScaNN, and the retrieval metrics of its lists and of exact lists.
 
     Args:
         inputs: vectors of one system.
         tasks: retrieval tasks; those without vectors or labels are left out.
-        seed: of the choice of queries, where there are more than 10,000.
+        seed: of the choice of queries, if there are more than 10,000.
 
     Returns:
         In percent: `recall` of the exact first `k` for the first task, `recalls` by task, and
-        `metrics` by task and metric with `exact` and `scann`. Where ScaNN is not installed, a
-        `recall` of None with the `reason`.
+        `metrics` by task and metric with `exact` and `scann`. If ScaNN is not installed, a `recall`
+        of None with the `reason`.
     """
     count = len(inputs.query_places)
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(count)[:MOST_QUERIES])
-    indexes: dict[str, Any] = {}
+    indexes: dict[str, tuple[ExactIndex, ScannIndex]] = {}
     recalls: dict[str, float] = {}
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, dict[str, dict[str, float]]] = {}
     searched: dict[tuple[str, str], tuple[SearchResult, SearchResult]] = {}
     for task in tasks:
         query, gallery = getattr(inputs, task.query), getattr(inputs, task.gallery)

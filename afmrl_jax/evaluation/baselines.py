@@ -1,4 +1,4 @@
-"""What needs no training here: raw pixels, a colour histogram, and BM25 over texts."""
+"""Baselines without training: raw pixels, a color histogram, and BM25 over texts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from afmrl_jax.data.catalogue.pictures import decode
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.evaluation.tasks import RECALL, Task, TaskInputs, per_query_values
 from afmrl_jax.objectives.bm25 import fit_bm25
+from afmrl_jax.types import AnyArray
 
 PIXEL_SIDE = 32
 HISTOGRAM_BINS = 6
@@ -21,12 +22,12 @@ Sides = tuple[np.ndarray | None, np.ndarray | None]
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows [n d] at length 1; rows of zeros stay."""
+    """Rows [n d] normalized to length 1; rows of zeros stay zero."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
 
 def pixel_vectors(listings: Sequence[Listing]) -> np.ndarray:
-    """Pictures at 32 x 32, each standardised, [n d]."""
+    """Pictures at 32 x 32, each centered and normalized, [n d]."""
     size = (PIXEL_SIDE, PIXEL_SIDE)
     rows = [
         np.asarray(decode(x.read_image_bytes()).resize(size), float).reshape(-1) for x in listings
@@ -48,9 +49,9 @@ def histogram_vectors(listings: Sequence[Listing]) -> np.ndarray:
 
 
 class Bm25Scorer:
-    """BM25 of the texts of queries against those of the gallery, as a sparse product a tile.
+    """BM25 of query texts against gallery texts, as one sparse product per tile.
 
-    It is `objectives.bm25`, whose statistics are of the gallery's texts, with the whole vocabulary
+    The same scores as `objectives.bm25` with the gallery's statistics, but for the whole vocabulary
     of a catalogue, for which a dense table of texts and terms would be too large.
     """
 
@@ -71,12 +72,12 @@ class Bm25Scorer:
         asked = vocabulary.encode(queries, longest, attributes=False)
         self._queries = _counts(asked, vocabulary.size)
 
-    def block(self, rows: np.ndarray, size: int) -> Any:
+    def block(self, rows: np.ndarray, size: int) -> AnyArray:
         """See `Scorer.block`."""
         return self._queries[rows]
 
-    def tile(self, block: Any, columns: np.ndarray, size: int) -> np.ndarray:
-        """See `Scorer.tile`; there is no padding, which nothing asks for here."""
+    def tile(self, block: AnyArray, columns: np.ndarray, size: int) -> np.ndarray:
+        """See `Scorer.tile`; without padding, which is not needed here."""
         return np.asarray((block @ self._gallery[columns].T).toarray(), np.float32)
 
 
@@ -90,7 +91,7 @@ def _counts(terms: np.ndarray, vocab: int) -> sparse.csr_matrix:
 
 
 def bm25_texts(listings: Sequence[Listing], attributes: Mapping[str, str] | None) -> list[str]:
-    """Titles, followed by the values of attributes where they are given by listing id."""
+    """Titles, followed by the attribute values if attributes are given by listing id."""
     if attributes is None:
         return [x.title for x in listings]
     return [
@@ -101,7 +102,7 @@ def bm25_texts(listings: Sequence[Listing], attributes: Mapping[str, str] | None
 def known_inputs(
     listings: Sequence[Listing], sides: Sides, known: Mapping[str, Any] | None = None
 ) -> TaskInputs:
-    """What is known of some listings, without vectors.
+    """Labels of some listings as task inputs, without vectors.
 
     Args:
         listings: n of them.
@@ -149,9 +150,9 @@ def baseline_inputs(
 def run_baselines(
     listings: Sequence[Listing], sides: Sides = (None, None)
 ) -> dict[str, dict[str, float | None]]:
-    """R@1, R@5 and R@10 in percent of the three on some listings, None where nothing was asked.
+    """R@1, R@5 and R@10 of the three baselines in percent; None if there were no queries.
 
-    A query's own listing is excluded and ties count against it.
+    A query's own listing is excluded, and ties count against the query.
     """
     out: dict[str, dict[str, float | None]] = {}
     for name, inputs in baseline_inputs(listings, sides):

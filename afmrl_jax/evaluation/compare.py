@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,14 +12,15 @@ from afmrl_jax.evaluation.per_query import FOLDER, QueryValues, read_query_value
 from afmrl_jax.evaluation.statistics import intervals, sign_flip_p_value
 from afmrl_jax.runtime.files import read_json
 from afmrl_jax.runtime.object_store import working_copy
+from afmrl_jax.types import JsonObject
 
 NAMED = 3
-"""Listings named in a message."""
+"""Most listings named in a message."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two."""
+    """One of the two sides."""
 
     path: Path
     """What the user gave."""
@@ -32,11 +32,11 @@ def find_values(path: Path, catalogue: str | None = None) -> Side:
 
     Args:
         path: a run directory, an `evaluation.json`, or a file of per-query values.
-        catalogue: which of a run's evaluations, by the name of its catalogue; the one that
-            `evaluation.json` names without.
+        catalogue: which of a run's evaluations, by catalogue name; by default the one named in
+            `evaluation.json`.
 
     Raises:
-        RunError: there are none, or several of that catalogue.
+        RunError: there are none, or several for that catalogue.
     """
     if path.suffix not in (".json", ".parquet"):
         path = working_copy(path)
@@ -55,11 +55,13 @@ def find_values(path: Path, catalogue: str | None = None) -> Side:
         )
     file = path / "evaluation.json" if path.is_dir() else path
     if not file.is_file():
-        raise RunError(f"{path} is no run with an evaluation.json; finish the run, or evaluate it")
+        raise RunError(
+            f"{path} is not a run with an evaluation.json; finish the run, or evaluate it"
+        )
     name = read_json(file).get("per_query")
     if name is None:
         raise RunError(
-            f"{file} names no per-query values: it was written before they were kept; evaluate "
+            f"{file} names no per-query values: it was written by an older version; evaluate "
             "the run again"
         )
     return Side(path, read_query_values(file.parent / name))
@@ -71,10 +73,10 @@ def _named(ids: set[str]) -> str:
 
 
 def check_comparable(one: Side, other: Side) -> None:
-    """Refuse evaluations of different listings.
+    """Reject evaluations of different listings.
 
     Raises:
-        RunError: names the difference.
+        RunError: the listings differ; the message says how.
     """
     a, b = one.values, other.values
     if (a.catalogue, a.fingerprint) == (b.catalogue, b.fingerprint):
@@ -87,7 +89,7 @@ def check_comparable(one: Side, other: Side) -> None:
         if ids
     ]
     if not parts:
-        parts = ["the listings have the same ids but other contents"]
+        parts = ["the listings have the same ids but different contents"]
     remedy = "evaluate both on one catalogue and split with `afmrl evaluate`"
     raise RunError(f"{sides} were judged on different listings: {'; '.join(parts)}; {remedy}")
 
@@ -108,16 +110,16 @@ def compare(
     resamples: int = 2000,
     permutations: int = 10_000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Every metric that both systems have, on the queries that both answer.
 
     Args:
         one: before.
         other: after.
-        system_one: row of its results table; the last one without.
-        system_other: likewise.
-        resamples: of the bootstrap, by families.
-        permutations: of the test, where there are too many families to count all.
+        system_one: row of its results table; by default the last one.
+        system_other: same for the other side.
+        resamples: bootstrap resamples, by families.
+        permutations: of the test, if there are too many families to enumerate all.
         seed: of both.
 
     Returns:
@@ -126,7 +128,7 @@ def compare(
         number of queries.
 
     Raises:
-        RunError: other listings were judged, a system is unknown, or no metric is shared.
+        RunError: the listings differ, a system is unknown, or no metric is shared.
     """
     check_comparable(one, other)
     name_one, before = one.values.system(system_one, str(one.path))
@@ -140,7 +142,7 @@ def compare(
     for key in shared:
         if not np.array_equal(np.isfinite(before[key]), np.isfinite(matched[key])):
             raise RunError(
-                f"the two were asked different queries for {key}; evaluate both on one catalogue "
+                f"the two have different queries for {key}; evaluate both on one catalogue "
                 "with one version of this package"
             )
     differences = {key: matched[key] - before[key] for key in shared}

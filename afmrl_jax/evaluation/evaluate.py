@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.preemption import heed
 from afmrl_jax.runtime.progress import log_info
+from afmrl_jax.types import JsonObject
 
 Texts = Mapping[str, str]
 
@@ -40,19 +41,19 @@ class Subject:
     name: str
     encoder: Encoder
     test_texts: Texts | None = None
-    """Attribute text by listing id, for queries and gallery; None where R reads none."""
+    """Attribute text by listing id, for queries and gallery; None if the embedder reads none."""
     train_texts: Texts | None = None
-    """The same of the train listings, on which the classifier is fitted."""
+    """The same for the train listings, on which the classifier is fitted."""
 
 
 class Evaluated(NamedTuple):
-    """What an evaluation found."""
+    """Result of an evaluation."""
 
-    evaluation: dict[str, Any]
+    evaluation: JsonObject
     """The contents of `evaluation.json`."""
     per_query: QueryValues
     vectors: np.ndarray | None
-    """[n d], of the last system; None where it has none."""
+    """[n d], of the last system; None if it has none."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,10 @@ class EvaluationData:
     test: RowBuilder
     train: RowBuilder
     split: str = "test"
-    """Name of what is judged."""
+    """Name of the evaluated split."""
 
     def labels(self, builder: RowBuilder) -> np.ndarray | None:
-        """Categories, or None where any listing lacks one."""
+        """Categories, or None if any listing lacks one."""
         found = [x.category for x in builder.listings]
         return np.array(found) if all(found) else None
 
@@ -88,7 +89,7 @@ class EvaluationData:
 def query_and_gallery(
     roles: Sequence[str | None],
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Places of queries and of the gallery, rising; None twice where every listing is both.
+    """Places of queries and of the gallery, ascending; None twice if every listing is both.
 
     Args:
         roles: of each listing, `query`, `gallery`, or None for both.
@@ -98,19 +99,19 @@ def query_and_gallery(
     """
     if not any(roles):
         return None, None
-    # Who only asks is not searched, and the other way round.
+    # A listing that is only a query is not searched, and vice versa.
     found = [np.array([n for n, x in enumerate(roles) if x != other]) for other in reversed(ROLES)]
     if not all(map(len, found)):
         raise CatalogueError(
-            "the judged listings are all of one role; give some `role` gallery and some query, or "
-            "leave `role` out to search all with all"
+            "all evaluated listings have the same role; give some `role` gallery and some query, "
+            "or omit `role` to search all with all"
         )
     return found[0], found[1]
 
 
 @dataclass(frozen=True)
 class SingleViews:
-    """The views that hold no attributes: the same for every system of one embedder."""
+    """The views without attributes: the same for every system of one embedder."""
 
     embedder: str
     text: np.ndarray
@@ -118,7 +119,7 @@ class SingleViews:
 
     @classmethod
     def of(cls, data: EvaluationData, encoder: Encoder, last: SingleViews | None) -> SingleViews:
-        """Those of an embedder; `last` is returned where it is of the same one."""
+        """The views of an embedder; returns `last` if it is of the same one."""
         if last is not None and last.embedder == encoder.identity:
             return last
         everything = np.arange(len(data.test.listings))
@@ -135,8 +136,8 @@ def embed_views(
 ) -> TaskInputs:
     """The three views of the test listings under one system.
 
-    The text view holds the title alone and the image view the picture alone: attributes are read
-    off both, and would carry one modality into the other.
+    The text view holds only the title and the image view only the picture: attributes are read off
+    both, and would carry one modality into the other.
     """
     everything = np.arange(len(data.test.listings))
     categories, train_categories = data.labels(data.test), data.labels(data.train)
@@ -169,7 +170,7 @@ def evaluate_subjects(
         catalogue: its name.
     """
     settings, seed = config.evaluation, config.seed
-    rows: list[dict[str, Any]] = []
+    rows: list[JsonObject] = []
     values: dict[str, PerQuery] = {}
     last, single = None, None
     for x in subjects:
@@ -201,13 +202,13 @@ def evaluate_subjects(
 
 
 def write_evaluation(
-    out: Path, folder: Path | None, found: Evaluated, more: dict[str, Any] | None = None
+    out: Path, folder: Path | None, found: Evaluated, more: JsonObject | None = None
 ) -> None:
-    """Write `evaluation.json`, and the per-query values, to which it gives the way.
+    """Write `evaluation.json`, and the per-query values, whose path it contains.
 
     Args:
         out: the JSON file.
-        folder: in whose `evaluations` folder the values go, of a run; None keeps none.
+        folder: the values go to its `evaluations` folder; None keeps none.
         found: what to write.
         more: further entries of the JSON.
     """
@@ -225,7 +226,7 @@ def peak_memory() -> float:
 
 def _comparisons(
     values: Mapping[str, PerQuery], families: np.ndarray, seed: int, resamples: int
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     names = list(values)
     pairs = [(i, i + 1) for i in range(len(names) - 1)]
     if "agcl+distilled" in names and names.index("agcl+distilled") > 1:
@@ -240,8 +241,8 @@ def _comparisons(
 
 def gallery(
     data: EvaluationData, vectors: np.ndarray | None, config: RunConfig, before: Texts, after: Texts
-) -> list[dict[str, Any]]:
-    """Queries with their attributes before and after RAR, and their first five, for the report."""
+) -> list[JsonObject]:
+    """Queries with attributes before and after RAR and their first five hits, for the report."""
     if vectors is None:
         return []
     listings, products = data.test.listings, data.products
@@ -251,7 +252,7 @@ def gallery(
     chosen = queries[np.random.default_rng(config.seed).permutation(len(queries))[:count]]
     found = index.search(vectors[chosen], 6)
 
-    def card(place: int) -> dict[str, Any]:
+    def card(place: int) -> JsonObject:
         x = listings[place]
         picture = base64.b64encode(x.read_image_bytes()).decode()
         return {

@@ -1,4 +1,4 @@
-"""Embedders from elsewhere, as folders that sentence-transformers loads."""
+"""External embedders, as folders that sentence-transformers loads."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ AT_ONCE = 256
 class OutsideEmbedder:
     """A sentence-transformers folder, or a transformers one.
 
-    A transformers text model without pooling gets mean pooling over its tokens, and a model of
-    texts and pictures (as CLIP) its own projections; both are sentence-transformers' ways.
+    As sentence-transformers does it, a transformers text model without pooling gets mean pooling
+    over its tokens, and a model of texts and pictures (such as CLIP) uses its own projections.
     """
 
     def __init__(self, folder: Path, *, trust_code: bool = False, batch_size: int = 32):
         if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
             raise RunError(
-                f"{folder} is no embedder (neither modules.json nor config.json is there); give a "
-                "folder as sentence-transformers or transformers save them"
+                f"{folder} is not an embedder (it has neither modules.json nor config.json); give "
+                "a folder saved by sentence-transformers or transformers"
             )
         try:
             from sentence_transformers import SentenceTransformer
@@ -43,7 +43,7 @@ class OutsideEmbedder:
                 str(folder), trust_remote_code=trust_code, local_files_only=True
             )
         except Exception as error:
-            hint = "" if trust_code else "; a folder with code of its own needs --trust-code"
+            hint = "" if trust_code else "; a folder with its own code needs --trust-code"
             raise RunError(f"{folder} cannot be loaded as an embedder: {error}{hint}") from error
         self.name = folder.resolve().name
         self._batch_size = batch_size
@@ -55,14 +55,14 @@ class OutsideEmbedder:
 
     @property
     def fuses(self) -> bool:
-        """Whether it embeds a picture and a text as one."""
+        """Whether it embeds a picture and a text together."""
         return bool(self._model.supports(("image", "text")))
 
     def views(self, listings: Sequence[Listing]) -> dict[str, np.ndarray | None]:
         """Unit vectors `both`, `text` and `image` of some listings, float32 [n d].
 
-        Where the model cannot fuse, `both` is the normalised sum of the vectors of picture and
-        title, and without pictures that of the title.
+        If the model cannot fuse, `both` is the normalized sum of the vectors of picture and title;
+        if it embeds no pictures, the vector of the title.
         """
         text = self._encode(listings, lambda x: x.title, "titles")
         image = both = None
@@ -79,13 +79,13 @@ class OutsideEmbedder:
         return {"both": text if both is None else both, "text": text, "image": image}
 
     def both(self, listings: Sequence[Listing]) -> np.ndarray:
-        """The `both` view alone."""
+        """Only the `both` view."""
         found = self.views(listings)["both"]
         assert found is not None
         return found
 
     def _encode(
-        self, listings: Sequence[Listing], made: Callable[[Listing], Any], what: str
+        self, listings: Sequence[Listing], made: Callable[[Listing], object], what: str
     ) -> np.ndarray:
         parts = []
         with Progress(f"{self.name}: {what}", len(listings)) as progress:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -14,20 +13,22 @@ from afmrl_jax.errors import AfmrlError
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.retrieval.scann import ScannIndex
+from afmrl_jax.retrieval.types import SearchIndex, SearchResult
 from afmrl_jax.runtime.distributed import broadcast_from_first
 from afmrl_jax.runtime.hardware import machine
+from afmrl_jax.types import JsonObject
 
 REPEATS = 30
 SECONDS = 1.0
-"""After which a slow part is repeated no more, once it has been done three times."""
+"""Time limit for repeating a slow part, after at least three repetitions."""
 K = 10
 
 
-def timed(work: Callable[[int], Any]) -> dict[str, float]:
-    """Median and 95th percentile of some repetitions in milliseconds, after one that warms up.
+def timed(work: Callable[[int], object]) -> dict[str, float]:
+    """Median and 95th percentile of some repetitions in milliseconds, after a warm-up.
 
     Args:
-        work: is given the number of the repetition.
+        work: called with the number of the repetition.
     """
     work(0)
     found: list[float] = []
@@ -49,40 +50,40 @@ def latency(
     builder: RowBuilder,
     attributes: Mapping[str, str] | None,
     vectors: np.ndarray,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Times of encoding one listing and a batch, and of searching with one vector and a batch.
 
-    Encoding includes decoding and resizing the picture and making tokens; attributes are given, so
-    that G's writing is not in it.
+    Encoding includes decoding and resizing the picture and tokenizing; attributes are given, so the
+    generator's time is not included.
 
     Args:
-        encoder: R of a system.
+        encoder: the embedder of a system.
         builder: rows of some listings.
         attributes: attribute text by listing id, or None.
         vectors: float32 [n d], the gallery, and queries.
 
     Returns:
         By part, milliseconds of a call as `timed` gives them; `batch` is its number of listings,
-        `gallery` the vectors searched, `machine` where.
+        `gallery` the number of searched vectors, `machine` the machine.
     """
     listings, batch = builder.listings, encoder.batch_size
-    # A mesh divides a batch over its devices, so that one query takes one row of each.
+    # A mesh divides a batch over its devices, so a single query occupies one row of each.
     least = 1 if encoder.mesh is None else int(encoder.mesh.shape.get("data", 1))
     single = dataclasses.replace(encoder, batch_size=least)
 
-    def encode(which: Encoder, size: int) -> Callable[[int], Any]:
-        # The same listings each time, so that nothing is compiled meanwhile; a new builder, which
-        # has decoded none of their pictures.
+    def encode(which: Encoder, size: int) -> Callable[[int], np.ndarray]:
+        # The same listings each time, so that nothing compiles meanwhile; a new builder each time,
+        # which has not decoded any of their pictures.
         chosen = [listings[n % len(listings)] for n in range(size)]
         places = np.arange(size)
 
-        def once(_: int) -> Any:
+        def once(_: int) -> np.ndarray:
             fresh = RowBuilder.of(chosen, builder.tokenizer, builder.image, builder.text)
             return which.embed(fresh, places, attributes)
 
         return once
 
-    out: dict[str, Any] = {
+    out: JsonObject = {
         "machine": machine(),
         "batch": batch,
         "gallery": len(vectors),
@@ -90,7 +91,7 @@ def latency(
         "encode_batch": timed(encode(encoder, batch)),
     }
     ids = [str(n) for n in range(len(vectors))]
-    kinds: dict[str, Any] = {"exact": ExactIndex, "scann": ScannIndex}
+    kinds: dict[str, type[ExactIndex | ScannIndex]] = {"exact": ExactIndex, "scann": ScannIndex}
     for name, kind in kinds.items():
         try:
             index = kind(ids, vectors)
@@ -99,7 +100,9 @@ def latency(
         for size, label in ((1, "one"), (batch, "batch")):
             places = np.arange(size)
 
-            def search(n: int, index: Any = index, places: np.ndarray = places) -> Any:
+            def search(
+                n: int, index: SearchIndex = index, places: np.ndarray = places
+            ) -> SearchResult:
                 return index.search(vectors[(places + n) % len(vectors)], K)
 
             out[f"search_{name}_{label}"] = timed(search)

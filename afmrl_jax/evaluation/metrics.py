@@ -1,6 +1,6 @@
 """Retrieval metrics per query, from the ranks of the positives; values are fractions of 1.
 
-A metric is named by what it is and where it stops, as in `R@10`; those that need no stop have none.
+A metric is named by its kind and its cutoff, as in `R@10`; some have no cutoff.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from afmrl_jax.evaluation.ranking import Ranked, VectorScorer, rank_gallery
 
 
 def recall_at_k(ranks: np.ndarray, k: int) -> np.ndarray:
-    """Whether a positive is among the first k, float64 [q]; queries without positives left out."""
+    """Whether a positive is among the first k, float64 [q]; queries without positives excluded."""
     return (ranks[ranks > 0] <= k).astype(float)
 
 
@@ -26,14 +26,14 @@ def positive_ranks(
 ) -> np.ndarray:
     """Rank of the best positive of each query, int64 [q]; 0 where there is none.
 
-    Ties count against the query: a negative with the positive's score stands before it.
+    Ties count against the query: a negative with the positive's score ranks before it.
 
     Args:
         query: [q d].
         gallery: [m d].
         query_labels: [q]; equal labels are positives.
         gallery_labels: [m].
-        own: [q], place of the query's own listing in the gallery, which takes no part.
+        own: [q], place of the query's own listing in the gallery, which is excluded.
     """
     labels = (query_labels, gallery_labels)
     (found,) = rank_gallery(VectorScorer(query, gallery), [labels], 1, own)
@@ -96,7 +96,7 @@ AT_K: dict[str, Callable[[Ranked, int], np.ndarray]] = {
 
 
 def depth(names: Sequence[str]) -> int:
-    """How many first places the metrics look at, at least one.
+    """How many first places the metrics need, at least one.
 
     Raises:
         ValueError: a metric of that name is not known.
@@ -110,7 +110,7 @@ def _parsed(name: str) -> tuple[str, int]:
     kind, _, k = name.partition("@")
     if kind not in AT_K or not k.isdigit() or int(k) < 1:
         known = ", ".join(f"{x}@k" for x in AT_K)
-        raise ValueError(f"unknown metric {name!r}; there are {known} and MRR")
+        raise ValueError(f"unknown metric {name!r}; known are {known} and MRR")
     return kind, int(k)
 
 
@@ -135,7 +135,7 @@ def metric_values(ranked: Ranked, names: Sequence[str]) -> dict[str, np.ndarray]
         ValueError: an unknown name, or a k beyond the places that were ranked.
     """
     if depth(names) > ranked.hits.shape[1]:
-        raise ValueError(f"{depth(names)} places asked for, {ranked.hits.shape[1]} were ranked")
+        raise ValueError(f"metrics need {depth(names)} places, {ranked.hits.shape[1]} were ranked")
     out = {}
     for name in names:
         kind, k = _parsed(name)
@@ -162,8 +162,8 @@ def retrieval_values(
         query_labels: [q]; equal labels are positives.
         gallery_labels: [m].
         names: as in `mAP@10`.
-        own: [q], place of the query's own listing in the gallery, which takes no part; -1 where it
-            is not there.
+        own: [q], place of the query's own listing in the gallery, which is excluded; -1 if it is
+            not there.
     """
     labels = (query_labels, gallery_labels)
     (found,) = rank_gallery(VectorScorer(query, gallery), [labels], depth(names), own)
@@ -173,7 +173,7 @@ def retrieval_values(
 def macro(values: np.ndarray, labels: np.ndarray) -> float:
     """Mean over labels of the mean of each label's queries; NaN is left out.
 
-    The plain mean over queries is the micro average, in which frequent labels weigh more.
+    The plain mean over queries is the micro average, which gives frequent labels more weight.
 
     Example:
         >>> macro(np.array([1.0, 1.0, 0.0]), np.array(["chair", "chair", "lamp"]))

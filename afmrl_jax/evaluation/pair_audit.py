@@ -1,7 +1,7 @@
-"""What AGCL's weights and masks do to the pairs of some batches: arrays in, plain values out.
+"""Effect of AGCL's weights and masks on the pairs of some batches: arrays in, plain values out.
 
-The loss itself forms no matrix of all pairs; here they are formed, for people to look at. Rates
-equal the metrics of `objectives.agcl.agcl_loss` (a test holds them together).
+The loss itself never forms the matrix of all pairs; here it is formed, for people to look at. Rates
+equal the metrics of `objectives.agcl.agcl_loss` (a test checks this).
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from afmrl_jax.config import AgclConfig
+from afmrl_jax.types import JsonObject
 
 REASONS = ("identity", "margin", "agreement")
 DELTAS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -36,13 +36,13 @@ class Masking:
 
     @classmethod
     def of(cls, settings: AgclConfig) -> Masking:
-        """Those of a stage."""
+        """The settings of a stage."""
         return cls(**{x.name: getattr(settings, x.name) for x in dataclasses.fields(cls)})
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Every pair of some batches but the positive ones, one entry a pair, [n] each."""
+    """All pairs of some batches except the positive ones, one entry per pair, [n] each."""
 
     batch: np.ndarray
     query: np.ndarray
@@ -82,7 +82,7 @@ class Pairs:
         Args:
             step: number of the batch.
             queries: int [q], numbers of listings.
-            candidates: int [c], pair i's at place i, hard negatives behind.
+            candidates: int [c], pair i's at place i, then hard negatives.
             scores: [q c], cosines.
             bm25: [q c].
             identity: int [n], product number of every listing as training has it.
@@ -146,8 +146,8 @@ def weights(pairs: Pairs, gamma: float) -> np.ndarray:
     return np.exp(1.0 + np.tanh(gamma * pairs.bm25))
 
 
-def _counts(pairs: Pairs, chosen: np.ndarray) -> dict[str, Any]:
-    """How many pairs are chosen, and how many of them are no true negatives."""
+def _counts(pairs: Pairs, chosen: np.ndarray) -> JsonObject:
+    """How many pairs are chosen, and how many of them are false negatives."""
     count, true = int(chosen.sum()), int((chosen & pairs.true).sum())
     unknown = int((pairs.true & ~pairs.same).sum())
     found = int((chosen & pairs.true & ~pairs.same).sum())
@@ -161,7 +161,7 @@ def _counts(pairs: Pairs, chosen: np.ndarray) -> dict[str, Any]:
     }
 
 
-def summarise(pairs: Pairs, masking: Masking) -> dict[str, Any]:
+def summarise(pairs: Pairs, masking: Masking) -> JsonObject:
     """Rates by reason, the histogram of weights, and what other settings would do."""
     why = reasons(pairs, masking)
     out = masked(pairs, masking)
@@ -169,7 +169,7 @@ def summarise(pairs: Pairs, masking: Masking) -> dict[str, Any]:
     edges = np.exp(np.linspace(1.0, 2.0, BINS + 1))
     left, _ = np.histogram(np.clip(weight[~out], edges[0], edges[-1]), edges)
     removed, _ = np.histogram(np.clip(weight[out], edges[0], edges[-1]), edges)
-    # What training knows by product ids leaves anyway; the question is what the others find.
+    # Pairs known by product id are removed anyway; the question is what the other masks find.
     unknown = ~pairs.same
     return {
         "pairs": len(pairs),
@@ -190,8 +190,8 @@ def summarise(pairs: Pairs, masking: Masking) -> dict[str, Any]:
 
 def _sweep(
     pairs: Pairs, masking: Masking, name: str, values: Sequence[float], reason: str
-) -> list[dict[str, Any]]:
-    """What one mask alone takes of the pairs that are not known to be one product."""
+) -> list[JsonObject]:
+    """What one mask by itself removes of the pairs not known to be one product."""
     own = getattr(masking, name)
     rows = []
     for value in sorted({*values, *([] if own is None else [own])}):
@@ -200,8 +200,8 @@ def _sweep(
     return rows
 
 
-def _weighing(pairs: Pairs, out: np.ndarray, gamma: float) -> dict[str, Any]:
-    """How far a gamma tells the negatives apart."""
+def _weighing(pairs: Pairs, out: np.ndarray, gamma: float) -> JsonObject:
+    """How much a gamma differentiates the negatives."""
     exponent = np.tanh(gamma * pairs.bm25[~out])
     relative = np.exp(exponent) if len(exponent) else np.ones(1)
     low, middle, high = np.quantile(relative, [0.1, 0.5, 0.9])
@@ -217,8 +217,8 @@ def _weighing(pairs: Pairs, out: np.ndarray, gamma: float) -> dict[str, Any]:
 
 def examples(
     pairs: Pairs, masking: Masking, products: np.ndarray, count: int
-) -> dict[str, list[dict[str, Any]]]:
-    """The pairs a person should look at, one of each two products.
+) -> dict[str, list[JsonObject]]:
+    """The pairs a person should look at, at most one for any two products.
 
     Args:
         pairs: of the batches.
@@ -249,7 +249,7 @@ def examples(
 
 
 def thresholds(pairs: Pairs, masking: Masking) -> np.ndarray:
-    """Score from which each pair leaves by margin or agreement, infinite where by neither, [n]."""
+    """Score from which margin or agreement removes each pair, infinite if neither does, [n]."""
     out = np.full(len(pairs), np.inf)
     if masking.delta is not None:
         out = pairs.positive + masking.delta
@@ -282,8 +282,8 @@ def _describer(
     why: dict[str, np.ndarray],
     threshold: np.ndarray,
     weight: np.ndarray,
-) -> Callable[[int], dict[str, Any]]:
-    def describe(place: int) -> dict[str, Any]:
+) -> Callable[[int], JsonObject]:
+    def describe(place: int) -> JsonObject:
         own = [name for name in REASONS if why[name][place]]
         exponent = pairs.score[place] / masking.temperature + np.log(weight[place])
         share = 0.0 if own else np.exp(exponent - pairs.largest[place]) / pairs.total[place]

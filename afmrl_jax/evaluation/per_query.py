@@ -1,4 +1,4 @@
-"""The values of single queries, kept beside an evaluation so that two runs can be compared."""
+"""The values of single queries, kept with an evaluation so that two runs can be compared."""
 
 from __future__ import annotations
 
@@ -6,38 +6,41 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from afmrl_jax.data.catalogue.records import Catalogue
+from afmrl_jax.data.catalogue.records import Catalogue, Listing
 from afmrl_jax.errors import RunError
 from afmrl_jax.evaluation.tasks import PerQuery
 from afmrl_jax.runtime.files import atomic_path
 
 FORM = 1
 FOLDER = "evaluations"
-"""Beside `evaluation.json`."""
+"""Folder next to `evaluation.json`."""
 
 
 @dataclass(frozen=True)
 class QueryValues:
-    """The values of every judged listing under every system of a run."""
+    """The values of every evaluated listing under every system of a run."""
 
     catalogue: str
     split: str
     fingerprint: str
-    """Of the judged listings, pictures included."""
+    """Of the evaluated listings, including pictures."""
     listing_ids: tuple[str, ...]
     families: tuple[str, ...]
     systems: Mapping[str, PerQuery]
-    """By system and `task.metric`, float64 [n], shares of 1; NaN where nothing was asked."""
+    """By system and `task.metric`, float64 [n], fractions of 1; NaN for listings not queried."""
 
     @classmethod
     def of(
-        cls, catalogue: str, split: str, listings: Any, systems: Mapping[str, PerQuery]
+        cls,
+        catalogue: str,
+        split: str,
+        listings: Sequence[Listing],
+        systems: Mapping[str, PerQuery],
     ) -> QueryValues:
         """The values of some listings.
 
@@ -58,11 +61,11 @@ class QueryValues:
 
     @property
     def name(self) -> str:
-        """Name of the file that holds them."""
+        """File name of the values."""
         return f"per_query-{self.fingerprint}.parquet"
 
     def system(self, name: str | None, where: str) -> tuple[str, PerQuery]:
-        """The values of a system; the last one without a name.
+        """The values of a system; by default the last one.
 
         Raises:
             RunError: there is no such system.
@@ -107,7 +110,7 @@ def read_query_values(path: Path) -> QueryValues:
     """What `write_query_values` wrote.
 
     Raises:
-        RunError: the file is missing, or something else.
+        RunError: the file is missing or invalid.
     """
     if not path.is_file():
         raise RunError(f"there are no per-query values {path}; evaluate the run again")
@@ -116,10 +119,10 @@ def read_query_values(path: Path) -> QueryValues:
         about = json.loads(table.schema.metadata[b"afmrl"])
     except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
         raise RunError(
-            f"{path} holds no per-query values ({error}); delete it and evaluate the run again"
+            f"{path} contains no per-query values ({error}); delete it and evaluate the run again"
         ) from error
     if about["form"] != FORM:
-        raise RunError(f"{path} has another form than this version's; evaluate the run again")
+        raise RunError(f"{path} has the format of another version; evaluate the run again")
     count = table.num_rows // max(len(about["systems"]), 1)
     systems: dict[str, PerQuery] = {}
     for place, (name, keys) in enumerate(about["systems"].items()):

@@ -1,4 +1,4 @@
-"""What frozen vectors hold of a category: a linear classifier, and clusters."""
+"""Category information in frozen vectors: a linear classifier, and clusters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def classify(
     """
     if len(np.unique(train_labels)) < 2:
         return (test_labels == train_labels[0]).astype(float)
-    # Here, for it takes seconds to import, and most commands do without.
+    # Imported here, because it takes seconds and most commands do not need it.
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler

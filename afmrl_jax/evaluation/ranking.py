@@ -1,8 +1,8 @@
-"""Where the positives of each query stand in the gallery, block by block in bounded memory.
+"""Ranks of the positives of each query in the gallery, block by block in bounded memory.
 
-Nothing is sorted whole. The best positives of a block of queries come first, from the few tiles of
-the gallery that hold any; then all tiles are seen once, to count the negatives at or above the best
-positive and to keep the scores of the best negatives. Their order is all that metrics need.
+Nothing is sorted as a whole. First come the best positives of a block of queries, from the few
+tiles of the gallery that hold any; then every tile is visited once, to count the negatives at or
+above the best positive and to keep the scores of the best negatives. Metrics need only their order.
 """
 
 from __future__ import annotations
@@ -10,29 +10,29 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from afmrl_jax.types import Array, Float
+from afmrl_jax.types import AnyArray, Array, Float
 
 QUERIES = 1024
 TILE = 4096
 STEP = 128
-"""Blocks and tiles are whole multiples of this, so that matrix products have no ragged edge, where
-the same pair of vectors could get another last digit and a tie would be missed."""
+"""Blocks and tiles are multiples of this, so that matrix products have no ragged edge, where the
+same pair of vectors could get a different last digit and a tie would be missed."""
 KEPT = 2
-"""Tiles of scores that are kept from looking for positives to counting negatives."""
+"""Tiles of scores that are kept from the search for positives to the count of negatives."""
 WORKERS = min(4, os.cpu_count() or 1)
 """Threads: while one selects, the product of another runs."""
 CROWD = 8
-"""Candidates a query in a tile from which searching the whole tile is cheaper."""
+"""Candidates per query in a tile from which searching the whole tile is cheaper."""
 
 
 class Ranked(NamedTuple):
-    """What metrics are computed from; equal scores count against the query."""
+    """Input of the metrics; ties count against the query."""
 
     rank: np.ndarray
     """int64 [q]; of the best positive, from 1; 0 where there is none."""
@@ -43,7 +43,7 @@ class Ranked(NamedTuple):
     length: np.ndarray
     """int64 [q]; listings in the gallery, without the query's own."""
     judged: np.ndarray
-    """int64 [q]; listings of the query's label, itself and the other queries among them."""
+    """int64 [q]; listings of the query's label, including itself and the other queries."""
 
 
 class Scorer(Protocol):
@@ -52,12 +52,12 @@ class Scorer(Protocol):
     shape: tuple[int, int]
     """Queries and gallery listings."""
 
-    def block(self, rows: np.ndarray, size: int) -> Any:
-        """Some queries made ready, as `size` rows with padding behind."""
+    def block(self, rows: np.ndarray, size: int) -> AnyArray:
+        """Some queries, prepared as `size` rows with padding at the end."""
         ...
 
-    def tile(self, block: Any, columns: np.ndarray, size: int) -> np.ndarray:
-        """Scores [b m] of a block against some listings, as `size` columns with padding behind."""
+    def tile(self, block: AnyArray, columns: np.ndarray, size: int) -> np.ndarray:
+        """Scores [b m] of a block against some listings, as `size` columns, padding at the end."""
         ...
 
 
@@ -68,7 +68,7 @@ def _product(query: Float[Array, "b d"], gallery: Float[Array, "m d"]) -> Float[
 
 def _taken(vectors: np.ndarray, places: np.ndarray, size: int) -> np.ndarray:
     out = np.empty((size, vectors.shape[1]), np.float32)
-    # Clipping is what lets NumPy write into `out` at once; places are in range anyway.
+    # Clipping lets NumPy write into `out` directly; places are in range anyway.
     np.take(vectors, places, axis=0, out=out[: len(places)], mode="clip")
     out[len(places) :] = 0.0
     return out
@@ -82,17 +82,17 @@ class VectorScorer:
         self.gallery = np.asarray(gallery, np.float32)
         self.shape = len(query), len(gallery)
 
-    def block(self, rows: np.ndarray, size: int) -> Any:
+    def block(self, rows: np.ndarray, size: int) -> AnyArray:
         """See `Scorer.block`."""
         return jnp.asarray(_taken(self.query, rows, size))
 
-    def tile(self, block: Any, columns: np.ndarray, size: int) -> np.ndarray:
+    def tile(self, block: AnyArray, columns: np.ndarray, size: int) -> np.ndarray:
         """See `Scorer.tile`."""
         return np.asarray(_product(block, _taken(self.gallery, columns, size)))
 
 
 class _Labels(NamedTuple):
-    """One way of telling positives, by number."""
+    """One definition of positives, as integer labels."""
 
     query: np.ndarray
     gallery: np.ndarray
@@ -104,7 +104,7 @@ class _Labels(NamedTuple):
         return cls(numbers[: len(query)], numbers[len(query) :])
 
     def counts(self, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Positives of each query, and all listings of its label, itself included."""
+        """Positives of each query, and all listings of its label, including itself."""
         size = int(max(self.query.max(initial=0), self.gallery.max(initial=0))) + 1
         gallery = np.bincount(self.gallery, minlength=size)
         outside = np.bincount(self.query[own < 0], minlength=size)
@@ -112,7 +112,7 @@ class _Labels(NamedTuple):
 
 
 def _largest(values: np.ndarray, k: int) -> np.ndarray:
-    """The k largest of each row, falling; minus infinity where there are fewer."""
+    """The k largest of each row, descending; minus infinity if there are fewer."""
     if values.shape[1] > k:
         values = np.partition(values, values.shape[1] - k, axis=1)[:, -k:]
     out = np.full((len(values), k), -np.inf, np.float32)
@@ -162,7 +162,7 @@ class _Search:
         self.negative[rows] = _largest(both, self.k)
 
     def ranks(self) -> np.ndarray:
-        """Rank of the best positive, 0 where there is none."""
+        """Rank of the best positive, 0 if there is none."""
         return np.where(np.isfinite(self.positive[:, 0]), 1 + self.above, 0)
 
     def hits(self) -> np.ndarray:
@@ -170,7 +170,7 @@ class _Search:
         hits = np.zeros(self.positive.shape, bool)
         for place in range(self.k):
             score = self.positive[:, place : place + 1]
-            # A count that fills the list says "k or more", and such a place is beyond it anyway.
+            # A count that fills the list means "k or more", and such a place is beyond it anyway.
             rank = place + (self.negative >= score).sum(1)
             rows = np.flatnonzero((rank < self.k) & np.isfinite(score[:, 0]))
             hits[rows, rank[rows]] = True
@@ -219,7 +219,7 @@ class _Plan(NamedTuple):
                     search.look_for_positives(scores, labels.gallery[self.tiles[number]], column)
             if len(kept) < KEPT:
                 kept[number] = scores
-        # Where the positives are the nearest negatives are as well: later tiles then add little.
+        # The nearest negatives are where the positives are: later tiles then add little.
         order = sorted(range(len(self.tiles)), key=lambda n: (n not in kept, n))
         for number in order:
             scores = kept.pop(number) if number in kept else scores_of(number)
@@ -257,7 +257,7 @@ def rank_gallery(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> list[Ranked]:
-    """Rank the positives of every query, for several ways of telling positives at once.
+    """Rank the positives of every query, for several definitions of positives at once.
 
     The place of a positive is one more than the number of negatives that score at least as high,
     plus the positives before it: ties count against the query. Scores are float32. Beyond inputs
@@ -267,8 +267,8 @@ def rank_gallery(
         scorer: scores of q queries and m gallery listings.
         label_sets: labels of the queries [q] and of the gallery [m]; equal ones are positives.
         k: how many first places to look at.
-        own: int [q], place of each query's own listing in the gallery, which takes no part; -1
-            where it is not there. None: nowhere.
+        own: int [q], place of each query's own listing in the gallery, which is excluded; -1 if
+            it is not there. None: it never is.
         progress: called with the number of finished queries.
 
     Returns:
@@ -280,7 +280,7 @@ def rank_gallery(
     queries, listings = scorer.shape
     own = _checked(scorer, label_sets, own)
     coded = [_Labels.of(np.asarray(q), np.asarray(g)) for q, g in label_sets]
-    # Listings of one label side by side: few tiles hold the positives of a block.
+    # Listings of one label next to each other: few tiles hold the positives of a block.
     gallery_order = np.lexsort([x.gallery for x in coded])
     query_order = np.lexsort([x.query for x in coded])
     rows, columns = _rounded(queries, QUERIES), _rounded(listings, TILE)
@@ -315,10 +315,10 @@ def ranked_lists(
     k: int,
     own: np.ndarray,
 ) -> Ranked:
-    """What the lists of an index hold, so that the same metrics can be computed of them.
+    """The lists returned by an index, so that the same metrics can be computed from them.
 
     Args:
-        positions: int [q n], places in the gallery, best first; negative ones are no results. n is
+        positions: int [q n], places in the gallery, best first; negative ones are not results. n is
             at least k + 1 where a query's own listing may be among them.
         scores: [q n]; among equal ones negatives come first.
         query_labels: [q].

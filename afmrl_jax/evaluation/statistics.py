@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+
+from afmrl_jax.types import JsonObject
 
 Interval = tuple[float, float, float]
 """Mean, lower and upper end."""
@@ -36,7 +37,7 @@ def intervals(
     """`interval` of several metrics of the same queries, which share the resamples.
 
     Args:
-        values: by name, [n] each; NaN is left out, from a metric's own mean alone.
+        values: by name, [n] each; NaN is excluded, only from that metric's mean.
         groups: [n], labels (families) to resample as wholes; None resamples single values.
         resamples: bootstrap samples.
         seed: of the resampling.
@@ -104,7 +105,7 @@ def paired_difference(
 
 
 EXACT = 14
-"""Clusters up to which all assignments of signs are counted."""
+"""Number of clusters up to which all sign assignments are enumerated."""
 
 
 def sign_flip_p_value(
@@ -114,11 +115,12 @@ def sign_flip_p_value(
     permutations: int = 10_000,
     seed: int = 0,
 ) -> float:
-    """Two-sided p-value of the mean difference, were the two systems exchangeable.
+    """Two-sided p-value of the mean difference under exchangeability of the two systems.
 
-    If they were, the sign of every difference would be a coin's. Queries of a family are easy or
-    hard together, so that a family has one coin. Up to 14 families all assignments are counted;
-    beyond, random ones are drawn, and the one observed is counted among them, so that p is never 0.
+    If they were exchangeable, the sign of every difference would be a coin flip. Queries of a
+    family are easy or hard together, so there is one coin per family. Up to 14 families all
+    assignments are enumerated; beyond, random ones are drawn and the observed one is counted among
+    them, so p is never 0.
 
     Example:
         >>> sign_flip_p_value(np.array([0.1, 0.2, 0.3]))
@@ -126,7 +128,7 @@ def sign_flip_p_value(
 
     Args:
         differences: [n], after less before of each query; NaN is left out.
-        groups: [n], labels of families; None gives every query a coin of its own.
+        groups: [n], labels of families; None gives every query its own coin.
         permutations: random assignments of signs.
         seed: of the drawing.
 
@@ -148,7 +150,7 @@ def sign_flip_p_value(
     if not len(sums):
         return 1.0
     observed = abs(float(sums.sum()))
-    # The same sum in another order of adding must count as equal.
+    # The same sum, added in another order, must count as equal.
     limit = observed - 1e-12 * float(np.abs(sums).sum())
     if len(sums) <= EXACT:
         signs = 1 - 2 * (np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums)) & 1)
@@ -165,21 +167,21 @@ def sign_flip_p_value(
     return (1 + reached) / (1 + permutations)
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, deviation between seeds and the 95 % interval of the mean (Student's t).
+def spread(values: Sequence[float]) -> JsonObject:
+    """Mean, standard deviation between seeds and the 95 % interval of the mean (Student's t).
 
     Args:
-        values: a figure of each seed, one or more.
+        values: one figure per seed, at least one.
 
     Returns:
-        `mean` and `values`, and from two seeds on `deviation`, `low` and `high`; rounded to
+        `mean` and `values`, and with two or more seeds `deviation`, `low` and `high`; rounded to
         thousandths.
     """
-    from scipy import stats  # Takes a second, and most commands do without.
+    from scipy import stats  # Takes a second to import, and most commands do not need it.
 
     array = np.asarray(values, float)
     mean = float(array.mean())
-    out: dict[str, Any] = {"mean": round(mean, 3), "values": [round(v, 3) for v in array.tolist()]}
+    out: JsonObject = {"mean": round(mean, 3), "values": [round(v, 3) for v in array.tolist()]}
     if len(array) > 1:
         deviation = float(array.std(ddof=1))
         half = float(stats.t.ppf(0.975, len(array) - 1)) * deviation / len(array) ** 0.5
@@ -188,8 +190,8 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return out
 
 
-def verdict(found: dict[str, Any]) -> str:
-    """What the interval of a difference over seeds, as `spread` gives it, says."""
+def verdict(found: JsonObject) -> str:
+    """Verdict on a difference over seeds, from its interval by `spread`."""
     if "low" not in found:
         return "one seed says nothing"
     if found["low"] > 0:

@@ -1,11 +1,11 @@
-"""The task list as data, and one row of the results table from the embeddings of one system."""
+"""The task list as data, and a row of the results table from the embeddings of one system."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from afmrl_jax.evaluation.metrics import depth, macro, metric_values
 from afmrl_jax.evaluation.probes import classify, cluster, clustering_intervals, clustering_scores
 from afmrl_jax.evaluation.ranking import Scorer, VectorScorer, rank_gallery
 from afmrl_jax.evaluation.statistics import intervals
+from afmrl_jax.types import JsonObject
 
 View = Literal["both", "text", "image"]
 PerQuery = dict[str, np.ndarray]
@@ -26,7 +27,7 @@ BY_CATEGORY = ("fine.R@1", "fine.R@10", "coarse.mAP@10", "classification.accurac
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked with which vectors, and what counts as right."""
+    """Which vectors are queried against which, and what counts as a positive."""
 
     name: str
     query: View
@@ -62,11 +63,11 @@ RETRIEVAL = tuple(task for task in TASKS if task.kind == "retrieval")
 
 @dataclass(frozen=True)
 class TaskInputs:
-    """Unit vectors of the judged listings in three views, and what is known of them.
+    """Unit vectors of the evaluated listings in three views, and their labels.
 
-    `both` holds picture, title and, where the system uses them, attributes; `text` the title alone;
-    `image` the picture alone. All [n d]; None where a system has no such view, and then its tasks
-    are left out.
+    `both` holds picture, title and, if the system uses them, attributes; `text` only the title;
+    `image` only the picture. All [n d]; None if a system has no such view, and then its tasks are
+    skipped.
     """
 
     both: np.ndarray | None
@@ -75,14 +76,14 @@ class TaskInputs:
     products: np.ndarray
     families: np.ndarray
     categories: np.ndarray | None = None
-    """[n], or None where the catalogue has none."""
+    """[n], or None if the catalogue has none."""
     train: np.ndarray | None = None
     """[m d], the `both` view of the train listings, for classification."""
     train_categories: np.ndarray | None = None
     queries: np.ndarray | None = None
-    """Places of the listings that are queries, rising; None: all."""
+    """Places of the listings that are queries, ascending; None for all."""
     gallery: np.ndarray | None = None
-    """Places of those that are searched, rising; None: all."""
+    """Places of the listings that are searched, ascending; None for all."""
     scorer: Scorer | None = None
     """Scores of queries against the gallery instead of vectors in `both`."""
 
@@ -101,13 +102,13 @@ class TaskInputs:
 
     @property
     def own(self) -> np.ndarray:
-        """Place of each query in the gallery, -1 where it is not in it, int64 [q]."""
+        """Place of each query in the gallery, -1 if it is not in it, int64 [q]."""
         place = np.full(len(self), -1)
         place[self.gallery_places] = np.arange(len(self.gallery_places))
         return place[self.query_places]
 
     def scores(self, query: View, gallery: View) -> Scorer | None:
-        """Scores of the queries in one view against the gallery in another; None without it."""
+        """Scores of queries in one view against the gallery in another; None without a view."""
         if query == gallery == "both" and self.scorer is not None:
             return self.scorer
         one, other = getattr(self, query), getattr(self, gallery)
@@ -119,12 +120,12 @@ class TaskInputs:
         )
 
     def labels(self, task: Task) -> np.ndarray | None:
-        """What the task goes by, [n]."""
+        """The labels of the task, [n]."""
         return self.products if task.label == "product" else self.categories
 
 
 def _shared(tasks: Sequence[Task], inputs: TaskInputs) -> Iterator[tuple[Scorer, list[Task]]]:
-    """Retrieval tasks that can be done, by the scores they share."""
+    """The possible retrieval tasks, grouped by the scores they share."""
     able = [x for x in tasks if x.kind == "retrieval" and inputs.labels(x) is not None]
     for (query, gallery), group in groupby(able, key=lambda x: (x.query, x.gallery)):
         scorer = inputs.scores(query, gallery)
@@ -133,7 +134,7 @@ def _shared(tasks: Sequence[Task], inputs: TaskInputs) -> Iterator[tuple[Scorer,
 
 
 def per_query_values(inputs: TaskInputs, tasks: Sequence[Task] = TASKS) -> PerQuery:
-    """Every per-query value of a row, by `task.metric`, [n] each; NaN for what was not asked."""
+    """All per-query values of a row, by `task.metric`, [n] each; NaN for listings not queried."""
     out: PerQuery = {}
     queries, gallery = inputs.query_places, inputs.gallery_places
     for scorer, group in _shared(tasks, inputs):
@@ -164,11 +165,11 @@ def _percent(value: float) -> float:
     return round(100 * value, 2)
 
 
-def by_category(values: PerQuery, categories: np.ndarray, queries: np.ndarray) -> dict[str, Any]:
+def by_category(values: PerQuery, categories: np.ndarray, queries: np.ndarray) -> JsonObject:
     """A few metrics by the query's category: the 20 with most queries, then all others.
 
     Returns:
-        By category, in percent, with the number of queries; means of single queries.
+        By category, means over queries in percent, with the number of queries.
     """
     names, counts = np.unique(categories[queries], return_counts=True)
     shown = names[np.lexsort((names, -counts))][:CATEGORIES_SHOWN]
@@ -177,7 +178,7 @@ def by_category(values: PerQuery, categories: np.ndarray, queries: np.ndarray) -
         groups[f"other ({len(names) - len(shown)} categories)"] = ~np.isin(categories, shown)
     asked = np.zeros(len(categories), bool)
     asked[queries] = True
-    out: dict[str, Any] = {}
+    out: JsonObject = {}
     for name, mask in groups.items():
         out[name] = {"queries": int((mask & asked).sum())}
         for key in (x for x in BY_CATEGORY if x in values):
@@ -193,19 +194,19 @@ def evaluate_row(
     seed: int,
     resamples: int = 2000,
     tasks: Sequence[Task] = TASKS,
-) -> tuple[dict[str, Any], PerQuery]:
+) -> tuple[JsonObject, PerQuery]:
     """One row of `evaluation.json`, in percent, and its per-query values.
 
     The values under a task's name are means over queries (micro); those under `macro` are means
-    over what the task goes by, products or categories, of each one's mean. Intervals are of the
+    over the task's labels, products or categories, of each label's mean. Intervals are for the
     means over queries, and resample families, because the queries of a family are easy or hard
     together.
     """
     values = per_query_values(inputs, tasks)
-    row: dict[str, Any] = {"name": name} | {task.name: None for task in tasks}
+    row: JsonObject = {"name": name} | {task.name: None for task in tasks}
     found = intervals(values, inputs.families, resamples=resamples, seed=seed)
-    bounds: dict[str, Any] = {}
-    macros: dict[str, Any] = {}
+    bounds: JsonObject = {}
+    macros: JsonObject = {}
     for task in tasks:
         keys = [key for key in task.named() if key in values]
         metrics = [key.split(".", 1)[1] for key in keys]

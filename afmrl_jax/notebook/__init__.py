@@ -1,6 +1,5 @@
-"""What notebooks need: training with live curves, a photo from the reader, a search with it.
+"""For notebooks: training with live curves, a photo from the reader, a search with it.
 
-Nothing here touches a device in the notebook's own process. A TPU belongs to one process at a
-time, so training and searching run in processes of their own, one after the other, and each finds
-it free.
+Nothing here uses a device in the notebook's own process. A TPU belongs to one process at a time,
+so training and searching run in separate processes, one after another, and each finds it free.
 """

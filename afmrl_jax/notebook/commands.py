@@ -1,4 +1,4 @@
-"""Commands in processes of their own."""
+"""Commands in separate processes."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ LAST_LINES = 12
 
 
 def environment() -> dict[str, str]:
-    """That of a process which is alone in its job, whatever launched the notebook."""
+    """Environment of a process that is the only one of its job, whatever launched the notebook."""
     return {**os.environ, MODE: "off"}
 
 
 def failure(command: Sequence[str], status: int, output: str) -> RunError:
-    """The error for a command that ended with a status other than 0."""
+    """The error for a command that ended with a nonzero status."""
     said = "\n".join(output.strip().splitlines()[-LAST_LINES:])
-    return RunError(f"`{' '.join(command)}` ended with status {status}; it said last:\n{said}")
+    return RunError(f"`{' '.join(command)}` ended with status {status}; its last output:\n{said}")
 
 
 def afmrl(*arguments: object) -> str:
     """Run a command of `afmrl`, as in a terminal.
 
     Args:
-        arguments: its words, such as "search", "--run", folder.
+        arguments: the command and its options, such as "search", "--run", folder.
 
     Returns:
         What it printed.
 
     Raises:
-        RunError: it failed; the message repeats the end of what it said.
+        RunError: it failed; the message repeats the end of its output.
     """
     words = [str(x) for x in arguments]
     command = [sys.executable, "-m", "afmrl_jax.cli.main", *words]

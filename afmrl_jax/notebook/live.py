@@ -1,4 +1,4 @@
-"""Training in a process of its own, with its curves in the notebook while it runs."""
+"""Training in a separate process, with live curves in the notebook."""
 
 from __future__ import annotations
 
@@ -8,32 +8,35 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from afmrl_jax.config import RunConfig, to_dict
 from afmrl_jax.notebook.commands import environment, failure
 from afmrl_jax.reporting import fragments
 from afmrl_jax.runtime.files import write_json
 
+if TYPE_CHECKING:
+    from IPython.display import DisplayHandle
+
 LOG = "notebook.log"
-"""File of the run directory that holds what the process said."""
+"""File in the run directory with the output of the process."""
 WANTED = "notebook.json"
-"""File of the run directory that tells the process the config."""
+"""File in the run directory that passes the config to the process."""
 GRACE_SECONDS = 60.0
-"""Given to an interrupted process for its last checkpoint."""
+"""Time for an interrupted process to save its last checkpoint."""
 
 
 def train(config: RunConfig, run: Path) -> None:
-    """All stages, the evaluation and the report, with live curves; what is done is kept.
+    """All stages, the evaluation and the report, with live curves; finished work is kept.
 
     Args:
         config: the run.
-        run: its directory. A finished one is left alone, one that was interrupted goes on.
+        run: its directory. A finished run is not repeated, an interrupted one resumes.
 
     Raises:
         RunError: the folder belongs to another config or is in use, or the training failed.
     """
-    # To open the run here would make JAX take the devices.
+    # Opening the run here would make JAX take the devices.
     wanted = write_json(run / WANTED, to_dict(config))
     follow([sys.executable, "-m", "afmrl_jax.notebook.train", str(run), str(wanted)], run)
 
@@ -41,15 +44,15 @@ def train(config: RunConfig, run: Path) -> None:
 def follow(command: Sequence[str], run: Path, *, every: float = 4.0) -> None:
     """Run a command that fills a run directory, and redraw its stages and curves until it ends.
 
-    An interruption of the cell ends the command too.
+    Interrupting the cell ends the command too.
 
     Args:
-        command: its words.
-        run: the run directory, which exists.
-        every: seconds between two looks.
+        command: the program and its arguments.
+        run: the run directory, which must exist.
+        every: seconds between updates.
 
     Raises:
-        RunError: the command failed; the message repeats the end of what it said.
+        RunError: the command failed; the message repeats the end of its output.
     """
     started = time.monotonic()
     log = run / LOG
@@ -76,17 +79,17 @@ def follow(command: Sequence[str], run: Path, *, every: float = 4.0) -> None:
 
 
 def _wait(child: subprocess.Popen[bytes], seconds: float) -> None:
-    """Until the child ends, or for some seconds."""
+    """Wait until the child ends, or for some seconds."""
     with suppress(subprocess.TimeoutExpired):
         child.wait(seconds)
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
-    """End it: it holds the device that whoever comes next needs."""
+    """End the child: it holds the device that the next process needs."""
     child.terminate()
     try:
         _wait(child, GRACE_SECONDS)
-    finally:  # Also where the reader interrupts again.
+    finally:  # Also if the user interrupts again.
         child.kill()
         child.wait()
 
@@ -96,13 +99,13 @@ def _said(log: Path) -> str:
 
 
 class _Panel:
-    """Two outputs of a cell: the stages, redrawn at every look, and the curves, when they grew."""
+    """Two outputs of a cell: the stages, redrawn at every update, and the curves, if they grew."""
 
     def __init__(self, run: Path, log: Path, started: float):
         self._run, self._log, self._started = run, log, started
         self._sizes: list[tuple[str, int]] | None = None
-        self._status: Any = None
-        self._curves: Any = None
+        self._status: DisplayHandle | None = None
+        self._curves: DisplayHandle | None = None
 
     def draw(self, *, running: bool) -> None:
         lines = _said(self._log).strip().splitlines()
@@ -118,8 +121,8 @@ class _Panel:
             self._sizes = sizes
 
 
-def _show(handle: Any, html: str) -> Any:
-    """Show a piece of HTML in place of the one before it."""
+def _show(handle: DisplayHandle | None, html: str) -> DisplayHandle | None:
+    """Show a piece of HTML in place of the previous one."""
     from IPython.display import HTML, display
 
     if handle is None:

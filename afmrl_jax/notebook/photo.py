@@ -1,4 +1,4 @@
-"""A photo from whoever reads the notebook, or one from a catalogue."""
+"""A photo from the reader of the notebook, or one from a catalogue."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from afmrl_jax.data.catalogue.pictures import decode
 from afmrl_jax.data.catalogue.records import Catalogue, Listing
 from afmrl_jax.runtime.files import atomic_path
+
+if TYPE_CHECKING:
+    from ipywidgets import FileUpload
 
 
 def example(catalogue: Catalogue, folder: Path, seed: int = 0) -> tuple[Path, Listing]:
@@ -32,7 +35,7 @@ def example(catalogue: Catalogue, folder: Path, seed: int = 0) -> tuple[Path, Li
 
 
 def _write(folder: Path, name: str, data: bytes) -> Path:
-    """A file in the folder, whatever path its name pretends."""
+    """Write a file in the folder, whatever path its name contains."""
     safe = re.sub(r"[^\w.-]+", "_", name.replace("\\", "/").rpartition("/")[2]).lstrip(".")
     path = folder / (safe or "photo")
     with atomic_path(path) as temporary:
@@ -41,9 +44,9 @@ def _write(folder: Path, name: str, data: bytes) -> Path:
 
 
 class Upload:
-    """Asks for a photo: with Colab's file dialogue, which waits for an answer, or with a button.
+    """Asks for a photo: with Colab's file dialog, which waits for an answer, or with a button.
 
-    Where there is neither, nothing is asked.
+    If neither is available, it does not ask.
 
     Args:
         folder: where an uploaded file is written.
@@ -52,7 +55,7 @@ class Upload:
     def __init__(self, folder: Path):
         self._folder = folder
         self._given: Mapping[str, bytes] = {}
-        self._button: Any = None
+        self._button: FileUpload | None = None
         try:
             from google.colab import files
         except ImportError:
@@ -72,7 +75,7 @@ class Upload:
 
     @property
     def path(self) -> Path | None:
-        """The uploaded photo; None where none was given."""
+        """The uploaded photo; None if there is none."""
         given = dict(self._given)
         if self._button is not None:
             given = {x["name"]: bytes(x["content"]) for x in self._button.value}

@@ -1,4 +1,4 @@
-"""A search with a photo, in a process of its own."""
+"""A search with a photo, in a separate process."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ def search(run: Path, index: Path, photo: Path, words: str | None = None, k: int
         run: a finished run.
         index: what `afmrl embed` wrote with it.
         photo: the picture's file.
-        words: as in a title; with them G reads attributes off the photo, and R reads all three.
+        words: as in a title; with them the generator reads attributes off the photo, and the
+            embedder gets all three.
         k: how many listings.
 
     Raises:
-        RunError: the search failed, for instance because the file is no picture.
+        RunError: the search failed, for instance because the file is not a picture.
     """
     query = {"text": words or None, "image": str(photo.resolve())}
     with tempfile.TemporaryDirectory() as folder:

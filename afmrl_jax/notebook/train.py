@@ -14,7 +14,7 @@ from afmrl_jax.runtime.setup import open_run, reported
 
 
 def main(arguments: list[str]) -> None:
-    """Run what a run directory lacks; the arguments are the directory and a config file."""
+    """Run the missing stages of a run; the arguments are its directory and a config file."""
     folder, config = map(Path, arguments)
     folder = open_run(folder)
     log_info(f"on {machine()['device']}")

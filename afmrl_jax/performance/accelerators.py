@@ -1,4 +1,4 @@
-"""What makers state of accelerators: peak, memory bandwidth and links."""
+"""What vendors state about accelerators: peak, memory bandwidth and links."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from afmrl_jax.errors import ConfigError
 
 @dataclass(frozen=True)
 class Links:
-    """How chips are joined; all speeds in one direction, bytes/s of one chip."""
+    """How chips are connected; all speeds are in one direction, bytes/s of one chip."""
 
     node: int = 1
-    """Chips joined by a switch; 1: a torus instead."""
+    """Chips connected by one switch; 1 means a torus instead."""
     inside: float = 0.0
-    """Of a chip to the switch of its node, or of one link of the torus."""
+    """From a chip to the switch of its node, or of one link of the torus."""
     outside: float = 0.0
-    """Of a chip to other nodes, or of a torus to other ones."""
+    """From a chip to other nodes, or from a torus to others."""
     torus: tuple[tuple[int, tuple[int, int]], ...] = ()
-    """Sides of the torus for a number of chips."""
+    """Sides of the torus, by number of chips."""
     closed_from: int = 16
-    """Side from which a torus is closed to a ring; shorter ones are lines."""
+    """Length from which a side wraps around to a ring; shorter sides are lines."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Chip:
     peak: float
     """Dense bfloat16 FLOP/s, no sparsity."""
     bandwidth: float
-    """Of its memory, bytes/s."""
+    """Memory bandwidth, bytes/s."""
     names: tuple[str, ...]
     """What JAX calls it (`device_kind`), in lower case; whole words of the name suffice."""
     source: str
@@ -67,17 +67,17 @@ CHIPS: dict[str, Chip] = {
         f"{_CLOUD}/v6e; ICI 800 GB/s a chip over 4 links in both directions",
         Links(inside=100e9, torus=_TORUS),
     ),
-    # Behind v5e, whose name begins alike.
+    # After v5e, whose name has the same prefix.
     "v5p": Chip(459e12, 2.765e12, ("tpu v5",), f"{_CLOUD}/v5p"),
 }
-"""Figures as the makers' pages gave them in 2026."""
+"""Figures from the vendors' pages in 2026."""
 
 
 def chip(name: str) -> Chip:
     """A chip by its name in `CHIPS`.
 
     Raises:
-        ConfigError: none of that name; the message lists those there are.
+        ConfigError: there is no such chip; the message lists the known ones.
     """
     if name not in CHIPS:
         raise ConfigError(f"no chip {name!r}; choose from {', '.join(CHIPS)}")
@@ -85,7 +85,7 @@ def chip(name: str) -> Chip:
 
 
 def chip_of(device_kind: str) -> str | None:
-    """Name in `CHIPS` of what JAX calls a device; None for others, such as a CPU.
+    """Name in `CHIPS` for a JAX `device_kind`; None for other devices, such as a CPU.
 
     Example:
         >>> chip_of("NVIDIA H100 80GB HBM3"), chip_of("TPU v5 lite"), chip_of("cpu")
@@ -99,21 +99,21 @@ def chip_of(device_kind: str) -> str | None:
 
 
 def ring_speed(links: Links, chips: int, axis: int, inner: int) -> float:
-    """Bytes/s that each chip sends in a ring along a mesh axis, as the links allow.
+    """Bytes/s that each chip can send in a ring along a mesh axis.
 
-    With a switch: a ring inside a node has the chip's link; one across nodes leaves each node
-    through the adapters of those of its chips that belong to the ring. In a torus: an axis that
-    spans all chips has both sides of the torus, any other one side; a side that is closed has two
-    links, one that is a line has one.
+    With a switch: a ring inside a node runs at the speed of the chip's link; one across nodes
+    leaves each node through the adapters of its chips that belong to the ring. In a torus: an axis
+    that spans all chips uses both sides, any other axis uses one; a side that wraps around has two
+    links, a line has one.
 
     Args:
         links: of the chips.
         chips: of the whole mesh.
         axis: size of the mesh axis, or of several axes together.
-        inner: product of the sizes of the axes behind it, which lie closer together.
+        inner: product of the sizes of the axes after it, whose devices are closer together.
 
     Raises:
-        ConfigError: no torus of so many chips.
+        ConfigError: no torus of that many chips is known.
     """
     if links.node > 1:
         if axis * inner <= links.node:

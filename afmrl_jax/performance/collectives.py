@@ -49,20 +49,20 @@ class Collective:
 
     kind: Kind
     axes: tuple[str, ...]
-    """Mesh axes along which it goes, in the order of the mesh; a part of an axis counts as it."""
+    """Mesh axes it runs along, in mesh order; a part of an axis counts as the axis."""
     group: int
     """Devices that exchange with one another."""
     payload: int
-    """Bytes of the whole that a group puts together, sums or deals out."""
+    """Bytes of the whole array that a group gathers, sums or scatters."""
     sent: int
-    """Bytes that each device sends, by the ring algorithm; of a permute, the mean over devices."""
+    """Bytes that each device sends, by the ring algorithm; for a permute, the mean over devices."""
     times: int
-    """How often a step runs it: the trips of the loops around it, multiplied."""
+    """How often a step runs it: the product of the trip counts of the loops around it."""
     known: bool
-    """Whether all those trips are known; where not, the caller's guess is in `times`."""
+    """Whether all those trip counts are known; if not, `times` includes the caller's guess."""
     sliced: bool
-    """A sum of which every device takes a slice: the compilers for GPUs and TPUs make an all-reduce
-    like that a reduce-scatter, which sends half."""
+    """A sum of which every device takes only a slice: the compilers for GPUs and TPUs turn such an
+    all-reduce into a reduce-scatter, which sends half as much."""
     source: str
     """Where in the traced function it comes from."""
 
@@ -83,21 +83,21 @@ class _Line:
 
 
 def collectives(text: str, sizes: Mapping[str, int], *, unknown_trips: int = 1) -> list[Collective]:
-    """All exchanges of a program, those inside loops with the number of their trips.
+    """All exchanges of a program; those inside loops with their trip counts.
 
-    A ring sends of n devices' payload p: (n - 1) / n p for an all-gather, a reduce-scatter and an
-    all-to-all, twice that for an all-reduce. Of a condition's branches the one that sends most
-    counts.
+    With payload p, each of n devices in a ring sends (n - 1) / n p for an all-gather, a
+    reduce-scatter and an all-to-all, and twice that for an all-reduce. Of a conditional, only the
+    branch that sends most counts.
 
     Args:
         text: `compiled.as_text()` of a program partitioned over a mesh, or the text of one of
-            XLA's passes behind the partitioner.
+            XLA's passes after the partitioner.
         sizes: size of each mesh axis, in the order of the mesh, as `mesh.shape` has it.
-        unknown_trips: how often a loop runs whose trips the text does not tell, as one that ends
+        unknown_trips: trip count of loops for which the text gives none, such as one that ends
             when all samples have ended.
 
     Raises:
-        RunError: the text has no entry, or groups of devices in a form that is not known.
+        RunError: the text has no entry computation, or device groups in an unknown form.
     """
     computations, entry = _computations(text)
     devices = math.prod(sizes.values())
@@ -181,8 +181,8 @@ def _instruction(raw: str) -> _Line | None:
             if not depth:
                 break
     space = rest.find(" ", end)
-    opcode, bracket, behind = rest[space + 1 :].partition("(")
-    return _Line(name.lstrip("%"), rest[:space], opcode, behind) if bracket else None
+    opcode, bracket, after = rest[space + 1 :].partition("(")
+    return _Line(name.lstrip("%"), rest[:space], opcode, after) if bracket else None
 
 
 def _sizes(type_text: str) -> list[int]:
@@ -196,7 +196,7 @@ def _sizes(type_text: str) -> list[int]:
 
 
 def _trips(line: _Line, computations: dict[str, list[_Line]]) -> int | None:
-    """Trips of a loop, as XLA wrote them down or as `jax.lax.scan` counts: from 0 to a constant."""
+    """Trip count of a loop, as XLA states it or as `jax.lax.scan` counts: from 0 to a constant."""
     stated = _TRIPS.search(line.rest)
     if stated:
         return int(stated[1])
@@ -257,7 +257,7 @@ def _pairs(line: _Line) -> list[list[int]]:
 
 
 def _groups(line: _Line, devices: int) -> list[list[int]]:
-    """Which devices exchange with one another, in any of the three forms that XLA writes."""
+    """Which devices exchange with each other, in any of the three forms that XLA writes."""
     listed = _LISTED.search(line.rest)
     if listed:
         inner = re.findall(r"\{([^{}]*)\}", listed[1] or "")
@@ -277,14 +277,14 @@ def _groups(line: _Line, devices: int) -> list[list[int]]:
         count = math.prod(shape[n] for n in wanted)
         return ids.transpose(order).reshape(-1, count).tolist()
     raise RunError(
-        f"{line.name}: groups of devices in a form that is not known "
+        f"{line.name}: device groups in an unknown form "
         f"({line.rest[line.rest.find('replica_groups') :][:120]}); add it to "
         "performance/collectives.py"
     )
 
 
 def _ids(dims: list[int], order: list[int]) -> np.ndarray:
-    """Numbers from 0 on in the shape `dims`; its axes in another order, where one is given."""
+    """Numbers from 0 in the shape `dims`, its axes transposed if an order is given."""
     ids = np.arange(math.prod(dims)).reshape(dims)
     return ids.transpose(order) if order else ids
 

@@ -1,7 +1,7 @@
-"""Useful floating-point operations of a step, and what share of a machine's peak they are.
+"""Useful floating-point operations of a step, and their share of a machine's peak.
 
-Counted are the matrix products that the task needs, whatever the program does: neither padding nor
-what is computed anew to save memory. Vision blocks count per patch of their picture, the decoder
+Only the matrix products that the task needs are counted, whatever the program does: no padding, and
+nothing recomputed to save memory. Vision blocks count per patch of their picture, the decoder
 per token of a row. Causal attention counts each token with those before it, a windowed block the
 patches of a window. Norms, activations, rotations and the loss are left out; they are below 1 % at
 the published sizes.
@@ -24,7 +24,7 @@ Counts = Sequence[int] | np.ndarray
 
 
 def vision_flops(config: QwenVLConfig, patches: Counts) -> float:
-    """One pass of the vision tower and its merger over pictures of so many patches."""
+    """One pass of the vision tower and its merger over pictures with these patch counts."""
     vision = config.vision
     count = np.asarray(patches, np.float64)
     wide, merged = vision.embed_dim, vision.merge_size**2
@@ -41,12 +41,12 @@ def vision_flops(config: QwenVLConfig, patches: Counts) -> float:
 
 
 def decoder_flops(config: QwenVLConfig, lengths: Counts, behind: Counts = (0,)) -> float:
-    """One pass of the decoder over rows of so many tokens, head and adapters left out.
+    """One pass of the decoder over rows of these lengths, without head and adapters.
 
     Args:
         config: of the model.
         lengths: tokens of each row.
-        behind: tokens that stand before each row and are only looked at, as a shared prompt.
+        behind: tokens before each row that are only attended to, such as a shared prompt.
     """
     text = config.text
     tokens, before = np.broadcast_arrays(
@@ -59,12 +59,12 @@ def decoder_flops(config: QwenVLConfig, lengths: Counts, behind: Counts = (0,)) 
 
 
 def head_flops(config: QwenVLConfig, tokens: int) -> float:
-    """Vocabulary logits of so many tokens."""
+    """Vocabulary logits of this many tokens."""
     return 2.0 * tokens * config.text.hidden_dim * config.text.vocab_size
 
 
 def adapter_flops(config: QwenVLConfig, tokens: int) -> float:
-    """One pass through the adapters; 0 where the model has none."""
+    """One pass through the adapters; 0 if the model has none."""
     if config.lora is None:
         return 0.0
     text = config.text
@@ -84,7 +84,7 @@ def adapter_flops(config: QwenVLConfig, tokens: int) -> float:
 
 @dataclass(frozen=True)
 class Passes:
-    """Operations of one pass forward, by the part of the model."""
+    """Operations of one forward pass, by part of the model."""
 
     vision: float = 0.0
     decoder: float = 0.0
@@ -95,7 +95,7 @@ class Passes:
     def over(
         cls, config: QwenVLConfig, patches: Counts, lengths: Counts, scored: int = 0
     ) -> Passes:
-        """Pictures of so many patches, rows of so many tokens, and tokens that get logits."""
+        """Patches of each picture, tokens of each row, and how many tokens get logits."""
         return cls(
             vision_flops(config, patches),
             decoder_flops(config, lengths),
@@ -113,14 +113,14 @@ class Passes:
 
     @property
     def forward(self) -> float:
-        """All of one pass."""
+        """The whole pass."""
         return sum(self.parts)
 
     def step(self, trained: Trained) -> float:
         """A training step: forward, and backward as far as gradients are needed.
 
         A product whose weights learn costs three passes (outputs, gradient of inputs, gradient of
-        weights), one whose weights are frozen but whose inputs carry gradients two, any other one.
+        weights), one with frozen weights whose inputs carry gradients costs two, any other one.
         """
         if trained == "nothing":
             return self.forward
@@ -129,7 +129,7 @@ class Passes:
         return tower * self.vision + rest * (self.decoder + self.head) + 3 * self.adapters
 
     def recomputed(self, trained: Trained, remat: Literal["none", "dots", "full"]) -> float:
-        """What `remat` computes a second time; `dots` keeps the products, so none of them."""
+        """What `remat` computes a second time; `dots` keeps all products, so nothing."""
         if trained == "nothing" or remat != "full":
             return 0.0
         return (self.vision if trained == "all" else 0.0) + self.decoder + self.adapters
@@ -144,7 +144,7 @@ def utilisation(flops: float, seconds: float, peak: float) -> float:
         peak: FLOP/s of all devices together.
 
     Raises:
-        RunError: more than the peak, which says that one of the three is wrong.
+        RunError: the share exceeds 1, so one of the three is wrong.
     """
     share = flops / seconds / peak
     if share > 1:

@@ -1,10 +1,10 @@
-"""What a model's arrays take on each device of a mesh, counted from shapes alone."""
+"""Memory of a model's arrays on each device of a mesh, counted from shapes only."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import numpy as np
@@ -15,6 +15,10 @@ from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.families import family
 from afmrl_jax.parallel.layout import AXES
 from afmrl_jax.parallel.sharding import shardings
+from afmrl_jax.types import JsonObject
+
+if TYPE_CHECKING:
+    from jaxtyping import PyTree
 
 GIB = 1024**3
 
@@ -30,7 +34,7 @@ DEVICES: dict[str, int] = {
     "v5p": 95,
     "v6e": 32,
 }
-"""Memory of one device in GB (10^9 bytes), as its maker states it; TPUs by chip."""
+"""Memory of one device in GB (10^9 bytes), as the vendor states it; TPUs by chip."""
 
 SPARE = 0.08
 """Share of a device's memory that a plan leaves free: allocator, collectives, fragmentation."""
@@ -52,7 +56,7 @@ def device_bytes(name: str) -> int:
     """Memory of a device by name, bytes.
 
     Raises:
-        ConfigError: no such device; the message lists those there are.
+        ConfigError: there is no such device; the message lists the known ones.
     """
     if name not in DEVICES:
         raise ConfigError(f"no device {name!r}; choose from {', '.join(DEVICES)}")
@@ -69,26 +73,26 @@ def parse_mesh(text: str) -> tuple[int, int]:
         (1, 4)
 
     Raises:
-        ConfigError: another axis, or a size that is no positive number.
+        ConfigError: an unknown axis, or a size that is not a positive number.
     """
     sizes = dict.fromkeys(AXES, 1)
     for part in text.split(","):
         axis, _, size = part.strip().partition("=")
         if axis not in sizes or not size.isdecimal() or int(size) < 1:
             raise ConfigError(
-                f"mesh {text!r}: {part.strip()!r} is no positive axis size; write data=8,model=1 "
-                f"(the axes are {' and '.join(AXES)})"
+                f"mesh {text!r}: {part.strip()!r} is not a positive axis size; write "
+                f"data=8,model=1 (the axes are {' and '.join(AXES)})"
             )
         sizes[axis] = int(size)
     return sizes["data"], sizes["model"]
 
 
 def abstract_mesh(data: int, model: int) -> AbstractMesh:
-    """A mesh without devices: enough to ask the sharding table for the shape of a shard."""
+    """A mesh without devices: enough to get the shape of a shard from the sharding table."""
     return AbstractMesh((data, model), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def shard_bytes(tree: Any, mesh: Mesh | AbstractMesh) -> int:
+def shard_bytes(tree: PyTree, mesh: Mesh | AbstractMesh) -> int:
     """Bytes of a tree's arrays on each device, laid out by the sharding table.
 
     Args:
@@ -103,16 +107,16 @@ def shard_bytes(tree: Any, mesh: Mesh | AbstractMesh) -> int:
 
 
 def rows_per_device(rows: int, data: int) -> int:
-    """Rows of a batch on each device; all of them where they do not divide."""
+    """Rows of a batch on each device; all of them if they do not divide evenly."""
     return rows // data if rows % data == 0 else rows
 
 
 def cache_bytes(
     config: QwenVLConfig, itemsize: int, rows: int, prompt: int, group: int, new: int
 ) -> int:
-    """Keys and values of `rows` prompts and of `group` continuations each, in all layers.
+    """Bytes of the keys and values of `rows` prompts with `group` continuations each, all layers.
 
-    Heads are counted whole: the table lays no cache out over `model`.
+    Heads are counted whole: the sharding table never splits a cache over `model`.
     """
     text = config.text
     entry = 2 * text.num_layers * text.num_kv_heads * text.head_dim * itemsize
@@ -125,7 +129,7 @@ class Load:
 
     rows: int
     text_tokens: int
-    """Of a row, those of its picture left out."""
+    """Of a row, without those of its picture."""
     visual_tokens: int
     model: int
     """Size of the axis that splits heads and hidden units."""
@@ -137,21 +141,21 @@ class Load:
 
 
 def activation_bytes(config: QwenVLConfig, execution: Execution, load: Load) -> int:
-    """A formula for activations and temporaries on one device; no compiler is asked.
+    """A formula for activations and temporaries on one device, without compiling.
 
-    With a bytes a number (2 or 4), per stack of L layers over n numbers of tokens:
+    With a bytes per number (2 or 4), per stack of L layers over n tokens:
 
     * saved for the backward pass: L n width a (`remat full`: each layer's input); that plus the
-      outputs of all matrix products (`dots`); all that one layer computes, scores included
+      outputs of all matrix products (`dots`); everything one layer computes, including scores
       (`none`);
-    * one layer at work: all it computes, twice where there is a backward pass;
-    * dense scores: rows * heads * n^2 in float32 and once more as weights, none where fused
-      attention was asked for;
+    * one layer at work: everything it computes, twice if there is a backward pass;
+    * dense scores: rows * heads * n^2 in float32 and once more as weights; none with fused
+      attention;
     * logits: three times places * vocabulary in float32 (logits, log-softmax, gradient);
-    * weights of one layer, gathered from all devices in the type of the activations, and the
+    * weights of one layer, gathered from all devices in the dtype of the activations, and the
       token table.
 
-    The stacks run one after the other, so of their working sets the larger one counts.
+    The stacks run one after the other, so only the larger working set counts.
     """
     size = np.dtype(jax.numpy.dtype(execution.dtype)).itemsize
     text, vision = config.text, config.vision
@@ -203,11 +207,11 @@ Verdict = Literal["fits", "may fit", "does not fit"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What one device holds at the peak of a step, and whether that is too much."""
+    """What one device holds at the peak of a step, and whether it fits."""
 
     lines: tuple[Line, ...]
     formula: Line
-    """Activations by `activation_bytes`, also where `lines` has the compiler's figure."""
+    """Activations by `activation_bytes`, even if `lines` has the compiler's figure."""
     capacity: int
     """Bytes of the device."""
     advice: tuple[str, ...] = ()
@@ -229,12 +233,12 @@ class Plan:
 
     @property
     def verdict(self) -> Verdict:
-        """`may fit`: the formula stays below what the device has, and XLA's plan for CPUs not."""
+        """`may fit`: only one of the formula and XLA's plan for CPUs is below the limit."""
         if self.total <= self.usable and self.formula_total <= self.usable:
             return "fits"
         return "may fit" if min(self.total, self.formula_total) <= self.usable else "does not fit"
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Everything in bytes, for `--as-json`."""
         return {
             "lines": [vars(x) for x in self.lines],
@@ -255,12 +259,12 @@ class Plan:
             rows.append(("total with the formula instead", self.formula_total, "estimate"))
         lines = [f"{what:34s} {amount / GIB:9.2f} GiB  {how}" for what, amount, how in rows]
         lines.append(
-            f"{self.verdict}: {self.usable / GIB:.1f} GiB may be filled of "
+            f"{self.verdict}: {self.usable / GIB:.1f} GiB may be used of "
             f"{self.capacity / GIB:.1f} ({100 * SPARE:.0f} % stay free)"
         )
         if any(x.how == "compiled" for x in self.lines):
             lines.append(
                 "compiled: XLA's plan for simulated CPU devices (dense attention, other fusions, "
-                "bfloat16 perhaps widened to float32); an accelerator's own differs"
+                "bfloat16 perhaps widened to float32); an accelerator's plan differs"
             )
         return "\n".join([*lines, *(f"  try {x}" for x in self.advice)])

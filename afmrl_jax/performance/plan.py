@@ -1,14 +1,13 @@
-"""Will it fit: what a stage takes on each device of a mesh, before anything is allocated."""
+"""Will it fit: memory of a stage on each device of a mesh, before anything is allocated."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -34,21 +33,26 @@ from afmrl_jax.training.distill import make_distill_step
 from afmrl_jax.training.partition import learns
 from afmrl_jax.training.state import initial_state, make_optimizer
 
+if TYPE_CHECKING:
+    from jaxtyping import PyTree
+
 Struct = jax.ShapeDtypeStruct
+Shapes = dict[str, Struct]
 SETTINGS = RunConfig.pretrained()
-"""What a step is planned with."""
+"""Settings that steps are planned with."""
 INSIDE = ("gradients", "keys and values")
 """Lines that a compiled step holds among its temporaries."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A model, what is done with it, and where."""
+    """A model, the task it runs, and where."""
 
     preset: str = "qwen2vl_2b"
     """Size of the model, see `models/qwen_vl/presets.py`."""
     task: Literal["agcl", "distill", "generate"] = "agcl"
-    """A step of contrastive training of R, a step of distilling G, or writing attributes."""
+    """A step of contrastive training of the embedder, a step of distilling the generator, or
+    writing attributes."""
     mesh: str = "data=1,model=1"
     """Devices on each axis."""
     device: str = "h200"
@@ -56,15 +60,15 @@ class Request:
     batch_size: int = 64
     """Of the whole mesh: pairs (agcl), rows (distill) or prompts (generate)."""
     visual_tokens: int = 256
-    """Of each picture; each stands for 4 patches."""
+    """Of each picture; each covers 4 patches."""
     text_tokens: int = 64
-    """Of each row, beside its picture."""
+    """Of each row, without its picture."""
     trained: Literal["all", "decoder", "lora"] = "all"
     """What learns; `generate` learns nothing."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of activations."""
     remat: Literal["none", "dots", "full"] = "full"
-    """What the backward pass computes anew."""
+    """What the backward pass recomputes."""
     group_size: int = 1
     """generate: continuations of each prompt."""
     max_new_tokens: int = 48
@@ -95,7 +99,7 @@ class Request:
         return Execution(dtype=self.dtype, remat=self.remat)
 
     def architecture(self) -> Architecture:
-        """The model, with adapters where they are what learns; no weights."""
+        """The model without weights; with adapters if those are trained."""
         return _architecture(
             self.preset, self.execution, self.task != "generate" and self.trained == "lora"
         )
@@ -103,15 +107,15 @@ class Request:
 
 @functools.cache
 def _architecture(name: str, execution: Execution, adapters: bool) -> Architecture:
-    # Tracing a published size takes seconds, and advice asks for the same one many times.
+    # Tracing a published size takes seconds, and advice needs the same one many times.
     architecture = Architecture.of(preset(name), execution)
     return with_lora(architecture, LoraConfig()) if adapters else architecture
 
 
-def divide(request: Request, architecture: Architecture) -> tuple[Params, Params]:
-    """Shapes of the parameters that learn (float32) and of the frozen ones (bfloat16)."""
-    learning: dict[str, Any] = {}
-    frozen: dict[str, Any] = {}
+def divide(request: Request, architecture: Architecture) -> tuple[Shapes, Shapes]:
+    """Shapes of the trained parameters (float32) and of the frozen ones (bfloat16)."""
+    learning: Shapes = {}
+    frozen: Shapes = {}
     for name, struct in architecture.shapes.items():
         own = request.task != "generate" and learns(name, request.trained)
         dtype = jnp.float32 if own else jnp.bfloat16
@@ -126,14 +130,13 @@ def batch_shapes(request: Request, config: QwenVLConfig) -> Batch:
     patches = request.visual_tokens * vision.merge_size**2
     pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     bins = rows if patches else 0
-    # Shapes stand where a batch has arrays.
-    shape: Callable[..., Any] = Struct
-    whole = partial(shape, dtype=jnp.int32)
+    # Shapes instead of the arrays of a batch.
+    whole = partial(Struct, dtype=jnp.int32)
     read = VLBatch(
         whole((rows, tokens)),
-        shape((rows, tokens), jnp.bool_),
+        Struct((rows, tokens), jnp.bool_),
         whole((rows, 3, tokens)),
-        shape((bins, patches, pixels), jnp.float32),
+        Struct((bins, patches, pixels), jnp.float32),
         whole((bins, patches)),
         whole((bins, patches, 2)),
         whole((rows,)),
@@ -144,20 +147,20 @@ def batch_shapes(request: Request, config: QwenVLConfig) -> Batch:
         return DistillBatch(
             read,
             targets=whole((rows, tokens)),
-            weights=shape((rows, tokens), jnp.float32),
+            weights=Struct((rows, tokens), jnp.float32),
             prompt_last=whole((rows,)),
             products=whole((max(1, rows // 2),)),
         )
     return PromptBatch(read, whole((rows,)))
 
 
-def _rows_over_data(batch: Any, mesh: Mesh | AbstractMesh) -> Any:
+def _rows_over_data(batch: Batch, mesh: Mesh | AbstractMesh) -> PyTree:
     sizes = dict(mesh.shape)
     return jax.tree.map(lambda x: NamedSharding(mesh, fit_spec(P("data"), x.shape, sizes)), batch)
 
 
 def exact_lines(request: Request, architecture: Architecture) -> list[Line]:
-    """The parts that shapes and the sharding table decide: weights, moments, gradients, batch."""
+    """The parts determined by shapes and the sharding table: weights, moments, gradients, batch."""
     mesh = counts.abstract_mesh(*request.axes)
     learning, frozen = divide(request, architecture)
     optimizer = make_optimizer(SETTINGS.agcl.optimizer, 1)
@@ -190,7 +193,7 @@ def exact_lines(request: Request, architecture: Architecture) -> list[Line]:
 
 
 def estimated(request: Request, config: QwenVLConfig) -> Line:
-    """Activations and temporaries by `parallel.plan.activation_bytes`."""
+    """Activations and temporaries by `memory.activation_bytes`."""
     data, model = request.axes
     rows = counts.rows_per_device(request.rows, data)
     length = request.visual_tokens + request.text_tokens
@@ -212,18 +215,20 @@ def estimated(request: Request, config: QwenVLConfig) -> Line:
     return Line("activations, temporaries", amount, "estimate")
 
 
-def lowered(request: Request, architecture: Architecture, mesh: Mesh, batch: Any = None) -> Any:
-    """The real step of the task, lowered for `mesh` from shapes alone.
+def lowered(
+    request: Request, architecture: Architecture, mesh: Mesh, batch: Batch | None = None
+) -> jax.stages.Lowered:
+    """The real step of the task, lowered for `mesh` from shapes only.
 
     Args:
-        request: task, sizes and what learns.
+        request: task, sizes and what is trained.
         architecture: of the model.
         mesh: of real or simulated devices.
-        batch: shapes with their shardings, where the batch is another than `batch_shapes`.
+        batch: shapes with their shardings; None for `batch_shapes`.
     """
     learning, frozen = divide(request, architecture)
 
-    def laid(tree: Any, places: Any) -> Any:
+    def laid(tree: PyTree, places: PyTree) -> PyTree:
         return jax.tree.map(lambda x, s: Struct(x.shape, x.dtype, sharding=s), tree, places)
 
     if batch is None:
@@ -236,11 +241,11 @@ def lowered(request: Request, architecture: Architecture, mesh: Mesh, batch: Any
     state = jax.eval_shape(partial(initial_state, optimizer=optimizer), learning)
     state = laid(state, shardings(state, mesh))
     if request.task == "agcl":
-        step: Any = make_agcl_step(architecture, SETTINGS.agcl, None, optimizer)
+        step = make_agcl_step(architecture, SETTINGS.agcl, None, optimizer)
     else:
         step = make_distill_step(architecture, SETTINGS.distill, optimizer)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return step.lower(frozen, state, batch, key)
+    return cast(jax.stages.Wrapped, step).lower(frozen, state, batch, key)
 
 
 def _write(
@@ -259,13 +264,13 @@ def _write(
 
 
 MOST_SIMULATED = 64
-"""Devices up to which a plan is compiled; beyond, XLA's partitioner takes minutes."""
+"""A plan is compiled up to this many devices; beyond, XLA's partitioner takes minutes."""
 
 
 def compiled(request: Request, architecture: Architecture) -> int | None:
-    """Bytes of temporaries on each device in XLA's plan for CPUs; None where it has none to give.
+    """Bytes of temporaries on each device in XLA's plan for CPUs; None if there is no plan.
 
-    They hold gradients, keys and values too, which the exact lines count apart.
+    They include gradients, keys and values, which the exact lines count separately.
     """
     data, model = request.axes
     if data * model > min(MOST_SIMULATED, len(jax.devices("cpu"))):
@@ -281,12 +286,12 @@ def compiled(request: Request, architecture: Architecture) -> int | None:
 
 
 def make_plan(request: Request, *, compile_step: bool = True) -> Plan:
-    """What a task takes on each device.
+    """Memory of a task on each device.
 
     Args:
         request: model, task and mesh.
-        compile_step: ask XLA for the temporaries, half a minute for a published size. Needs as
-            many CPU devices as the mesh has, see `parallel.mesh`; with fewer the formula counts.
+        compile_step: get the temporaries from XLA, half a minute for a published size. Needs as
+            many CPU devices as the mesh has, see `parallel.mesh`; with fewer the formula is used.
     """
     architecture = request.architecture()
     lines = exact_lines(request, architecture)
@@ -304,27 +309,28 @@ def make_plan(request: Request, *, compile_step: bool = True) -> Plan:
 
 def _alternatives(request: Request) -> dict[str, Request]:
     data, model = request.axes
-    changes: dict[str, dict[str, Any]] = {
-        f"--mesh data={2 * data},model={model} (the batch as it is)": {
-            "mesh": f"data={2 * data},model={model}"
-        },
-        f"--mesh data={data},model={2 * model}": {"mesh": f"data={data},model={2 * model}"},
-        "--dtype bfloat16": {"dtype": "bfloat16"},
+    but = partial(dataclasses.replace, request)
+    changed = {
+        f"--mesh data={2 * data},model={model} (the same batch)": but(
+            mesh=f"data={2 * data},model={model}"
+        ),
+        f"--mesh data={data},model={2 * model}": but(mesh=f"data={data},model={2 * model}"),
+        "--dtype bfloat16": but(dtype="bfloat16"),
     }
     if request.batch_size // 2 >= max(2, data):
         half = request.batch_size // 2
-        changes[f"--batch-size {half}"] = {"batch_size": half}
+        changed[f"--batch-size {half}"] = but(batch_size=half)
     if request.visual_tokens > 1:
         fewer = request.visual_tokens // 2
-        changes[f"--visual-tokens {fewer} (smaller pictures)"] = {"visual_tokens": fewer}
+        changed[f"--visual-tokens {fewer} (smaller pictures)"] = but(visual_tokens=fewer)
     if request.task != "generate":
-        changes["--remat full"] = {"remat": "full"}
-        changes["--trained lora"] = {"trained": "lora"}
-    return {text: dataclasses.replace(request, **change) for text, change in changes.items()}
+        changed["--remat full"] = but(remat="full")
+        changed["--trained lora"] = but(trained="lora")
+    return changed
 
 
 def advise(request: Request) -> tuple[str, ...]:
-    """What to change, by effect: each change alone, counted by the formula."""
+    """What to change, largest effect first; each change by itself, by the formula."""
 
     def total(asked: Request) -> int:
         architecture = asked.architecture()

@@ -6,19 +6,19 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.hardware import machine
+from afmrl_jax.types import JsonObject
 
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "peft", "numpy")
 
 
 def spread(samples: Sequence[float]) -> dict[str, float]:
-    """Median, extremes and number of some samples, in their own unit."""
+    """Median, extremes and number of samples, in their own unit."""
     values = np.asarray(samples, float)
     return {
         "median": round(float(np.median(values)), 5),
@@ -29,7 +29,7 @@ def spread(samples: Sequence[float]) -> dict[str, float]:
 
 
 def ratios(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
-    """How many times faster the second is: the spread of the ratios of paired seconds.
+    """How many times faster the second side is: the spread of the ratios of paired seconds.
 
     Example:
         >>> ratios([2.0, 3.0, 4.0], [1.0, 1.0, 1.0])["median"]
@@ -39,7 +39,7 @@ def ratios(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
 
 
 def versions() -> dict[str, str]:
-    """Python and the libraries that decide the speed, as far as they are installed."""
+    """Versions of Python and of the installed libraries that affect speed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -50,20 +50,20 @@ def versions() -> dict[str, str]:
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a file that cannot be written, before anything is measured.
+    """Reject a file that cannot be written, before anything is measured.
 
     Raises:
         ConfigError: its folder does not exist.
     """
     if not path.parent.is_dir():
-        raise ConfigError(f"{path.parent} is no folder; create it, or choose another --out")
+        raise ConfigError(f"{path.parent} is not a folder; create it, or choose another --out")
 
 
 def write_record(
     path: Path,
     bench: str,
     figures: Mapping[str, float],
-    details: Sequence[Mapping[str, Any]],
+    details: Sequence[JsonObject],
 ) -> None:
     """Write a benchmark's JSON, whole or not at all.
 
@@ -71,7 +71,7 @@ def write_record(
         path: of the file.
         bench: name of the benchmark.
         figures: the numbers that are quoted, by name.
-        details: shapes and spread of every part.
+        details: shapes and spread of each part.
     """
     write_json(
         path,

@@ -1,6 +1,6 @@
 """The page of `afmrl audit-negatives`: masked and heavy pairs, for a person to judge.
 
-Like the report it is one file without a script that asks for nothing outside itself.
+Like the report it is one file without scripts or outside references.
 """
 
 from __future__ import annotations
@@ -8,22 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from afmrl_jax.reporting.gallery import Attributes, compare_attributes, thumbnail
 from afmrl_jax.reporting.page import render
 from afmrl_jax.runtime.files import write_text
+from afmrl_jax.types import JsonObject
 
 LISTS = {
     "nearest": (
         "Masked, nearest the threshold",
         "Whether the threshold is too low: other products here are hard negatives that the mask "
-        "throws away.",
+        "discards.",
     ),
     "farthest": (
         "Masked, farthest above the threshold",
-        "Whether the mask finds anything: these should be the same product, or else R confuses "
-        "them and is no longer corrected.",
+        "Whether the mask finds anything: these should be the same product; otherwise the "
+        "embedder confuses them and is no longer corrected.",
     ),
     "spared": (
         "Left in, nearest below the threshold",
@@ -32,11 +32,11 @@ LISTS = {
     ),
     "heaviest": (
         "Left in, heaviest",
-        "Whether the weights hit what they should: heavy pairs should share attributes and be "
-        "other products.",
+        "Whether the weights are large where they should be: heavy pairs should share "
+        "attributes and be different products.",
     ),
 }
-"""Title of each list of pairs, and what reading it tells."""
+"""Title of each list of pairs, and what it shows."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Mark:
-    """A place on the line of scores, in percent of its width."""
+    """A position on the line of scores, in percent of its width."""
 
     name: str
     value: float
@@ -64,18 +64,18 @@ class Mark:
 class Card:
     """A pair as the page shows it."""
 
-    pair: Mapping[str, Any]
+    pair: JsonObject
     sides: tuple[Side, Side]
     marks: tuple[Mark, ...]
     verdict: str
-    """`same product`, `same family` or `other product`, as the catalogue has it."""
+    """`same product`, `other product of the family` or `other product`, by the catalogue."""
 
 
-def _marks(pair: Mapping[str, Any]) -> tuple[Mark, ...]:
+def _marks(pair: JsonObject) -> tuple[Mark, ...]:
     values = {"pair": pair["score"], "positive": pair["positive_score"]}
     if pair["threshold"] is not None:
         values["threshold"] = pair["threshold"]
-    # A threshold may lie beyond the largest cosine; the line ends where no score can be.
+    # A threshold may exceed the largest cosine; then the line is extended.
     low, high = min(0.0, *values.values()), max(1.0, *values.values())
     return tuple(
         Mark(name, value, round(100 * (value - low) / (high - low), 2))
@@ -83,11 +83,9 @@ def _marks(pair: Mapping[str, Any]) -> tuple[Mark, ...]:
     )
 
 
-def _card(
-    pair: Mapping[str, Any], listings: Mapping[str, Any], pictures: Mapping[int, str]
-) -> Card:
+def _card(pair: JsonObject, listings: JsonObject, pictures: Mapping[int, str]) -> Card:
     records = [listings[str(pair[side])] for side in ("query", "candidate")]
-    # What both lists say alike is kept; the rest stands out.
+    # Pairs in both lists count as kept; the rest is highlighted.
     texts = compare_attributes(*(x["attributes"] for x in records))
     sides = [
         Side(x["title"], x["listing_id"], x["product_id"], x["category"], thumbnail(picture), parts)
@@ -102,7 +100,7 @@ def _card(
     return Card(pair, (sides[0], sides[1]), _marks(pair), verdict)
 
 
-def _bars(histogram: Mapping[str, Any]) -> list[dict[str, float]]:
+def _bars(histogram: JsonObject) -> list[dict[str, float]]:
     """The histogram of weights: each bin's bounds, share of the pairs, and height in percent."""
     counts = histogram["left"]
     total, tallest = max(sum(counts), 1), max(*counts, 1)
@@ -119,11 +117,11 @@ def _bars(histogram: Mapping[str, Any]) -> list[dict[str, float]]:
     ]
 
 
-def write_page(found: Mapping[str, Any], pictures: Mapping[int, str], out: Path) -> Path:
+def write_page(found: JsonObject, pictures: Mapping[int, str], out: Path) -> Path:
     """Write the page.
 
     Args:
-        found: what `auditing.audit` found.
+        found: the result of `runs.audit.audit`.
         pictures: base64 of the encoded picture of each listing shown, by its number.
         out: the file.
     """

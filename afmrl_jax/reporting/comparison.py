@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.reporting.tables import aligned
+from afmrl_jax.types import JsonObject
 
 
-def comparison_table(found: Mapping[str, Any], tasks: Sequence[str] = ()) -> str:
-    """What `evaluation.compare` found, at most 90 columns wide, in plain ASCII.
+def comparison_table(found: JsonObject, tasks: Sequence[str] = ()) -> str:
+    """The result of `evaluation.compare`, at most 90 columns wide, in plain ASCII.
 
     Args:
         found: its result.
-        tasks: those to show; all without.
+        tasks: those to show; by default all.
 
     Raises:
-        ConfigError: a task is not there.
+        ConfigError: a task was not measured.
     """
     present = list(dict.fromkeys(key.split(".", 1)[0] for key in found["metrics"]))
     unknown = [x for x in tasks if x not in present]
     if unknown:
-        raise ConfigError(f"no task {unknown[0]!r} was measured; there are {', '.join(present)}")
+        raise ConfigError(f"no task {unknown[0]!r} was measured; choose from {', '.join(present)}")
     one, other = found["a"], found["b"]
     out = [
         f"A: {one['system']} of {one['run']}",

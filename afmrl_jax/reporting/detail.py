@@ -1,18 +1,18 @@
-"""What an evaluation says beyond the main table: other definitions, shorter vectors, time."""
+"""Results beyond the main table: other definitions, shorter vectors, latency."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from afmrl_jax.reporting.plots import Curve, Drawn, Plot, draw
 from afmrl_jax.reporting.tables import MISSING, TASKS, Evaluation, number, rows_of
+from afmrl_jax.types import JsonObject
 
 FIRST_PLOT = 100
-"""Number of the first plot here, beyond those of the stages."""
+"""Number of the first plot here, after those of the stages."""
 APART = ("image_to_image",)
-"""Tasks that have a table of their own here: the main one has no room for all."""
+"""Tasks with a separate table here: the main one has no room for all."""
 DEFINITIONS = (
     ("fine", "map_m5@10", "Fine map_m5@10"),
     ("fine", "prec_m5@10", "Fine prec_m5@10"),
@@ -39,7 +39,7 @@ LATENCY = (
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts, the first column of which names the rows."""
+    """A table of texts; its first column names the rows."""
 
     title: str
     note: str
@@ -47,17 +47,17 @@ class Table:
     rows: Sequence[tuple[str, ...]]
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     found = number(value)
     return MISSING if found is None else f"{found:.2f}"
 
 
 def _by_row(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[JsonObject],
     columns: Sequence[tuple[str, str, str]],
     part: str | None = None,
 ) -> list[tuple[str, ...]]:
-    """Values of some columns, of `part` of a row; no rows where none has a value."""
+    """Values of some columns, from `part` of each row; no rows if none has a value."""
     out = []
     for row in rows:
         values = row if part is None else row.get(part) or {}
@@ -81,8 +81,8 @@ def definitions_table(evaluation: Evaluation | None) -> Table | None:
     found = _by_row(rows_of(evaluation), DEFINITIONS)
     head = ("System", *(name for _, _, name in DEFINITIONS))
     note = (
-        "As the data set's authors compute them: lists are cut to the number of listings of the "
-        "label, the query included, and precision is averaged over the hits that were found. In "
+        "As the dataset's authors compute them: lists are cut to the number of listings of the "
+        "label, including the query, and precision is averaged over the found hits. In "
         "percent; comparable with M5Product's tables, not with the mAP above."
     )
     return Table("M5Product's definitions", note, head, found) if found else None
@@ -117,7 +117,7 @@ def category_table(evaluation: Evaluation | None) -> Table | None:
 
 
 def scann_table(evaluation: Evaluation | None) -> Table | None:
-    """Metrics of ScaNN's lists beside those of exact ones."""
+    """Metrics of ScaNN's lists and of exact ones."""
     scann = (evaluation or {}).get("scann") or {}
     lines = []
     for task in TASKS:
@@ -138,7 +138,7 @@ def scann_table(evaluation: Evaluation | None) -> Table | None:
             )
     head = ("Metric", f"Recall@{scann.get('k', 10)} of ScaNN", "Exact", "ScaNN", "Difference")
     note = "The last system, searched exactly and with ScaNN. In percent."
-    return Table("What approximate search costs", note, head, lines) if lines else None
+    return Table("Cost of approximate search", note, head, lines) if lines else None
 
 
 def latency_table(evaluation: Evaluation | None) -> Table | None:
@@ -160,13 +160,13 @@ def latency_table(evaluation: Evaluation | None) -> Table | None:
         f"{found.get('system', 'The last system')}, {found.get('gallery', '?')} vectors; "
         f"{where.get('processor') or where.get('system', 'an unknown machine')}, "
         f"{where.get('cores', '?')} cores, {where.get('device', 'unknown device')}. Encoding "
-        "includes decoding the picture, and not the writing of attributes."
+        "includes decoding the picture, but not generating attributes."
     )
     return Table("Latency in milliseconds", note, ("Part", "Median", "95th percentile"), lines)
 
 
 def detail_tables(evaluation: Evaluation | None) -> list[Table]:
-    """All that the evaluation has values for."""
+    """All tables for which the evaluation has values."""
     makers = (
         apart_table,
         definitions_table,
@@ -192,7 +192,7 @@ def truncation_plots(evaluation: Evaluation | None) -> list[Drawn]:
             f"Shorter vectors: {metric}",
             f"{metric} in percent",
             curves,
-            "Fine-grained retrieval with the first dimensions alone, renormalised.",
+            "Fine-grained retrieval with only the first dimensions, renormalized.",
             axis="dimension",
             doubling=True,
         )

@@ -1,4 +1,4 @@
-"""What the plots of the experiments share: colours, axes, a PNG that is whole or absent."""
+"""Common parts of the experiments' plots: colors, axes, a PNG that is complete or absent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from afmrl_jax.runtime.files import atomic_path
 
 INK, SOFT, LINE = "#1b2126", "#56616b", "#dcdfdc"
-"""Those of the report's light page."""
+"""Colors of the report's light page."""
 SERIES = ("#1f6f9c", "#b4531a", "#4f7a28", "#7b4fa3", "#a8336b", "#6b6b6b")
 
 
@@ -37,7 +37,7 @@ def drawn(path: Path, size: tuple[float, float], font: float = 9.0) -> Iterator[
 
 
 def plain(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
-    """A light grid behind the data, and no frame but the two axes."""
+    """A light grid behind the data, and no frame except the two axes."""
     axes.tick_params(colors=SOFT, length=3)
     axes.grid(color=LINE, linewidth=0.7, axis=grid)
     axes.set_axisbelow(True)

@@ -1,4 +1,4 @@
-"""Parts of the report as pieces of HTML that stand alone, for notebooks."""
+"""Parts of the report as self-contained HTML, for notebooks."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from afmrl_jax.reporting.gallery import Attributes, compare_attributes, read_gal
 from afmrl_jax.reporting.page import render
 from afmrl_jax.reporting.report import duration
 from afmrl_jax.runtime.files import read_json
+from afmrl_jax.types import JsonObject
 
 SHOWN_TASKS = ("fine", "coarse", "image_to_multimodal")
-"""Those of the table that fit the width of a notebook."""
+"""Tasks of the table that fit the width of a notebook."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,18 @@ class Match:
     attributes: Attributes
 
 
-def _fragment(part: str, **context: Any) -> str:
+def _fragment(part: str, **context: object) -> str:
     return render("fragment.html.j2", {"part": part, **context})
 
 
 def status(run: Path, seconds: float, last: str = "", *, running: bool = True) -> str:
-    """The stages of a run, and which of them is being done.
+    """The stages of a run, and which of them is running.
 
     Args:
         run: the run directory.
         seconds: since the work began.
-        last: what it said last.
-        running: whether it goes on.
+        last: last line of its output.
+        running: whether it is still running.
     """
     path = run / "config.json"
     chain = stages.read_stages(run, read_json(path) if path.is_file() else {})
@@ -98,17 +99,17 @@ def found(
     photo: bytes,
     words: str | None,
     attributes: str,
-    hits: Sequence[Mapping[str, Any]],
+    hits: Sequence[JsonObject],
     pictures: Mapping[str, bytes],
 ) -> str:
-    """A query of one's own and what it found.
+    """The user's query and what it found.
 
     Args:
         photo: the encoded picture.
-        words: that were searched with it.
-        attributes: what G read off the two.
-        hits: best first, each with `listing_id`, `title`, `score`, and `attributes` where there
-            are some, as `afmrl search --as-json` prints them.
+        words: the text that was searched with it.
+        attributes: what the generator read off the two.
+        hits: best first, each with `listing_id`, `title`, `score`, and perhaps `attributes`, as
+            `afmrl search --as-json` prints them.
         pictures: encoded picture by listing id.
     """
 

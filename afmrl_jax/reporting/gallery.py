@@ -1,7 +1,7 @@
-"""Queries and what they find, made safe and small for the report.
+"""Queries and their hits, made safe and small for the report.
 
-Everything in a gallery comes from a catalogue that nobody has vetted: its texts are escaped by the
-template, and its pictures are decoded and checked here before they enter the page.
+Everything in a gallery comes from an untrusted catalogue: the template escapes its texts, and its
+pictures are decoded and checked here before they enter the page.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from afmrl_jax.data.attributes.text_format import is_malformed, parse_attributes
 from afmrl_jax.data.catalogue.pictures import decode
 from afmrl_jax.errors import CatalogueError
+from afmrl_jax.types import JsonObject
 
 SIDE = 240
 """Longest side of a picture in the report, pixels."""
@@ -30,7 +30,7 @@ class Part:
     key: str
     value: str
     state: str
-    """`kept`, `reworded` (same key, other value), `dropped` or `new`."""
+    """`kept`, `reworded` (same key, different value), `dropped` or `new`."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Query:
 
     @property
     def first_right(self) -> int | None:
-        """Place of the first right hit, from 1."""
+        """Place of the first correct hit, from 1."""
         return next((n for n, hit in enumerate(self.hits, 1) if hit.correct), None)
 
 
@@ -80,7 +80,7 @@ def _pairs(text: str) -> list[tuple[str, str]]:
 
 
 def compare_attributes(before: str, after: str) -> tuple[Attributes, Attributes]:
-    """What reinforcement changed in an attribute list; a new order alone is no change.
+    """What reinforcement changed in an attribute list; a new order by itself is no change.
 
     Example:
         >>> old, new = compare_attributes("color: red; type: seat", "type: chair; color: red")
@@ -89,7 +89,9 @@ def compare_attributes(before: str, after: str) -> tuple[Attributes, Attributes]
     """
     old, new = _pairs(before), _pairs(after)
 
-    def parts(own: list[tuple[str, str]], other: list[tuple[str, str]], gone: str) -> Any:
+    def parts(
+        own: list[tuple[str, str]], other: list[tuple[str, str]], gone: str
+    ) -> tuple[Part, ...]:
         keys = {key for key, _ in other if key}
         return tuple(
             Part(
@@ -105,7 +107,7 @@ def compare_attributes(before: str, after: str) -> tuple[Attributes, Attributes]
 
 
 def thumbnail(data: str | None) -> str | None:
-    """A base64 picture as a small JPEG `data:` address; None where it is no usable picture.
+    """A base64 picture as a small JPEG `data:` URL; None if it is not a usable picture.
 
     Args:
         data: base64 of an encoded picture.
@@ -121,7 +123,7 @@ def thumbnail(data: str | None) -> str | None:
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def read_gallery(items: Sequence[Mapping[str, Any]]) -> list[Query]:
+def read_gallery(items: Sequence[JsonObject]) -> list[Query]:
     """The queries of `gallery.json`, ready for the template."""
     out = []
     for item in items:

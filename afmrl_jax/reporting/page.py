@@ -1,14 +1,14 @@
-"""What the pages share: one way to fill a template."""
+"""Rendering of templates, for all pages."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
-def render(template: str, context: dict[str, Any]) -> str:
-    """A page from a template of this package; texts are escaped, a forgotten value is an error."""
+def render(template: str, context: Mapping[str, object]) -> str:
+    """A page from a template of this package; texts are escaped, a missing value is an error."""
     environment = Environment(
         loader=PackageLoader("afmrl_jax.reporting"),
         autoescape=True,

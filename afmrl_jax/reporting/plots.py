@@ -1,4 +1,4 @@
-"""Curves of the stages as inline SVG that takes its colours from the page around it."""
+"""Curves of the stages as inline SVG that takes its colors from the page around it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -17,10 +16,11 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.runtime.metrics_log import read_metrics
+from afmrl_jax.types import JsonObject
 
-Lines = list[dict[str, Any]]
+Lines = list[JsonObject]
 
-# Matplotlib wants real colours; these stand-ins become the variables of the page's style sheet, so
+# Matplotlib needs real colors; these placeholders become variables of the page's style sheet, so
 # that one picture serves a light and a dark page.
 PLACEHOLDERS = {
     "#a00001": "var(--ink)",
@@ -34,7 +34,7 @@ PLACEHOLDERS = {
 }
 INK, SOFT, LINE, *SERIES = PLACEHOLDERS
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)), (0, (3, 1, 1, 1, 1, 1)))
-"""A dash pattern a series, so that colour is never the only difference."""
+"""One dash pattern per series, so that color is never the only difference."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Curve:
     lines: Lines
     key: str
     errors: float = 0.0
-    """Standard errors (`key` + `_error`) to either side that are drawn as a band; 0: none."""
+    """Standard errors (`key` + `_error`) on either side that are drawn as a band; 0: none."""
     points: bool = False
-    """Measured now and then, not every step: drawn with markers."""
+    """Measured only at some steps: drawn with markers."""
 
     @property
     def values(self) -> list[tuple[float, float, float]]:
@@ -140,14 +140,14 @@ def _svg(figure: Figure, name: str) -> str:
     text = out.getvalue()
     text = text[text.index("<svg") :].strip()
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # Inside HTML the parser knows the namespaces, and the page needs to name no address at all.
+    # Inside HTML the parser knows the namespaces, so the page need not contain any URL.
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
     text = re.sub(r'\sid="([^"]+)"', rf' id="{name}-\1"', text)
     text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
     for stand_in, variable in PLACEHOLDERS.items():
         text = text.replace(stand_in, variable)
-    # The size comes from the page; the picture itself is described by the figure around it.
+    # The size comes from the page; the figure around it describes the picture.
     return re.sub(
         r'<svg height="[^"]*"(.*?) width="[^"]*"|<svg width="[^"]*" height="[^"]*"',
         r'<svg aria-hidden="true" focusable="false"\1',
@@ -169,17 +169,18 @@ def _summary(curves: list[Curve], axis: str) -> str:
 
 
 def draw(plot: Plot, number: int = 0) -> Drawn | None:
-    """Draw a plot; None where none of its curves has a point.
+    """Draw a plot; None if none of its curves has a point.
 
     Args:
         plot: what to draw.
-        number: of the plot on its page, for ids that no other plot has.
+        number: of the plot on its page, for unique ids.
     """
     curves = [curve for curve in plot.curves if curve.values]
     if not curves:
         return None
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": plot.title, "font.size": 9.0}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": plot.title, "font.size": 9.0}
+    ):
         figure, axes = _new_axes(plot)
         for place, curve in enumerate(curves):
             _draw_curve(axes, curve, place)
@@ -195,7 +196,7 @@ def draw(plot: Plot, number: int = 0) -> Drawn | None:
 
 
 def read_stages(run: Path) -> dict[str, Lines]:
-    """The metrics of every stage of a run that has written some.
+    """The metrics of every stage of a run that has any.
 
     Raises:
         RunError: a line in the middle of a file is broken.
@@ -215,7 +216,7 @@ def read_stages(run: Path) -> dict[str, Lines]:
 
 
 def embedder_stages(stages: dict[str, Lines]) -> list[str]:
-    """The stages that train R, in the order of the method."""
+    """The stages that train the embedder, in the order of the method."""
     known = [x for x in ("backbone", "infonce", "agcl", "agcl-distilled") if x in stages]
     return known + sorted(x for x in stages if re.fullmatch(r"cit-\d+", x))
 
@@ -238,10 +239,10 @@ def _embedder_plots(stages: dict[str, Lines]) -> list[Plot]:
             "Queries whose own candidate scores above every negative of the batch.",
         ),
         Plot(
-            "Embedder: negatives left out by the margin",
+            "Embedder: negatives masked by the margin",
             "share of pairs",
             [Curve(x, stages[x], "masked_by_margin") for x in guided],
-            "Pairs that AGCL takes for false negatives.",
+            "Pairs that AGCL treats as false negatives.",
         ),
     ]
 
@@ -269,28 +270,28 @@ def _reinforcement_plots(rar: Lines) -> list[Plot]:
             "Paired with the same queries before the first step. Band: two standard errors.",
             zero_line=True,
         ),
-        Plot("RAR: KL to the distilled generator", "nats a token", [Curve("KL", rar, "kl")]),
+        Plot("RAR: KL to the distilled generator", "nats per token", [Curve("KL", rar, "kl")]),
         Plot(
             "RAR: dead groups",
             "share of groups",
             [Curve("dead groups", rar, "dead_group_share")],
-            "Groups whose samples all earn the same reward, from which nothing is learnt.",
+            "Groups whose samples all earn the same reward, from which nothing is learned.",
             whole_range=share,
         ),
         Plot("RAR: malformed lists", "share of samples", both("malformed_share")),
-        Plot("RAR: attributes a list", "key-value pairs", both("attribute_count")),
+        Plot("RAR: attributes per list", "key-value pairs", both("attribute_count")),
         Plot("RAR: length of a list", "tokens", both("attribute_tokens")),
-        Plot("RAR: entropy", "nats a token", [Curve("entropy", rar, "entropy")]),
+        Plot("RAR: entropy", "nats per token", [Curve("entropy", rar, "entropy")]),
         Plot(
             "RAR: clipped tokens",
             "share of tokens",
             [Curve("clipped", rar, "clip_share")],
-            "Tokens whose gradient the clip has stopped; none with one update a rollout.",
+            "Tokens whose gradient is clipped; none with one update per rollout.",
             whole_range=share,
         ),
         Plot("RAR: gradient norm", "norm before clipping", [Curve("norm", rar, "gradient_norm")]),
         Plot(
-            "RAR: seconds a step",
+            "RAR: seconds per step",
             "seconds",
             [Curve(x, rar, f"seconds_{x}") for x in ("sampling", "reward", "update")],
         ),
@@ -301,13 +302,13 @@ def _reinforcement_plots(rar: Lines) -> list[Plot]:
 def _distillation_plot(stages: dict[str, Lines]) -> Plot:
     return Plot(
         "Generator: distillation loss",
-        "nats a token",
+        "nats per token",
         [Curve("distill", stages.get("distill", []), "loss")],
     )
 
 
 def _drawn(plots: list[Plot]) -> list[Drawn]:
-    """Those that have a point."""
+    """Draw the plots that have a point."""
     drawn = [draw(plot, number) for number, plot in enumerate(plots)]
     return [plot for plot in drawn if plot is not None]
 
@@ -324,7 +325,7 @@ def stage_plots(run: Path) -> list[Drawn]:
 
 
 def main_plots(run: Path) -> list[Drawn]:
-    """The few curves to watch while a run trains: what its stages lower or raise.
+    """The few curves to watch while a run trains.
 
     Args:
         run: the run directory.

@@ -1,7 +1,7 @@
 """`report.html`: one file with everything a run found, readable without a network.
 
-The page holds no script and asks for nothing outside itself; its content security policy makes the
-browser hold it to that, whatever a catalogue's texts may contain.
+The page has no scripts or outside references; its content security policy makes the browser
+enforce that, whatever a catalogue's texts may contain.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from afmrl_jax.reporting.page import render
 from afmrl_jax.runtime.files import read_json, write_text
 from afmrl_jax.training.rar.monitor import raised
 from afmrl_jax.training.rar.sample_log import read_samples
+from afmrl_jax.types import JsonObject
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Forest:
-    """A paired difference with its places on a drawn scale, in percent of the scale's width."""
+    """A paired difference with its positions on a drawn scale, in percent of the scale's width."""
 
     found: tables.Difference
     low: float
@@ -56,7 +57,7 @@ def _optional(path: Path) -> Any:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: `48 s`, `12 min 5 s`, `3 h 20 min`."""
+    """Seconds in readable form: `48 s`, `12 min 5 s`, `3 h 20 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -66,7 +67,7 @@ def duration(seconds: float) -> str:
 
 
 def steps_of(evaluation: tables.Evaluation | None) -> list[Step]:
-    """The paired differences by pair of rows, fine-grained ones with places to draw them at."""
+    """The paired differences by pair of rows, fine-grained ones with positions for drawing."""
     found = tables.differences(evaluation)
     fine = [x for x in found if x.task is tables.FINE]
     ends = [0.0, *(x.low for x in fine), *(x.high for x in fine)]
@@ -93,7 +94,7 @@ def _reward_tile(run: Path) -> Tile | None:
     gains = plots.Curve("", lines, "held_out/gain", 1.0).values
     if len(rewards) < 2:
         return None
-    # The stage hands on the G with the highest held-out reward.
+    # The stage outputs the generator with the highest held-out reward.
     best = max(range(len(rewards)), key=lambda n: rewards[n][1])
     note = f"before RAR, and at its best after {rewards[best][0]} steps"
     if gains:
@@ -122,15 +123,15 @@ def headline(
         "peak_memory_gb"
     )
     if seconds:
-        note = f"{memory} GB of memory at most" if memory else "over all stages"
+        note = f"{memory} GB peak memory" if memory else "over all stages"
         tiles.append(Tile("Time", duration(sum(seconds)), note))
     return tiles
 
 
-def _settings(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+def _settings(config: JsonObject) -> list[tuple[str, list[tuple[str, str]]]]:
     """Settings by section, nested names joined by dots."""
 
-    def flat(value: Any, name: str) -> list[tuple[str, str]]:
+    def flat(value: object, name: str) -> list[tuple[str, str]]:
         if isinstance(value, dict):
             inner = [flat(x, f"{name}.{key}" if name else key) for key, x in value.items()]
             return [pair for pairs in inner for pair in pairs]
@@ -146,7 +147,7 @@ def _millions(count: int | None) -> str:
     return "" if count is None else f"{count / 1e6:.2f} million parameters"
 
 
-def _context(run: Path) -> dict[str, Any]:
+def _context(run: Path) -> dict[str, object]:
     evaluation = _optional(run / "evaluation.json")
     config = _optional(run / "config.json") or {}
     gallery = _optional(run / "gallery.json")
@@ -191,7 +192,7 @@ def _context(run: Path) -> dict[str, Any]:
 
 
 def build_report(run: Path, out: Path | None = None) -> Path:
-    """Write the report of a run; what the run does not have yet is named in its section.
+    """Write the report of a run; each section says what is still missing.
 
     Args:
         run: the run directory.

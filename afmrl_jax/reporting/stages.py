@@ -1,4 +1,4 @@
-"""What a run directory says of its stages: time, inputs, outputs, size of the models."""
+"""The stages of a run directory: time, inputs, outputs, size of the models."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.huggingface.safetensors import stored_tensors
+from afmrl_jax.reporting.tables import number
 from afmrl_jax.runtime.files import read_json
+from afmrl_jax.types import JsonObject
 
 ORDER = (
     "tokenizer",
@@ -27,7 +28,7 @@ ORDER = (
     "evaluate",
 )
 SHOWN_DIGITS = 12
-"""Hexadecimal digits of a hash that tell files of one run apart."""
+"""Hexadecimal digits of a hash, enough to distinguish the files of one run."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def _rank(name: str) -> tuple[int, int, str]:
     return place, int(cycle.group(1)) if cycle else 0, name
 
 
-def expected_stages(config: dict[str, Any]) -> list[str]:
+def expected_stages(config: JsonObject) -> list[str]:
     """The stages of the whole method under a run's settings."""
     cycles = (config.get("cit") or {}).get("cycles", 1)
     backbone = (config.get("backbone") or {}).get("steps", 0) > 0
@@ -59,7 +60,7 @@ def expected_stages(config: dict[str, Any]) -> list[str]:
     return sorted([*names, *(f"cit-{n + 1}" for n in range(cycles))], key=_rank)
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _strings(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -67,25 +68,20 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(inner)
 
 
-def _number(value: Any) -> float | None:
-    good = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if good and math.isfinite(value) else None
-
-
 def read_timings(run: Path) -> dict[str, float]:
     """The numbers of `timings.json`, if a run has one: seconds by stage, and other figures."""
     path = run / "timings.json"
     found = read_json(path) if path.is_file() else {}
-    numbers = {str(name): _number(value) for name, value in found.items()}
+    numbers = {str(name): number(value) for name, value in found.items()}
     return {name: value for name, value in numbers.items() if value is not None}
 
 
-def read_stages(run: Path, config: dict[str, Any]) -> list[Stage]:
+def read_stages(run: Path, config: JsonObject) -> list[Stage]:
     """Every stage that a run has or should have, in the order of the method.
 
     Args:
         run: the run directory.
-        config: its `config.json`; an empty one stands for the defaults.
+        config: its `config.json`; an empty one means the defaults.
     """
     done = {path.parent.name: read_json(path) for path in run.glob("*/DONE.json")}
     begun = {path.parent.name for path in run.glob("*/inputs.json")}
@@ -100,7 +96,7 @@ def read_stages(run: Path, config: dict[str, Any]) -> list[Stage]:
         found = done[name]
         read = {makers[x] for x in _strings(found.get("inputs")) if x in makers} - {name}
         outputs = [(file, digest[:SHOWN_DIGITS]) for file, digest in found["outputs"].items()]
-        seconds = _number(found.get("seconds"))
+        seconds = number(found.get("seconds"))
         out.append(
             Stage(
                 name,
@@ -114,7 +110,7 @@ def read_stages(run: Path, config: dict[str, Any]) -> list[Stage]:
 
 
 def parameter_count(run: Path, stage: str) -> int | None:
-    """Parameters that a stage has written (of an adapter its own); None where there are none."""
+    """Parameters that a stage has written (for an adapter only its own); None if there are none."""
     files = sorted((run / stage / "model").glob("*.safetensors"))
     if not files:
         return None

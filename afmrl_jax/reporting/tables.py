@@ -1,18 +1,19 @@
 """The results of `evaluation.json` as tables: for a terminal, for Markdown, for the report.
 
-Every reader here takes an evaluation that may lack parts: a catalogue without categories has no
-classification, and a run that was evaluated alone has no baselines.
+Every function here accepts an evaluation with missing parts: a catalogue without categories has no
+classification, and some evaluations have no baselines.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-Evaluation = Mapping[str, Any]
-Row = Mapping[str, Any]
+from afmrl_jax.types import JsonObject
+
+Evaluation = JsonObject
+Row = JsonObject
 
 MISSING = "-"
 HEADINGS = {"accuracy": "Acc"}
@@ -21,17 +22,17 @@ HEADINGS = {"accuracy": "Acc"}
 
 @dataclass(frozen=True)
 class Task:
-    """One task of the evaluation and the metrics shown of it, in percent."""
+    """One task of the evaluation and its shown metrics, in percent."""
 
     key: str
     title: str
     about: str
     metrics: tuple[str, ...]
     short: str = ""
-    """Stands before a metric where columns of several tasks share their names."""
+    """Prefix of a metric when columns of several tasks share their names."""
 
     def heading(self, metric: str, *, qualified: bool = False) -> str:
-        """What stands above the column of a metric."""
+        """Heading of a metric's column."""
         name = HEADINGS.get(metric, metric)
         return f"{self.short} {name}".strip() if qualified else name
 
@@ -97,7 +98,7 @@ MARKDOWN_COLUMNS = (
 
 @dataclass(frozen=True)
 class Cell:
-    """A value in percent with its 95 % interval; None where it was not measured."""
+    """A value in percent with its 95 % interval; None if it was not measured."""
 
     value: float | None
     low: float | None = None
@@ -110,7 +111,7 @@ class Cell:
 
     @property
     def interval(self) -> str:
-        """The interval with one decimal, or nothing."""
+        """The interval with one decimal, or an empty text."""
         if self.low is None or self.high is None:
             return ""
         return f"{self.low:.1f}–{self.high:.1f}"
@@ -141,7 +142,7 @@ class Difference:
         return "higher" if self.difference > 0 else "lower"
 
 
-def number(value: Any) -> float | None:
+def number(value: object) -> float | None:
     """A finite number, or None: an empty task is written as null or NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -149,7 +150,7 @@ def number(value: Any) -> float | None:
 
 
 def rows_of(evaluation: Evaluation | None) -> Sequence[Row]:
-    """The rows of an evaluation; none where there is no evaluation."""
+    """The rows of an evaluation; empty if there is no evaluation."""
     return (evaluation or {}).get("rows") or []
 
 
@@ -168,7 +169,7 @@ def cell(row: Row, task: str, metric: str) -> Cell:
 
 
 def measured_tasks(evaluation: Evaluation | None) -> tuple[Task, ...]:
-    """The tasks of which at least one row has a value."""
+    """The tasks for which at least one row has a value."""
     rows = rows_of(evaluation)
     return tuple(
         task
@@ -178,7 +179,7 @@ def measured_tasks(evaluation: Evaluation | None) -> tuple[Task, ...]:
 
 
 def baselines_of(evaluation: Evaluation | None) -> list[tuple[str, list[Cell]]]:
-    """What needs no learning: name and R@1, R@5, R@10 in percent."""
+    """Baselines without learning: name and R@1, R@5, R@10 in percent."""
     found = (evaluation or {}).get("baselines") or {}
     return [
         (name, [Cell(number((values or {}).get(metric))) for metric in FINE.metrics])
@@ -208,7 +209,7 @@ def differences(evaluation: Evaluation | None) -> list[Difference]:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of cells with the first column left and the others right."""
+    """Lines of cells, the first column left-aligned and the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(
@@ -279,7 +280,7 @@ def markdown_table(evaluation: Evaluation, *, intervals: bool = True) -> str:
 
     Args:
         evaluation: the content of `evaluation.json`.
-        intervals: whether each fine-grained value carries its 95 % interval.
+        intervals: whether each fine-grained value has its 95 % interval.
     """
     measured = {task.key: task for task in measured_tasks(evaluation)}
     columns = [(key, metric) for key, metric in MARKDOWN_COLUMNS if key in measured]

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from afmrl_jax.data.batching.collate import VLBatch, bucket_length
+from afmrl_jax.data.batching.collate import Row, VLBatch, bucket_length
 from afmrl_jax.data.batching.shapes import ShapeCounter
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture, Params, identity
@@ -28,24 +27,24 @@ def _embed(architecture: Architecture, params: Params, batch: VLBatch) -> jax.Ar
 
 @dataclass(frozen=True)
 class Encoder:
-    """The embedder R with its weights."""
+    """The embedder with its weights."""
 
     architecture: Architecture
     params: Params
     batch_size: int = 128
     mesh: Mesh | None = None
-    """Where batches go; None leaves them to JAX."""
+    """Devices for the batches; None leaves placement to JAX."""
 
     @classmethod
     def on(
         cls, mesh: Mesh, architecture: Architecture, params: Params, batch_size: int = 128
     ) -> Encoder:
-        """An encoder whose weights lie on `mesh`, and whose batches are split over it."""
+        """An encoder with its weights on `mesh` and its batches split over it."""
         return cls(architecture, place(params, mesh), batch_size, mesh)
 
     @cached_property
     def identity(self) -> str:
-        """A hash of the weights: vectors of different identity must not be compared."""
+        """A hash of the model: vectors of different identities must not be compared."""
         return identity(self.architecture, self.params)
 
     def embed(
@@ -66,7 +65,7 @@ class Encoder:
             attributes: attribute text by listing id; None embeds without attributes.
             title: whether the row holds the title.
             picture: whether the row holds the picture.
-            label: name of a progress bar, and of a line on compiled shapes; None shows neither.
+            label: name for a progress bar and a log line on compiled shapes; None shows neither.
 
         Returns:
             float32 [n, d], in the order of `indices`.
@@ -81,11 +80,11 @@ class Encoder:
         return self.embed_rows(builder, rows, label=label)
 
     def embed_rows(
-        self, builder: RowBuilder, rows: Sequence[Any], *, label: str | None = None
+        self, builder: RowBuilder, rows: Sequence[Row], *, label: str | None = None
     ) -> np.ndarray:
         """Unit vectors of rows, float32 [n, d], in their order."""
         out = np.zeros((len(rows), self.architecture.config.text.hidden_dim), np.float32)
-        # Rows of like length share a batch, so that short ones use the short bucket.
+        # Rows of similar length share a batch, so that short ones use a short bucket.
         order = np.argsort([len(row.tokens) for row in rows], kind="stable")
         shapes = ShapeCounter()
         with Progress(label, len(rows)) as progress:
@@ -94,7 +93,7 @@ class Encoder:
                 batch_rows = [rows[int(i)] for i in chosen]
                 length = bucket_length(len(batch_rows[-1].tokens), builder.text)
                 padding = [batch_rows[-1]] * (self.batch_size - len(batch_rows))
-                # Text alone needs no vision tower.
+                # Rows without pictures need no vision tower.
                 pictures = any(row.pictures for row in batch_rows)
                 batch = builder.batch(batch_rows + padding, length, with_patches=pictures)
                 shapes.add(batch)

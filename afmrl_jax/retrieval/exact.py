@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,36 +12,38 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from numpy.typing import DTypeLike
 
 from afmrl_jax.parallel.layout import AXES
 from afmrl_jax.retrieval.top_k import padded_rows, search_part
 from afmrl_jax.retrieval.types import SearchResult, check_known, check_new, check_vectors
 from afmrl_jax.runtime.files import atomic_path, write_json
+from afmrl_jax.types import JsonObject
 
 PART_BYTES = 1 << 28
-"""Vectors that are sent to the devices, and searched, at a time."""
+"""Bytes of vectors that are sent to the devices and searched at a time."""
 HELD_BYTES = 8 << 30
-"""Vectors that stay on the devices, where they do not say how much memory they have."""
+"""Bytes of vectors that stay on the devices, if these do not report their memory."""
 QUERIES = (1, 8, 64, 256)
-"""Numbers of queries that programs are compiled for."""
+"""Numbers of queries for which programs are compiled."""
 
 Dtype = Literal["float32", "bfloat16"]
-TYPES: dict[Dtype, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+TYPES: dict[Dtype, DTypeLike] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
 class ExactIndex:
     """Every vector is compared with every query.
 
-    Vectors stay in memory, or in the file that they are mapped from, in parts. Where all parts fit
-    on the devices they are kept there; otherwise each search streams them.
+    Vectors stay in memory, or in the file from which they are mapped, in parts. If all parts fit on
+    the devices, they are kept there; otherwise each search streams them.
 
     Args:
-        ids: one a vector.
+        ids: one per vector.
         vectors: [n d]; may be memory-mapped.
         embedder: identity of the embedder.
         dtype: type of the vectors; scores are accumulated in float32.
         mesh: devices that share the vectors; None for one device.
-        held_bytes: most that stays on the devices; None for half of their memory.
+        held_bytes: most bytes that stay on the devices; None for half of their memory.
     """
 
     kind = "exact"
@@ -58,7 +60,7 @@ class ExactIndex:
     ):
         check_new(ids)
         self._ids = list(ids)
-        # The place of an id that is not deleted.
+        # The place of each id that is not deleted.
         self._place = {x: n for n, x in enumerate(ids)}
         self.embedder = embedder
         self.dtype = dtype
@@ -73,7 +75,7 @@ class ExactIndex:
 
     @property
     def ids(self) -> list[str]:
-        """Ids in the order of the places; those of deleted vectors too."""
+        """Ids in order of place, including those of deleted vectors."""
         return self._ids
 
     def __len__(self) -> int:
@@ -166,7 +168,7 @@ class ExactIndex:
             write_json(temporary / "index.json", about)
 
     @classmethod
-    def load(cls, folder: Path, about: dict[str, Any], mesh: Mesh | None = None) -> ExactIndex:
+    def load(cls, folder: Path, about: JsonObject, mesh: Mesh | None = None) -> ExactIndex:
         """Read what `save` wrote; the vectors stay in their file until they are searched."""
         dtype: Dtype = about.get("dtype", "float32")
         vectors = np.load(folder / "vectors.npy", mmap_mode="r")

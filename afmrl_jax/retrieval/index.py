@@ -14,11 +14,11 @@ from afmrl_jax.runtime.files import read_json
 def load_index(
     folder: Path | str, *, embedder: str | None = None, mesh: Mesh | None = None
 ) -> SearchIndex:
-    """An index from its folder, which may have been moved.
+    """Load an index from its folder, which may have been moved.
 
     Args:
         folder: what `save` wrote.
-        embedder: identity that the index must have; vectors of two embedders do not compare.
+        embedder: identity that the index must have; vectors of two embedders are not comparable.
         mesh: devices for exact search.
     """
     from afmrl_jax.retrieval.exact import ExactIndex
@@ -26,7 +26,9 @@ def load_index(
 
     folder = Path(folder).absolute()
     if not (folder / "index.json").is_file():
-        raise RunError(f"{folder} holds no index (index.json is missing); run `afmrl embed` first")
+        raise RunError(
+            f"{folder} contains no index (index.json is missing); run `afmrl embed` first"
+        )
     about = read_json(folder / "index.json")
     if embedder is not None and about["embedder"] != embedder:
         raise RunError(

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,17 @@ import numpy as np
 from afmrl_jax.errors import RunError
 from afmrl_jax.retrieval.types import SearchResult, check_known, check_new, check_vectors
 from afmrl_jax.runtime.files import atomic_path, write_json
+from afmrl_jax.types import JsonObject
 
 HASH_FROM, TREE_FROM = 20_000, 100_000
-"""Vectors from which hashing, and a tree in front of it, pay by ScaNN's guidelines."""
+"""Numbers of vectors from which hashing, and a tree before it, pay off by ScaNN's guidelines."""
 TRAINED_ON = 250_000
 TUNED_LEAVES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 TUNED_REORDER = (1, 2, 4, 8, 16)
 """Multiples of k."""
 
 
-def _scann() -> Any:
+def _scann() -> ModuleType:
     try:
         from scann.scann_ops.py import scann_ops_pybind
     except ImportError as error:
@@ -34,16 +36,16 @@ def _scann() -> Any:
 
 @dataclass(frozen=True)
 class ScannSettings:
-    """How ScaNN is built and asked; `of` chooses by size."""
+    """How ScaNN is built and searched; `of` chooses by size."""
 
     leaves: int = 0
     """Parts of the tree; 0 for none."""
     searched: int = 0
-    """Leaves that a query looks at."""
+    """Leaves that a query searches."""
     hashed: bool = False
-    """Scores by asymmetric hashing first; without, all vectors are compared."""
+    """Score by asymmetric hashing first; otherwise all vectors are compared."""
     reorder: int = 0
-    """Best hashed scores that are computed exactly."""
+    """How many of the best by hashed score are rescored exactly."""
 
     @classmethod
     def of(cls, count: int) -> ScannSettings:
@@ -57,13 +59,13 @@ class ScannSettings:
 
 
 class ScannIndex:
-    """Asymmetric hashing with exact re-ordering, behind a tree where there is enough to divide.
+    """Asymmetric hashing with exact reordering, after a tree if there are enough vectors.
 
     Args:
-        ids: one a vector.
+        ids: one per vector.
         vectors: [n d].
         embedder: identity of the embedder.
-        settings: by size without.
+        settings: chosen by size if None.
     """
 
     kind = "scann"
@@ -91,7 +93,7 @@ class ScannIndex:
 
     @property
     def ids(self) -> list[str]:
-        """Ids by place; a deleted one gives its place to the last."""
+        """Ids by place; the last id takes the place of a deleted one."""
         return self._ids
 
     def __len__(self) -> int:
@@ -113,18 +115,18 @@ class ScannIndex:
         )
         places = np.asarray(found).astype(np.int32)
         scores = np.asarray(scores, np.float32)
-        # Where fewer leaves were searched than hold k vectors, nothing is in the last places.
+        # If the searched leaves hold fewer than k vectors, the last places are empty.
         places = np.where(np.isfinite(scores), places, 0)
         return SearchResult(places, scores, [[self._ids[p] for p in row] for row in places])
 
     def tune(self, queries: np.ndarray, exact: np.ndarray, target: float) -> float:
         """Choose the fastest settings whose recall on some queries reaches a target.
 
-        The tree and the hashes stay; what is chosen is how many leaves a query looks at, and how
-        many candidates are scored exactly. Each setting is timed once.
+        The tree and the hashes do not change; only the number of searched leaves and of exactly
+        scored candidates is chosen. Each setting is timed once.
 
         Args:
-            queries: [q d], none of them from the queries that are measured later.
+            queries: [q d]; none of those that are measured later.
             exact: places of their true k nearest, int [q k], as an exact index over the same
                 vectors gives them.
             target: mean share of the k that must be found.
@@ -148,7 +150,7 @@ class ScannIndex:
                 best = (seconds, recall, settings)
         if best is None:
             raise RunError(
-                f"no setting of ScaNN finds {target:.3f} of the {k} nearest here; lower the target "
+                f"no ScaNN setting finds {target:.3f} of the {k} nearest here; lower the target "
                 "or use the exact index"
             )
         self.settings = best[2]
@@ -169,14 +171,14 @@ class ScannIndex:
         """See `Index.save`."""
         with atomic_path(folder) as temporary:
             temporary.mkdir()
-            # ScaNN writes the paths of its parts down; relative ones survive a move.
+            # ScaNN stores the paths of its parts; relative ones survive a move.
             self._searcher.serialize(str(temporary.absolute()), relative_path=True)
             about = {"kind": self.kind, "embedder": self.embedder, "dim": self._dim}
             about |= {"settings": asdict(self.settings), "ids": self._ids}
             write_json(temporary / "index.json", about)
 
     @classmethod
-    def load(cls, folder: Path, about: dict[str, Any]) -> ScannIndex:
+    def load(cls, folder: Path, about: JsonObject) -> ScannIndex:
         """Read what `save` wrote."""
         if "settings" not in about:
             raise RunError(f"{folder} was written by an older version; embed the catalogue again")
@@ -188,13 +190,13 @@ class ScannIndex:
 
 
 def recall_of(found: np.ndarray, exact: np.ndarray) -> float:
-    """Mean share of the true nearest, int [q k], among those that were found, int [q k]."""
+    """Mean share of the true nearest, int [q k], among those found, int [q k]."""
     shared = [len(set(a) & set(b)) for a, b in zip(found.tolist(), exact.tolist(), strict=True)]
     return float(np.mean(shared)) / exact.shape[1]
 
 
 def _candidates(now: ScannSettings, k: int) -> list[ScannSettings]:
-    """Settings of a built searcher that differ in what a query looks at, ever more of it."""
+    """Settings of a built searcher in which a query searches more and more."""
     if not now.hashed:
         return [now]
     leaves = [*(n for n in TUNED_LEAVES if n < now.leaves), now.leaves]
@@ -216,6 +218,6 @@ def _build(vectors: np.ndarray, settings: ScannSettings) -> Any:
         )
     if not settings.hashed:
         return builder.score_brute_force().build()
-    # Pairs of dimensions a code, and the threshold, are those of ScaNN's benchmark.
+    # Two dimensions per code, and the threshold, as in ScaNN's benchmark.
     hashed = builder.score_ah(2, anisotropic_quantization_threshold=0.2)
     return hashed.reorder(settings.reorder).build()

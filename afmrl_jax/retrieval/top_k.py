@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +10,21 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from afmrl_jax.parallel.layout import AXES
-from afmrl_jax.types import Float, Int
+from afmrl_jax.types import AnyArray, Float, Int
 
 CHUNK = 16_384
 """Rows whose scores are in memory at a time."""
 BIN = 32
-"""Rows that stand or fall together in the first stage."""
+"""Rows that the first stage keeps or drops together."""
 SLACK = 8
-"""Bins kept beyond k, should a score round otherwise in the second stage."""
+"""Bins kept beyond k, in case a score rounds differently in the second stage."""
 
 Best = tuple[jax.Array, jax.Array]
 """Scores float32 [q k] and places int32 [q k], best first."""
 
 
 def padded_rows(rows: int, devices: int = 1) -> int:
-    """Rows that a gallery is filled up to, so that devices, chunks and bins divide it."""
+    """Rows to which a gallery is padded, so that devices, chunks and bins divide it."""
     local = -(-rows // devices)
     chunks = -(-local // CHUNK)
     chunk = -(-local // chunks)
@@ -47,7 +46,7 @@ def _scores(gallery: jax.Array, queries: jax.Array) -> jax.Array:
 def top_k_dense(
     queries: Float[jax.Array, "q d"], gallery: Float[jax.Array, "m d"], alive: jax.Array, k: int
 ) -> Best:
-    """All scores, then `jax.lax.top_k`, which takes the earlier of equals: the twin of `top_k`."""
+    """All scores, then `jax.lax.top_k`, which prefers the earlier of equals: same as `top_k`."""
     scores = jnp.where(alive[:, None], _scores(gallery, queries), -jnp.inf)
     return jax.lax.top_k(scores.T, k)
 
@@ -57,15 +56,15 @@ def top_k(
 ) -> Best:
     """The k best of a gallery, without all scores in memory and without sorting them.
 
-    First the best score of every bin of 32 neighbours is found, and the bins with the k best such
-    scores (and a few more). They hold the k best rows, also where scores are equal: a bin that is
-    left out stands behind k others, each with a row that is better than all of its rows, or as
-    good and earlier. Then the rows of those bins are scored again.
+    First it finds the best score of every bin of 32 neighbors, and the bins with the k best such
+    scores (and a few more). They hold the k best rows, even with equal scores: each dropped bin
+    ranks after k others, each with a row that is better than all of its rows, or as good and
+    earlier. Then the rows of the kept bins are scored again.
 
     Args:
         queries: [q d].
         gallery: [m d]; m as `padded_rows` gives it.
-        alive: bool [m]; other rows are never found.
+        alive: bool [m]; rows that are False are never found.
         k: at most m.
 
     Returns:
@@ -110,16 +109,16 @@ def search_part(
     best: Best,
     k: int,
     mesh: Mesh | None,
-    offset: Int[jax.Array, ""] | Any,
+    offset: Int[AnyArray, ""],
 ) -> Best:
-    """What is best of what was best so far and a part of a gallery that follows it.
+    """The k best among the best so far and the next part of a gallery.
 
     Args:
         queries: [q d], on every device.
-        gallery: [m d]; with a mesh its rows are split over all devices, which each find their own
-            k, and k of every device are exchanged.
+        gallery: [m d]; with a mesh its rows are split over all devices; each finds its own k best,
+            and these are exchanged.
         alive: bool [m], split likewise.
-        best: so far.
+        best: the best so far.
         k: static.
         mesh: static; None for one device.
         offset: place of the part's first row.

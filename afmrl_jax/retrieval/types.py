@@ -1,22 +1,23 @@
-"""What every index holds, answers and refuses."""
+"""What every index has in common: results, interface, checks."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from afmrl_jax.errors import RunError
 
 CHECKED_ROWS = 65_536
-"""Vectors that are checked at a time, so that a mapped file need not fit in memory."""
+"""Vectors checked at a time, so that a mapped file need not fit in memory."""
 
 
 class SearchResult(NamedTuple):
-    """The first k of each query, best first."""
+    """The k nearest of each query, best first."""
 
     positions: np.ndarray
     """int32 [q k]; places in `SearchIndex.ids`"""
@@ -35,11 +36,11 @@ class SearchIndex(Protocol):
 
     @property
     def ids(self) -> list[str]:
-        """Ids by place. Places change when vectors are deleted or the index is loaded anew."""
+        """Ids by place. Places change when vectors are deleted or the index is reloaded."""
         ...
 
     def __len__(self) -> int:
-        """Vectors that can be found."""
+        """Number of vectors that can be found."""
         ...
 
     def search(self, queries: np.ndarray, k: int) -> SearchResult:
@@ -50,34 +51,34 @@ class SearchIndex(Protocol):
         """Add vectors [n d] under new ids.
 
         Raises:
-            RunError: an id is known, or repeated; or the vectors do not fit.
+            RunError: an id is already known or repeated, or the vectors do not fit.
         """
         ...
 
     def delete(self, ids: Sequence[str]) -> None:
-        """Take vectors out.
+        """Delete vectors.
 
         Raises:
-            RunError: an id is not known, or repeated; nothing is deleted then.
+            RunError: an id is unknown or repeated; then nothing is deleted.
         """
         ...
 
     def save(self, folder: Path) -> None:
-        """Write the index as a folder, whole or not at all."""
+        """Write the index as a folder, completely or not at all."""
         ...
 
 
 def check_vectors(
-    ids: Sequence[str], vectors: np.ndarray, dtype: Any = np.float32, dim: int | None = None
+    ids: Sequence[str], vectors: np.ndarray, dtype: DTypeLike = np.float32, dim: int | None = None
 ) -> np.ndarray:
-    """Vectors [n d] as `dtype`, not copied where they are of it; refuses what no index can hold.
+    """Vectors [n d] as `dtype`, not copied if they already are; rejects what no index can hold.
 
     Raises:
-        RunError: not one vector an id, another dimension than `dim`, or values that are not finite.
+        RunError: not one vector per id, a dimension other than `dim`, or non-finite values.
     """
     vectors = np.asarray(vectors)
     if vectors.ndim != 2 or len(ids) != len(vectors) or not len(ids):
-        raise RunError(f"an index needs one vector an id, got {len(ids)} ids and {vectors.shape}")
+        raise RunError(f"an index needs one vector per id, got {len(ids)} ids and {vectors.shape}")
     if dim is not None and vectors.shape[1] != dim:
         raise RunError(
             f"the index holds vectors of dimension {dim}, these have {vectors.shape[1]}; embed "
@@ -85,12 +86,12 @@ def check_vectors(
         )
     for begin in range(0, len(vectors), CHECKED_ROWS):
         if not np.isfinite(vectors[begin : begin + CHECKED_ROWS]).all():
-            raise RunError("an index cannot hold vectors that are not finite; embed them again")
+            raise RunError("an index cannot hold non-finite vectors; embed them again")
     return vectors.astype(dtype, copy=False)
 
 
-def check_new(ids: Sequence[str], known: Any = ()) -> None:
-    """Refuse ids that are repeated, or known.
+def check_new(ids: Sequence[str], known: Container[str] = ()) -> None:
+    """Reject ids that are repeated or already known.
 
     Raises:
         RunError: names the first.
@@ -102,11 +103,11 @@ def check_new(ids: Sequence[str], known: Any = ()) -> None:
         )
     for x in ids:
         if x in known:
-            raise RunError(f"the index holds {x!r} already; delete it first to replace it")
+            raise RunError(f"the index already holds {x!r}; delete it first to replace it")
 
 
-def check_known(ids: Sequence[str], known: Any) -> None:
-    """Refuse ids that are repeated, or not known.
+def check_known(ids: Sequence[str], known: Container[str]) -> None:
+    """Reject ids that are repeated or unknown.
 
     Raises:
         RunError: names the first.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
 
@@ -14,13 +14,13 @@ from afmrl_jax.runtime.files import disk_full, is_disk_full, read_json, write_js
 
 
 class VectorFile:
-    """float32 [n d] below a folder, written from the front; knows how many rows are done.
+    """float32 [n d] in a folder, written from the start; records how many rows are done.
 
     Args:
-        folder: made where it is missing.
+        folder: created if missing.
         shape: (n, d).
-        key: what the vectors depend on. A file under another key, or of another shape, is begun
-            anew.
+        key: what the vectors depend on. A file with another key or shape is restarted
+            from scratch.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int], key: str):
@@ -36,7 +36,7 @@ class VectorFile:
         self.done = 0
         try:
             self.values = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-            # A mapped file that outgrows the disk would kill the process without a word.
+            # A mapped file that outgrows the disk would kill the process without a message.
             with path.open("r+b") as file:
                 _allocate(file, path.stat().st_size)
         except OSError as error:
@@ -44,7 +44,7 @@ class VectorFile:
         self._note()
 
     def append(self, vectors: np.ndarray) -> None:
-        """Write the rows that follow, and remember that they are done once they are on disk."""
+        """Write the next rows, and record them as done once they are on disk."""
         if self.done + len(vectors) > len(self.values):
             raise RunError(f"{self._folder}: more vectors than the {len(self.values)} announced")
         self.values[self.done : self.done + len(vectors)] = vectors
@@ -56,6 +56,6 @@ class VectorFile:
         write_json(self._folder / "progress.json", {**self._about, "done": self.done})
 
 
-def _allocate(file: Any, size: int) -> None:
+def _allocate(file: IO[bytes], size: int) -> None:
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)

@@ -1,4 +1,4 @@
-"""How much time goes into compiling, and how often the cache on disk spares it."""
+"""Time spent compiling, and how often the cache on disk avoids it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ HIT = "/jax/compilation_cache/cache_hits"
 
 @dataclass
 class Compiling:
-    """Counts of this process since it began to listen."""
+    """Counts of this process since it began listening."""
 
     seconds: float = 0.0
-    """In the compiler, or in reading the cache instead."""
+    """Spent in the compiler, or reading the cache instead."""
     programs: int = 0
     hits: int = 0
     """Programs that came from the cache."""
 
     def since(self, before: Compiling) -> Compiling:
-        """What was added."""
+        """The increase since `before`."""
         return Compiling(
             self.seconds - before.seconds, self.programs - before.programs, self.hits - before.hits
         )
 
     def copy(self) -> Compiling:
-        """The counts as they are now."""
+        """A copy of the current counts."""
         return Compiling(self.seconds, self.programs, self.hits)
 
     def __str__(self) -> str:
@@ -43,7 +43,7 @@ _listening = False
 
 
 def compiling() -> Compiling:
-    """The counts so far; the first call begins to listen."""
+    """The counts so far; the first call starts listening."""
     global _listening
     if not _listening:
         _listening = True

@@ -1,8 +1,8 @@
 """The processes of one job: how they find each other, and how they agree.
 
-Every process runs the same program. Arrays may lie on the devices of all of them; what the host
-knows (settings, texts, ranks) is the same everywhere, and files are written by the first process
-alone (`files.only_first_writes`). With one process all of this does nothing.
+Every process runs the same program. Arrays may be spread over the devices of all of them; host
+data (settings, texts, ranks) is the same everywhere, and only the first process writes files
+(`files.only_first_writes`). With one process all of this does nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -20,7 +20,12 @@ from jax.experimental import multihost_utils
 
 from afmrl_jax.errors import ConfigError, RunError
 from afmrl_jax.runtime import files, progress
+from afmrl_jax.types import AnyArray
 
+if TYPE_CHECKING:
+    from jaxtyping import PyTree
+
+Number = TypeVar("Number", bool, int)
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 MODE = "AFMRL_CLUSTER"
 
@@ -31,28 +36,28 @@ class ClusterConfig:
 
     mode: Literal["auto", "on", "off"] | None = None
     """auto: connect where SLURM, Open MPI, GKE or the settings below say that there are several
-    processes. on: connect in any case and let JAX find the others, as on a TPU pod. off: this
-    process is alone. Default: AFMRL_CLUSTER, or auto."""
+    processes. on: always connect and let JAX find the others, as on a TPU pod. off: this process is
+    the only one. Default: AFMRL_CLUSTER, or auto."""
     coordinator: str | None = None
     """host:port of process 0, on hosts without a scheduler. Default: JAX_COORDINATOR_ADDRESS."""
     processes: int | None = None
-    """How many there are. Default: JAX_NUM_PROCESSES."""
+    """Number of processes. Default: JAX_NUM_PROCESSES."""
     process: int | None = None
-    """Number of this one, from 0. Default: JAX_PROCESS_ID."""
+    """Index of this process, from 0. Default: JAX_PROCESS_ID."""
     lost_after: int = 30
-    """Seconds of silence after which a process counts as lost, and the others end."""
+    """Seconds without a heartbeat after which a process counts as lost, and the others exit."""
     connect_within: int = 300
-    """Seconds in which all must have started."""
+    """Seconds within which all processes must have started."""
 
     def __post_init__(self) -> None:
         if self.lost_after < 5 or self.connect_within < 1:
             raise ConfigError("cluster.lost_after must be 5 seconds or more, connect_within 1")
 
     def asked_mode(self) -> str:
-        """The mode, by the settings or the environment.
+        """The mode, from the settings or the environment.
 
         Raises:
-            ConfigError: there is no such mode.
+            ConfigError: the mode is unknown.
         """
         mode = self.mode or os.environ.get(MODE, "auto")
         if mode not in ("auto", "on", "off"):
@@ -60,7 +65,7 @@ class ClusterConfig:
         return mode
 
     def told(self) -> tuple[str | None, int | None, int | None]:
-        """Coordinator, number of processes and number of this one, as far as they are told."""
+        """Coordinator, number of processes and index of this one, as far as they are given."""
         return (
             self.coordinator or os.environ.get(COORDINATOR),
             _number(self.processes, COUNT),
@@ -81,8 +86,8 @@ def _number(given: int | None, variable: str) -> int | None:
 
 
 def first_task() -> bool:
-    """Whether a launcher calls this the first of its processes; for what must not connect itself,
-    because its child processes do.
+    """Whether a launcher started this as the first of its processes; for a process that must not
+    connect itself, because its child processes do.
     """
     variables = (INDEX, "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "TPU_WORKER_ID")
     return all(os.environ.get(x, "0") == "0" for x in variables)
@@ -92,7 +97,7 @@ def launched_together(cluster: ClusterConfig | None = None) -> bool:
     """Whether this process is one of several of a job, connected or not.
 
     Raises:
-        ConfigError: the mode is none that there is.
+        ConfigError: the mode is unknown.
     """
     cluster = cluster or ClusterConfig()
     mode = cluster.asked_mode()
@@ -111,7 +116,7 @@ def _found() -> bool:
 
 
 def connect(cluster: ClusterConfig | None = None) -> None:
-    """Join the other processes of the job, where there are any; before JAX is used.
+    """Join the other processes of the job, if there are any; to be called before JAX is used.
 
     Raises:
         ConfigError: the settings are incomplete, or JAX cannot find the others.
@@ -138,7 +143,7 @@ def connect(cluster: ClusterConfig | None = None) -> None:
         raise ConfigError(
             f"the processes of this job did not find each other: {error}; all must run at the "
             f"same time, reach the coordinator ({told[0] or 'found by JAX'}) and have different "
-            "numbers"
+            "indices"
         ) from error
     global _lost_after
     _lost_after = cluster.lost_after
@@ -151,7 +156,7 @@ def lost_after() -> int:
 
 
 def only_first(is_first: bool) -> None:
-    """Let this process write and speak, or neither."""
+    """Let this process write files and log, or do neither."""
     files.only_first_writes(is_first)
     progress.only_first_speaks(is_first)
 
@@ -162,18 +167,18 @@ def is_multiprocess() -> bool:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that writes files and speaks."""
+    """Whether this is the process that writes files and logs."""
     return not is_multiprocess() or jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Wait for all processes; what the first one wrote before is then there for all."""
+    """Wait for all processes; files the first one wrote before are then visible to all."""
     if is_multiprocess():
         multihost_utils.sync_global_devices(name)
 
 
-def broadcast_from_first(value: Any) -> Any:
-    """A number, or an array of fixed shape, as the first process has it."""
+def broadcast_from_first(value: Number) -> Number:
+    """A number as the first process has it."""
     if not is_multiprocess():
         return value
     return multihost_utils.broadcast_one_to_all(np.asarray(value)).item()
@@ -186,10 +191,10 @@ def all_processes(value: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(value))))
 
 
-def to_host(tree: Any) -> Any:
-    """Arrays on the host, NumPy, whichever processes hold their parts; all must ask."""
+def to_host(tree: PyTree) -> PyTree:
+    """Arrays as NumPy arrays, gathered from all processes; all processes must call this."""
 
-    def one(x: Any) -> Any:
+    def one(x: AnyArray) -> np.ndarray:
         if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
             return np.asarray(x)
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
@@ -197,17 +202,16 @@ def to_host(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def to_devices(tree: Any, shardings: Any) -> Any:
+def to_devices(tree: PyTree, shardings: PyTree) -> PyTree:
     """Values that every process has, as arrays on all devices; each copies only its own parts.
 
-    `shardings` is one for all, or a tree of them.
-
-    Arrays that lie on the devices of several processes are moved there.
+    `shardings` is one sharding for all arrays, or a tree of them. Arrays that are already spread
+    over several processes are moved to the new sharding.
     """
     if not is_multiprocess():
         return jax.device_put(tree, shardings)
 
-    def one(x: Any, sharding: Any) -> jax.Array:
+    def one(x: AnyArray, sharding: jax.sharding.Sharding) -> jax.Array:
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
             return jax.device_put(x, sharding)
         host = np.asarray(x)

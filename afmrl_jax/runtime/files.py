@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their final name, then renamed."""
+"""Files that are complete or absent: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from typing import IO, Any, cast
 from afmrl_jax.errors import ConfigError, RunError
 
 REMOTE = re.compile(r"(gs|s3|az):/+(.*)", re.DOTALL)
-"""Paths that lie in object storage; `pathlib` makes one slash of two."""
+"""Paths in object storage; `pathlib` turns two slashes into one."""
 
 
 _WRITES = True
 
 
 def only_first_writes(is_first: bool) -> None:
-    """Say whether this process is the one of its job that writes files."""
+    """Set whether this process is the one of its job that writes files."""
     global _WRITES
     _WRITES = is_first
 
 
 def is_writer() -> bool:
-    """Whether files of this process take their final names."""
+    """Whether this process writes files."""
     return _WRITES
 
 
@@ -40,8 +40,8 @@ def resolve_path(path: Path | str) -> Path:
     """A path on this machine, or in object storage (gs://, s3://, az://).
 
     Raises:
-        ConfigError: the path is remote, and cannot be reached or what reads such paths is not
-            installed.
+        ConfigError: the path is remote and cannot be reached, or the packages for such paths are
+            not installed.
     """
     remote = REMOTE.fullmatch(os.fspath(path))
     if remote is None:
@@ -54,13 +54,13 @@ def resolve_path(path: Path | str) -> Path:
         found.exists()
     except ImportError as error:
         raise ConfigError(
-            f"{text} cannot be reached: {error}; `pip install 'afmrl-jax[remote]'` brings what "
-            "reads and writes object storage"
+            f"{text} cannot be reached: {error}; `pip install 'afmrl-jax[remote]'` installs "
+            "support for object storage"
         ) from error
     except Exception as error:  # Every store has its own.
         raise ConfigError(
-            f"{text} cannot be reached: {error}; see that the name is right, and that this machine "
-            "has a network and credentials for it"
+            f"{text} cannot be reached: {error}; check the name, and that this machine has network "
+            "access and credentials for it"
         ) from error
     return cast(Path, found)
 
@@ -71,12 +71,12 @@ def user_cache() -> Path:
 
 
 def first_unused(name: Callable[[int], Path]) -> Path:
-    """The first path of `name(1)`, `name(2)`, ... at which nothing lies."""
+    """The first path of `name(1)`, `name(2)`, ... that does not exist."""
     return next(path for path in map(name, itertools.count(1)) if not path.exists())
 
 
 def is_local(path: Path) -> bool:
-    """Whether a path lies on this machine."""
+    """Whether a path is on this machine."""
     return REMOTE.fullmatch(os.fspath(path)) is None
 
 
@@ -84,9 +84,9 @@ def is_local(path: Path) -> bool:
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """A path to write to; it takes the name `path` only if the block ends without an error.
 
-    Works for a file and for a folder. What was left behind by a killed process under the
-    temporary name is overwritten by the next. Where another process of the job writes, the path
-    is one that is thrown away.
+    Works for a file and for a folder. What a killed process left under the temporary name is
+    overwritten by the next one. If another process of the job does the writing, the path is a
+    scratch one that is discarded.
 
     Raises:
         RunError: the disk is full; the message names the file.
@@ -114,7 +114,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         raise
 
 
-def take_lock(file: IO[Any]) -> bool:
+def take_lock(file: IO[str]) -> bool:
     """Lock an open file for this process until it is closed, unless another has locked it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,7 +125,7 @@ def take_lock(file: IO[Any]) -> bool:
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """While no other process has locked a file; calls `waiting` where it waits for one that has."""
+    """Hold the lock of a file; calls `waiting` before waiting for another process that holds it."""
     with path.open("w") as file:
         if not take_lock(file):
             waiting()
@@ -142,7 +142,7 @@ def disk_full(path: Path | str) -> RunError:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that caused it, says that the disk is full."""
+    """Whether an error, or one of its causes, says that the disk is full."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -162,19 +162,19 @@ def _remove(path: Path) -> None:
 
 
 def write_text(path: Path | str, text: str) -> Path:
-    """Write a UTF-8 text file, whole or not at all."""
+    """Write a UTF-8 text file, completely or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Path(path)
 
 
-def write_json(path: Path | str, value: Any) -> Path:
-    """Write indented JSON, whole or not at all."""
+def write_json(path: Path | str, value: object) -> Path:
+    """Write indented JSON, completely or not at all."""
     return write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path | str) -> Any:
-    """Read a JSON file; a broken one is an error that names it."""
+    """Read a JSON file; if it is broken, the error names it."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -182,13 +182,13 @@ def read_json(path: Path | str) -> Any:
 
 
 def read_lines(path: Path | str, *, repair: bool = False) -> list[str]:
-    """The whole lines of a file to which lines are appended; none where there is no file.
+    """The complete lines of an append-only file; none if the file does not exist.
 
-    A torn last line, as a killed process leaves it, is left out.
+    A torn last line, as a killed process leaves it, is skipped.
 
     Args:
         path: of the file.
-        repair: also cut the torn line off, so that the file can be appended to.
+        repair: also truncate the torn line, so that the file can be appended to.
     """
     path = Path(path)
     if not path.is_file():
@@ -198,7 +198,7 @@ def read_lines(path: Path | str, *, repair: bool = False) -> list[str]:
     if repair and len(whole) < len(raw):
         with path.open("r+b") as file:
             file.truncate(len(whole))
-    # Not `splitlines`, to which some characters inside JSON text are line ends as well.
+    # Not `splitlines`, which also splits at some characters inside JSON text.
     return whole.decode().split("\n")[:-1]
 
 

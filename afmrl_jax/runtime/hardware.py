@@ -1,13 +1,14 @@
-"""What a measurement was taken on."""
+"""The machine on which a measurement was taken."""
 
 from __future__ import annotations
 
 import os
 import platform
 from pathlib import Path
-from typing import Any
 
 import jax
+
+from afmrl_jax.types import JsonObject
 
 
 def cores() -> list[int]:
@@ -17,7 +18,7 @@ def cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def machine() -> dict[str, Any]:
+def machine() -> JsonObject:
     """System, processor, cores that this process may use, memory, and JAX's first device."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []

@@ -1,26 +1,25 @@
-"""Metrics of a stage: one JSON object a line, and the same for TensorBoard."""
+"""Metrics of a stage: one JSON object per line, and the same for TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from afmrl_jax.runtime.files import disk_full, is_disk_full, is_writer, read_lines, write_text
+from afmrl_jax.types import JsonObject
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl` and to `tensorboard/` below a folder.
+    """Appends to `metrics.jsonl` and to `tensorboard/` in a folder.
 
-    A resumed stage repeats the steps behind its checkpoint, so lines of those steps are dropped
-    first: every step stands in the file once. Where another process of the job writes, nothing
-    is written.
+    A resumed stage repeats the steps after its checkpoint, so their lines are dropped first: every
+    step is in the file once. If another process of the job does the writing, nothing is written.
     """
 
     def __init__(self, folder: Path, resume_step: int = 0):
@@ -30,7 +29,7 @@ class MetricsLog:
             return
         folder.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():
-            # A stage that starts over writes its step 0 again, one that resumes does not.
+            # A stage that restarts from scratch writes its step 0 again; one that resumes does not.
             kept = [x for x in read_metrics(self.path) if resume_step and x["step"] <= resume_step]
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self.path.open("a", encoding="utf-8")
@@ -38,13 +37,13 @@ class MetricsLog:
 
     @cached_property
     def _board(self) -> SummaryWriter:
-        # Where torch is installed this imports it, which the first step need not wait for.
+        # If torch is installed this imports it, and the first step need not wait for that.
         from tensorboardX import SummaryWriter
 
         return SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self._begins)
 
-    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Add the metrics of a step; nothing where there are none."""
+    def write(self, step: int, metrics: JsonObject) -> None:
+        """Add the metrics of a step, if there are any."""
         if not metrics or not self._writes:
             return
         try:
@@ -64,7 +63,7 @@ class MetricsLog:
 
 
 def resident_memory() -> dict[str, float]:
-    """What this process holds in memory now, as the metric `host_memory_gb`; Linux only."""
+    """Resident memory of this process now, as the metric `host_memory_gb`; Linux only."""
     path = Path("/proc/self/statm")
     if not path.is_file():
         return {}
@@ -72,6 +71,6 @@ def resident_memory() -> dict[str, float]:
     return {"host_memory_gb": round(pages * os.sysconf("SC_PAGE_SIZE") / 2**30, 3)}
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The metrics of each step; of a file that is being written, those of its whole lines."""
+def read_metrics(path: Path) -> list[JsonObject]:
+    """The metrics of each step; from a file that is being written, those of its complete lines."""
     return [json.loads(line) for line in read_lines(path)]

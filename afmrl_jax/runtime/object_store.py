@@ -1,11 +1,10 @@
 """Run directories whose home is object storage (gs://, s3://, az://).
 
 A run maps files into memory, appends to logs and renames folders, which object storage cannot do.
-So it is worked on in a folder of this machine, its working copy, and its home gets what has changed
-whenever something is finished: a checkpoint, a stage, the command. On a machine without the
-working copy it is brought from the home first. A run at home is therefore always one that could
-have been killed here at that moment: nothing that its state names is overwritten before the next
-state is there.
+So it is worked on in a local folder, its working copy, and changes are sent to its home whenever
+something is finished: a checkpoint, a stage, the command. On a machine without the working copy it
+is fetched from the home first. The run at home is therefore always in a state in which it could
+have been killed here: nothing that its state names is overwritten before the next state is there.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ _COPIES: dict[Path, WorkingCopy] = {}
 
 
 def working_folder(run: Path | str) -> Path:
-    """The folder to work in: a local run directory itself, else that of its working copy.
+    """The folder to work in: a local run directory itself, otherwise its working copy.
 
-    The copies are below `AFMRL_WORK`, or the user's cache folder.
+    Working copies are in `AFMRL_WORK`, or in the user's cache folder.
     """
     remote = REMOTE.fullmatch(os.fspath(run))
     if remote is None:
@@ -35,24 +34,24 @@ def working_folder(run: Path | str) -> Path:
 
 
 def working_copy(run: Path | str) -> Path:
-    """`working_folder`, as new as the run's home; all processes of a job must ask.
+    """`working_folder`, updated from the run's home; all processes of a job must call this.
 
     Raises:
-        ConfigError: what reads such paths is not installed, or the home cannot be reached.
-        RunError: it cannot be reached any more.
+        ConfigError: the packages for such paths are not installed, or the home cannot be reached.
+        RunError: the home can no longer be reached.
     """
     folder = working_folder(run)
     if folder != Path(run):
         copy = _COPIES.setdefault(folder.absolute(), WorkingCopy(resolve_path(run), folder))
-        run_on_first(copy.bring, f"bringing {copy.home}")
+        run_on_first(copy.bring, f"fetching {copy.home}")
     return folder
 
 
 def hold(folder: Path, held: bool) -> None:
-    """Say that this process holds the lock of a run directory (`LOCK`), or no longer.
+    """Record that this process holds the lock of a run directory (`LOCK`), or no longer does.
 
-    A run's home is changed by the job that holds its working copy; once a run is finished, also by
-    others.
+    Only the job that holds its working copy changes a run's home; once a run is finished, others
+    may too.
     """
     copy = _COPIES.get(folder.absolute())
     if copy is not None:
@@ -60,7 +59,7 @@ def hold(folder: Path, held: bool) -> None:
 
 
 def keep(path: Path) -> None:
-    """Take home what has changed in the working copy that `path` lies in, if it lies in one.
+    """Send home the changes of the working copy that contains `path`, if there is one.
 
     Raises:
         RunError: the home cannot be reached, or another job has changed it.

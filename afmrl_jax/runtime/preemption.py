@@ -1,7 +1,7 @@
-"""SIGTERM: work ends at a step on which all processes agree, and the next start resumes from it.
+"""SIGTERM: work ends at a step on which all processes agree, and the next start resumes there.
 
 Schedulers send it some time before they take a machine away. With one process the signal is
-caught here; with several, JAX catches it on whichever process it reaches and tells the others.
+caught here; with several, JAX catches it on whichever process receives it and notifies the others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STATUS = 75
 
 
 class Preempted(BaseException):
-    """The work was asked to end. No `Exception`, so that nothing takes it for a failure."""
+    """The work was asked to end. Not an `Exception`, so that nothing treats it as a failure."""
 
 
 class _Notice:
@@ -35,7 +35,7 @@ class _Notice:
     def received(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         again, self.came = self.came, True
-        # Who asks twice does not want to wait for the end of a step.
+        # A second signal means: do not wait for the end of a step.
         if again or not self.deferred:
             raise Preempted
 
@@ -44,18 +44,18 @@ _notice = _Notice()
 
 
 def watch() -> None:
-    """Catch SIGTERM from now on; after `processes.connect`."""
-    # With several processes JAX's own handler must stay: it tells the others.
+    """Catch SIGTERM from now on; to be called after `distributed.connect`."""
+    # With several processes JAX's own handler must stay: it notifies the others.
     if not is_multiprocess() and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _notice.received)
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Work inside asks `reached` at moments that suit it, and is not interrupted elsewhere.
+    """Work inside calls `reached` at suitable moments, and is not interrupted elsewhere.
 
     Raises:
-        Preempted: the signal came after it had asked for the last time.
+        Preempted: the signal came after the last call of `reached`.
     """
     _notice.deferred += 1
     try:
@@ -67,9 +67,9 @@ def deferred() -> Iterator[None]:
 
 
 def reached() -> bool:
-    """Whether to save and end here. All processes ask equally often, and hear the same.
+    """Whether to save and end here. All processes call this equally often, and get the same answer.
 
-    Nothing else may ask JAX: it counts by the numbers it is asked with, and these are ours.
+    Nothing else may query JAX for it: JAX counts by the number it is passed, and that is ours.
     """
     if not is_multiprocess():
         return _notice.came
@@ -78,7 +78,7 @@ def reached() -> bool:
 
 
 def heed() -> None:
-    """End here if that was asked for; for work of which nothing but its result is kept.
+    """End here if SIGTERM came; for work that keeps nothing but its result.
 
     Raises:
         Preempted: SIGTERM came.

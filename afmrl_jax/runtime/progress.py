@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with time left on a terminal, sparse lines elsewhere."""
+"""Progress of long work: a bar with the remaining time on a terminal, sparse lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,30 +17,28 @@ _SPEAKS = True
 
 
 def only_first_speaks(is_first: bool) -> None:
-    """Say whether this process is the one of its job that reports progress."""
+    """Set whether this process is the one of its job that reports progress."""
     global _SPEAKS
     _SPEAKS = is_first
 
 
 def log_info(message: str) -> None:
-    """A line for the person who waits."""
+    """Print a line for the user on standard error."""
     if _SPEAKS:
         print(message, file=sys.stderr, flush=True)
 
 
 def print_result(message: str) -> None:
-    """A result, on standard output."""
+    """Print a result on standard output."""
     if _SPEAKS:
         print(message, flush=True)
 
 
 class Progress:
-    """Counts steps of a named piece of work; a name of None shows nothing.
+    """Counts the steps of a named task; with a name of None it shows nothing.
 
-    A total of None counts up.
-
-    On a terminal this is a tqdm bar. In a log file, where a bar would be a thousand lines, a line
-    is printed every half minute and at the end.
+    With a total of None it counts up. On a terminal this is a tqdm bar. In a log file, where a bar
+    would be a thousand lines, it prints a line every half minute and at the end.
     """
 
     def __init__(self, name: str | None, total: int | None, start: int = 0):
@@ -63,7 +61,7 @@ class Progress:
         return self
 
     def update(self, done: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Say that `done` steps of the total are finished."""
+        """Report that `done` steps of the total are finished."""
         self._done = done
         if metrics:
             shown = [f"{k} {metrics[k]:.3f}" for k in SHOWN if k in metrics]

@@ -1,4 +1,4 @@
-"""A run directory on this machine whose home is object storage, and what goes between the two."""
+"""A local run directory whose home is object storage, and the transfers between the two."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.runtime.files import (
@@ -25,28 +25,30 @@ from afmrl_jax.runtime.files import (
     write_json,
 )
 from afmrl_jax.runtime.progress import Progress, log_info
+from afmrl_jax.types import JsonObject
 
+T = TypeVar("T")
 KNOWN = ".home.json"
-"""In a working copy: what of it is at home, and as of which of its states."""
+"""In a working copy: which of its files are at home, and as of which state."""
 NEXT = ".home.next.json"
-"""In a working copy: what it knows as soon as the state that is being sent is at home."""
+"""In a working copy: the next `KNOWN`, valid once the state being sent is at home."""
 SENDING = ".home.sending.json"
-"""In a working copy: what may lie at home though no state there names it."""
+"""In a working copy: files that may be at home although no state there names them."""
 STATE = "afmrl_state.json"
-"""At home: the files that belong to the run; written last, so others there are not finished. One
-that stood there before may lie `at` another name for a while; `rubbish` is what may be removed."""
+"""At home: the files that belong to the run; written last, so other files there are unfinished. A
+file that replaces an older one may be `at` another name for a while; `rubbish` may be removed."""
 LOCK = ".lock"
 """In a run directory: held by the job that works on it."""
 FINISHED = "evaluate/DONE.json"
-"""A run that has it is worked on by no job any more."""
+"""No job works on a run that has this file."""
 BRINGING = "bringing"
-"""Stands for a state while it is not here yet."""
+"""Placeholder for a state that is still being fetched."""
 TRIES = 4
 WORTH_A_WORD = 10.0
-"""Seconds that sending takes, from which on the user is told."""
+"""Seconds of sending from which it is logged."""
 BLOCK = 1 << 24
-NOTHING: dict[str, Any] = {"state": None, "files": {}}
-"""What there is of a run that was never sent."""
+NOTHING: JsonObject = {"state": None, "files": {}}
+"""State of a run that was never sent."""
 
 
 class WorkingCopy:
@@ -58,15 +60,15 @@ class WorkingCopy:
         self.holds = False
         """Whether this process holds the folder's lock."""
         self.held = False
-        """Whether it ever did."""
+        """Whether it ever held it."""
         self._cleaned: str | None = None
-        """The state at home whose rubbish is removed."""
+        """The state at home whose rubbish has been removed."""
 
     def bring(self) -> None:
-        """Make this folder what is at home, unless it is that, or ahead of it, already.
+        """Make this folder equal to its home, unless it already is, or is ahead of it.
 
-        Where both have changed, home counts, and the folder is moved aside. What a job of this
-        machine works on stays as it is.
+        If both have changed, home wins, and the folder is moved aside. A folder that a job on this
+        machine is working on is not changed.
         """
         with self._alone():
             if not self._in_use():
@@ -76,7 +78,7 @@ class WorkingCopy:
         known, there = self._known(), self._there()
         if there["state"] is None:
             if known["state"] == BRINGING:
-                self._put_aside()  # Its home was deleted since, and this is a part of it.
+                self._put_aside()  # Its home has been deleted, and this is only a part of it.
             return
         if there["state"] == known["state"]:
             return
@@ -85,13 +87,13 @@ class WorkingCopy:
         if known["state"] != BRINGING and _changed(known["files"], here):
             self._put_aside()
             sent = {}
-        # Until all is there.
+        # Until everything is here.
         write_json(self.folder / KNOWN, NOTHING | {"state": BRINGING})
         while True:
             problem = self._bring_state(there, sent)
             before, there = there, self._there()
             if there["state"] is None or (problem and there["state"] == before["state"]):
-                raise problem or RunError(f"{self.home} has been deleted while it was brought")
+                raise problem or RunError(f"{self.home} was deleted while it was being fetched")
             # A job that saves meanwhile replaces and removes files of the state that was read.
             if there["state"] == before["state"]:
                 break
@@ -99,17 +101,17 @@ class WorkingCopy:
         files = {x: {"sent": sent[x], "stamp": here[x]} for x in there["files"]}
         write_json(self.folder / KNOWN, {"state": there["state"], "files": files})
 
-    def _bring_state(self, there: dict[str, Any], sent: dict[str, str]) -> RunError | None:
-        """Bring the files of a state that are not in `sent`, and add them; the error of the first
-        that cannot be brought.
+    def _bring_state(self, there: JsonObject, sent: dict[str, str]) -> RunError | None:
+        """Fetch the files of a state that are not in `sent`, and add them to it; the error of the
+        first that cannot be fetched.
         """
         wanted = there["files"]
         for name in self._here().keys() - wanted.keys():
             (self.folder / name).unlink()
             _remove_empty((self.folder / name).parent, self.folder)
         missing = sorted(x for x in wanted if sent.get(x) != wanted[x]["sent"])
-        log_info(f"{self.home}: bringing {len(missing)} of {len(wanted)} files to {self.folder}")
-        with Progress("bring", len(missing)) as progress:
+        log_info(f"{self.home}: fetching {len(missing)} of {len(wanted)} files to {self.folder}")
+        with Progress("fetch", len(missing)) as progress:
             for number, name in enumerate(missing, 1):
                 try:
                     self._tried(partial(self._bring_one, name, wanted[name]), name)
@@ -120,10 +122,10 @@ class WorkingCopy:
         return None
 
     def take_home(self) -> None:
-        """Send what has changed since it was sent last.
+        """Send what has changed since the last time.
 
-        What another process leaves in the folder of a job, that sends; and in a run that is not
-        finished and held elsewhere perhaps, it stays here.
+        Files that another process leaves in a job's folder are sent by that job. If the run is not
+        finished and may be in use elsewhere, they stay here.
 
         Raises:
             RunError: the home cannot be reached, or another job has changed it.
@@ -140,12 +142,12 @@ class WorkingCopy:
             return
         there = self._there()
         if there["state"] is None:
-            known = NOTHING  # There is no home yet, or none any more.
+            known = NOTHING  # There is no home yet, or it has been deleted.
         moved = there["state"] != known["state"]
         if not self.held and (moved or FINISHED not in there["files"]):
             log_info(
-                f"{self.home}: a job may be working on it, so what this command has written into "
-                f"the run stays in {self.folder}"
+                f"{self.home}: a job may be working on it, so the files that this command wrote "
+                f"into the run stay in {self.folder}"
             )
             return
         if moved:
@@ -161,17 +163,17 @@ class WorkingCopy:
 
     def _another(self) -> RunError:
         return RunError(
-            f"{self.home} has been changed by another job since this one began; see that only one "
-            f"works on it, then start the same command again: it goes on from there, and puts "
-            f"{self.folder} aside"
+            f"{self.home} has been changed by another job since this one began; make sure that "
+            f"only one job works on it, then run the same command again: it resumes from there, "
+            f"and moves {self.folder} aside"
         )
 
     def _send(
         self,
         changed: set[str],
         here: dict[str, list[int]],
-        before: dict[str, Any],
-        there: dict[str, Any],
+        before: JsonObject,
+        there: JsonObject,
     ) -> None:
         held, state = there["files"], secrets.token_hex(8)
         files = {
@@ -192,7 +194,7 @@ class WorkingCopy:
         sending = self.folder / SENDING
         rubbish |= {*read_json(sending)} if sending.is_file() else set()
         write_json(sending, sorted(rubbish | {aside.get(x, x) for x in changed}))
-        # What says that something is finished goes last.
+        # Files that mark something as finished go last.
         for name in sorted(changed, key=lambda x: (x.endswith("DONE.json"), x)):
             self._send_one(name, aside.get(name, name))
         at |= aside
@@ -210,8 +212,8 @@ class WorkingCopy:
         self._cleaned = state
 
     def _sender(self) -> str:
-        """Another for each folder of each machine, so that two jobs that do not know of each other
-        do not take each other's files; the same again for who tries again, and leaves nothing.
+        """An id of this folder on this machine, so that two jobs that do not know of each other
+        do not overwrite each other's files; the same on a retry, which then leaves nothing behind.
         """
         where = f"{socket.gethostname()}:{self.folder.absolute()}"
         return hashlib.sha256(where.encode()).hexdigest()[:8]
@@ -223,11 +225,11 @@ class WorkingCopy:
         self,
         before: str | None,
         state: str,
-        files: dict[str, Any],
+        files: JsonObject,
         at: dict[str, str],
         rubbish: set[str],
     ) -> None:
-        """Make a state the one at home, behind the one of which it was made."""
+        """Make a state the one at home, as the successor of `before`."""
         sent = {
             x: {"sent": y["sent"], "size": y["stamp"][0]} | ({"at": at[x]} if x in at else {})
             for x, y in files.items()
@@ -242,15 +244,15 @@ class WorkingCopy:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """While no other process of this machine brings or sends."""
+        """Hold the lock against other processes on this machine that fetch or send."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         path = self.folder.with_name(f".{self.folder.name}{LOCK}")
-        words = f"{self.home}: another process brings or sends it; waiting"
+        words = f"{self.home}: another process is fetching or sending it; waiting"
         with locked(path, waiting=partial(log_info, words)):
             yield
 
     def _in_use(self) -> bool:
-        """Whether a job holds the folder, as `training.lineage.Run` does."""
+        """Whether a job holds the folder, as `training.run_directory.Run` does."""
         path = self.folder / LOCK
         if not path.is_file():
             return False
@@ -258,34 +260,34 @@ class WorkingCopy:
             return not take_lock(lock)
 
     def _put_aside(self) -> None:
-        """Move what was never sent to where it is not lost; nothing is here then."""
+        """Move this folder, with what was never sent, aside so that nothing is lost."""
         aside = first_unused(lambda n: self.folder.with_name(f"{self.folder.name}.unsent-{n}"))
         self.folder.rename(aside)
         log_info(
-            f"warning: {self.home} was changed from elsewhere, and {self.folder} holds what was "
-            f"never sent there; that is moved to {aside}"
+            f"warning: {self.home} was changed from elsewhere, and {self.folder} holds files that "
+            f"were never sent there; they were moved to {aside}"
         )
 
-    def _there(self) -> dict[str, Any]:
+    def _there(self) -> JsonObject:
         """The state at home."""
         path = self.home / STATE
 
-        def read() -> dict[str, Any]:
+        def read() -> JsonObject:
             return json.loads(path.read_text(encoding="utf-8")) if path.exists() else NOTHING
 
         return self._tried(read, STATE)
 
-    def _known(self) -> dict[str, Any]:
+    def _known(self) -> JsonObject:
         path, coming = self.folder / KNOWN, self.folder / NEXT
         if coming.is_file():
-            # Cut off in `_tell`, before or behind the moment from which the state counts.
+            # Interrupted in `_tell`, before or after the moment from which the state counts.
             if self._there()["state"] == read_json(coming)["state"]:
                 os.replace(coming, path)
             coming.unlink(missing_ok=True)
         return read_json(path) if path.is_file() else NOTHING
 
     def _here(self) -> dict[str, list[int]]:
-        """Size and time of change, in ns, of each file that counts."""
+        """Size and modification time, in ns, of each file that counts."""
         found = {}
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
@@ -294,7 +296,7 @@ class WorkingCopy:
                 found[name] = [status.st_size, status.st_mtime_ns]
         return found
 
-    def _bring_one(self, name: str, wanted: dict[str, Any]) -> None:
+    def _bring_one(self, name: str, wanted: JsonObject) -> None:
         source, size = self.home / wanted.get("at", name), wanted["size"]
         with atomic_path(self.folder / name) as temporary:
             _copy(source, temporary)
@@ -302,9 +304,11 @@ class WorkingCopy:
             if temporary.stat().st_size < size:
                 raise OSError(f"{source} has fewer than the {size} bytes that were sent")
 
-    def _tried(self, work: Callable[[], Any], name: str) -> Any:
-        """Do it, again after a while where the network fails."""
-        for number in range(1, TRIES + 1):
+    def _tried(self, work: Callable[[], T], name: str) -> T:
+        """Run `work`, and retry after a while if the network fails."""
+        number = 0
+        while True:
+            number += 1
             try:
                 return work()
             except RunError:
@@ -312,25 +316,25 @@ class WorkingCopy:
             except Exception as error:  # Every store has its own.
                 if number == TRIES:
                     raise RunError(
-                        f"{self.home / name} cannot be reached ({error}); what is done so far is "
-                        f"in {self.folder}, and the same command goes on from there"
+                        f"{self.home / name} cannot be reached ({error}); the work done so far is "
+                        f"in {self.folder}, and the same command resumes from there"
                     ) from error
                 time.sleep(2**number)
 
 
-def _changed(before: dict[str, Any], here: dict[str, list[int]]) -> set[str]:
-    """The files that are not as they were when they were sent or brought."""
+def _changed(before: JsonObject, here: dict[str, list[int]]) -> set[str]:
+    """The files that have changed since they were sent or fetched."""
     return {x for x in here if before.get(x, {}).get("stamp") != here[x]}
 
 
 def _passing(name: str) -> bool:
-    """Whether a file is a lock, or not finished."""
+    """Whether a file is a lock, or unfinished."""
     parts = name.split("/")
     return any(x.startswith(".") or "orbax-checkpoint-tmp" in x for x in parts)
 
 
 def _remove_empty(folder: Path, root: Path) -> None:
-    """Remove folders that hold nothing any more: an empty one could be taken for a checkpoint."""
+    """Remove folders that have become empty: one could be mistaken for a checkpoint."""
     while folder != root and not any(folder.iterdir()):
         folder.rmdir()
         folder = folder.parent

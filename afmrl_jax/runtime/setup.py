@@ -1,4 +1,4 @@
-"""What every command does first and last: quiet libraries, a compile cache, errors in one line."""
+"""Start and end of every command: quiet libraries, a compile cache, one-line errors."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from afmrl_jax.runtime.preemption import STATUS, Preempted, watch
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 LOST = ("Gloo", "gloo", "Connection", "UNAVAILABLE", "heartbeat", "NCCL")
-"""Words of errors that come of a process that is gone."""
+"""Words in errors caused by a lost process."""
 CACHE = ".jax_cache"
-"""Folder of compiled programs beside the run directories."""
+"""Folder of compiled programs next to the run directories."""
 
 
 def set_up() -> None:
-    """Prepare the process of a command: SIGTERM, and compiled programs in the user's cache folder.
+    """Prepare the process of a command: SIGTERM, and a compile cache in the user's cache folder.
 
     See `open_run`.
     """
@@ -45,19 +45,19 @@ def set_up() -> None:
 def open_run(run: Path, cluster: ClusterConfig | None = None) -> Path:
     """Prepare the process of a command that works on a run directory.
 
-    Compiled programs are kept beside it, so that a resumed or repeated run does not compile again.
-    JAX_COMPILATION_CACHE_DIR chooses another place, an empty value none. A cache holds machine
-    code that is executed as it is read, so it must not lie where strangers may write.
+    Compiled programs are kept next to it, so that a resumed or repeated run does not recompile.
+    JAX_COMPILATION_CACHE_DIR chooses another place; an empty value disables the cache. A cache
+    holds machine code that is executed as read, so it must not be where strangers can write.
 
     Args:
-        run: the run directory; its home in object storage is possible too (`storage`).
+        run: the run directory, or its home in object storage (`object_store`).
         cluster: how the processes of the job find each other.
 
     Returns:
         The folder to work in.
     """
     _prepare(cluster)
-    # First of all, for what several processes say to each other is compiled too.
+    # Before anything else, because communication between processes is compiled too.
     _keep_programs(working_folder(run).absolute().parent / CACHE)
     return working_copy(run)
 
@@ -79,10 +79,10 @@ def _keep_programs(default: Path) -> None:
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Turn the user's errors into one line on stderr and exit status 1.
+    """Turn user errors into one line on stderr and exit status 1.
 
-    Errors of the program itself keep their trace. Status 75 says that the work was asked to end
-    by SIGTERM and resumes with the same command, 130 that Ctrl-C ended it.
+    Errors of the program itself keep their traceback. Status 75 means that SIGTERM ended the work
+    and the same command resumes it; 130 means that Ctrl-C ended it.
     """
     try:
         try:
@@ -91,7 +91,7 @@ def reported() -> Iterator[None]:
             _keep_together()
             raise
         except (AfmrlError, KeyboardInterrupt):
-            # The batch that was to blame, and the like; the error itself matters more.
+            # Files that explain the error, such as the offending batch; the error matters more.
             with suppress(Exception):
                 keep_all()
             raise
@@ -118,19 +118,19 @@ def reported() -> Iterator[None]:
 
 
 def _keep_together() -> None:
-    """Send what has a home elsewhere. All wait: where the others have ended, JAX ends the first
-    process during it after five minutes.
+    """Send changes to homes in object storage. All processes wait: once the others have exited, JAX
+    would end the first one after five minutes.
     """
     keep_all()
     barrier("what was done is at home")
 
 
 def _told(error: Exception) -> str:
-    """What to say of an error in one of several processes."""
+    """Message for an error in one of several processes."""
     if not any(word in str(error) for word in LOST):
         return "error: see above"
-    # The coordinator knows which one is silent as soon as it has been so for long enough, and
-    # then ends this process with its name.
+    # The coordinator learns which process is lost once it has been silent for long enough, and
+    # then ends this process with a message that names it.
     print(
         f"error: process {jax.process_index()} of {jax.process_count()} lost another one. JAX says "
         "next which: unhealthy tasks are the processes of these numbers, the leader task is "
@@ -143,7 +143,7 @@ def _told(error: Exception) -> str:
 
 
 def _end(message: str, status: int) -> None:
-    """Say why, and end; one of several processes ends at once, without waiting for the others."""
+    """Print why, and exit; one of several processes exits without waiting for the others."""
     who = f"process {jax.process_index()}: " if is_multiprocess() else ""
     print(who + message, file=sys.stderr, flush=True)
     if is_multiprocess():

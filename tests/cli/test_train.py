@@ -106,7 +106,7 @@ def test_config_takes_options_too(capsys):
         ("a.yaml", "save_every: 0", "save_every must be positive"),
         ("a.yaml", "a: [1", "while parsing"),
         ("a.json", "{", "Expecting property name"),
-        ("a.toml", "", "ends in .yaml, .yml, .json"),
+        ("a.toml", "", "must end in .yaml, .yml, .json"),
     ],
 )
 def test_a_mistake_in_a_file_is_told_with_its_name(tmp_path, name, text, complaint):

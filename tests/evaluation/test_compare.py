@@ -108,7 +108,7 @@ def test_other_listings_are_refused_by_name(runs):
     ):
         check_comparable(one, dataclasses.replace(one, values=fewer))
     retitled = dataclasses.replace(one.values, fingerprint="other")
-    with pytest.raises(RunError, match="same ids but other contents"):
+    with pytest.raises(RunError, match="same ids but different contents"):
         compare(one, dataclasses.replace(one, values=retitled))
     elsewhere = dataclasses.replace(one.values, catalogue="mart")
     with pytest.raises(RunError, match=r"\(shop, test\) and .*\(mart, test\)"):
@@ -137,14 +137,14 @@ def test_another_evaluation_is_chosen_by_its_catalogue(runs):
 
 
 def test_files_that_are_missing_or_old_are_named(runs, tmp_path):
-    with pytest.raises(RunError, match=r"no run with an evaluation\.json"):
+    with pytest.raises(RunError, match=r"not a run with an evaluation\.json"):
         find_values(tmp_path / "nowhere")
     write_json(tmp_path / "old" / "evaluation.json", {"rows": []})
     with pytest.raises(RunError, match="names no per-query values"):
         find_values(tmp_path / "old")
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(b"no parquet")
-    with pytest.raises(RunError, match="holds no per-query values"):
+    with pytest.raises(RunError, match="contains no per-query values"):
         find_values(broken)
     with pytest.raises(RunError, match="has no system 'best'; choose from infonce, afmrl"):
         compare(*map(find_values, runs), "best")
@@ -161,8 +161,8 @@ def test_the_command_prints_a_table_and_writes_json(runs, tmp_path, capsys):
     assert f"A: infonce of {runs[0]}" in text
     cli.main(["compare", *map(str, runs), "--system-a", "infonce", "--as-json"])
     assert json.loads(capsys.readouterr().out) == found
-    with pytest.raises(ConfigError, match="no task 'coarse' was measured; there are fine"):
+    with pytest.raises(ConfigError, match="no task 'coarse' was measured; choose from fine"):
         comparison_table(found, ("coarse",))
     with pytest.raises(SystemExit):
         cli.main(["compare", str(runs[0]), str(tmp_path)])
-    assert "no run with an evaluation.json" in capsys.readouterr().err
+    assert "not a run with an evaluation.json" in capsys.readouterr().err

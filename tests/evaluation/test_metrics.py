@@ -291,14 +291,14 @@ def test_memory_does_not_grow_with_the_gallery(rng, monkeypatch):
 
 def test_mistakes_are_refused(clustered):
     vectors, products, _, categories = clustered
-    with pytest.raises(ValueError, match=r"unknown metric 'P@1'; there are R@k"):
+    with pytest.raises(ValueError, match=r"unknown metric 'P@1'; known are R@k"):
         depth(["P@1"])
     with pytest.raises(ValueError, match="own listing has another label"):
         positive_ranks(vectors, vectors, products, products, np.arange(60)[::-1])
     with pytest.raises(ValueError, match="labels of 60 x 59"):
         positive_ranks(vectors, vectors, products, products[1:])
     (ranked,) = rank_gallery(VectorScorer(vectors, vectors), [(categories, categories)], 2)
-    with pytest.raises(ValueError, match="5 places asked for, 2 were ranked"):
+    with pytest.raises(ValueError, match="need 5 places, 2 were ranked"):
         metric_values(ranked, ["R@5"])
 
 

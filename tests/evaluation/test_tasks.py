@@ -131,7 +131,7 @@ def test_roles_become_places():
     queries, gallery = query_and_gallery(["query", None, "gallery", "query"])
     assert queries.tolist() == [0, 1, 3]
     assert gallery.tolist() == [1, 2]
-    with pytest.raises(CatalogueError, match="all of one role"):
+    with pytest.raises(CatalogueError, match="the same role"):
         query_and_gallery(["query", "query"])
 
 

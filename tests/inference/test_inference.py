@@ -176,7 +176,7 @@ def test_an_index_refuses_what_it_cannot_hold(tmp_path):
         index.search(unit, k=0)
     with pytest.raises(ConfigError, match=r"must be \[q d\]"):
         index.search(unit[0])
-    with pytest.raises(RunError, match="holds no index"):
+    with pytest.raises(RunError, match="contains no index"):
         Index.load(tmp_path)
 
 

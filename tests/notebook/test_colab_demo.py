@@ -211,9 +211,9 @@ def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     gallery = shown(cells["gallery"])
     assert gallery.count("<article") == 3
     assert gallery.count("data:image/jpeg;base64,") == 18, "a query and five results each"
-    assert "G after RAR" in gallery
+    assert "generator after RAR" in gallery
 
     found = shown(cells["search"])
     assert found.count("data:image/jpeg;base64,") == 6
-    assert "G reads off photo and words" in found
+    assert "generator, from photo and words" in found
     assert "left out" in cells["pretrained"].outputs[0].text

@@ -56,7 +56,7 @@ def test_an_unwritable_place_is_said_before_anything_is_measured(tmp_path):
 
     for name in ("agcl", "bm25", "grpo", "decode", "pictures", "search", "evaluate"):
         bench = import_module(f"afmrl_jax.performance.benchmarks.{name}")
-        with pytest.raises(ConfigError, match="no folder"):
+        with pytest.raises(ConfigError, match="not a folder"):
             bench.run(bench.Settings(), tmp_path / "missing" / "x.json")
 
 

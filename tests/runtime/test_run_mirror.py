@@ -203,7 +203,7 @@ def test_who_reads_does_not_change_the_home_of_a_run_that_goes_on(bucket, machin
     write(working_copy(HOME), report="of the reader")
     state = bucket.cat(f"{HOME}/{STATE}")
     keep_all()
-    assert "stays in" in capsys.readouterr().err
+    assert "stay in" in capsys.readouterr().err
     assert bucket.cat(f"{HOME}/{STATE}") == state
     machine("first")
     write(at_work(), **{FINISHED.removesuffix(".json"): "", "b": "2"})
@@ -347,7 +347,7 @@ def test_a_home_that_cannot_be_reached_is_named(bucket, machine, monkeypatch):
         raise ValueError("a library's own kind of error")
 
     monkeypatch.setattr(copies, "_copy", broken)
-    with pytest.raises(RunError, match=r"runs/a/a cannot be reached \(a library's own.*goes on"):
+    with pytest.raises(RunError, match=r"runs/a/a cannot be reached \(a library's own.*resumes"):
         keep(folder)
     assert len(calls) == copies.TRIES
     assert files(folder) == {"a": b"1"}

@@ -1,4 +1,6 @@
-"""Real sizes with random weights on one GPU or TPU: R's training step and G's decoding."""
+"""Real sizes with random weights on one GPU or TPU: the embedder's training step and the
+generator's decoding.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from afmrl_jax.config import Execution, LoraConfig, QwenVLConfig
+from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.data.sources.batches import ContrastiveBatch
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.families import family
@@ -26,15 +29,16 @@ from afmrl_jax.performance.record import spread
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.training.agcl import make_agcl_step
 from afmrl_jax.training.state import initial_state, make_optimizer
+from afmrl_jax.types import JsonObject
 
 
 @dataclass(frozen=True)
 class Load:
-    """A model and what it computes."""
+    """A model and its workload."""
 
     config: QwenVLConfig
     size: Size
-    """Shape of the rows; the widths of its own model are not used."""
+    """Shape of the rows; its model widths are not used."""
     rows: int
     execution: Execution = dataclasses.field(
         default_factory=lambda: Execution(dtype="bfloat16", remat="full")
@@ -52,8 +56,8 @@ class Load:
         return cls(preset("qwen2_5vl_3b"), Size(side=16, new_tokens=128), 64)
 
     @property
-    def batch(self) -> Any:
-        """Rows whose picture places carry this model's id."""
+    def batch(self) -> VLBatch:
+        """Rows with this model's image token id."""
         rows = make_rows(self.size, self.rows)
         place = rows.tokens == 3
         tokens = np.where(place, self.config.image_token_id, rows.tokens).astype(np.int32)
@@ -61,7 +65,7 @@ class Load:
 
 
 def forward_flops(config: QwenVLConfig, visual: int, text: int) -> tuple[float, float]:
-    """Matrix products of one picture's vision tower, and of the decoder on its row."""
+    """Matrix-product FLOPs of the vision tower on one picture, and of the decoder on its row."""
     vision, decoder = config.vision, config.text
     patches, wide = visual * vision.merge_size**2, vision.embed_dim
     gates = 3 if family(config.family).vision.gated else 2
@@ -77,7 +81,7 @@ def forward_flops(config: QwenVLConfig, visual: int, text: int) -> tuple[float, 
     return vision.depth * block + ends, decoder.num_layers * layer
 
 
-def _median_seconds(call: Callable[[], Any], repeats: int) -> list[float]:
+def _median_seconds(call: Callable[[], object], repeats: int) -> list[float]:
     jax.block_until_ready(call())
     samples = []
     for _ in range(repeats):
@@ -88,7 +92,7 @@ def _median_seconds(call: Callable[[], Any], repeats: int) -> list[float]:
 
 
 def peaks(side: int, repeats: int) -> tuple[float, float]:
-    """Measured peaks: bfloat16 FLOP/s of a product of two [side side], bytes/s of reading one."""
+    """Measured peaks: bfloat16 FLOP/s of a product of two [side side], and bytes/s of reading."""
     x = jnp.ones((side, side), jnp.bfloat16)
     product = jax.jit(lambda x: x @ x)
     seconds = np.median(_median_seconds(lambda: product(x), repeats))
@@ -98,8 +102,8 @@ def peaks(side: int, repeats: int) -> tuple[float, float]:
     return 2 * side**3 / float(seconds), big.nbytes / float(read)
 
 
-def _random(shapes: dict[str, Any], dtype: Any) -> Params:
-    """Small random weights made on the device, one at a time."""
+def _random(shapes: dict[str, jax.ShapeDtypeStruct], dtype: DTypeLike) -> Params:
+    """Small random weights, created on the device one at a time."""
 
     @partial(jax.jit, static_argnums=(1,))
     def make(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -114,8 +118,10 @@ def _memory() -> dict[str, int]:
     return {f"{k}": found[k] for k in ("peak_bytes_in_use", "bytes_limit") if k in found}
 
 
-def train_step(load: Load, peak: float, repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """R's step on adapters: images/s, and FLOP/s by vision tower once and decoder three times."""
+def train_step(load: Load, peak: float, repeats: int) -> tuple[dict[str, float], JsonObject]:
+    """The embedder's step on adapters: images/s, and FLOP/s counting the vision tower once and the
+    decoder three times.
+    """
     architecture = Architecture.of(load.config, load.execution)
     own = {n: x for n, x in architecture.shapes.items() if is_adapter(n)}
     frozen = _random({n: x for n, x in architecture.shapes.items() if n not in own}, jnp.bfloat16)
@@ -126,7 +132,7 @@ def train_step(load: Load, peak: float, repeats: int) -> tuple[dict[str, float],
     products = jnp.arange(load.rows // 2, dtype=jnp.int32)
     batch = ContrastiveBatch(load.batch, products)
 
-    def call() -> Any:
+    def call() -> object:
         holder[0], metrics = step(frozen, holder[0], batch, jax.random.key(0))
         return holder[0], metrics
 
@@ -141,13 +147,13 @@ def train_step(load: Load, peak: float, repeats: int) -> tuple[dict[str, float],
     return figures, {"part": "r_step", "rows": load.rows, "seconds": spread(samples), **_memory()}
 
 
-def decode(load: Load, bandwidth: float, repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """G's decoding: tokens/s, and the share of reading all weights once a token."""
+def decode(load: Load, bandwidth: float, repeats: int) -> tuple[dict[str, float], JsonObject]:
+    """The generator's decoding: tokens/s, and as a share of reading all weights once per token."""
     architecture = Architecture.of(load.config, load.execution)
     params, batch = _random(architecture.shapes, jnp.bfloat16), load.batch
 
     @partial(jax.jit, static_argnums=2)
-    def write(params: Params, batch: Any, count: int) -> jax.Array:
+    def write(params: Params, batch: VLBatch, count: int) -> jax.Array:
         return generate(
             architecture.bind(params),
             batch,
@@ -161,7 +167,7 @@ def decode(load: Load, bandwidth: float, repeats: int) -> tuple[dict[str, float]
 
     whole = _median_seconds(lambda: write(params, batch, load.size.new_tokens), repeats)
     first = _median_seconds(lambda: write(params, batch, 1), repeats)
-    # Without the prompt: what further tokens take.
+    # Without the prompt: seconds of each further token.
     seconds = float(np.median(whole) - np.median(first)) / (load.size.new_tokens - 1)
     # The vision tower is not read while decoding.
     read = sum(x.nbytes for n, x in params.items() if not n.startswith("visual_tower"))
@@ -179,14 +185,14 @@ def measure_accelerator(
     *,
     side: int = 8192,
     repeats: int = 5,
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+) -> tuple[dict[str, float], list[JsonObject]]:
     """Figures and details of both models on the first device.
 
     Args:
-        embedder: R and its batch; `Load.embedder` without.
-        generator: G and its prompts; `Load.generator` without.
-        side: of the matrices that the peaks are measured with.
-        repeats: of every measurement.
+        embedder: the embedder and its batch; `Load.embedder` by default.
+        generator: the generator and its prompts; `Load.generator` by default.
+        side: size of the matrices with which the peaks are measured.
+        repeats: repetitions of every measurement.
     """
     peak, bandwidth = peaks(side, repeats)
     log_info(f"measured peaks: {peak / 1e12:.0f} TFLOP/s, {bandwidth / 1e12:.2f} TB/s")

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from afmrl_jax.data.attributes.bm25_terms import batch_vocabulary
 from afmrl_jax.errors import ConfigError
@@ -27,9 +28,10 @@ from afmrl_jax.performance.benchmarks.gradcache import GradcacheSettings
 from afmrl_jax.performance.benchmarks.texts import attribute_texts
 from afmrl_jax.performance.record import check_writable, ratios, spread, write_record
 from afmrl_jax.runtime.progress import Progress, log_info
+from afmrl_jax.types import AnyArray, JsonObject
 
 Part = Literal["memory", "time", "gradcache"]
-Measured = tuple[dict[str, float], list[dict[str, Any]]]
+Measured = tuple[dict[str, float], list[JsonObject]]
 CLOSE = 1e-4
 """Largest relative difference of gradients between the sides, float32."""
 
@@ -39,34 +41,34 @@ class Settings:
     """What is measured, and at which sizes."""
 
     parts: tuple[Part, ...] = ("memory", "time", "gradcache")
-    """Memory is read off compiled programs, which are not run."""
+    """Memory is read from compiled programs, which are not run."""
     size: int = 1536
-    """Numbers in a vector; Qwen2-VL-2B has 1536."""
+    """Dimension of the vectors; Qwen2-VL-2B has 1536."""
     memory_batches: tuple[int, int] = (16384, 65536)
     """Batches whose memory is compared, the `16k` and `64k` of the figures."""
     time_batch: int = 4096
     """Batch whose time is compared, the `4k` of the figures."""
     chunks: tuple[int, ...] = (256, 512, 1024)
-    """Rows of a chunk of the row-chunk form; the best of them for time and memory each counts."""
+    """Rows per chunk of the row-chunk form; the best for time and the best for memory count."""
     tile: int = 0
-    """Rows and columns of our tiles; 0 for what the loss takes by itself. Our form is `auto`."""
+    """Rows and columns of our tiles; 0 for the default of the loss. Our form is `auto`."""
     vocab: int = 20_000
     """Terms of the catalogue."""
     longest: int = 16
-    """Most terms of an attribute text."""
+    """Most terms per attribute text."""
     repeats: int = 7
     """Rounds in which every form is measured once; ratios are taken within a round."""
     seed: int = 0
     gradcache: GradcacheSettings = field(default_factory=GradcacheSettings)
-    """Of the part that trains in chunks."""
+    """Settings of the part that trains in chunks."""
 
     @property
     def tiles(self) -> tuple[int, int] | None:
-        """Tile as the loss takes it."""
+        """The tile argument of the loss."""
         return (self.tile, self.tile) if self.tile else None
 
 
-def value_and_gradient(loss: Loss) -> Any:
+def value_and_gradient(loss: Loss) -> jax.stages.Wrapped:
     """The compiled function that is measured: gradients by both sides' vectors."""
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
 
@@ -75,15 +77,15 @@ def temp_bytes(loss: Loss, shapes: tuple) -> int:
     """Temporary memory of a compiled value and gradient, outputs not counted."""
     found = value_and_gradient(loss).lower(*shapes).compile().memory_analysis()
     if found is None:
-        raise ConfigError("this backend does not tell the memory of a program: measure on a CPU")
+        raise ConfigError("this backend does not report the memory of a program: measure on a CPU")
     return int(found.temp_size_in_bytes)
 
 
 def shapes_of(batch: int, settings: Settings) -> tuple:
-    """Arguments of a loss without their values, for compiling only."""
+    """Shapes of a loss's arguments, for compiling only."""
     vocab = min(settings.vocab, batch * settings.longest)
 
-    def shape(*sizes: int, kind: Any = jnp.float32) -> Any:
+    def shape(*sizes: int, kind: DTypeLike = jnp.float32) -> AnyArray:
         return jax.ShapeDtypeStruct(sizes, kind)
 
     texts = shape(batch, settings.longest, kind=jnp.int32)
@@ -111,15 +113,15 @@ def batch_of(settings: Settings) -> tuple:
         jnp.asarray(local.query),
         jnp.asarray(local.candidate),
     )
-    # One product in sixteen is there twice.
+    # One product in sixteen appears twice.
     ids = np.where(rng.random(count) < 1 / 16, rng.integers(0, count, count), np.arange(count))
     return *vectors, terms, jnp.asarray(ids, jnp.int32)
 
 
 def measure_memory(settings: Settings) -> Measured:
-    """Temp memory of value and gradient, ours against the literal formula and row chunks."""
+    """Temporary memory of value and gradient: ours against the literal formula and row chunks."""
     figures: dict[str, float] = {}
-    details: list[dict[str, Any]] = []
+    details: list[JsonObject] = []
     for label, batch in zip(("16k", "64k"), settings.memory_batches, strict=True):
         shapes = shapes_of(batch, settings)
         for symmetric in (True, False):
@@ -146,7 +148,7 @@ def measure_memory(settings: Settings) -> Measured:
             details.append(detail | {"symmetric": symmetric, "temp_bytes": found, "ratios": ratio})
             log_info(f"memory {label}, symmetric {symmetric}: {ratio}")
             for name, value in ratio.items():
-                # The weaker of both kinds of loss is quoted.
+                # The weaker of the two kinds of loss is quoted.
                 key = f"temp_ratio_{name}_{label}"
                 figures[key] = min(figures.get(key, np.inf), round(value, 3))
     del figures["temp_ratio_rowchunk_16k"]
@@ -154,7 +156,7 @@ def measure_memory(settings: Settings) -> Measured:
 
 
 def measure_time(settings: Settings) -> Measured:
-    """Seconds of value and gradient; every form is run once a round, so that all see one noise."""
+    """Seconds of value and gradient; every form runs once per round, so all see the same noise."""
     batch, worst = batch_of(settings), {"dense": 0.0, "rowchunk": 0.0}
     details = []
     for symmetric in (True, False):
@@ -171,8 +173,8 @@ def measure_time(settings: Settings) -> Measured:
         samples = _rounds(sides, batch, settings.repeats, f"time, symmetric {symmetric}")
         ratio = {name: ratios(samples["ours"], x) for name, x in samples.items() if name != "ours"}
         for kind, start in (("dense", "dense"), ("rowchunk", "row")):
-            # The best of the other forms is the one we are slowest against. `ours_tiled`, which
-            # keeps no scores, is in the JSON alone.
+            # The best other form is the one against which we are slowest. `ours_tiled`, which
+            # keeps no scores, is only in the JSON.
             most = max(v["median"] for k, v in ratio.items() if k.startswith(start))
             worst[kind] = max(worst[kind], most)
             log_info(f"time, symmetric {symmetric}: {most:.3f} of the best {kind} form")
@@ -182,11 +184,13 @@ def measure_time(settings: Settings) -> Measured:
     return {f"time_ratio_{kind}_4k": value for kind, value in worst.items()}, details
 
 
-def _agree(sides: dict[str, Any], batch: tuple, symmetric: bool, settings: Settings) -> None:
-    """Every side computes the same gradient, or its time means nothing.
+def _agree(
+    sides: dict[str, jax.stages.Wrapped], batch: tuple, symmetric: bool, settings: Settings
+) -> None:
+    """Check that all sides compute the same gradient; otherwise timing is meaningless.
 
     Raises:
-        RuntimeError: one does not.
+        RuntimeError: one side's gradient differs.
     """
     exact = form("tiled", symmetric, tile=settings.tiles, exact_reverse=True)
     expected = {False: sides["ours"](*batch)[1], True: value_and_gradient(exact)(*batch)[1]}
@@ -198,7 +202,9 @@ def _agree(sides: dict[str, Any], batch: tuple, symmetric: bool, settings: Setti
                 raise RuntimeError(f"{name}: gradients differ by {difference:.2g} of the largest")
 
 
-def _rounds(sides: dict[str, Any], batch: tuple, repeats: int, name: str) -> dict[str, list[float]]:
+def _rounds(
+    sides: dict[str, jax.stages.Wrapped], batch: tuple, repeats: int, name: str
+) -> dict[str, list[float]]:
     samples: dict[str, list[float]] = {side: [] for side in sides}
     with Progress(name, repeats) as progress:
         for done in range(1, repeats + 1):
@@ -218,7 +224,7 @@ PARTS: dict[Part, Callable[[Settings], Measured]] = {
 
 
 def run(settings: Settings, out: Path) -> dict[str, float]:
-    """Measure the parts that were asked for, and write `out` at the end.
+    """Measure the chosen parts, and write `out` at the end.
 
     Raises:
         ConfigError: `out` cannot be written; before anything is measured.
@@ -226,7 +232,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
     """
     check_writable(out)
     figures: dict[str, float] = {}
-    details: list[dict[str, Any]] = []
+    details: list[JsonObject] = []
     for part in settings.parts:
         found, detail = PARTS[part](settings)
         figures, details = figures | found, [*details, *detail]

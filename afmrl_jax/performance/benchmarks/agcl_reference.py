@@ -1,4 +1,4 @@
-"""What AGCL is measured against: dense forms and row chunks with remat, as one would write them."""
+"""Baselines for AGCL: straightforward dense forms, and row chunks with remat."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def form(
 
 
 def dense(symmetric: bool) -> Loss:
-    """The literal formula without metrics, differentiated by JAX: the scores of a pair are shared
-    by both directions, and nothing is computed that the loss does not need.
+    """The literal formula without metrics, differentiated by JAX: both directions share the scores
+    of a pair, and nothing is computed that the loss does not need.
     """
 
     def loss(
@@ -71,8 +71,8 @@ def _cross_entropy(scores: jax.Array, bias: jax.Array, same: jax.Array) -> jax.A
 
 
 def dense_by_hand(symmetric: bool) -> Loss:
-    """A dense form with its gradient written by hand: logits are kept, and each direction's softmax
-    is made in the backward pass, so that it does three products and few passes over the table.
+    """A dense form with a handwritten gradient: logits are kept, and each direction's softmax is
+    computed in the backward pass, so it needs three products and few passes over the table.
     """
 
     def tables(
@@ -119,11 +119,11 @@ def dense_by_hand(symmetric: bool) -> Loss:
 
 
 def row_chunks(symmetric: bool, size: int, *, weighted: bool = True) -> Loss:
-    """Rows in chunks of `size` against all columns, each chunk computed anew for its gradient.
+    """Rows in chunks of `size` against all columns, each chunk recomputed for its gradient.
 
-    The second direction asks with the candidates' attributes, as `bm25_reverse=True` does. Without
-    `weighted` there is no BM25: the table of term weights of all columns would be most of what a
-    large batch takes, and a comparison of memory should not rest on it.
+    The second direction queries with the candidates' attributes, as `bm25_reverse=True` does.
+    Without `weighted` there is no BM25: the table of term weights of all columns would dominate the
+    memory of a large batch, and the comparison should not depend on it.
     """
 
     def one_way(sides: tuple[jax.Array, jax.Array], terms: Bm25Terms, ids: jax.Array) -> jax.Array:

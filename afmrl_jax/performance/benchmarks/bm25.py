@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from afmrl_jax.objectives.bm25 import Bm25Statistics, bm25_scores, fit_bm25
 from afmrl_jax.performance.benchmarks.texts import attribute_texts
 from afmrl_jax.performance.record import check_writable, ratios, spread, write_record
 from afmrl_jax.runtime.progress import Progress, log_info
+from afmrl_jax.types import AnyArray, JsonObject
 
 K1, B = 1.5, 0.75
 ENOUGH = 0.2
@@ -30,20 +31,20 @@ class Settings:
     """The batch, and how often each pair of sides is measured."""
 
     batch: int = 1024
-    """Queries, and as many candidates."""
+    """Number of queries, and of candidates."""
     vocab: int = 20_000
-    """Terms of the catalogue; a batch has some thousand of them."""
+    """Terms of the catalogue; a batch has a few thousand of them."""
     longest: int = 16
-    """Most terms a text; the least is 4."""
+    """Most terms per text; the fewest are 4."""
     repeats: int = 9
     """Pairs of measurements; the median of their ratios is reported."""
     slow_repeats: int = 3
-    """The same for rank_bm25, which takes seconds a time."""
+    """The same for rank_bm25, which takes seconds each time."""
     seed: int = 0
 
 
 class Corpus(NamedTuple):
-    """What every side is given before the clock starts."""
+    """Input of every side, prepared before the clock starts."""
 
     statistics: Bm25Statistics
     queries: np.ndarray
@@ -55,7 +56,8 @@ class Corpus(NamedTuple):
         return [[f"t{t}" for t in row if t >= 0] for row in terms]
 
 
-Side = Callable[[], Any]
+Side = Callable[[], AnyArray]
+"""Scores [q c]; those of SciPy are sparse."""
 
 
 def our_side(corpus: Corpus) -> Side:
@@ -75,20 +77,20 @@ def our_side(corpus: Corpus) -> Side:
 
 
 def rank_bm25_side(corpus: Corpus) -> Side:
-    """rank_bm25 with Lucene's idf, one query after the other; its index is made before."""
+    """rank_bm25 with Lucene's idf, one query after another; its index is built in advance."""
     from rank_bm25 import BM25Okapi
 
     texts = corpus.words(corpus.candidates)
     index = BM25Okapi(texts, k1=K1, b=B)
     idf = np.asarray(corpus.statistics.idf, np.float64)
-    # It has another idf, and scores are k1 + 1 times Lucene's.
+    # Its idf differs, and its scores are k1 + 1 times Lucene's.
     index.idf = {word: idf[int(word[1:])] / (K1 + 1) for word in index.idf}
     queries = corpus.words(corpus.queries)
     return lambda: np.stack([index.get_scores(query) for query in queries])
 
 
 def bm25s_side(corpus: Corpus) -> Side:
-    """Queries, already numbered, through bm25s; its index holds all scores ready made."""
+    """bm25s on queries already converted to ids; its index holds all scores precomputed."""
     import bm25s
 
     index = bm25s.BM25(method="lucene", k1=K1, b=B)
@@ -108,7 +110,7 @@ def bm25s_side(corpus: Corpus) -> Side:
 
 
 def scipy_side(corpus: Corpus) -> Side:
-    """The product of two CSR matrices; both are made before, and the result stays sparse."""
+    """The product of two CSR matrices, both built in advance; the result stays sparse."""
     count, width = corpus.candidates.shape
     lengths = (corpus.candidates >= 0).sum(1)
     norm = K1 * (1 - B + B * lengths / float(corpus.statistics.average_length))
@@ -138,7 +140,7 @@ SIDES: dict[str, Callable[[Corpus], Side]] = {
 
 def _seconds(side: Side) -> float:
     """Median time of the calls that fit into `ENOUGH` seconds, at least one."""
-    # The first call finds caches full of the other side's numbers.
+    # At the first call the caches still hold the other side's data.
     side()
     found: list[float] = []
     while not found or (sum(found) < ENOUGH and len(found) < 50):
@@ -148,16 +150,16 @@ def _seconds(side: Side) -> float:
     return float(np.median(found))
 
 
-def _table(scores: Any) -> np.ndarray:
+def _table(scores: AnyArray) -> np.ndarray:
     return np.asarray(scores.toarray() if sparse.issparse(scores) else scores, np.float64)
 
 
 def run(settings: Settings, out: Path) -> dict[str, float]:
-    """Measure against each peer in turn, and write `out` at the end.
+    """Measure against each library in turn, and write `out` at the end.
 
     Raises:
-        ConfigError: `out` cannot be written, or a peer is not installed.
-        RuntimeError: a side has other scores, so that its time means nothing.
+        ConfigError: `out` cannot be written, or a library is not installed.
+        RuntimeError: the scores of two sides differ, so timing is meaningless.
     """
     check_writable(out)
     texts = [
@@ -174,7 +176,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
             theirs = make(corpus)
         except ImportError as error:
             raise ConfigError(
-                f"{error}: `pip install 'afmrl-jax[bench]'` brings what is compared"
+                f"{error}: `pip install 'afmrl-jax[bench]'` installs the compared libraries"
             ) from error
         difference = float(np.abs(found - _table(theirs())).max())
         if not difference < CLOSE:
@@ -189,7 +191,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
     return figures
 
 
-def _pairs(name: str, ours: Side, theirs: Side, repeats: int) -> dict[str, Any]:
+def _pairs(name: str, ours: Side, theirs: Side, repeats: int) -> JsonObject:
     samples: tuple[list[float], list[float]] = ([], [])
     with Progress(name, repeats) as progress:
         for done in range(1, repeats + 1):

@@ -8,10 +8,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from afmrl_jax.performance.record import ratios, spread
 from afmrl_jax.runtime.progress import Progress
+from afmrl_jax.types import JsonObject
+
+if TYPE_CHECKING:
+    import jax
 
 PROGRAM = """
 import json, sys, time
@@ -33,8 +37,8 @@ print(json.dumps({"trace": middle - began, "compile": done - middle, "both": don
 KINDS = ("unrolled", "loop", "warm")
 
 
-def lowered_step(layers: int, scan: bool) -> Any:
-    """R's training step on adapters, from shapes alone, traced and lowered."""
+def lowered_step(layers: int, scan: bool) -> jax.stages.Lowered:
+    """The embedder's training step on adapters, traced and lowered from shapes only."""
     import dataclasses
 
     import jax
@@ -49,7 +53,7 @@ def lowered_step(layers: int, scan: bool) -> Any:
     from afmrl_jax.training.agcl import make_agcl_step
     from afmrl_jax.training.state import initial_state, make_optimizer
 
-    # Compilation takes as long for narrow layers as for wide ones.
+    # Compile time does not depend on the width of the layers.
     size = dataclasses.replace(Size.tiny(), layers=layers, vision_depth=layers)
     config = dataclasses.replace(size.config, lora=size.lora)
     architecture = Architecture.of(config, Execution(scan=scan))
@@ -60,12 +64,12 @@ def lowered_step(layers: int, scan: bool) -> Any:
     state = jax.eval_shape(lambda p: initial_state(p, optimizer), own)
     rows = make_rows(size, 2 * size.pairs)
     batch = ContrastiveBatch(rows, jnp.arange(size.pairs, dtype=jnp.int32))
-    step: Any = make_agcl_step(architecture, configured, None, optimizer)
-    return step.lower(frozen, state, batch, jax.random.key(0))
+    step = make_agcl_step(architecture, configured, None, optimizer)
+    return cast(jax.stages.Wrapped, step).lower(frozen, state, batch, jax.random.key(0))
 
 
 def _compile(layers: int, kind: str, cache: Path | None) -> dict[str, float]:
-    """Seconds in a fresh process."""
+    """Seconds of each phase in a fresh process."""
     here = str(Path(__file__).parents[1])
     paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
@@ -80,16 +84,16 @@ def _compile(layers: int, kind: str, cache: Path | None) -> dict[str, float]:
         env=environment,
     )
     if done.returncode:
-        raise RuntimeError(f"a process that compiles failed:\n{done.stderr}")
+        raise RuntimeError(f"a compile process failed:\n{done.stderr}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def measure_compile(layers: int, repeats: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def measure_compile(layers: int, repeats: int) -> tuple[dict[str, float], list[JsonObject]]:
     """Figures and details: seconds to trace and compile one step, interleaved by kind.
 
     Cold and warm start are of the looped step: the same process with an empty cache folder, and
-    with what the one before left there.
+    with the cache that the previous one left.
     """
     samples: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     with Progress("compile", 3 * repeats) as progress:

@@ -1,4 +1,4 @@
-"""Rollouts: tokens a second of a group that shares its prompt, and what the host is asked for."""
+"""Rollouts: tokens per second of groups that share a prompt, and requests to the host."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from afmrl_jax.config import Execution
+from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.performance.benchmarks.workload import TOKEN, Size, make_rows
@@ -19,7 +19,7 @@ from afmrl_jax.performance.record import check_writable, spread, write_record
 from afmrl_jax.runtime.progress import Progress
 
 HOST = re.compile(r"callback|infeed|outfeed|\bsend\(|\brecv\(")
-"""How a compiled program asks the host for something while it runs."""
+"""Signs in a compiled program that it calls the host while it runs."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
     speed = spread([n / s for n, s in zip(tokens, seconds, strict=True)])
     figures = {
         "decode_tokens_per_second": speed["median"],
-        # The program is started once and asks for nothing before it is done.
+        # The program is started once and calls the host only if the text shows a request.
         "host_syncs_per_token": float(requests),
     }
     details = [
@@ -80,7 +80,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
 
 
 def _sample(
-    architecture: Architecture, settings: Settings, params: Params, prompts: Any, key: jax.Array
+    architecture: Architecture, settings: Settings, params: Params, prompts: VLBatch, key: jax.Array
 ) -> Generation:
     return generate(
         architecture.bind(params),
@@ -89,7 +89,7 @@ def _sample(
         max_new_tokens=settings.size.new_tokens,
         temperature=settings.temperature,
         key=key,
-        # No word ends a text, so every sample has its full length.
+        # No token ends a text, so every sample has its full length.
         eos_id=settings.size.vocab_size,
         pad_id=TOKEN.pad_id,
     )

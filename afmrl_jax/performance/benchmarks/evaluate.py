@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from afmrl_jax.evaluation.ranking import VectorScorer, rank_gallery
 from afmrl_jax.evaluation.tasks import TASKS
 from afmrl_jax.performance.record import check_writable, spread, write_record
 from afmrl_jax.runtime.progress import Progress, log_info
+from afmrl_jax.types import JsonObject
 
 FINE, COARSE = TASKS[:2]
 BLOCK = 512
@@ -30,16 +31,16 @@ class Settings:
 
     queries: int = 100_000
     gallery: int = 100_000
-    """Listings; the first of them are the queries."""
+    """Number of listings; the first ones are the queries."""
     dim: int = 256
     product_size: int = 4
-    """Listings a product."""
+    """Listings per product."""
     categories: int = 500
     noise: float = 3.0
-    """Length of what a listing's vector has beside its product's and its category's."""
+    """Scale of the noise added to a listing's product and category vectors."""
     repeats: int = 3
     checked: int = 256
-    """Queries that are also ranked by plain NumPy."""
+    """Queries that are also ranked with plain NumPy."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -48,7 +49,7 @@ class Settings:
 
 
 class Corpus(NamedTuple):
-    """Unit vectors of listings in the order of a catalogue, which is none, with their labels."""
+    """Unit vectors of listings in random order, with their labels."""
 
     vectors: np.ndarray
     products: np.ndarray
@@ -76,7 +77,7 @@ class Corpus(NamedTuple):
 
 
 def evaluate(corpus: Corpus, queries: int, label: str | None = None) -> dict[str, np.ndarray]:
-    """Every metric of the fine and the coarse task by `task.metric`, [queries] each."""
+    """All metrics of the fine and the coarse task by `task.metric`, [queries] each."""
     chosen = np.arange(queries)
     scorer = VectorScorer(corpus.vectors[:queries], corpus.vectors)
     sets = [(x[chosen], x) for x in (corpus.products, corpus.categories)]
@@ -91,7 +92,7 @@ def evaluate(corpus: Corpus, queries: int, label: str | None = None) -> dict[str
 
 
 def disagreements(corpus: Corpus, found: dict[str, np.ndarray], chosen: np.ndarray) -> int:
-    """Queries for which R@10 or coarse mAP@10 differ from those of sorted scores."""
+    """Number of queries whose R@10 or coarse mAP@10 differs from that of sorted scores."""
     scores = corpus.vectors[chosen] @ corpus.vectors.T
     scores[np.arange(len(chosen)), chosen] = -np.inf
     order = np.argsort(-scores, axis=1, kind="stable")[:, :10]
@@ -107,7 +108,7 @@ def disagreements(corpus: Corpus, found: dict[str, np.ndarray], chosen: np.ndarr
 
 
 def _resident() -> int:
-    """Bytes of memory of this process now; the largest so far where that is not known."""
+    """Resident memory of this process in bytes; its peak so far if that is unknown."""
     status = Path("/proc/self/statm")
     if status.is_file():
         return int(status.read_text().split()[1]) * resource.getpagesize()
@@ -116,7 +117,7 @@ def _resident() -> int:
 
 @contextmanager
 def watched(peak: list[int]) -> Iterator[None]:
-    """Append the largest resident size seen while the block runs, in bytes."""
+    """Append the largest resident size during the block to `peak`, in bytes."""
     done, largest = Event(), [_resident()]
 
     def watch() -> None:
@@ -133,10 +134,10 @@ def watched(peak: list[int]) -> Iterator[None]:
         peak.append(largest[0])
 
 
-def measure(settings: Settings) -> dict[str, Any]:
+def measure(settings: Settings) -> JsonObject:
     """Seconds of each repetition, memory beyond the inputs, and agreement with plain NumPy."""
     corpus = Corpus.of(settings)
-    # Programs are those of whole blocks and tiles, so a few queries compile them.
+    # Programs have the shapes of whole blocks and tiles, so a few queries compile them all.
     evaluate(corpus, min(settings.queries, 2048))
     before = _resident()
     seconds: list[float] = []
@@ -163,15 +164,15 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 
 def run(settings: Settings, out: Path) -> dict[str, float]:
-    """Measure in a process of its own, and write `out`.
+    """Measure in a separate process, and write `out`.
 
     Raises:
         ConfigError: `out` cannot be written.
-        RuntimeError: more than one in a hundred checked queries has other metrics; single ones
-            may, where scores differ in their last digit only.
+        RuntimeError: the metrics of more than one in a hundred checked queries differ; a few may,
+            where scores differ only in the last digit.
     """
     check_writable(out)
-    # Another process has none of this one's memory, and its largest size is its own.
+    # A new process has none of this one's memory, so its peak is its own.
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         found = pool.apply(measure, (settings,))
     if found["disagreements"] > 0.01 * found["checked"]:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import cast
 
 import jax
 import numpy as np
@@ -40,12 +40,13 @@ from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.training.agcl import make_agcl_step
 from afmrl_jax.training.partition import learns
 from afmrl_jax.training.state import TrainState, initial_state, make_optimizer
+from afmrl_jax.types import JsonObject
 
 TOKEN = SimpleNamespace(pad_id=0, vision_start=1, vision_end=2, image_pad_id=3)
 FIRST_WORD = 8
 WHAT = ("text", "patch")
 LARGER = 64
-"""How many times the batch that fits at once the chunked one is."""
+"""Size of the chunked batch, in multiples of the batch that fits at once."""
 
 
 @dataclass(frozen=True)
@@ -59,28 +60,28 @@ class GradcacheSettings:
     """Visual tokens along one side of the square picture."""
     text_tokens: int = 32
     pairs: int = 32
-    """Of the batch that is timed."""
+    """Pairs of the timed batch."""
     chunk_rows: int = 16
-    """Rows of a chunk of that batch."""
+    """Rows per chunk of that batch."""
     repeats: int = 9
     """Pairs of steps; the median of their ratios is reported."""
     memory_cap_mib: int = 64
-    """Temporaries that a step may take, in the search for the largest batch."""
+    """Limit on a step's temporaries, in the search for the largest batch."""
     catalogue_products: int = 1500
-    """Of the mixed catalogue, two listings each."""
+    """Products of the mixed catalogue, two listings each."""
     catalogue_pairs: int = 512
-    """Of a batch from it."""
+    """Pairs of a batch from it."""
     catalogue_chunk_tokens: int = 1024
     catalogue_steps: int = 12
 
     @classmethod
     def tiny(cls) -> GradcacheSettings:
-        """For tests: every part in seconds."""
+        """For tests: every part takes seconds."""
         return cls(2, 32, 1, 2, 4, 4, 2, 2, 2, 120, 32, 512, 3)
 
     @property
     def image(self) -> ImageConfig:
-        """Every picture is one bin."""
+        """Settings under which every picture is one bin."""
         pixels = (self.side * 2 * 14) ** 2
         return ImageConfig.qwen(min_pixels=pixels, max_pixels=pixels)
 
@@ -104,7 +105,7 @@ class GradcacheSettings:
 
 
 def make_rows(settings: GradcacheSettings, count: int, seed: int = 0) -> list[Row]:
-    """Rows of one length: a picture of noise and words."""
+    """Rows of equal length: a picture of noise, and words."""
     rng = np.random.default_rng(seed)
     places, config = settings.side**2, settings.image
     grid = (2 * settings.side, 2 * settings.side)
@@ -119,7 +120,7 @@ def make_rows(settings: GradcacheSettings, count: int, seed: int = 0) -> list[Ro
 
 
 class _Steps:
-    """A training step of adapters, and batches of it at once or in chunks."""
+    """A training step of adapters, and its batches, at once or in chunks."""
 
     def __init__(self, settings: GradcacheSettings):
         self._settings = settings
@@ -127,10 +128,10 @@ class _Steps:
         self._architecture = Architecture.of(settings.config(), execution)
         agcl = dataclasses.replace(AgclConfig().infonce(), prefix_weight=0.0, steps=1000)
         self._optimizer = make_optimizer(agcl.optimizer, agcl.steps)
-        self.step: Any = make_agcl_step(self._architecture, agcl, None, self._optimizer)
+        self.step = make_agcl_step(self._architecture, agcl, None, self._optimizer)
 
     def parameters(self) -> tuple[Params, TrainState]:
-        """The frozen ones, and a state with the others."""
+        """The frozen parameters, and a state with the trained ones."""
         params = self._architecture.init(0)
         own = {n: x for n, x in params.items() if learns(n, "lora")}
         frozen = {n: x for n, x in params.items() if n not in own}
@@ -155,19 +156,20 @@ class _Steps:
         return ContrastiveBatch(chunker(rows), np.arange(len(rows) // 2, dtype=np.int32))
 
     def temporaries(self, batch: ContrastiveBatch) -> int:
-        """Bytes that the compiled step takes beside its arguments and results."""
+        """Bytes that the compiled step takes besides its arguments and results."""
         frozen, state = jax.eval_shape(self.parameters)
         key = jax.eval_shape(lambda: jax.random.key(0))
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-        step: Any = self.step
+        step = cast(jax.stages.Wrapped, self.step)
         memory = step.lower(frozen, state, batch, key).compile().memory_analysis()
+        assert memory is not None
         return int(memory.temp_size_in_bytes)
 
 
-def time_ratio(settings: GradcacheSettings) -> tuple[float, list[dict[str, Any]]]:
-    """Seconds of a chunked step over those of the same step at once, rows of one length.
+def time_ratio(settings: GradcacheSettings) -> tuple[float, list[JsonObject]]:
+    """Seconds of a chunked step over those of the same step at once.
 
-    All rows are equally long, so that chunks gain nothing by less padding.
+    All rows have equal length, so chunks gain nothing from less padding.
     """
     steps = _Steps(settings)
     rows = make_rows(settings, 2 * settings.pairs)
@@ -188,7 +190,7 @@ def time_ratio(settings: GradcacheSettings) -> tuple[float, list[dict[str, Any]]
     for which in (0, 1):
         seconds(which)
     if abs(losses[0] - losses[1]) > 1e-4:
-        raise RuntimeError(f"the losses differ, {losses}; a time means nothing")
+        raise RuntimeError(f"the losses differ, {losses}; timing would be meaningless")
     samples: tuple[list[float], list[float]] = ([], [])
     with Progress("gradcache", settings.repeats) as progress:
         for done in range(1, settings.repeats + 1):
@@ -208,8 +210,8 @@ def time_ratio(settings: GradcacheSettings) -> tuple[float, list[dict[str, Any]]
     return found["median"], [detail]
 
 
-def beyond_memory(settings: GradcacheSettings) -> list[dict[str, Any]]:
-    """A batch `LARGER` times the largest that fits at once under the cap, trained one step.
+def beyond_memory(settings: GradcacheSettings) -> list[JsonObject]:
+    """One training step on a batch `LARGER` times the largest that fits at once under the cap.
 
     Raises:
         RuntimeError: it does not fit.
@@ -234,7 +236,7 @@ def beyond_memory(settings: GradcacheSettings) -> list[dict[str, Any]]:
     _, metrics = steps.step(frozen, state, jax.device_put(chunked), jax.random.key(0))
     loss, norm = float(metrics["loss"]), float(metrics["gradient_norm"])
     if not (np.isfinite(loss) and norm > 0):
-        raise RuntimeError(f"the step gave loss {loss} and a gradient of length {norm}")
+        raise RuntimeError(f"the step gave loss {loss} and gradient norm {norm}")
     detail = {
         "part": "beyond_memory",
         "cap_bytes": cap,
@@ -250,7 +252,7 @@ def beyond_memory(settings: GradcacheSettings) -> list[dict[str, Any]]:
     return [detail]
 
 
-def padding_waste(settings: GradcacheSettings) -> tuple[float, list[dict[str, Any]]]:
+def padding_waste(settings: GradcacheSettings) -> tuple[float, list[JsonObject]]:
     """The larger of the padded shares of text and of patches, over batches of a mixed catalogue."""
     listings = mixed_catalogue(settings.catalogue_products)
     texts = {x.listing_id: format_attributes((x.attributes or {}).items()) for x in listings}
@@ -296,7 +298,7 @@ def padding_waste(settings: GradcacheSettings) -> tuple[float, list[dict[str, An
     return max(shares["in_chunks"].values()), [detail]
 
 
-def measure(settings: GradcacheSettings) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def measure(settings: GradcacheSettings) -> tuple[dict[str, float], list[JsonObject]]:
     """Figures `gradcache_time_ratio` and `padding_waste`, and the details of all parts."""
     ratio, details = time_ratio(settings)
     waste, more = padding_waste(settings)

@@ -1,4 +1,4 @@
-"""RAR's update with a shared prompt against one row a sample, and the reward against sorting."""
+"""RAR's update with a shared prompt against one row per sample; the reward against sorting."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +23,15 @@ from afmrl_jax.performance.benchmarks.workload import FIRST_WORD, TOKEN, Size, m
 from afmrl_jax.performance.record import check_writable, ratios, spread, write_record
 from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.training.rar.policy_gradient import Samples, completion_scores, policy_gradient
+from afmrl_jax.types import JsonObject
 
 Part = Literal["update", "flops", "reward"]
-Side = Callable[[], Any]
+Side = Callable[[], object]
 SETTINGS = RarConfig(temperature=1.0, kl_coefficient=0.05)
 CLOSE = 1e-5
 """Largest difference of a gradient between the two forms."""
 EXPECTED_FLOPS_RATIO = 4.3
-"""Of the two forms for 3 B parameters, G = 8, 256 visual and 64 text tokens, 80 written ones."""
+"""Of the two forms for 3 B parameters, groups of 8, 256 visual, 64 text and 80 generated tokens."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,18 @@ class Settings:
 
     parts: tuple[Part, ...] = ("update", "flops", "reward")
     size: Size = field(default_factory=lambda: Size(new_tokens=32))
-    """Of G and its prompts; new_tokens are the tokens of a sample."""
+    """Of the generator and its prompts; new_tokens is the length of a sample."""
     groups: int = 2
     group_size: int = 8
     preset: str | None = "qwen2_5vl_3b"
-    """Model whose floating-point operations are counted, without being run, for 256 visual, 64 text
-    and 80 written tokens and G = 8; None: those of `size`."""
+    """Model whose floating-point operations are counted, without running it, for 256 visual, 64
+    text and 80 generated tokens and groups of 8; None: the model and lengths of `size`."""
     queries: int = 4096
     gallery: int = 100_000
     dim: int = 256
     positives: int = 4
     sorted_queries: int = 128
-    """Queries whose scores are sorted; the time is scaled to all queries."""
+    """Number of queries whose scores are sorted; the time is scaled up to all queries."""
     repeats: int = 7
     seed: int = 0
 
@@ -60,7 +61,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
 
     Raises:
         ConfigError: `out` cannot be written.
-        RuntimeError: two sides disagree, so that their time means nothing.
+        RuntimeError: two sides disagree, so timing is meaningless.
     """
     check_writable(out)
     parts = {"update": measure_update, "flops": count_flops, "reward": measure_reward}
@@ -76,7 +77,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
 
 
 def make_samples(size: Size, groups: int, group_size: int, seed: int) -> Samples:
-    """Prompts of the workload, and samples of full length with made-up probabilities."""
+    """Prompts of the workload, and full-length samples with random probabilities."""
     rng = np.random.default_rng(seed)
     shape = (groups, group_size, size.new_tokens)
     return Samples(
@@ -91,7 +92,7 @@ def make_samples(size: Size, groups: int, group_size: int, seed: int) -> Samples
 
 
 def _in_turn(name: str, sides: dict[str, Side], repeats: int) -> dict[str, list[float]]:
-    """Seconds of all sides, one after the other in every round; the first round is not counted."""
+    """Seconds of all sides, one after another in every round; the first round is not counted."""
     kept: dict[str, list[float]] = {side: [] for side in sides}
     with Progress(name, repeats) as progress:
         for done in range(repeats + 1):
@@ -104,7 +105,7 @@ def _in_turn(name: str, sides: dict[str, Side], repeats: int) -> dict[str, list[
     return kept
 
 
-def measure_update(settings: Settings) -> tuple[dict[str, float], dict[str, Any]]:
+def measure_update(settings: Settings) -> tuple[dict[str, float], JsonObject]:
     """Gradient of the loss in both forms, on the same weights and samples."""
     size = settings.size
     architecture = Architecture.of(size.config, Execution())
@@ -146,14 +147,14 @@ def measure_update(settings: Settings) -> tuple[dict[str, float], dict[str, Any]
     return {"shared_prefix_speedup": speedup["median"]}, detail
 
 
-def count_flops(settings: Settings) -> tuple[dict[str, float], dict[str, Any]]:
-    """Floating-point operations of both forms at real size, as XLA counts them; nothing is run."""
+def count_flops(settings: Settings) -> tuple[dict[str, float], JsonObject]:
+    """Floating-point operations of both forms at real size, counted by XLA; nothing is run."""
     if settings.preset is None:
         size, config = settings.size, settings.size.config
     else:
         config = preset(settings.preset)
         size = Size(side=16, text_tokens=64, new_tokens=80, vocab_size=config.text.vocab_size)
-    # A loop's body is counted once, so layers are written out, and all logits are one chunk.
+    # XLA counts a loop's body once, so layers are unrolled, and all logits are one chunk.
     architecture = Architecture.of(config, Execution(scan=False))
     samples = _named(make_samples(size, 1, settings.group_size, settings.seed), config)
     rows = repeated(samples)
@@ -184,13 +185,13 @@ def count_flops(settings: Settings) -> tuple[dict[str, float], dict[str, Any]]:
 
 
 def _named(samples: Samples, config: QwenVLConfig) -> Samples:
-    """The samples with the model's own id at the picture places."""
+    """The samples with the model's own image token id."""
     tokens = samples.prompts.tokens
     tokens = np.where(tokens == TOKEN.image_pad_id, config.image_token_id, tokens)
     return samples._replace(prompts=samples.prompts._replace(tokens=tokens.astype(np.int32)))
 
 
-def measure_reward(settings: Settings) -> tuple[dict[str, float], dict[str, Any]]:
+def measure_reward(settings: Settings) -> tuple[dict[str, float], JsonObject]:
     """Rank of the best positive: counted, sorted, and the bare product of queries and gallery."""
     rng = np.random.default_rng(settings.seed)
 
@@ -252,7 +253,7 @@ def measure_reward(settings: Settings) -> tuple[dict[str, float], dict[str, Any]
 
 
 def tiny() -> Settings:
-    """For tests: every part in seconds."""
+    """For tests: every part takes seconds."""
     size = dataclasses.replace(Size.tiny(), new_tokens=3)
     return Settings(
         size=size,

@@ -1,8 +1,6 @@
-"""GRPO's update as most do it: one row a sample, each with a prompt and a picture of its own."""
+"""GRPO's update as usually done: one row per sample, each with its own prompt and picture."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +12,18 @@ from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.objectives.grpo import group_advantages, grpo_loss
 from afmrl_jax.performance.benchmarks.workload import MERGE
 from afmrl_jax.training.rar.policy_gradient import Samples
+from afmrl_jax.types import AnyArray
 
 
 def repeated(samples: Samples) -> VLBatch:
     """Rows [q * g, t + n] of prompts without padding, each followed by one sample.
 
-    Every bin holds one picture, so that pictures are repeated with their rows.
+    Every bin holds one picture, so pictures are repeated along with their rows.
     """
     prompts, tokens, mask = samples.prompts, np.asarray(samples.tokens), np.asarray(samples.mask)
     group, length = tokens.shape[1:]
 
-    def repeat(x: Any) -> np.ndarray:
+    def repeat(x: AnyArray) -> np.ndarray:
         return np.repeat(np.asarray(x), group, axis=0)
 
     last = np.asarray(prompts.positions).max((1, 2))
@@ -51,13 +50,13 @@ def naive_gradient(
     rows: VLBatch,
     samples: Samples,
 ) -> tuple[Params, jax.Array]:
-    """Gradient and loss over `repeated` rows; logits of the samples' tokens exist at once."""
+    """Gradient and loss over `repeated` rows, with the logits of all sample tokens at once."""
     shape = samples.tokens.shape
     advantages = group_advantages(samples.rewards, samples.malformed, baseline=settings.baseline)
 
     def loss(params: Params) -> jax.Array:
         model = architecture.bind(params)
-        # The hidden state of a token says what comes next.
+        # The hidden state of a token predicts the next one.
         hidden = model(rows)[:, -shape[2] - 1 : -1]
         logprobs = jax.nn.log_softmax(model.logits(hidden) / settings.temperature)
         flat = jnp.asarray(samples.tokens).reshape(-1, shape[2], 1)

@@ -1,4 +1,4 @@
-"""Our side of the comparison: a session that computes one part at a time and says how long."""
+"""Our side of the comparison: computes one part at a time and times it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from afmrl_jax.config import AgclConfig, Execution, ModelSettings
+from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.data.sources.batches import ContrastiveBatch
+from afmrl_jax.models.architecture import Params
 from afmrl_jax.models.embedder import embed_batch
 from afmrl_jax.models.generation import generate
 from afmrl_jax.models.huggingface.folder import load_model
@@ -27,7 +28,7 @@ from afmrl_jax.training.state import initial_state, make_optimizer
 
 
 def settings(steps: int) -> AgclConfig:
-    """InfoNCE in both directions, as the other side computes it."""
+    """InfoNCE in both directions, like the other side."""
     return dataclasses.replace(AgclConfig().infonce(), steps=steps, prefix_weight=0.0)
 
 
@@ -37,13 +38,13 @@ class JaxSide:
     def __init__(self, folder: Path, size: Size, execution: Execution):
         self._size = size
         self._architecture, self._params = load_model(folder, execution=execution)
-        self._calls: dict[str, Callable[[], Any]] = {}
+        self._calls: dict[str, Callable[[], object]] = {}
 
     def prepare(self, part: str) -> list[float]:
-        """Compile a part and compute it once.
+        """Compile a part and run it once.
 
         Returns:
-            Numbers that the other side must agree with.
+            Numbers that the other side's must match.
         """
         kind, _, count = part.partition("_b")
         self._calls[part] = getattr(self, f"_{kind}")(int(count or 2 * self._size.pairs))
@@ -56,19 +57,19 @@ class JaxSide:
         return time.perf_counter() - began
 
     def profile(self, part: str) -> dict[str, float]:
-        """Where the time of one call goes."""
+        """Breakdown of the time of one call."""
         return profile_jax(self._calls[part])
 
-    def _forward(self, count: int) -> Callable[[], Any]:
+    def _forward(self, count: int) -> Callable[[], object]:
         batch = jax.device_put(make_rows(self._size, count))
 
         @jax.jit
-        def vectors(params: Any, batch: Any) -> jax.Array:
+        def vectors(params: Params, batch: VLBatch) -> jax.Array:
             return embed_batch(self._architecture.bind(params), batch)
 
         return lambda: vectors(self._params, batch)
 
-    def _train(self, count: int) -> Callable[[], Any]:
+    def _train(self, count: int) -> Callable[[], object]:
         architecture = with_lora(self._architecture, self._size.lora)
         params = add_lora(architecture, self._params, 0)
         model = ModelSettings(trained="lora", frozen_dtype="float32")
@@ -89,11 +90,11 @@ class JaxSide:
 
         return call
 
-    def _decode(self, count: int) -> Callable[[], Any]:
+    def _decode(self, count: int) -> Callable[[], object]:
         batch = jax.device_put(make_rows(self._size, count))
 
         @jax.jit
-        def write(params: Any, batch: Any) -> jax.Array:
+        def write(params: Params, batch: VLBatch) -> jax.Array:
             return generate(
                 self._architecture.bind(params),
                 batch,
@@ -101,7 +102,7 @@ class JaxSide:
                 max_new_tokens=self._size.new_tokens,
                 temperature=0.0,
                 key=jax.random.key(0),
-                eos_id=-1,  # No token: every row writes all of them.
+                eos_id=-1,  # Not a token: every row generates all its tokens.
                 pad_id=0,
             ).tokens
 

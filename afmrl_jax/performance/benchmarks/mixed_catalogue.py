@@ -1,4 +1,4 @@
-"""A catalogue in which everything is mixed: lengths of titles and lists, sizes of pictures."""
+"""A catalogue with mixed lengths of titles and lists, and mixed picture sizes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ KEYS = ("colour", "material", "style", "size", "pattern", "collar", "sleeve", "s
 
 
 def mixed_catalogue(products: int, seed: int = 0) -> list[Listing]:
-    """Two listings of each product, the same for a seed on every machine.
+    """Two listings per product, the same for a given seed on every machine.
 
     Titles have 2 to 14 words, most of them about 6. Two listings in three have an attribute list,
-    of 2 to 9 keys. Half of the pictures are of full size in some aspect ratio, the others smaller,
-    down to thumbnails.
+    of 2 to 9 keys. Half of the pictures have full size in some aspect ratio, the others are
+    smaller, down to thumbnails.
     """
     rng = np.random.default_rng(seed)
     words = ["".join(rng.choice(SYLLABLES, rng.integers(1, 4))) for _ in range(400)]

@@ -6,7 +6,7 @@ import dataclasses
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import numpy as np
@@ -22,6 +22,11 @@ from afmrl_jax.performance.benchmarks.workload import Size
 from afmrl_jax.performance.record import check_writable, ratios, spread, write_record
 from afmrl_jax.runtime.hardware import cores
 from afmrl_jax.runtime.progress import Progress, log_info
+from afmrl_jax.types import JsonObject
+
+if TYPE_CHECKING:
+    from afmrl_jax.performance.benchmarks.jax_side import JaxSide
+    from afmrl_jax.performance.benchmarks.torch_side import TorchSide
 
 Part = Literal["forward", "train", "decode", "compile", "accelerator"]
 FIGURES = {
@@ -39,22 +44,22 @@ class Settings:
     """What is measured, and how often."""
 
     parts: tuple[Part, ...] = ("forward", "train", "decode", "compile", "accelerator")
-    """The accelerator's part is left out where JAX has none."""
+    """The accelerator part is skipped if JAX has none."""
     repeats: int = 9
     """Pairs of measurements against torch; the median of their ratios is reported."""
     compile_repeats: int = 3
-    """Fresh processes of each kind that compile."""
+    """Fresh processes of each kind for compile times."""
     threads: int = 0
-    """Processor cores of either side; 0 for all."""
+    """CPU cores of either side; 0 for all."""
     scan: bool = False
-    """Whether our side loops over layers at run time; unrolled is what torch does."""
+    """Whether our side loops over layers at run time; torch's layers are unrolled."""
     size: Size = dataclasses.field(default_factory=Size)
     """The model that is compared with torch."""
     layers: int = 28
-    """Of the model whose compilation is timed; Qwen2-VL-2B has 28."""
+    """Layers of the model whose compilation is timed; Qwen2-VL-2B has 28."""
 
 
-def _our_side(folder: Path, size: Size, scan: bool, chosen: list[int]) -> Any:
+def _our_side(folder: Path, size: Size, scan: bool, chosen: list[int]) -> JaxSide:
     restrict(chosen)
     jax.config.update("jax_platforms", "cpu")
     from afmrl_jax.performance.benchmarks.jax_side import JaxSide
@@ -62,19 +67,19 @@ def _our_side(folder: Path, size: Size, scan: bool, chosen: list[int]) -> Any:
     return JaxSide(folder, size, Execution(scan=scan))
 
 
-def _their_side(folder: Path, size: Size, chosen: list[int]) -> Any:
+def _their_side(folder: Path, size: Size, chosen: list[int]) -> TorchSide:
     restrict(chosen)
     from afmrl_jax.performance.benchmarks.torch_side import TorchSide
 
     return TorchSide(folder, size, len(chosen))
 
 
-def compare(settings: Settings) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Figures and details of the parts that torch computes too, on the same weights.
+def compare(settings: Settings) -> tuple[dict[str, float], list[JsonObject]]:
+    """Figures and details of the parts that torch also computes, on the same weights.
 
     Raises:
         ConfigError: torch, transformers or peft is missing.
-        RuntimeError: both sides disagree.
+        RuntimeError: the sides disagree.
     """
     asked = [p for p in FIGURES if p.partition("_b")[0] in settings.parts]
     if not asked:
@@ -104,14 +109,14 @@ def compare(settings: Settings) -> tuple[dict[str, float], list[dict[str, Any]]]
     return figures, details
 
 
-def _pairs(part: str, ours: Worker, theirs: Worker, settings: Settings) -> dict[str, Any]:
+def _pairs(part: str, ours: Worker, theirs: Worker, settings: Settings) -> JsonObject:
     found, expected = (np.asarray(side.call("prepare", part)) for side in (ours, theirs))
-    detail: dict[str, Any] = {"part": part}
+    detail: JsonObject = {"part": part}
     if part in AGREE:
         difference = float(np.abs(found - expected).max())
         if not difference < AGREE[part]:
             raise RuntimeError(
-                f"{part}: both sides differ by {difference:.2g}; a time means nothing"
+                f"{part}: the sides differ by {difference:.2g}; timing would be meaningless"
             )
         detail["largest_difference"] = difference
     else:
@@ -120,7 +125,7 @@ def _pairs(part: str, ours: Worker, theirs: Worker, settings: Settings) -> dict[
     with Progress(part, settings.repeats) as progress:
         for done in range(1, settings.repeats + 1):
             for side, kept in zip((ours, theirs), samples, strict=True):
-                # The first of two calls finds caches full of the other side's numbers.
+                # At the first of two calls the caches still hold the other side's data.
                 side.call("seconds", part)
                 kept.append(side.call("seconds", part))
             progress.update(done)
@@ -142,7 +147,7 @@ def _installed(name: str) -> bool:
 
 
 def run(settings: Settings, out: Path) -> dict[str, float]:
-    """Measure all that was asked for, and write `out` at the end.
+    """Measure the chosen parts, and write `out` at the end.
 
     Raises:
         ConfigError: `out` cannot be written, or a library is missing; before anything is measured.
@@ -154,7 +159,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
         figures, details = figures | found, [*details, *detail]
     if "accelerator" in settings.parts:
         if jax.default_backend() == "cpu":
-            log_info("accelerator: JAX has none here, left out")
+            log_info("accelerator: JAX has none here, skipped")
         else:
             found, detail = measure_accelerator()
             figures, details = figures | found, [*details, *detail]

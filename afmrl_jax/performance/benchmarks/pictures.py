@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,6 +18,7 @@ from afmrl_jax.data.catalogue.pictures import open_picture
 from afmrl_jax.data.sources.loader import iterate
 from afmrl_jax.performance.record import check_writable, ratios, spread, write_record
 from afmrl_jax.runtime.progress import Progress, log_info
+from afmrl_jax.types import JsonObject
 
 FACTOR = 28
 """Pixels a side of a visual token."""
@@ -29,18 +29,18 @@ class Settings:
     """The pictures, and how often they are decoded."""
 
     pictures: int = 40
-    """Different JPEGs."""
+    """Number of different JPEGs."""
     side: int = 800
     """Pixels a side."""
     visual_tokens: tuple[int, ...] = (196, 64, 256)
-    """Budgets of a picture; the first is the figure with scaled decoding, the last the one at equal
-    decoding."""
+    """Budgets per picture; the first gives the figure with scaled decoding, the last the one at
+    equal decoding."""
     repeats: int = 9
     """Pairs of measurements; the median of their ratios is reported."""
     workers: tuple[int, ...] = (0, 2, 4)
     """Loader processes whose throughput and batches are compared."""
     batches: int = 12
-    """Batches of 8 that the loader reads for it."""
+    """Batches of 8 that the loader reads for this comparison."""
     seed: int = 0
 
 
@@ -58,8 +58,8 @@ def photographs(settings: Settings) -> list[bytes]:
     return out
 
 
-def _cpu_seconds(work: Callable[[], Any]) -> float:
-    """Of this process: what one core takes, whatever else the machine does."""
+def _cpu_seconds(work: Callable[[], object]) -> float:
+    """CPU seconds of this process, whatever else the machine does."""
     began = time.process_time()
     work()
     return time.process_time() - began
@@ -70,13 +70,13 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
 
     Raises:
         ConfigError: `out` cannot be written.
-        RuntimeError: patches are not the reference's, bit for bit at equal decoding, or batches
+        RuntimeError: patches differ from the reference's in any bit at equal decoding, or batches
             depend on the number of workers.
     """
     check_writable(out)
     pictures = photographs(settings)
     figures: dict[str, float] = {}
-    details: list[dict[str, Any]] = []
+    details: list[JsonObject] = []
     for tokens in settings.visual_tokens:
         detail = _per_core(settings, pictures, tokens)
         details.append(detail)
@@ -88,7 +88,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
     return figures
 
 
-def _per_core(settings: Settings, pictures: Sequence[bytes], tokens: int) -> dict[str, Any]:
+def _per_core(settings: Settings, pictures: Sequence[bytes], tokens: int) -> JsonObject:
     from transformers import Qwen2VLImageProcessorPil
 
     config = ImageConfig.qwen(max_pixels=tokens * FACTOR**2)
@@ -104,7 +104,7 @@ def _per_core(settings: Settings, pictures: Sequence[bytes], tokens: int) -> dic
 
     difference = _compare(pictures, config, scaled, reference)
     seconds: dict[str, list[float]] = {"reference": [], "ours": [], "scaled": []}
-    sides: dict[str, Callable[[], Any]] = {
+    sides: dict[str, Callable[[], object]] = {
         "reference": lambda: [reference(x) for x in pictures],
         "ours": lambda: [patchify(x, config) for x in pictures],
         "scaled": lambda: [patchify(x, scaled) for x in pictures],
@@ -139,8 +139,8 @@ def _compare(
         rows, columns = (n * config.patch_size for n in patchify(data, config).grid)
         drafted = reference(data, (columns, rows))
         if not (np.array_equal(ours, reference(data)) and np.array_equal(fast, drafted)):
-            raise RuntimeError("the patches are not those of Hugging Face's processor")
-        # Back from deviations to values of a byte.
+            raise RuntimeError("the patches differ from those of Hugging Face's processor")
+        # From standardized values back to byte values.
         apart = np.abs(ours - fast) * np.mean(config.std) * 255
         mean.append(float(apart.mean()))
         largest.append(float(apart.max()))
@@ -171,7 +171,7 @@ class Decoding:
         return np.stack([patchify(x, self.config).pixels for x in chosen])
 
 
-def _with_workers(settings: Settings, pictures: Sequence[bytes]) -> dict[str, Any]:
+def _with_workers(settings: Settings, pictures: Sequence[bytes]) -> JsonObject:
     config = ImageConfig.qwen(max_pixels=settings.visual_tokens[0] * FACTOR**2)
     source = Decoding(tuple(pictures), config, settings.batches)
     wanted = [source[step] for step in range(len(source))]
@@ -181,14 +181,14 @@ def _with_workers(settings: Settings, pictures: Sequence[bytes]) -> dict[str, An
         first, began, count = True, 0.0, 0
         for found, batch in zip(iterator, wanted, strict=True):
             if not np.array_equal(found, batch):
-                raise RuntimeError(f"{workers} workers read other batches than none")
+                raise RuntimeError(f"{workers} workers read different batches than no workers")
             if first:
-                # Starting processes is not reading.
+                # The time of starting processes does not count.
                 first, began = False, time.perf_counter()
             else:
                 count += len(found)
         rates[str(workers)] = round(count / (time.perf_counter() - began), 1)
-        log_info(f"{workers} workers: {rates[str(workers)]} images a second")
+        log_info(f"{workers} workers: {rates[str(workers)]} images per second")
     return {
         "part": "workers",
         "images_per_second": rates,

@@ -1,4 +1,4 @@
-"""Where a call's processor time goes on either side: products, copies, the rest."""
+"""CPU time of a call on either side: products, copies, the rest."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-# By the first of these that the name of an XLA:CPU operation holds. A fusion is named after what it
-# ends in, and one that a matrix library computes after the library.
+# The first match in the name of an XLA:CPU operation decides. A fusion is named after its last
+# operation, and one computed by a matrix library after the library.
 JAX_KINDS = {
     "products": ("ynn_fusion", "xnn_fusion", "onednn_fusion", "dot"),
     "copies": ("slice", "copy", "transpose", "concatenate", "broadcast", "gather", "bitcast"),
@@ -18,7 +17,7 @@ TORCH_KINDS = {
     "products": ("mm", "matmul", "linear", "bmm", "addmm", "attention", "conv"),
     "copies": ("copy", "cat", "contiguous", "clone", "index", "fill", "zero"),
 }
-# Spans that hold other spans, or wait.
+# Spans that contain other spans, or wait.
 HOLLOW = ("ThunkExecutor", "ThreadpoolListener", "Await", "end:", "while", "call")
 
 
@@ -31,7 +30,7 @@ def _grouped(times: Mapping[str, float], kinds: Mapping[str, tuple[str, ...]]) -
     return {kind: round(value / total, 3) for kind, value in found.items()} if total else {}
 
 
-def profile_jax(call: Callable[[], Any]) -> dict[str, float]:
+def profile_jax(call: Callable[[], object]) -> dict[str, float]:
     """Shares of the thread time of one call, by kind of operation."""
     import jax
 
@@ -50,7 +49,7 @@ def profile_jax(call: Callable[[], Any]) -> dict[str, float]:
     return _grouped(times, JAX_KINDS)
 
 
-def profile_torch(call: Callable[[], Any]) -> dict[str, float]:
+def profile_torch(call: Callable[[], object]) -> dict[str, float]:
     """Shares of the operators' own time of one call, by kind of operation."""
     from torch.profiler import ProfilerActivity, profile
 

@@ -1,14 +1,14 @@
 """Predict step time and efficiency on 8, 64 and 256 chips, and write a page about it.
 
     afmrl bench scaling            # compiles what --out lacks
-    afmrl bench scaling --again    # compiles everything anew, minutes on two cores
+    afmrl bench scaling --again    # recompiles everything, minutes on two cores
 
 The training steps of the published sizes are lowered from shapes alone for meshes of simulated
-devices, partitioned by XLA, and what each device would send is counted
-(performance/collectives.py). With useful operations (performance/flops.py) and the speeds that
-makers state (performance/accelerators.py) that gives a step's time. Programs are kept in
-the JSON file, one after the other, so that an interrupted run goes on with the same command; the
-assumptions are options, and changing them compiles nothing anew.
+devices and partitioned by XLA, and the bytes each device would send are counted
+(performance/collectives.py). Together with the useful operations (performance/flops.py) and the
+vendors' speeds (performance/accelerators.py), this gives a step's time. Each program is saved in
+the JSON file as it is compiled, so the same command resumes an interrupted run; the assumptions
+are options, and changing them recompiles nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from afmrl_jax.parallel.mesh import simulate_devices
 from afmrl_jax.performance.plan import Request
@@ -27,6 +26,7 @@ from afmrl_jax.performance.sweep.programs import Case, exchanged
 from afmrl_jax.runtime.files import read_json, write_json, write_text
 from afmrl_jax.runtime.hardware import machine
 from afmrl_jax.runtime.progress import log_info
+from afmrl_jax.types import JsonObject
 
 R = Request("qwen2vl_2b", "agcl", batch_size=16, trained="lora")
 G = Request("qwen2_5vl_3b", "distill", batch_size=8, trained="decoder")
@@ -40,26 +40,26 @@ MESHES: dict[str, tuple[tuple[int, int], ...]] = {
     "G, distilled": ((8, 1), (64, 1), (256, 1), (2, 4), (16, 4)),
     "R, two chunks": ((8, 1), (64, 1), (256, 1)),
 }
-"""Sizes of `data` and `model` that each case is compiled for."""
+"""Sizes of `data` and `model` for which each case is compiled."""
 
 
 @dataclass(frozen=True)
 class Scaling:
     """Predicted step time and efficiency of training on 8, 64 and 256 chips, as a page.
 
-    The training steps of the published sizes are compiled for simulated devices, and what each
-    device would send is counted. With the speeds that makers state that gives a step's time.
+    The training steps of the published sizes are compiled for simulated devices, and the bytes each
+    device would send are counted. With the vendors' speeds this gives a step's time.
     """
 
     given: Assumptions = field(default_factory=Assumptions)
     out: Path = Path("bench_scaling.json")
-    """JSON file with what was compiled; it is read again by the next call."""
+    """JSON file of the compiled programs' figures; the next call reads it back."""
     page: Path = Path("bench_scaling.md")
     """The page to write."""
     most: int = 256
-    """Chips up to which programs are compiled."""
+    """Largest number of chips for which programs are compiled."""
     again: bool = False
-    """Compile everything anew."""
+    """Recompile everything."""
 
     def execute(self) -> None:
         """Compile what is missing, predict, write the page."""
@@ -78,7 +78,7 @@ class Scaling:
         write_text(self.page, page(programs, self.given))
         log_info(f"{len(names)} programs; wrote {self.page}")
 
-    def _write(self, kept: dict[str, Any]) -> None:
+    def _write(self, kept: JsonObject) -> None:
         given = dataclasses.asdict(self.given)
         record = {"machine": machine(), "versions": versions(), "assumptions": given}
         write_json(self.out, record | {"programs": kept})
@@ -93,7 +93,7 @@ def _wanted(most: int) -> list[tuple[str, Case, tuple[int, int]]]:
     ]
 
 
-def _kept(path: Path) -> dict[str, Any]:
+def _kept(path: Path) -> JsonObject:
     """Programs of an earlier run with the same versions."""
     if not path.is_file():
         return {}

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,9 @@ from afmrl_jax.performance.record import check_writable, ratios, spread, write_r
 from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.retrieval.index import load_index
 from afmrl_jax.retrieval.scann import ScannIndex, ScannSettings, recall_of
+from afmrl_jax.retrieval.types import SearchIndex
 from afmrl_jax.runtime.progress import Progress, log_info
+from afmrl_jax.types import JsonObject
 
 K = 50
 BLOCK = 65_536
@@ -31,20 +32,20 @@ class Settings:
     gallery: int = 1_000_000
     dim: int = 256
     clusters: int = 20_000
-    """Centres that the vectors lie around, as products of a kind do."""
+    """Centers around which the vectors are placed, like products of a kind."""
     queries: int = 1024
-    """Measured; as many more tune ScaNN."""
+    """Measured queries; as many others tune ScaNN."""
     recall: float = 0.95
-    """Of the 50 nearest, that ScaNN is tuned to."""
+    """Recall of the 50 nearest that ScaNN is tuned to."""
     changed: int = 10_000
-    """Vectors that are added, and others that are deleted."""
+    """Number of vectors added, and number deleted."""
     repeats: int = 5
     """Pairs of measurements; the median of their ratios is reported."""
     seed: int = 0
 
 
 def clustered(count: int, settings: Settings, rng: np.random.Generator) -> np.ndarray:
-    """Unit vectors [count d] around common centres, float32."""
+    """Unit vectors [count d] around common centers, float32."""
     centres = np.random.default_rng(settings.seed).normal(size=(settings.clusters, settings.dim))
     out = np.empty((count, settings.dim), np.float32)
     for begin in range(0, count, BLOCK):
@@ -60,7 +61,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
 
     Raises:
         ConfigError: `out` cannot be written.
-        RuntimeError: an index finds what it should not.
+        RuntimeError: an index returns wrong results.
     """
     check_writable(out)
     rng = np.random.default_rng([settings.seed, 1])
@@ -90,7 +91,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
     return figures
 
 
-def _seconds(work: Callable[[], Any]) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     jax.block_until_ready(work())
     return time.perf_counter() - began
@@ -103,8 +104,8 @@ def _product(queries: jax.Array, block: jax.Array) -> jax.Array:
 
 def _exact(
     settings: Settings, index: ExactIndex, vectors: np.ndarray, queries: np.ndarray
-) -> tuple[float, list[dict[str, Any]]]:
-    """Exact search over the product of the same vectors, on the device, without its sorting."""
+) -> tuple[float, list[JsonObject]]:
+    """Time of exact search over that of the bare product of the same vectors, on the device."""
     batch = queries[:256]
     blocks = [jnp.asarray(vectors[i : i + BLOCK]) for i in range(0, len(vectors), BLOCK)]
     asked = jnp.asarray(batch)
@@ -129,7 +130,7 @@ def _exact(
 
 def _against_exact(
     settings: Settings, exact: ExactIndex, scann: ScannIndex, queries: np.ndarray
-) -> dict[str, Any]:
+) -> JsonObject:
     wanted = exact.search(queries, K).positions
     ours, theirs, found = [], [], wanted
     with Progress("scann", settings.repeats) as progress:
@@ -152,8 +153,8 @@ def _against_exact(
     }
 
 
-def _saved(index: Any, queries: np.ndarray) -> dict[str, Any]:
-    """Size on disk, and the same results from a folder that was moved."""
+def _saved(index: SearchIndex, queries: np.ndarray) -> JsonObject:
+    """Size on disk; checks that a moved folder gives the same results."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "index"
         index.save(folder)
@@ -164,14 +165,14 @@ def _saved(index: Any, queries: np.ndarray) -> dict[str, Any]:
             again.search(queries[:64], K).positions, index.search(queries[:64], K).positions
         )
     if not same:
-        raise RuntimeError(f"{index.kind}: other results from another place")
+        raise RuntimeError(f"{index.kind}: results differ after the folder was moved")
     return {"part": "saved", "kind": index.kind, "bytes": size}
 
 
 def _changed(
-    settings: Settings, index: Any, vectors: np.ndarray, rng: np.random.Generator
-) -> dict[str, Any]:
-    """Every vector that is added is found first, and none that is deleted."""
+    settings: Settings, index: SearchIndex, vectors: np.ndarray, rng: np.random.Generator
+) -> JsonObject:
+    """Check that each added vector is found first, and no deleted one is found."""
     new = clustered(settings.changed, settings, rng)
     names = [f"new {n}" for n in range(len(new))]
     began = time.perf_counter()
@@ -186,7 +187,7 @@ def _changed(
     asked = vectors[[int(x) for x in gone[:2048]]]
     ghosts = sum(x in set(gone) for row in index.search(asked, K).ids for x in row)
     if ghosts or right < (1 if index.kind == "exact" else settings.recall):
-        raise RuntimeError(f"{index.kind}: {ghosts} deleted vectors found, {right} of the new")
+        raise RuntimeError(f"{index.kind}: {ghosts} deleted vectors found, {right} of the new ones")
     return {
         "part": "changed",
         "kind": index.kind,

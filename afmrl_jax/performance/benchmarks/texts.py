@@ -1,4 +1,4 @@
-"""Attribute texts as a catalogue has them: few terms a text, a few common ones and a long tail."""
+"""Attribute texts like a catalogue's: few terms per text, a few common ones and a long tail."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def attribute_texts(
 ) -> np.ndarray:
     """Term ids of `count` texts, int32 [n longest], padded with -1.
 
-    Frequencies follow Zipf's law, as those of colours, materials and brands do.
+    Frequencies follow Zipf's law, like those of colors, materials and brands.
     """
     rng = np.random.default_rng(seed)
     chance = 1.0 / np.arange(1, vocab + 1)

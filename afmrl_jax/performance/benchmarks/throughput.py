@@ -1,4 +1,4 @@
-"""Sweep model x batch x image budget x precision x mesh x rematerialisation: how fast is training.
+"""Sweep model x batch x image budget x precision x mesh x rematerialization: how fast is training.
 
     afmrl bench throughput                     # demo size on this machine
     afmrl bench throughput --devices 8 --mesh data=8,model=1 data=4,model=2 \
@@ -8,22 +8,23 @@
     afmrl bench throughput --model qwen2_5vl_3b --task generate rar --trained decoder \
         --batch 0 --visual 256 --text 96 --max-new-tokens 80 --out t_3b.json    # a GPU
 
-Writes the rows as JSON, a table and a plot beside it as .md and .png, and prints the table.
+Writes the rows as JSON, a table and a plot next to it as .md and .png, and prints the table.
 
 Every combination is a row. Before anything runs, the memory plan (`afmrl plan`) decides whether it
 fits; one that does not is reported with what to change. `--batch 0` is the largest batch that fits.
-Finished rows lie in a JSON-lines file, keyed by settings, machine and versions: the same command
-goes on where it was stopped, and repeats nothing.
+Finished rows are kept in a JSON-lines file, keyed by settings, machine and versions: the same
+command resumes where it stopped, and repeats nothing.
 
 The steps are those of training, on batches that the input pipeline reads from a catalogue while
-they run. samples are listings, both sides of a pair; tokens are those of rows without padding, of
-their pictures too, and written ones; rollouts are lists that G writes. `rar` samples, scores with
-the reference and updates; the reward, which passes through the host, is drawn. MFU counts the
-operations that the task needs (afmrl_jax/performance/flops.py): the vision tower per picture,
-the decoder per token, no padding, nothing twice. Its denominator is the maker's bfloat16 peak, or
-on a processor the best matrix product of the same run. peak MB is what XLA planned for the largest
-program of a step, on each device. On several devices, simulated ones too, the bytes that each of
-them sends are read from the compiled program; XLA for processors widens bfloat16 to float32 there.
+they run. samples are listings, both sides of a pair; tokens are those of rows without padding,
+including those of pictures and generated ones; rollouts are lists that the generator writes. `rar`
+samples, scores with the reference and updates; the reward, which passes through the host, is
+random. MFU counts the operations that the task needs (afmrl_jax/performance/flops.py): the vision
+tower per picture, the decoder per token, no padding, nothing twice. Its denominator is the vendor's
+bfloat16 peak, or on a CPU the best matrix product of the same run. peak MB is what XLA planned for
+the largest program of a step, on each device. On several devices, also simulated ones, the bytes
+that each of them sends are read from the compiled program; XLA for CPUs widens bfloat16 to float32
+there.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 
@@ -49,59 +50,61 @@ from afmrl_jax.performance.sweep.tables import draw, markdown, with_one_peak
 from afmrl_jax.runtime.files import read_lines, write_json, write_text
 from afmrl_jax.runtime.hardware import machine
 from afmrl_jax.runtime.progress import log_info
+from afmrl_jax.types import JsonObject
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """How fast training is, by model, batch, image budget, precision, mesh and rematerialisation.
+    """How fast training is, by model, batch, image budget, precision, mesh and rematerialization.
 
     Every option with several values multiplies the rows. Before anything runs, the memory plan
-    (`afmrl plan`) decides whether a row fits. The same command goes on where it was stopped.
+    (`afmrl plan`) decides whether a row fits. The same command resumes where it stopped.
     """
 
     model: tuple[str, ...] = ("demo_embedder", "demo_generator")
-    """Presets. Qwen2-VL sizes take the task agcl, Qwen2.5-VL sizes the others."""
+    """Presets. Qwen2-VL sizes run the task agcl, Qwen2.5-VL sizes the others."""
     task: tuple[Task, ...] = ("agcl", "distill", "generate", "rar")
-    """Contrastive training of R; distilling G; writing lists; RAR without its reward."""
+    """Contrastive training of the embedder; distilling the generator; writing lists; RAR without
+    its reward."""
     batch: tuple[int, ...] = (8, 32)
-    """Of the whole mesh: pairs, rows or prompts. 0: the largest that the memory plan fits."""
+    """Of the whole mesh: pairs, rows or prompts. 0: the largest that fits by the memory plan."""
     visual: tuple[int, ...] = (4, 16)
-    """Image budget: visual tokens that a picture may take."""
+    """Image budget: most visual tokens per picture."""
     text: int = 48
-    """Places for title, list and marks of a row."""
+    """Tokens for title, list and markers of a row."""
     dtype: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
     """Type of activations."""
     mesh: tuple[str, ...] = ("data=1,model=1",)
     """Devices on each axis."""
     remat: tuple[Literal["none", "dots", "full"], ...] = ("none", "full")
-    """What the backward pass computes anew; writing alone has none, and one row."""
+    """What the backward pass recomputes; `generate` has no backward pass, and one row."""
     trained: Literal["all", "decoder", "lora"] = "all"
-    """What learns."""
+    """Which weights are trained."""
     group_size: int = 4
-    """Lists for each prompt."""
+    """Lists per prompt."""
     max_new_tokens: int = 24
-    """Tokens of each list; none ends early."""
+    """Tokens per list; none ends early."""
     steps: int = 8
-    """Timed steps of a row, behind two that are not."""
+    """Timed steps per row, after two untimed ones."""
     workers: int = 0
-    """Processes that read; 0 reads in a thread."""
+    """Processes that read batches; 0 reads in a thread."""
     catalogue: str = "furniture"
     """`furniture`, or a folder in the catalogue format."""
     devices: int = 0
-    """Simulate so many CPU devices; 0: use those there are."""
+    """Simulate this many CPU devices; 0 uses the existing devices."""
     memory_gb: float | None = None
-    """Memory of a device in GB (10^9 bytes), where the one that is found is not to be filled."""
+    """Memory to assume for a device, in GB (10^9 bytes); by default what the device has."""
     retry: bool = False
-    """Measure rows again that failed before."""
+    """Measure previously failed rows again."""
     note: str = ""
-    """Kept with every row, such as what else ran."""
+    """Note stored with every row, such as what else was running."""
     out: Path = Path("throughput.json")
-    """JSON file to write; the table and the plot lie beside it, with the endings .md and .png."""
+    """JSON file to write; the table and the plot go next to it as .md and .png."""
     rows: Path = Path("throughput_rows.jsonl")
-    """Finished rows of all sweeps, which are not measured again."""
+    """File of the finished rows of all sweeps, which are not measured again."""
 
     def cells(self) -> Iterator[Cell]:
-        """All rows, batch 0 among them; tasks that a model is not for are left out.
+        """All rows, including those with batch 0; tasks that do not suit a model are left out.
 
         Raises:
             ConfigError: no model suits any task.
@@ -134,7 +137,7 @@ class Sweep:
             raise ConfigError("agcl is for qwen2_vl models, the other tasks for qwen2_5_vl ones")
 
     def execute(self) -> None:
-        """Measure what is not there yet, and write everything."""
+        """Measure what is missing, and write everything."""
         check_writable(self.out)
         if self.devices:
             simulate_devices(self.devices)
@@ -166,37 +169,37 @@ class Sweep:
         size = largest_batch(cell, self._capacity)
         if size:
             log_info(f"the largest batch that fits is {size}: {cell.label}")
-        # The smallest one is then reported as one that does not fit.
+        # Otherwise the smallest one is reported as not fitting.
         return dataclasses.replace(cell, batch_size=size or 2 * cell.request.axes[0])
 
-    def _measured(self, cell: Cell, peak: Peak) -> dict[str, Any]:
+    def _measured(self, cell: Cell, peak: Peak) -> JsonObject:
         plan = plan_of(cell, self._capacity(cell))
-        told = {"plan_bytes": plan.total, "plan_capacity": plan.capacity, "plan": plan.verdict}
+        planned = {"plan_bytes": plan.total, "plan_capacity": plan.capacity, "plan": plan.verdict}
         data, model = cell.request.axes
         if data * model > len(jax.devices()):
             why = f"The mesh needs {data * model} devices, found {len(jax.devices())}."
-            return told | {"status": "no such mesh", "why": why}
+            return planned | {"status": "no such mesh", "why": why}
         if plan.verdict != "fits":
             why = f"It takes {plan.total / 1e9:.2f} of {plan.usable / 1e9:.2f} GB on each device. "
-            return told | {
+            return planned | {
                 "status": "does not fit",
                 "why": why + "Try: " + "; ".join(changes(cell)),
             }
         try:
-            return told | {"status": "done"} | measure(cell, self.catalogue, peak)
+            return planned | {"status": "done"} | measure(cell, self.catalogue, peak)
         except (AfmrlError, jax.errors.JaxRuntimeError) as error:
-            return told | {"status": "failed", "why": str(error)[:500]}
+            return planned | {"status": "failed", "why": str(error)[:500]}
 
-    def _kept(self) -> dict[str, dict[str, Any]]:
+    def _kept(self) -> dict[str, JsonObject]:
         lines = read_lines(self.rows, repair=True)
         return {row["key"]: row for row in map(json.loads, lines)}
 
-    def _keep(self, row: dict[str, Any]) -> None:
+    def _keep(self, row: JsonObject) -> None:
         self.rows.parent.mkdir(parents=True, exist_ok=True)
         with self.rows.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def _write(self, rows: list[dict[str, Any]], where: dict[str, Any]) -> None:
+    def _write(self, rows: list[JsonObject], where: JsonObject) -> None:
         rows = with_one_peak(rows)
         shown = [{k: v for k, v in x.items() if k not in where} for x in rows]
         record = {"bench": "throughput", **where, "note": self.note, "rows": shown}

@@ -25,13 +25,13 @@ class TorchSide:
         torch.set_num_threads(threads)
         self._folder, self._size = folder, size
         self._model = self._load()
-        self._calls: dict[str, Callable[[], Any]] = {}
+        self._calls: dict[str, Callable[[], object]] = {}
 
     def _load(self) -> Any:
         model = Qwen2VLForConditionalGeneration.from_pretrained(
             self._folder, dtype=torch.float32, attn_implementation="sdpa"
         ).eval()
-        # Every row writes all tokens, on both sides.
+        # On both sides, every row generates all tokens.
         model.generation_config.eos_token_id = None
         model.generation_config.pad_token_id = TOKEN.pad_id
         return model
@@ -65,19 +65,19 @@ class TorchSide:
             "mm_token_type_ids": (tokens == TOKEN.image_pad_id).int(),
         }
 
-    def _forward(self, count: int) -> Callable[[], Any]:
+    def _forward(self, count: int) -> Callable[[], object]:
         arguments = self._arguments(count)
 
         @torch.inference_mode()
-        def call() -> Any:
+        def call() -> torch.Tensor:
             hidden = self._model.model(**arguments, use_cache=False).last_hidden_state
             return functional.normalize(hidden[:, -1], dim=-1)
 
         return call
 
-    def _train(self, count: int) -> Callable[[], Any]:
+    def _train(self, count: int) -> Callable[[], object]:
         lora, configured = self._size.lora, settings(1000)
-        # PEFT changes a model in place, and decoding wants it as it was.
+        # PEFT changes a model in place, and decoding needs it unchanged.
         adapted: Any = get_peft_model(
             self._load(),
             LoraConfig(
@@ -95,7 +95,7 @@ class TorchSide:
         )
         arguments, labels = self._arguments(count), torch.arange(count // 2)
 
-        def call() -> Any:
+        def call() -> torch.Tensor:
             hidden = inner(**arguments, use_cache=False).last_hidden_state
             vectors = functional.normalize(hidden[:, -1], dim=-1)
             scores = vectors[: count // 2] @ vectors[count // 2 :].T / configured.temperature
@@ -109,11 +109,11 @@ class TorchSide:
 
         return call
 
-    def _decode(self, count: int) -> Callable[[], Any]:
+    def _decode(self, count: int) -> Callable[[], object]:
         arguments, length = self._arguments(count), self._size.side**2 + self._size.text_tokens
 
         @torch.inference_mode()
-        def call() -> Any:
+        def call() -> torch.Tensor:
             written = self._model.generate(
                 **arguments, do_sample=False, max_new_tokens=self._size.new_tokens
             )

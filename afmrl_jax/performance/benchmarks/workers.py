@@ -1,7 +1,7 @@
-"""Processes that stay, one a side, so that each is idle while the other works.
+"""Persistent processes, one per side, so that each is idle while the other works.
 
-In one process the thread pools of both libraries would wait for work beside each other and take
-each other's cores.
+In one process the thread pools of both libraries would spin while waiting and take each other's
+cores.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 
-def _serve(pipe: Connection, make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _serve(pipe: Connection, make: Callable[..., object], arguments: tuple[object, ...]) -> None:
     try:
         side = make(*arguments)
         pipe.send(("ready", None))
@@ -29,14 +29,14 @@ def _serve(pipe: Connection, make: Callable[..., Any], arguments: tuple[Any, ...
 
 
 class Worker:
-    """An object in a process of its own, whose methods can be called.
+    """An object in a separate process; its methods can be called.
 
     Args:
         make: importable function that builds the object there.
-        arguments: of `make`.
+        arguments: arguments of `make`.
     """
 
-    def __init__(self, make: Callable[..., Any], *arguments: Any):
+    def __init__(self, make: Callable[..., object], *arguments: object):
         # A forked child would inherit the threads of JAX in an undefined state.
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
@@ -45,11 +45,11 @@ class Worker:
         theirs.close()
         self._receive()
 
-    def call(self, method: str, *values: Any) -> Any:
-        """What the method returns.
+    def call(self, method: str, *values: object) -> Any:
+        """Call a method, and return its result.
 
         Raises:
-            RuntimeError: it raised; the message holds the trace.
+            RuntimeError: the method raised; the message contains its traceback.
         """
         self._pipe.send((method, values))
         return self._receive()
@@ -82,7 +82,7 @@ class Worker:
 
 
 def restrict(cores: list[int]) -> None:
-    """Keep this process, and the thread pools it will make, to some cores."""
+    """Restrict this process, and the thread pools it will create, to some cores."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     os.environ["OMP_NUM_THREADS"] = str(len(cores))

@@ -1,4 +1,4 @@
-"""The model and the rows that both sides compute: one set of weights, one batch."""
+"""The model and rows for both sides: one set of weights, one batch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from afmrl_jax.data.batching.images import patchify
 PATCH = 14
 MERGE = 2
 TOKEN = SimpleNamespace(pad_id=0, vision_start=1, vision_end=2, image_pad_id=3)
-"""Ids; those from `FIRST_WORD` on are words."""
+"""Special ids; ids from `FIRST_WORD` on are words."""
 FIRST_WORD = 8
 
 
 @dataclass(frozen=True)
 class Size:
-    """A model in Qwen2-VL's proportions and the rows it reads."""
+    """A model in Qwen2-VL's proportions, and the rows it reads."""
 
     layers: int = 12
     hidden_dim: int = 512
@@ -36,18 +36,18 @@ class Size:
     """Visual tokens along one side of the square picture."""
     text_tokens: int = 64
     pairs: int = 4
-    """Pairs of a training batch, twice as many rows."""
+    """Pairs in a training batch; it has twice as many rows."""
     new_tokens: int = 64
-    """Tokens that decoding writes."""
+    """Tokens to generate."""
 
     @classmethod
     def tiny(cls) -> Size:
-        """For tests: every part in seconds."""
+        """For tests: every part takes seconds."""
         return cls(2, 32, 64, 2, 1, 64, 2, 16, side=2, text_tokens=8, pairs=2, new_tokens=4)
 
     @property
     def config(self) -> QwenVLConfig:
-        """Our description of the model, without adapters."""
+        """Our configuration of the model, without adapters."""
         head = self.hidden_dim // self.heads
         quarter = head // 8
         text = TextConfig(

@@ -7,26 +7,27 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from afmrl_jax.config.validation import require
 from afmrl_jax.performance.memory import Line, Plan, abstract_mesh, parse_mesh, shard_bytes
 from afmrl_jax.performance.plan import Request, advise, divide, estimated, exact_lines
+from afmrl_jax.types import JsonObject
 
 Task = Literal["agcl", "distill", "generate", "rar"]
 MOST_BATCH = 1 << 17
-"""Where the search for the largest batch ends."""
+"""Upper limit of the search for the largest batch."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is measured. Bad values are refused when it is built."""
+    """What is measured. Invalid values are rejected on construction."""
 
     model: str
     task: Task
     batch_size: int
-    """Of the whole mesh: pairs (agcl), rows (distill) or prompts (generate, rar). 0: the largest
-    that fits, see `largest_batch`."""
+    """Of the whole mesh: pairs (agcl), rows (distill) or prompts (generate, rar). 0 means the
+    largest that fits, see `largest_batch`."""
     visual_tokens: int
     text_tokens: int
     dtype: Literal["float32", "bfloat16"]
@@ -45,19 +46,19 @@ class Cell:
         data = self.request.axes[0]
         require(
             self.batch_size % data == 0,
-            f"batch {self.batch_size} does not divide by the {data} devices of the data axis of "
-            f"mesh {self.mesh!r}",
+            f"batch {self.batch_size} does not divide evenly over the {data} devices of "
+            f"the data axis of mesh {self.mesh!r}",
         )
 
     @property
     def request(self) -> Request:
-        """What the memory plan is asked; RAR as its update, the largest of its three parts."""
+        """Request for the memory plan; RAR as its update, the largest of its three parts."""
         lists = self.group_size * self.max_new_tokens if self.task == "rar" else 0
         return Request(
             preset=self.model,
             task="distill" if self.task == "rar" else self.task,
             mesh=self.mesh,
-            # 0 is still to be decided, by a search that asks for others.
+            # 0 is not decided yet; the search for it makes requests with other sizes.
             batch_size=self.batch_size or 2 * parse_mesh(self.mesh)[0],
             visual_tokens=self.visual_tokens,
             text_tokens=self.text_tokens + lists,
@@ -70,18 +71,18 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """For tables and messages."""
+        """Label for tables and messages."""
         what = f"{self.model} {self.task} b{self.batch_size} v{self.visual_tokens}"
         return f"{what} {self.dtype} {self.mesh} remat {self.remat}"
 
-    def key(self, where: dict[str, Any]) -> str:
-        """Names a row by its settings, its machine and the versions of the libraries."""
+    def key(self, where: JsonObject) -> str:
+        """Key of a row: a hash of its settings, its machine and the library versions."""
         text = json.dumps({"cell": vars(self), **where}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def plan_of(cell: Cell, capacity: int) -> Plan:
-    """The memory plan by formula, with a device of `capacity` bytes."""
+    """The memory plan by formula, for a device of `capacity` bytes."""
     request = cell.request
     architecture = request.architecture()
     formula = estimated(request, architecture.config)
@@ -94,15 +95,15 @@ def plan_of(cell: Cell, capacity: int) -> Plan:
 
 
 def changes(cell: Cell) -> list[str]:
-    """What to change where a cell does not fit, by effect."""
+    """What to change if a cell does not fit, largest effect first."""
     return list(advise(cell.request))
 
 
 def largest_batch(cell: Cell, capacity_of: Callable[[Cell], int]) -> int:
-    """The largest batch that the plan fits; 0 where not even the smallest does.
+    """The largest batch that fits by the plan; 0 if not even the smallest does.
 
     Args:
-        cell: whose batch size is not looked at.
+        cell: its batch size is ignored.
         capacity_of: bytes of a device of the cell's mesh.
     """
     unit = parse_mesh(cell.mesh)[0]

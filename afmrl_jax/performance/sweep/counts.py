@@ -1,4 +1,4 @@
-"""What a batch is worth: listings, tokens, pictures, lists, and the operations they need."""
+"""Contents of a batch: listings, tokens, pictures, lists, and the operations they need."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from afmrl_jax.performance.sweep.cell import Cell
 
 @dataclass(frozen=True)
 class Counts:
-    """Of one batch, padding left out."""
+    """Counts of one batch, without padding."""
 
     samples: int
     """Listings: both sides of a pair."""
     tokens: int
-    """Tokens of rows, those of pictures among them, and written ones."""
+    """Tokens of rows, including those of pictures, and generated tokens."""
     images: int
     rollouts: int
-    """Lists written."""
+    """Lists generated."""
     useful: float
     """Operations that the task needs."""
     recomputed: float
     """Operations done a second time to save memory."""
     padding: float
-    """Share of the rows' places that are padding."""
+    """Share of the rows' token places that are padding."""
 
 
 def picture_patches(rows: VLBatch) -> np.ndarray:
@@ -42,7 +42,7 @@ def picture_patches(rows: VLBatch) -> np.ndarray:
 
 
 def count(cell: Cell, config: QwenVLConfig, batch: Batch) -> Counts:
-    """Counts of a batch on the host."""
+    """Counts of a batch that is on the host."""
     rows = batch.rows
     assert isinstance(rows, VLBatch)
     lengths, patches = np.asarray(rows.token_mask).sum(axis=1), picture_patches(rows)
@@ -69,9 +69,10 @@ def count(cell: Cell, config: QwenVLConfig, batch: Batch) -> Counts:
 def _writing(
     cell: Cell, config: QwenVLConfig, prompts: Passes, lengths: np.ndarray
 ) -> tuple[float, float]:
-    """Sampling; for RAR also the reference's probabilities and the update.
+    """Useful and recomputed operations of sampling; for RAR also of scoring with the reference
+    and of the update.
 
-    A group shares its prompt, and a frozen vision tower looks once for all three.
+    A group shares its prompt, and a frozen vision tower runs once for all three.
     """
     group, new = cell.group_size, cell.max_new_tokens
     lists = Passes(
@@ -81,8 +82,8 @@ def _writing(
     whole = prompts + lists
     if cell.task == "generate":
         return whole.forward, 0.0
-    # Sampling and the reference's probabilities beside the update, which has the one look of a
-    # frozen tower.
+    # Sampling and scoring with the reference, besides the update; a frozen tower's one pass is
+    # counted with the update.
     looks = 2 * whole.vision if cell.trained == "all" else 0.0
     beside = 2 * (whole.forward - whole.vision) + looks
     return beside + whole.step(cell.trained), whole.recomputed(cell.trained, cell.remat)

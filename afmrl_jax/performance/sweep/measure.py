@@ -6,12 +6,12 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from afmrl_jax.data.sources.batches import Batch
 from afmrl_jax.data.sources.loader import iterate
 from afmrl_jax.errors import RunError
 from afmrl_jax.parallel.mesh import make_mesh
@@ -23,15 +23,16 @@ from afmrl_jax.performance.record import spread
 from afmrl_jax.performance.sweep.cell import Cell
 from afmrl_jax.performance.sweep.counts import Counts, count
 from afmrl_jax.performance.sweep.tables import MEASURED
-from afmrl_jax.performance.sweep.work import Work
+from afmrl_jax.performance.sweep.work import Step, Work
 from afmrl_jax.runtime.hardware import machine
+from afmrl_jax.types import JsonObject
 
 WARM_UP = 2
-"""Steps before the clock starts."""
+"""Steps that are not timed."""
 
 
 def capacity(cell: Cell) -> int:
-    """Bytes of one device of the cell's mesh: of the chip, or an equal part of this machine's."""
+    """Bytes of one device of the cell's mesh: the chip's, or an equal share of this machine's."""
     name = chip_of(jax.devices()[0].device_kind)
     if name is not None:
         return DEVICES[name] * 10**9
@@ -45,7 +46,7 @@ def capacity(cell: Cell) -> int:
 def product_peak(side: int = 1536, repeats: int = 9) -> float:
     """FLOP/s of the fastest product of two [side side], in float32 and bfloat16.
 
-    The fastest and not the median, for other work can only slow it down.
+    The fastest, not the median, because other work can only slow it down.
     """
     best = 0.0
     for dtype in (jnp.float32, jnp.bfloat16):
@@ -61,7 +62,7 @@ def product_peak(side: int = 1536, repeats: int = 9) -> float:
 
 @contextmanager
 def compiling_anew() -> Iterator[None]:
-    """Nothing comes from the compile cache inside, for compiling is one of the figures."""
+    """Disable the compile cache inside, because compile time is one of the figures."""
     before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
@@ -71,17 +72,17 @@ def compiling_anew() -> Iterator[None]:
 
 
 class Peak:
-    """Peak of the devices of a mesh: the maker's figure, or this machine's own best product."""
+    """Peak of the devices of a mesh: the vendor's figure, or this machine's best matrix product."""
 
     def __init__(self) -> None:
         self._name = chip_of(jax.devices()[0].device_kind)
         self._measured = 0.0
 
     def of(self, devices: int) -> tuple[float, str]:
-        """FLOP/s of so many devices together, and where the figure is from.
+        """FLOP/s of that many devices together, and the source of the figure.
 
         Simulated devices share one processor, so its peak is that of all of them. It is measured
-        anew for every row, and the best one counts.
+        again for every row, and the best measurement counts.
         """
         if self._name is not None:
             own = CHIPS[self._name]
@@ -90,10 +91,10 @@ class Peak:
         return self._measured, MEASURED
 
 
-def measure(cell: Cell, catalogue: str, peak: Peak) -> dict[str, Any]:
-    """Compile a cell, run it over fresh batches and say how fast it was.
+def measure(cell: Cell, catalogue: str, peak: Peak) -> JsonObject:
+    """Compile a cell, run it over fresh batches and report how fast it was.
 
-    Every step is waited for, so that what a step waits for its batch is time lost. Batches are read
+    The loop waits for each step, so time spent waiting for a batch is lost time. Batches are read
     ahead as in training.
     """
     data, model = cell.request.axes
@@ -125,9 +126,9 @@ def measure(cell: Cell, catalogue: str, peak: Peak) -> dict[str, Any]:
 
 
 def _timed(
-    cell: Cell, work: Work, call: Any, batches: Any
+    cell: Cell, work: Work, call: Step, batches: Iterator[Batch]
 ) -> tuple[list[float], list[float], list[Counts]]:
-    """Seconds of each step, of them those spent waiting for the batch, and what it was worth."""
+    """Of each step: its seconds, those spent waiting for the batch, and its counts."""
     seconds, waits, counts = [], [], []
     key = jax.random.key(0)
     for number in range(WARM_UP + cell.steps):
@@ -143,9 +144,9 @@ def _timed(
     return seconds, waits, counts
 
 
-def _rates(seconds: list[float], counts: list[Counts]) -> dict[str, Any]:
-    """Of each step's worth over its seconds: median and extremes."""
-    found: dict[str, Any] = {"seconds_per_step": spread(seconds)}
+def _rates(seconds: list[float], counts: list[Counts]) -> JsonObject:
+    """Each step's counts divided by its seconds: median and extremes."""
+    found: JsonObject = {"seconds_per_step": spread(seconds)}
     for name in ("samples", "tokens", "images", "rollouts"):
         values = [getattr(x, name) / s for x, s in zip(counts, seconds, strict=True)]
         if any(values):
@@ -153,25 +154,25 @@ def _rates(seconds: list[float], counts: list[Counts]) -> dict[str, Any]:
     return found
 
 
-def _utilised(seconds: list[float], counts: list[Counts], peak: float) -> dict[str, Any]:
+def _utilised(seconds: list[float], counts: list[Counts], peak: float) -> JsonObject:
     middle = float(np.median(seconds))
     useful, again = (
         float(np.mean([getattr(x, n) for x in counts])) for n in ("useful", "recomputed")
     )
-    found: dict[str, Any] = {
+    found: JsonObject = {
         "useful_tflop_per_step": round(useful / 1e12, 6),
         "recomputed_tflop_per_step": round(again / 1e12, 6),
     }
     try:
         found["mfu"] = round(utilisation(useful, middle, peak), 5)
     except RunError as error:
-        # The other figures stand; this one would mislead.
+        # The other figures are valid; this one would mislead.
         found |= {"mfu": None, "mfu_problem": str(error)}
     return found
 
 
-def _planned_bytes(program: Any) -> int:
-    """What a compiled program holds at most on each device: inputs, outputs and temporaries."""
+def _planned_bytes(program: jax.stages.Compiled) -> int:
+    """Most that a compiled program holds on each device, bytes: inputs, outputs, temporaries."""
     memory = program.memory_analysis()
     if memory is None:
         return 0
@@ -183,14 +184,14 @@ def _planned_bytes(program: Any) -> int:
     )
 
 
-def _sent(cell: Cell, work: Work, sizes: dict[str, int]) -> dict[str, Any]:
-    """Bytes that each device sends in a step, by axes and kind; nothing on one device."""
+def _sent(cell: Cell, work: Work, sizes: dict[str, int]) -> JsonObject:
+    """Bytes that each device sends in a step, by axes and kind; empty on one device."""
     if max(sizes.values()) == 1:
         return {}
     found = [
         one
         for program in work.programs
-        for one in collectives(program.as_text(), sizes, unknown_trips=cell.max_new_tokens)
+        for one in collectives(program.as_text() or "", sizes, unknown_trips=cell.max_new_tokens)
     ]
     return {
         "collective_bytes": sum(x.total for x in found),

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from afmrl_jax.config import QwenVLConfig
 from afmrl_jax.performance.accelerators import CHIPS, chip
 from afmrl_jax.performance.sweep.predict import Assumptions, Prediction, fits, predict, useful
 from afmrl_jax.performance.sweep.programs import Case
+from afmrl_jax.types import JsonObject
 
-Program = tuple[Case, tuple[int, int], dict[str, Any]]
+Program = tuple[Case, tuple[int, int], JsonObject]
 """A case, the sizes of its mesh, and what was compiled for it."""
 SHOWN = ("h200", "v5e", "v6e")
 PREDICTED = (
@@ -28,9 +28,9 @@ PREDICTED = (
 )
 HEAD = """# How training scales
 
-This page is written by `afmrl bench scaling`; change that, not this. It predicts, and
-nothing on it was measured on the chips that it names. Programs, bytes and assumptions are in
-the JSON file that the command writes with it.
+This page is written by `afmrl bench scaling`; do not edit it by hand. Everything on it is
+predicted; nothing was measured on the chips it names. Programs, bytes and assumptions are in
+the JSON file that the command writes along with it.
 
 """
 
@@ -64,11 +64,11 @@ def _cases(cases: list[Case]) -> str:
         operations = f"{useful(request) / request.rows / 1e12:.2f}"
         what = f"{request.preset}, {request.task}, {request.trained} learns, {how}"
         rows.append([case.name, what, str(request.rows), length, operations])
-    head = ("case", "step", "rows a chip", "tokens a row", "useful TFLOP a row")
+    head = ("case", "step", "rows per chip", "tokens per row", "useful TFLOP per row")
     return (
         "## What is computed\n\n"
-        "Rows a chip stay as they are while chips are added (weak scaling). Activations are "
-        "bfloat16, layers are rematerialised (`remat full`), operations done twice do not count "
+        "Rows per chip stay constant as chips are added (weak scaling). Activations are "
+        "bfloat16, layers are rematerialized (`remat full`), recomputed operations do not count "
         "as useful.\n\n" + _table(head, rows)
     )
 
@@ -97,7 +97,7 @@ def _bytes(programs: list[Program]) -> str:
     head = ("case", "data x model", "GB sent", "by axis", "by kind", "GB in the CPU's program")
     return (
         "## What each device sends in a step\n\n"
-        "Counted in the program behind XLA's partitioner, loops multiplied, by the ring algorithm "
+        "Counted in the program after XLA's partitioner, loops multiplied, by the ring algorithm "
         "(`afmrl_jax/performance/collectives.py`). In the program finished for simulated CPU "
         "devices, the last column, XLA has widened bfloat16 to float32, which no accelerator does. "
         "Compiled for as many devices as the mesh has.\n\n" + _table(head, rows)
@@ -114,8 +114,8 @@ def _predictions(programs: list[Program], given: Assumptions) -> str:
         "## Predicted step time and efficiency\n",
         "`computing` is the time of the useful operations at "
         f"{100 * given.mfu_alone:.0f} % of the peak; `links` and `starts` are what the exchanges "
-        "take. The step lies between everything hidden behind computing and nothing hidden. "
-        "Efficiency is computing over the step: what is left of one chip's speed. Memory is the "
+        "take. The step time lies between full overlap with computing and none. "
+        "Efficiency is computing over the step: the share of one chip's speed. Memory is the "
         "plan's formula (`afmrl plan`).\n",
     ]
     for name in SHOWN:
@@ -145,7 +145,7 @@ def _predictions(programs: list[Program], given: Assumptions) -> str:
     return "\n".join(parts)
 
 
-def _share(program: dict[str, Any], wanted: Any) -> float:
+def _share(program: JsonObject, wanted: Callable[[JsonObject], bool]) -> float:
     """Bytes of the largest exchanges that `wanted` chooses."""
     return sum(x["sent"] for x in program["largest"] if wanted(x))
 
@@ -179,18 +179,18 @@ def _visual_point(programs: list[Program]) -> list[str]:
         if case.chunks and mesh == (data, 1):
             total = sum(x["sent"] for x in other["axes"].values())
             verdict = "less" if total < whole else "still more"
-            beside = f"; on as many devices that sends {total / 1e9:.1f} GB in all, {verdict}"
+            beside = f"; on as many devices that sends {total / 1e9:.1f} GB in total, {verdict}"
     return [
-        "**Visual tokens travel to every device** where rows are encoded at once, for a row may "
-        "find its picture in any bin of the batch; unlike the weights, this grows with the number "
+        "**Visual tokens travel to every device** when rows are encoded at once, because a row's "
+        "picture may be in any bin of the batch; unlike the weights, this grows with the number "
         f"of devices. On {data} of them ({name}) it is {amount / 1e9:.1f} of {whole / 1e9:.1f} GB "
-        "a step. With `chunk_tokens` each device keeps its own rows' pictures, at the price of a "
-        f"second pass forward and of gathering weights for every chunk{beside}. Better: deal bins "
+        "a step. With `chunk_tokens` each device keeps its own rows' pictures, at the cost of a "
+        f"second forward pass and of gathering weights for every chunk{beside}. Better: deal bins "
         "by device without chunks too, as `data/batching/chunks.py` does."
     ]
 
 
-def _is_head(config: QwenVLConfig, entry: dict[str, Any]) -> bool:
+def _is_head(config: QwenVLConfig, entry: JsonObject) -> bool:
     """Whether an exchange is of the whole token table, in bfloat16 or float32."""
     table = config.text.vocab_size * config.text.hidden_dim
     return any(abs(entry["payload"] - size * table) < 0.01 * table for size in (2, 4))
@@ -211,12 +211,12 @@ def _head_point(programs: list[Program]) -> list[str]:
         best = (
             amount,
             "**The token table is exchanged for every chunk of logits** "
-            "(`distill.logits_at_once`): gathered forward, anew and backward, and its gradient "
-            f"summed, {times} times a step: {amount / 1e9:.1f} of {whole / 1e9:.1f} GB "
-            f"({case.name}, {data} x {model}). Gathering it once in front of the loop and "
-            "summing the gradient "
-            f"once behind it leaves {amount / times / 1e9:.1f} GB, for one table more in memory; "
-            "fewer, larger chunks do a part of that today.",
+            "(`distill.logits_at_once`): gathered forward, for recomputation and backward, "
+            f"and its gradient summed, {times} times per step: {amount / 1e9:.1f} of "
+            f"{whole / 1e9:.1f} GB ({case.name}, {data} x {model}). Gathering it once before the "
+            "loop and summing the gradient "
+            f"once after it leaves {amount / times / 1e9:.1f} GB, for one more table in memory; "
+            "fewer, larger chunks achieve part of that today.",
         )
     return [] if best is None else [best[1]]
 
@@ -242,11 +242,11 @@ def _model_point(programs: list[Program], given: Assumptions) -> list[str]:
     if not slower:
         return []
     return [
-        "**A `model` axis sends activations**, in every layer, forward, anew and backward, and "
-        "more of them with every row, where `data` sends weights, however many rows there are: "
+        "**A `model` axis sends activations**, in every layer, forward, recomputed and backward, "
+        "and more of them with every row; `data` sends weights, however many rows there are: "
         + "; ".join(slower)
-        + ". It is for what does not fit otherwise, with few rows a chip. G has few, "
-        "and its token table (above) is split as well."
+        + ". It is for what does not fit otherwise, with few rows per chip. The "
+        "generator has few, and its token table (above) is split as well."
     ]
 
 
@@ -264,12 +264,12 @@ def _weights_point(programs: list[Program], given: Assumptions) -> list[str]:
     gathered -= _share(found, lambda x: "_take" in x["source"])
     rooms = ", ".join(f"{name} {fits(request, name)}" for name in SHOWN)
     return [
-        "**Frozen weights need not be split.** With adapters, R's weights are split over `data` "
-        "for storage alone, and each layer is gathered forward, anew and backward: "
-        f"{gathered / 1e9:.1f} GB a step on {data} devices, for {frozen / 1e9:.1f} GB of weights. "
-        f"Whole on every device they would send nothing. There is room (now: {rooms}); a "
-        "sharding table of their own is what is missing. Where weights learn, `remat dots` should "
-        "save one gather of three, for memory."
+        "**Frozen weights need not be split.** With adapters, the embedder's weights are split "
+        "over `data` only for storage, and each layer is gathered forward, for recomputation and "
+        f"backward: {gathered / 1e9:.1f} GB per step on {data} devices, for {frozen / 1e9:.1f} GB "
+        f"of weights. Whole on every device they would send nothing. There is room (now: {rooms}); "
+        "they only need a separate sharding table. When weights are trained, `remat dots` should "
+        "save one of three gathers, at the cost of memory."
     ]
 
 
@@ -293,9 +293,9 @@ def _nodes_point(programs: list[Program], given: Assumptions) -> list[str]:
         f"leaves each node through {links.node} adapters, and starts slowly: {case.name} on "
         f"{mesh[0]} H200 spends {1000 * own.links:.0f} ms on links and {1000 * own.starts:.0f} ms "
         f"on starts. Gathers that stay on NVLink would take {1000 * apart:.0f} ms and start "
-        f"{given.fabric_seconds / given.node_seconds:.0f} times faster; across nodes gradients "
-        "alone would go, once a step. That takes a third mesh axis. On a torus the whole slice is "
-        "one ring, and little is gained."
+        f"{given.fabric_seconds / given.node_seconds:.0f} times faster; across nodes "
+        "only gradients would travel, once per step. That takes a third mesh axis. On a torus the "
+        "whole slice is one ring, and little is gained."
     ]
 
 

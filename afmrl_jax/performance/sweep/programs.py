@@ -1,8 +1,8 @@
 """What the devices of a large mesh exchange in a step, from programs compiled for simulated ones.
 
 Nothing is allocated: the real shapes are lowered abstractly. The exchanges are read from the text
-behind XLA's partitioner, which all backends share: XLA for CPUs later widens bfloat16 to float32,
-accelerators do not. Those of the finished CPU program are counted beside it.
+after XLA's partitioner, which all backends share: XLA for CPUs later widens bfloat16 to float32,
+accelerators do not. Those of the finished CPU program are counted as well.
 """
 
 from __future__ import annotations
@@ -28,22 +28,26 @@ from afmrl_jax.parallel.layout import fit_spec
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.performance.collectives import Collective, bytes_by_axis, collectives
 from afmrl_jax.performance.plan import Request, batch_shapes, lowered
+from afmrl_jax.types import JsonObject
 
 Struct = jax.ShapeDtypeStruct
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""The program is never run, so that its machine code may be poor."""
+QUICK: dict[str, Any] = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+"""The program is never run, so its machine code may be poor."""
 BIG = 1 << 20
-"""Bytes of a payload from which an exchange counts as one of its own; smaller ones are combined by
-the compilers."""
+"""Payload bytes from which an exchange counts as a separate one; the compilers combine smaller
+ones."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A training step whose rows a chip stay as they are while chips are added."""
+    """A training step with a fixed number of rows per chip."""
 
     name: str
     request: Request
-    """Its mesh and batch size are those of one chip."""
+    """With the mesh and batch size of one chip."""
     chunks: int = 0
     """Chunks in which each device encodes its rows (GradCache); 0: all at once."""
 
@@ -53,16 +57,18 @@ class Case:
         return dataclasses.replace(self.request, mesh=f"data={data},model={model}", batch_size=size)
 
 
-def chunked(request: Request, architecture: Architecture, mesh: Mesh, chunks: int) -> Any:
-    """`planning.lowered` of contrastive training, with the batch in chunks of every device.
+def chunked(
+    request: Request, architecture: Architecture, mesh: Mesh, chunks: int
+) -> jax.stages.Lowered:
+    """`plan.lowered` of contrastive training, with the batch in chunks on every device.
 
     Raises:
-        RunError: the rows of a device do not divide by the chunks.
+        RunError: the rows of a device do not divide evenly into the chunks.
     """
     shares = request.axes[0]
     own, odd = divmod(request.rows, shares * chunks)
     if odd:
-        raise RunError(f"{request.rows} rows are no {chunks} equal chunks on {shares} devices")
+        raise RunError(f"{request.rows} rows do not make {chunks} equal chunks on {shares} devices")
     flat = batch_shapes(request, architecture.config)
     rows, sizes = flat.rows, dict(mesh.shape)
     assert isinstance(flat, ContrastiveBatch)
@@ -93,8 +99,8 @@ def _laid(x: Struct, mesh: Mesh, spec: P, sizes: dict[str, int]) -> Struct:
     return Struct(x.shape, x.dtype, sharding=NamedSharding(mesh, fit_spec(spec, x.shape, sizes)))
 
 
-def exchanged(case: Case, data: int, model: int) -> dict[str, Any]:
-    """What a step of the case sends on a mesh of simulated devices; see `summary`."""
+def exchanged(case: Case, data: int, model: int) -> JsonObject:
+    """What one step of the case sends on a mesh of simulated devices; see `summary`."""
     request, mesh = case.on(data, model), make_mesh(data, model)
     architecture = request.architecture()
     began = time.perf_counter()
@@ -103,11 +109,14 @@ def exchanged(case: Case, data: int, model: int) -> dict[str, Any]:
             program = chunked(request, architecture, mesh, case.chunks)
         else:
             program = lowered(request, architecture, mesh)
-        dumped = {"xla_dump_to": folder, "xla_dump_hlo_pass_re": "spmd-partitioning"}
+        dumped: dict[str, Any] = {
+            "xla_dump_to": folder,
+            "xla_dump_hlo_pass_re": "spmd-partitioning",
+        }
         finished = program.compile(compiler_options=dumped | QUICK)
         parted = [x for x in Path(folder).iterdir() if "after_spmd-partitioning" in x.name]
         if len(parted) != 1:
-            raise RunError(f"XLA left {len(parted)} texts behind its partitioner, not 1")
+            raise RunError(f"XLA wrote {len(parted)} texts after its partitioner, not 1")
         found = collectives(parted[0].read_text(encoding="utf-8"), dict(mesh.shape))
     sizes = dict(mesh.shape)
     return {
@@ -115,13 +124,13 @@ def exchanged(case: Case, data: int, model: int) -> dict[str, Any]:
         "mesh": sizes,
         "rows": request.rows,
         **summary(found),
-        "compiled_for_cpu": bytes_by_axis(collectives(finished.as_text(), sizes)),
+        "compiled_for_cpu": bytes_by_axis(collectives(finished.as_text() or "", sizes)),
         "seconds_to_compile": round(time.perf_counter() - began, 1),
     }
 
 
-def summary(found: list[Collective]) -> dict[str, Any]:
-    """Bytes and number of exchanges, by axes; and the largest ones."""
+def summary(found: list[Collective]) -> JsonObject:
+    """Bytes and number of exchanges by axes, and the largest exchanges."""
     axes: dict[str, dict[str, float]] = {}
     for one in found:
         own = axes.setdefault("+".join(one.axes), {"sent": 0, "sliced": 0, "big": 0, "group": 0})

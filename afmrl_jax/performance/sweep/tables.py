@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from afmrl_jax.reporting.drawing import INK, SERIES, SOFT, drawn, plain
+from afmrl_jax.types import JsonObject
 
 MARKS = "osD^vP"
-Row = dict[str, Any]
+Row = JsonObject
 MEASURED = "best product of two matrices measured in this run"
-"""Where a row's peak is from, if not from a chip's maker."""
+"""Source of a row's peak if it is not a vendor's figure."""
 HEAD = (
     "model",
     "task",
@@ -61,9 +63,9 @@ def cells(row: Row) -> list[str]:
 
 
 def with_one_peak(rows: list[Row]) -> list[Row]:
-    """Rows whose peak was measured get the highest one measured, so that they can be compared.
+    """Give all rows with a measured peak the highest one measured, so that they can be compared.
 
-    Other work on the machine can only lower what is measured.
+    Other work on the machine can only lower a measured peak.
     """
     own = [x for x in rows if x["status"] == "done" and x["peak_source"] == MEASURED]
     best = max((x["peak_tflops"] for x in own), default=0.0)
@@ -78,7 +80,7 @@ def with_one_peak(rows: list[Row]) -> list[Row]:
 
 
 def markdown(rows: list[Row]) -> str:
-    """The table in Markdown, columns aligned; below it why rows are missing."""
+    """The table in Markdown with aligned columns, and below it why rows are missing."""
     table = [list(HEAD), *(cells(x) for x in rows)]
     widths = [max(len(line[n]) for line in table) for n in range(len(HEAD))]
     lines = [
@@ -90,7 +92,7 @@ def markdown(rows: list[Row]) -> str:
 
 
 def draw(rows: list[Row], path: Path, note: str) -> None:
-    """Listings a second and utilisation by batch, a line for each set of other settings."""
+    """Plot listings per second and utilization by batch, one line per set of other settings."""
     done = [x for x in rows if x["status"] == "done"]
     tasks = sorted({x["cell"]["task"] for x in done})
     with drawn(path, (9.6, 0.9 + 2.3 * max(1, len(tasks))), font=8.5) as figure:
@@ -100,11 +102,11 @@ def draw(rows: list[Row], path: Path, note: str) -> None:
         figure.suptitle(note, color=SOFT, fontsize=8)
 
 
-def _name(own: dict[str, Any], shown: list[str]) -> str:
+def _name(own: JsonObject, shown: list[str]) -> str:
     return ", ".join(str(own[x]) if x != "visual_tokens" else f"{own[x]} visual" for x in shown)
 
 
-def _draw_task(panels: Any, task: str, rows: list[Row]) -> None:
+def _draw_task(panels: np.ndarray, task: str, rows: list[Row]) -> None:
     options = ("model", "visual_tokens", "dtype", "mesh", "remat")
     shown = [x for x in options if len({r["cell"][x] for r in rows}) > 1] or ["model"]
     names = list(dict.fromkeys(_name(x["cell"], shown) for x in rows))
@@ -114,7 +116,7 @@ def _draw_task(panels: Any, task: str, rows: list[Row]) -> None:
             (x for x in rows if _name(x["cell"], shown) == name),
             key=lambda x: x["cell"]["batch_size"],
         )
-        look: dict[str, Any] = {
+        look = {
             "color": SERIES[number % 6],
             "marker": MARKS[number % 6],
             "linestyle": ("-", "--", ":", "-.")[number // 6 % 4],
@@ -132,10 +134,10 @@ def _draw_task(panels: Any, task: str, rows: list[Row]) -> None:
         used = [float("nan") if x["mfu"] is None else 100 * x["mfu"] for x in own]
         panels[1].plot(places, used, markersize=4, linewidth=1.2, **look)
     panels[0].set_ylabel(
-        f"{task}: {'lists' if 'roll' in rate else 'listings'} a second", color=SOFT
+        f"{task}: {'lists' if 'roll' in rate else 'listings'} per second", color=SOFT
     )
     panels[1].set_ylabel("MFU, %", color=SOFT)
-    # Rates start at 0 and are far from it, so there is room below.
+    # The axis starts at 0, far below the rates, so there is room at the bottom.
     panels[0].legend(fontsize=6.5, frameon=False, labelcolor=INK, loc="lower center", ncols=2)
     for axes in panels:
         axes.set_xscale("log", base=2)

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from functools import cache, cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,18 +23,23 @@ from afmrl_jax.config import (
     RarConfig,
     TextBudget,
 )
+from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
 from afmrl_jax.data.attributes.text_format import format_attributes
+from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.data.catalogue.load import load_catalogue
+from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.data.sources.batches import Batch
+from afmrl_jax.data.sources.contrastive import ContrastiveSource
 from afmrl_jax.data.sources.distill import DistillSource
 from afmrl_jax.data.sources.prompts import PromptSource
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture, Params
-from afmrl_jax.models.generation import generate
+from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.models.lora import with_lora
 from afmrl_jax.models.qwen_vl.presets import preset
+from afmrl_jax.objectives.bm25 import Bm25Statistics
 from afmrl_jax.parallel.sharding import place, place_batch, shardings
 from afmrl_jax.performance.sweep.cell import Cell
 from afmrl_jax.training.agcl import contrastive_source, make_agcl_step, term_statistics
@@ -42,16 +47,22 @@ from afmrl_jax.training.distill import make_distill_step
 from afmrl_jax.training.partition import learns
 from afmrl_jax.training.rar.policy_gradient import Samples, completion_scores, update
 from afmrl_jax.training.rar.rollout import encode_images, sample
-from afmrl_jax.training.state import initial_state, make_optimizer
+from afmrl_jax.training.state import TrainState, initial_state, make_optimizer
+
+if TYPE_CHECKING:
+    from jaxtyping import PyTree
 
 WORDS = 2048
-"""Entries of the tokenizer; the vocabulary of the model may be larger."""
+"""Size of the tokenizer; the model's vocabulary may be larger."""
+Source = ContrastiveSource | DistillSource | PromptSource
+Step = Callable[[Batch, jax.Array], object]
+"""(placed batch, key) -> something to wait for."""
 ALL_SHOWN = InputDropout(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 @cache
-def catalogue(name: str) -> tuple[list[Any], list[str], BpeTokenizer]:
-    """Listings with a picture and attributes, their lists, and a tokenizer of both."""
+def catalogue(name: str) -> tuple[list[Listing], list[str], BpeTokenizer]:
+    """Listings with attributes, their attribute lists, and a tokenizer trained on both."""
     listings = [x for x in load_catalogue(name).listings if x.attributes]
     texts = [format_attributes((x.attributes or {}).items()) for x in listings]
     return listings, texts, BpeTokenizer.train([x.title for x in listings] + texts, WORDS)
@@ -81,22 +92,22 @@ class Work:
         )
         self._optimizer = make_optimizer(self._agcl.optimizer, 1000)
         self._source = self._make_source()
-        self.programs: list[Any] = []
-        """Compiled, in the order in which a step runs them."""
+        self.programs: list[jax.stages.Compiled] = []
+        """Compiled programs, in the order in which a step runs them."""
 
     @property
-    def source(self) -> Any:
+    def source(self) -> Source:
         """Batches by number."""
         return self._source
 
     def placed(self, batch: Batch) -> Batch:
-        """A batch on the devices, without what only the loop reads."""
+        """A batch on the devices, without the fields that only the loop reads."""
         return place_batch(batch._replace(bad_pictures=None), self._mesh)
 
-    def compile(self, batch: Batch) -> tuple[float, Callable[[Batch, jax.Array], Any]]:
-        """Seconds that compiling took, and the step: (placed batch, key) -> something to wait for.
+    def compile(self, batch: Batch) -> tuple[float, Step]:
+        """Seconds of compiling, and the step.
 
-        The parameters are made before; they are random, which changes no time.
+        The parameters are created first; they are random, which does not affect the time.
         """
         learning, frozen = self._parameters()
         if self._cell.task == "generate":
@@ -110,25 +121,27 @@ class Work:
         else:
             step = make_distill_step(self.architecture, self._distill, self._optimizer)
         key = jax.random.key(0)
-        seconds, program = self._compiled(step, frozen, state, batch, key)
+        seconds, program = self._compiled(cast(jax.stages.Wrapped, step), frozen, state, batch, key)
         holder = [state]
 
-        def call(batch: Batch, key: jax.Array) -> Any:
+        def call(batch: Batch, key: jax.Array) -> object:
             holder[0], metrics = program(frozen, holder[0], batch, key)
             return holder[0].step, metrics
 
         return seconds, call
 
-    def _compiled(self, function: Any, *arguments: Any, **static: Any) -> tuple[float, Any]:
+    def _compiled(
+        self, function: jax.stages.Wrapped, *arguments: PyTree, **static: object
+    ) -> tuple[float, jax.stages.Compiled]:
         began = time.perf_counter()
         self.programs.append(function.lower(*arguments, **static).compile())
         return time.perf_counter() - began, self.programs[-1]
 
-    def _compile_generate(self, params: Params, batch: Batch) -> tuple[float, Callable]:
+    def _compile_generate(self, params: Params, batch: Batch) -> tuple[float, Step]:
         cell, architecture = self._cell, self.architecture
 
         @jax.jit
-        def write(params: Params, rows: Any, key: jax.Array) -> jax.Array:
+        def write(params: Params, rows: VLBatch, key: jax.Array) -> jax.Array:
             return generate(
                 architecture.bind(params),
                 rows,
@@ -136,7 +149,7 @@ class Work:
                 max_new_tokens=cell.max_new_tokens,
                 temperature=1.0,
                 key=key,
-                # No word ends a list, so all have full length.
+                # No token ends a list, so all have full length.
                 eos_id=architecture.config.text.vocab_size,
                 pad_id=0,
             ).tokens
@@ -144,18 +157,19 @@ class Work:
         seconds, program = self._compiled(write, params, batch.rows, jax.random.key(0))
         return seconds, lambda batch, key: program(params, batch.rows, key)
 
-    def _compile_rar(self, frozen: Params, state: Any, batch: Batch) -> tuple[float, Callable]:
-        """Sampling, the reference's probabilities and the update.
+    def _compile_rar(self, frozen: Params, state: TrainState, batch: Batch) -> tuple[float, Step]:
+        """Sampling, scoring with the reference and the update.
 
-        Rewards are drawn: what R and the grammar say passes through the host and is not part of
-        this figure.
+        Rewards are random: the embedder's and the grammar's judgment passes through the host and
+        is not part of this figure.
         """
         cell, architecture = self._cell, self.architecture
         settings = RarConfig(group_size=cell.group_size, temperature=1.0)
         reference = {**frozen, **jax.tree.map(jnp.copy, state.params)}
         specials = (architecture.config.text.vocab_size, 0)
         key, rows = jax.random.key(0), batch.rows
-        asked: dict[str, Any] = {
+        assert isinstance(rows, VLBatch)
+        asked: dict[str, object] = {
             "group_size": cell.group_size,
             "max_new_tokens": cell.max_new_tokens,
             "specials": specials,
@@ -187,8 +201,9 @@ class Work:
         last, train = self._compiled(learn, frozen, state, samples, parts=1)
         holder, rng = [state], np.random.default_rng(1)
 
-        def call(batch: Batch, key: jax.Array) -> Any:
+        def call(batch: Batch, key: jax.Array) -> object:
             rows = batch.rows
+            assert isinstance(rows, VLBatch)
             if seen is not None:
                 rows = rows._replace(visual=seen(reference, rows))
             found = write({**frozen, **holder[0].params}, rows, key)
@@ -199,7 +214,7 @@ class Work:
 
         return total + seconds + more + last, call
 
-    def _samples(self, rows: Any, found: Any, rng: np.random.Generator) -> Samples:
+    def _samples(self, rows: VLBatch, found: Generation, rng: np.random.Generator) -> Samples:
         shape = found.tokens.shape[:2]
         drawn = place_batch(
             (rng.integers(0, 2, shape).astype(np.float32), np.zeros(shape, bool)), self._mesh
@@ -208,7 +223,7 @@ class Work:
         return Samples(rows, tokens, mask, old, old, *drawn)
 
     def _parameters(self) -> tuple[Params, Params]:
-        """Those that learn (float32) and the others (bfloat16), made where they lie."""
+        """Trained parameters (float32) and frozen ones (bfloat16), created with their shardings."""
         learning: Params = {}
         frozen: Params = {}
         places = shardings(self.architecture.shapes, self._mesh)
@@ -230,8 +245,8 @@ class Work:
         return {x.listing_id: t for x, t in zip(self._listings, self._texts, strict=True)}
 
     @cached_property
-    def _terms(self) -> tuple[Any, Any]:
-        """Vocabulary and statistics of the lists' terms."""
+    def _terms(self) -> tuple[Bm25Vocabulary, Bm25Statistics]:
+        """Vocabulary and BM25 statistics of the lists' terms."""
         return term_statistics(self._builder, self._by_listing)
 
     def _rows(self) -> RowBuilder:
@@ -241,10 +256,10 @@ class Work:
             patch_size=vision.patch_size,
             merge_size=vision.merge_size,
             temporal_patch_size=vision.temporal_patch_size,
-            # Small pictures are enlarged; what they fill of the budget is counted, not assumed.
+            # Small pictures are enlarged; how much of the budget they fill is counted, not assumed.
             min_pixels=max(side**2, cell.visual_tokens * side**2 // 2),
             max_pixels=cell.visual_tokens * side**2,
-            # One number of bins, so one program.
+            # A single number of bins, so a single program.
             pack_shares=(1.0,),
         )
         title = (cell.text_tokens - 6) // 2
@@ -255,14 +270,15 @@ class Work:
         )
         return RowBuilder.of(self._listings, self._tokenizer, image, text)
 
-    def _make_source(self) -> Any:
+    def _make_source(self) -> Source:
         cell, builder = self._cell, self._builder
         if cell.task == "agcl":
             texts, (vocabulary, _) = self._by_listing, self._terms
-            source: Any = contrastive_source(
+            pairs = contrastive_source(
                 builder, self._agcl, 0, attributes=texts, read=texts, vocabulary=vocabulary
             )
-            found = source.batch_size
+            source: Source = pairs
+            found = pairs.batch_size
         elif cell.task == "distill":
             source = DistillSource(
                 builder, self._texts, steps=1000, batch_size=cell.batch_size, seed=0
@@ -281,7 +297,7 @@ class Work:
             found = min(cell.batch_size, len(everything))
         if found < cell.batch_size:
             raise ConfigError(
-                f"the catalogue fills a batch of {found}, not of {cell.batch_size}: pass a larger "
+                f"the catalogue fills a batch of {found}, not {cell.batch_size}: pass a larger "
                 "one (--catalogue), or lower --batch"
             )
         return source
