@@ -19,7 +19,7 @@ LETTERS = ("a", "k")
 
 
 def patches_of(numbers: np.ndarray, config: ImageConfig) -> Patches:
-    """Patches of any numbers [y x 3] as they are, not only of what a byte can become."""
+    """Patches of arbitrary numbers [y x 3], not only of those that a byte can become."""
     plain = dataclasses.replace(config, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     return _cut(numbers.astype(np.float32) * np.float32(255), plain)
 
@@ -54,7 +54,7 @@ def write_badge_catalogue(
         folder: created where it does not exist.
         listings_per_product: offers of each badge.
         seed: of pictures and titles.
-        splits: write a `split` column; without, they are drawn by product.
+        splits: write a `split` column; otherwise splits are drawn by product.
     """
     rng = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def largest_file(folder: Path) -> Path:
 
 
 def change_a_bit(path: Path) -> None:
-    """Turn over one bit in the middle of a file."""
+    """Flip one bit in the middle of a file."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -106,7 +106,7 @@ def tiny_config(
     lora: LoraConfig | None = None,
 ) -> QwenVLConfig:
     """A model of some ten thousand parameters with every part of the real one."""
-    # Qwen2-VL states its MLP's width as a whole multiple of the other; windows are Qwen2.5-VL's.
+    # Qwen2-VL gives its MLP width as a multiple of the other width; only Qwen2.5-VL has windows.
     intermediate, blocks = {"qwen2_5_vl": (48, (1,))}.get(family, (64, ()))
     vision = VisionConfig(
         depth=2,

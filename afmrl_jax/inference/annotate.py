@@ -1,4 +1,4 @@
-"""Using a finished run on a catalogue: read it, annotate it."""
+"""Reads a catalogue and annotates it with a finished run."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from afmrl_jax.training.annotate import annotate
 
 
 def read(name: str, split: str, *, skip_bad: bool = False) -> Catalogue:
-    """The listings of a split, or of `all`; records that were left out are named."""
+    """The listings of a split, or of `all`; records that were left out are logged."""
     catalogue = load_catalogue(name, skip_bad=skip_bad)
     say_skipped(catalogue)
     return select(catalogue, split)
 
 
 def select(catalogue: Catalogue, split: str) -> Catalogue:
-    """The listings of a split, or of `all`; none is an error."""
+    """The listings of a split, or of `all`; an empty split is an error."""
     chosen = catalogue if split == "all" else catalogue.subset(split)
     if not chosen.listings:
         raise CatalogueError(
-            f"catalogue {catalogue.name} has no listing in split {split!r}; choose another"
+            f"catalogue {catalogue.name} has no listings in split {split!r}; choose another split"
         )
     return chosen
 
@@ -33,7 +33,7 @@ def select(catalogue: Catalogue, split: str) -> Catalogue:
 def annotate_catalogue(
     run: FinishedRun, generator: str, catalogue: Catalogue, out: Path
 ) -> dict[str, str]:
-    """Attributes by listing id, written to `out`; a killed call goes on where it stopped."""
+    """Attributes by listing id, written to `out`; if killed, the next call resumes."""
     architecture, params = run.model(generator)
     everything = np.arange(len(catalogue.listings))
     return annotate(

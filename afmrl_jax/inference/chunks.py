@@ -1,4 +1,4 @@
-"""Rows of many listings, some at a time: the next are decoded while these are embedded."""
+"""Rows of many listings in chunks: the next chunk is decoded while the current one is embedded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from afmrl_jax.data.batching.collate import Row
 from afmrl_jax.data.sources.row_builder import RowBuilder
 
 CHUNK_BATCHES = 4
-"""Batches whose pictures are in memory at a time, twice over: embedded, and decoded ahead."""
+"""Batches per chunk; two chunks of pictures are in memory: one embedded, one decoded ahead."""
 
 
 def decoded_chunks(
@@ -24,9 +24,9 @@ def decoded_chunks(
 
     Args:
         count: how many items there are.
-        size: how many make a chunk.
-        builder_of: a builder of the items from one number to before another.
-        row: of a chunk's builder, the place in the chunk, and the number of the item.
+        size: items per chunk.
+        builder_of: gives a builder of the items from one number up to, but excluding, another.
+        row: gives a row, from a chunk's builder, the position in the chunk, and the item's number.
         begin: number of the first item.
     """
 

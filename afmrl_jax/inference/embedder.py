@@ -1,4 +1,4 @@
-"""R for one's own texts and pictures: unit vectors of anything, not only of a catalogue."""
+"""The embedder for your own texts and pictures: unit vectors of anything, not only a catalogue."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.runtime.progress import Progress
 
 SIZES = (1, 8, 64)
-"""Numbers of items at a time that programs are compiled for, beside the batch size: a query need
-not pay for a whole batch."""
+"""Batch sizes that programs are compiled for, besides the full one: a single query should not cost
+a whole batch."""
 
 
 @dataclass(frozen=True)
 class Embedder:
-    """The embedder R with all that makes rows for it.
+    """The embedder, with everything that turns items into its rows.
 
     Example:
         embedder = Embedder.load("runs/demo")
@@ -42,7 +42,7 @@ class Embedder:
     image: ImageConfig
     text: TextBudget
     load_generator: Callable[[], Generator] | None = None
-    """Gives the G whose attributes R was trained to read; None where it reads none."""
+    """Loads the generator whose attributes the embedder was trained on; None for no generator."""
 
     @classmethod
     def load(
@@ -54,15 +54,15 @@ class Embedder:
         text: TextBudget | None = None,
         batch_size: int | None = None,
     ) -> Embedder:
-        """R of a run, or a Qwen-VL from a Hugging Face or PEFT folder.
+        """The embedder of a run, or a Qwen-VL from a Hugging Face or PEFT folder.
 
         Args:
             folder: a run directory, or a folder with a model, such as `afmrl export` writes.
-            system: of a run, a row of its results table; None for the last.
-            image: of a model's folder, how pictures become patches; None for what was exported, or
-                else for the model's own patches and at most 256 visual tokens.
-            text: of a model's folder, lengths and layout; None for what was exported, or else for
-                Qwen's chat layout.
+            system: for a run, a row of its results table; None for the last.
+            image: for a model's folder, how pictures become patches; None for what was exported, or
+                otherwise for the model's own patches and at most 256 visual tokens.
+            text: for a model's folder, lengths and layout; None for what was exported, or otherwise
+                for Qwen's chat layout.
             batch_size: most items at a time; None for the run's, or 32 for a model's folder.
 
         Raises:
@@ -82,7 +82,7 @@ class Embedder:
 
     @classmethod
     def of(cls, run: FinishedRun, system: System) -> Embedder:
-        """R of a system of a run, and its G where it has one."""
+        """The embedder of a run's system, with its generator if it has one."""
         stage = system.generator
         return cls(
             run.encoder(system),
@@ -94,7 +94,7 @@ class Embedder:
 
     @property
     def identity(self) -> str:
-        """A hash of the weights: vectors of different identity must not be compared."""
+        """A hash of the weights: vectors of embedders of different identity are not comparable."""
         return self.encoder.identity
 
     @property
@@ -104,14 +104,15 @@ class Embedder:
 
     @cached_property
     def generator(self) -> Generator:
-        """The G whose attributes R was trained to read, loaded when it is first asked for.
+        """The generator whose attributes the embedder was trained to read, loaded on first use.
 
         Raises:
-            RunError: R reads none, or comes from a model's folder, which holds no G.
+            RunError: the embedder reads none, or comes from a model's folder, which has no
+                generator.
         """
         if self.load_generator is None:
             raise RunError(
-                "this embedder has no generator to write attributes: take a system of a run that "
+                "this embedder has no generator to write attributes: use a system of a run that "
                 "has one (such as afmrl), give `attributes` with the items, or leave "
                 "write_attributes out"
             )
@@ -124,18 +125,18 @@ class Embedder:
 
         Args:
             items: each a text, a picture (a `pathlib.Path`, encoded bytes, a Pillow picture or a
-                uint8 array [height width 3]), or a dictionary of `text`, `image` (also a path as a
-                string) and `attributes` (a text `key: value; key: value`, or a mapping).
-            write_attributes: let G write attributes of the items that have both text and picture,
-                as it was trained to, and none of their own.
-            label: name of a progress bar, which long lists get; None for none.
+                uint8 array [height width 3]), or a dictionary of `text`, `image` (here a string is
+                a path) and `attributes` (a text `key: value; key: value`, or a mapping).
+            write_attributes: let the generator write attributes for the items that have both text
+                and picture, which is what it was trained on, and no attributes.
+            label: name of a progress bar, shown for long lists; None for no bar.
 
         Returns:
             float32 [n d], of length 1, in the order of the items.
 
         Raises:
-            InputError: an item cannot be used; names it by its number, as `items[3]`.
-            RunError: there is no G to write attributes.
+            InputError: an item cannot be used; it is named by its number, as `items[3]`.
+            RunError: there is no generator to write attributes.
         """
         inputs = read_inputs(items)
         if write_attributes:
@@ -145,9 +146,9 @@ class Embedder:
     def encode_with_attributes(
         self, items: Sequence[Item], *, label: str | None = None
     ) -> tuple[np.ndarray, list[str]]:
-        """As `encode`, and the attributes that R read of each item, empty where it read none.
+        """As `encode`, with the attributes that the embedder read for each item, "" if none.
 
-        G writes them where this embedder has one, and are those of the items otherwise.
+        They come from the generator if this embedder has one, otherwise from the items.
         """
         inputs = read_inputs(items)
         if self.load_generator is not None:
@@ -155,7 +156,7 @@ class Embedder:
         return self._vectors(inputs, label), [x.attributes or "" for x in inputs]
 
     def _annotated(self, inputs: list[Input], label: str | None) -> list[Input]:
-        """The inputs, with G's attributes where it can write some."""
+        """The inputs, with the generator's attributes where it can write some."""
         generator = self.generator
         asked = [
             (n, x)

@@ -29,14 +29,14 @@ class FinishedRun:
         path = folder / "config.json"
         if not path.is_file():
             raise RunError(
-                f"{folder} is no run directory (config.json is missing); give the --out of "
+                f"{folder} is not a run directory (config.json is missing); give the --out of "
                 "`afmrl train`"
             )
         self.config: RunConfig = from_dict(RunConfig, read_json(path))
 
     @cached_property
     def mesh(self) -> Mesh:
-        """The devices of this machine, whatever the run was trained on."""
+        """The devices of this machine, whatever devices the run was trained on."""
         return make_mesh(-1, 1)
 
     @cached_property
@@ -48,14 +48,14 @@ class FinishedRun:
         return BpeTokenizer.load(folder)
 
     def system(self, name: str | None = None) -> System:
-        """The row of a name; the last one without."""
+        """The results row of this name; without a name, the last one."""
         rows = {x.name: x for x in systems_of(self.config)}
         if name is not None and name not in rows:
             raise RunError(f"{self.folder} has no system {name!r}; choose from {', '.join(rows)}")
         return rows[name or list(rows)[-1]]
 
     def model(self, stage: str) -> tuple[Architecture, Params]:
-        """What a finished stage trained."""
+        """The model that a finished stage trained."""
         if not (self.folder / stage / "DONE.json").is_file():
             raise RunError(
                 f"stage {stage} of {self.folder} is not finished; start its `afmrl train` command "
@@ -64,7 +64,7 @@ class FinishedRun:
         return ModelStore(self.folder, self.config, self.mesh).load(stage)
 
     def encoder(self, system: System) -> Encoder:
-        """R of a system."""
+        """The embedder of a system."""
         size = self.config.evaluation.batch_size
         return Encoder.on(self.mesh, *self.model(system.embedder), size)
 

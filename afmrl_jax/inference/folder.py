@@ -1,10 +1,9 @@
-"""Which folder a user named: a run, or a model; and how the rows of a model's folder look."""
+"""Whether a folder is a run or a model, and what rows the model of a folder takes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -25,13 +24,14 @@ from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.runtime.files import read_json
 from afmrl_jax.runtime.object_store import working_copy
 from afmrl_jax.training.partition import read_model
+from afmrl_jax.types import JsonObject
 
 EXPORTED = "afmrl_embedder.json"
-"""What `afmrl export` says of the rows that its model was trained on."""
+"""What `afmrl export` writes about the rows that its model was trained on."""
 
 
 def is_model_folder(folder: Path | str) -> bool:
-    """Whether a folder holds a model or an adapter; a run's own config.json says nothing of one."""
+    """Whether a folder holds a model or an adapter; a run's config.json has no `model_type`."""
     folder = working_copy(folder)
     path = folder / "config.json"
     return is_peft_folder(folder) or (path.is_file() and "model_type" in read_json(path))
@@ -39,7 +39,7 @@ def is_model_folder(folder: Path | str) -> bool:
 
 @dataclass(frozen=True)
 class FolderModel:
-    """A model of a folder, with all that makes rows for it."""
+    """The model of a folder, with everything that makes rows for it."""
 
     architecture: Architecture
     params: Params
@@ -55,15 +55,15 @@ class FolderModel:
         image: ImageConfig | None = None,
         text: TextBudget | None = None,
     ) -> FolderModel:
-        """A Hugging Face folder, or an adapter beside the folder of its base.
+        """A Hugging Face folder, or an adapter and the folder of its base.
 
-        It is computed in bfloat16 where its weights are, and in float32 otherwise.
+        It computes in bfloat16 if its weights are bfloat16, and in float32 otherwise.
 
         Args:
             folder: the model.
-            image: how pictures become patches; None for what `afmrl export` wrote into the folder,
-                or else for the model's own patches and at most 256 visual tokens.
-            text: lengths and layout; None for what was exported, or else Qwen's chat layout.
+            image: how pictures become patches; None for what `afmrl export` wrote to the folder, or
+                otherwise for the model's own patches and at most 256 visual tokens.
+            text: lengths and layout; None for what was exported, or otherwise Qwen's chat layout.
 
         Raises:
             RunError: the folder cannot be read, or has no tokenizer.
@@ -73,13 +73,13 @@ class FolderModel:
         if params["model/embed_tokens"].dtype == jnp.bfloat16:
             architecture = architecture.with_execution(Execution(dtype="bfloat16"))
         path = folder / EXPORTED
-        told: dict[str, Any] | None = read_json(path) if path.is_file() else None
+        exported: JsonObject | None = read_json(path) if path.is_file() else None
         return cls(
             architecture,
             params,
             _tokenizer(folder),
-            image or _image(architecture.config.vision, told),
-            text or _text(RunConfig.pretrained().text, told),
+            image or _image(architecture.config.vision, exported),
+            text or _text(RunConfig.pretrained().text, exported),
             mesh,
         )
 
@@ -90,23 +90,23 @@ def _tokenizer(folder: Path) -> BpeTokenizer:
     return BpeTokenizer.load(folder if own else base_folder(folder))
 
 
-def _image(vision: VisionConfig, told: dict[str, Any] | None) -> ImageConfig:
+def _image(vision: VisionConfig, exported: JsonObject | None) -> ImageConfig:
     names = ("patch_size", "merge_size", "temporal_patch_size")
-    if told is None:
+    if exported is None:
         return replace(ImageConfig.qwen(), **{name: getattr(vision, name) for name in names})
-    kept = {name: told[name] for name in (*names, "min_pixels", "max_pixels")}
-    return ImageConfig(**kept, mean=tuple(told["mean"]), std=tuple(told["std"]))
+    kept = {name: exported[name] for name in (*names, "min_pixels", "max_pixels")}
+    return ImageConfig(**kept, mean=tuple(exported["mean"]), std=tuple(exported["std"]))
 
 
-def _text(budget: TextBudget, told: dict[str, Any] | None) -> TextBudget:
-    if told is None:
+def _text(budget: TextBudget, exported: JsonObject | None) -> TextBudget:
+    if exported is None:
         return budget
-    if told["layout"] == "bare":
+    if exported["layout"] == "bare":
         budget = TextBudget()
     return replace(
         budget,
-        layout=told["layout"],
-        embedder_instruction=told["instruction"],
-        max_title_tokens=told["max_text_tokens"],
-        max_attribute_tokens=told["max_attribute_tokens"],
+        layout=exported["layout"],
+        embedder_instruction=exported["instruction"],
+        max_title_tokens=exported["max_text_tokens"],
+        max_attribute_tokens=exported["max_attribute_tokens"],
     )

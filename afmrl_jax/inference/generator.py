@@ -1,4 +1,4 @@
-"""G for one's own pictures: attribute lists of anything, not only of a catalogue."""
+"""The generator for your own pictures: attribute lists of anything, not only of a catalogue."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from afmrl_jax.runtime.progress import Progress
 from afmrl_jax.training.annotate import write_attributes
 
 SIZES = (1, 8, 64)
-"""Numbers of items at a time that programs are compiled for."""
+"""Batch sizes that programs are compiled for."""
 
 
 @dataclass(frozen=True)
 class Generator:
-    """The attribute generator G with all that makes prompts for it.
+    """The attribute generator, with everything that turns items into its prompts.
 
     Example:
         generator = Generator.load("runs/demo")
@@ -48,14 +48,14 @@ class Generator:
         image: ImageConfig | None = None,
         text: TextBudget | None = None,
     ) -> Generator:
-        """G of a run, or a Qwen-VL from a Hugging Face or PEFT folder.
+        """The generator of a run, or a Qwen-VL from a Hugging Face or PEFT folder.
 
         Args:
             folder: a run directory, or a folder with a model.
-            stage: of a run, the stage that trained G: `distill` or `rar`; None for `rar`.
-            image: of a model's folder, how pictures become patches; None for the model's own
+            stage: for a run, the stage that trained it: `distill` or `rar`; None for `rar`.
+            image: for a model's folder, how pictures become patches; None for the model's own
                 patches and at most 256 visual tokens.
-            text: of a model's folder, lengths and layout; None for Qwen's chat layout.
+            text: for a model's folder, lengths and layout; None for Qwen's chat layout.
 
         Raises:
             RunError: there is no such model, or the run has not trained it yet.
@@ -71,34 +71,34 @@ class Generator:
 
     @classmethod
     def of(cls, run: FinishedRun, stage: str) -> Generator:
-        """What a stage of a run trained."""
+        """The generator that a stage of a run trained."""
         config = run.config
         return cls(*run.model(stage), run.tokenizer, config.image, config.text, run.mesh)
 
     def write(self, items: Sequence[Item], *, label: str | None = "write") -> list[str]:
-        """The attribute list of each item, most likely words first to last.
+        """The attribute list of each item, by greedy decoding.
 
         Args:
-            items: each with a picture, and the title under `text` where there is one; attributes
-                that an item has already are not read.
-            label: name of a progress bar, which lists of more than a batch get; None for none.
+            items: each with a picture, and the title under `text` if there is one; attributes that
+                an item already has are ignored.
+            label: name of a progress bar, shown for more than one batch; None for no bar.
 
         Returns:
             Texts such as `type: chair; color: oak`, in the order of the items. Of a malformed list
-            the readable pairs are left, maybe none.
+            only the readable pairs are kept, possibly none.
 
         Raises:
-            InputError: an item has no picture, or one that cannot be used; names it by its number.
+            InputError: an item, named by its number, has no picture, or one that cannot be used.
         """
         return self.write_for(list(enumerate(read_inputs(items))), label=label)
 
     def write_for(
         self, inputs: Sequence[tuple[int, Input]], *, label: str | None = None
     ) -> list[str]:
-        """`write` for numbered inputs that have been read."""
+        """`write` for numbered inputs that have already been read."""
         for number, x in inputs:
             if x.picture is None:
-                raise InputError(f"items[{number}] has no picture, and G reads attributes off one")
+                raise InputError(f"items[{number}] has no picture, but the generator needs one")
         size = next((n for n in SIZES if n >= len(inputs)), SIZES[-1])
         texts: list[str] = []
         shown = label if len(inputs) > size else None

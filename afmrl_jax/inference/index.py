@@ -1,4 +1,4 @@
-"""An index of one's own vectors: built, searched, changed, saved and read again."""
+"""An index of your own vectors: build, search, change, save and load it."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from afmrl_jax.runtime.progress import log_info
 TUNED_ON = 1000
 """Vectors that serve as queries to tune ScaNN."""
 UNIT_TOLERANCE = 1e-2
-"""How far from 1 a length may be: vectors kept in bfloat16 are off by some thousandths."""
+"""How far a length may be from 1: vectors stored in bfloat16 are off by a few thousandths."""
 
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """Which index, and how it is made."""
+    """Which index, and how it is built."""
 
     kind: Literal["exact", "scann"] = "exact"
     dtype: Dtype = "float32"
-    """Type of the vectors of an exact index; bfloat16 halves it."""
+    """Type of the vectors of an exact index; bfloat16 halves its size."""
     recall: float | None = None
-    """Recall of the 50 nearest that ScaNN is tuned to, on vectors of the catalogue with noise."""
+    """Recall@50 that ScaNN is tuned to, on noisy vectors of the catalogue."""
 
     def __post_init__(self) -> None:
         if self.recall is not None and (self.kind != "scann" or not 0 < self.recall <= 1):
             raise ConfigError(
-                f"recall {self.recall} with the {self.kind} index: give a share up to 1, for scann"
+                f"recall {self.recall} with the {self.kind} index: it is for scann, at most 1"
             )
 
 
 class Index:
-    """Vectors with ids, searchable by cosine.
+    """Vectors with ids, searched by cosine similarity.
 
     Example:
         index = Index.build(vectors, ids)
@@ -65,9 +65,9 @@ class Index:
 
         Args:
             vectors: unit vectors [n d]; may be memory-mapped.
-            ids: one a vector, unique.
+            ids: one per vector, unique.
             settings: which index; None for the exact one.
-            embedder: `Embedder.identity` of the embedder, so that `load` can refuse another's.
+            embedder: `Embedder.identity` of the embedder, so that `load` can refuse another one.
 
         Raises:
             RunError: the ids do not fit, or a vector is not finite or not of length 1.
@@ -81,38 +81,38 @@ class Index:
     def load(
         cls, folder: Path | str, *, embedder: str | None = None, mesh: Mesh | None = None
     ) -> Index:
-        """An index from the folder that `save`, or `afmrl embed`, wrote.
+        """An index from a folder that `save` or `afmrl embed` wrote.
 
         Args:
             folder: may have been moved.
-            embedder: `Embedder.identity` that the index must be of; None for any.
+            embedder: the `Embedder.identity` that the index must have; None for any.
             mesh: devices that share the vectors of an exact index; None for one device.
 
         Raises:
-            RunError: there is none, or it is of another embedder.
+            RunError: there is no index, or another embedder made it.
         """
         folder = Path(folder)
-        embedded = folder / "index"  # Where `afmrl embed` keeps it, beside the listings.
+        embedded = folder / "index"  # Where `afmrl embed` keeps it, next to the listings.
         if not (folder / "index.json").is_file() and embedded.is_dir():
             folder = embedded
         return cls(load_index(folder, embedder=embedder, mesh=mesh))
 
     @property
     def ids(self) -> list[str]:
-        """Ids by place, as in `SearchResult.positions`."""
+        """Ids by position, as in `SearchResult.positions`."""
         return self.inner.ids
 
     @property
     def embedder(self) -> str:
-        """Identity of the embedder; empty where none was given."""
+        """Identity of the embedder; empty if none was given."""
         return self.inner.embedder
 
     def __len__(self) -> int:
-        """Vectors that can be found."""
+        """Number of vectors that can be found."""
         return len(self.inner)
 
     def search(self, queries: np.ndarray, k: int = 10) -> SearchResult:
-        """The k nearest of each query, best first; fewer where the index holds fewer.
+        """The k nearest of each query, best first; fewer if the index holds fewer.
 
         Args:
             queries: unit vectors [q d].
@@ -120,10 +120,10 @@ class Index:
 
         Returns:
             `ids` (a list for each query), `scores` (float32 [q k], cosines) and `positions`
-            (int32 [q k], places in `Index.ids`).
+            (int32 [q k], in `Index.ids`).
 
         Raises:
-            ConfigError: k is below 1, or the queries are no table of vectors.
+            ConfigError: k is below 1, or the queries are not a table of vectors.
         """
         queries = np.asarray(queries, np.float32)
         if k < 1:
@@ -138,16 +138,16 @@ class Index:
         """Add unit vectors [n d] under new ids.
 
         Raises:
-            RunError: an id is known, or repeated; or the vectors do not fit.
+            RunError: an id exists already, or is repeated; or the vectors do not fit.
         """
         _check_lengths(np.asarray(vectors))
         self.inner.add(ids, vectors)
 
     def delete(self, ids: Sequence[str]) -> None:
-        """Take vectors out.
+        """Delete vectors.
 
         Raises:
-            RunError: an id is not known, or repeated; nothing is deleted then.
+            RunError: an id does not exist, or is repeated; then nothing is deleted.
         """
         self.inner.delete(ids)
 
@@ -162,7 +162,7 @@ def _check_lengths(vectors: np.ndarray) -> None:
         wrong = np.flatnonzero(np.abs(lengths - 1) > UNIT_TOLERANCE)
         if len(wrong):
             raise RunError(
-                f"vector {begin + wrong[0]} has length {lengths[wrong[0]]:.3g}, and an index holds "
+                f"vector {begin + wrong[0]} has length {lengths[wrong[0]]:.3g}, but an index holds "
                 "unit vectors; divide each by its length"
             )
 
@@ -170,14 +170,14 @@ def _check_lengths(vectors: np.ndarray) -> None:
 def _made(
     ids: list[str], vectors: np.ndarray, embedder: str, settings: IndexSettings, seed: int = 0
 ) -> SearchIndex:
-    """An index of vectors [n d], by the settings."""
+    """An index of vectors [n d], built by the settings."""
     if settings.kind == "exact":
         return ExactIndex(ids, vectors, embedder, dtype=settings.dtype)
     index = ScannIndex(ids, vectors, embedder, ScannSettings.of(len(ids)))
     if settings.recall is not None and index.settings.hashed:
         rng = np.random.default_rng(seed)
         chosen = np.sort(rng.permutation(len(ids))[:TUNED_ON])
-        # A vector itself would be too easy a query: half its length of noise is added.
+        # A vector itself would be too easy as a query: noise of half its length is added.
         noise = rng.normal(size=(len(chosen), vectors.shape[1])) * 0.5 / vectors.shape[1] ** 0.5
         queries = (vectors[chosen] + noise).astype(np.float32)
         queries /= np.linalg.norm(queries, axis=1, keepdims=True)

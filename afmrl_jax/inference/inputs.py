@@ -1,4 +1,4 @@
-"""What a user hands to a model: words, pictures, attributes, in the forms that they come in."""
+"""What a user gives to a model: words, pictures and attributes, in several forms."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -25,24 +24,24 @@ from afmrl_jax.errors import CatalogueError, InputError
 from afmrl_jax.runtime.files import resolve_path
 
 KEYS = ("text", "image", "attributes")
-Item = str | bytes | Path | Image.Image | np.ndarray | Mapping[str, Any]
+Item = str | bytes | Path | Image.Image | np.ndarray | Mapping[str, object]
 """A text (str); a picture (path, encoded bytes, Pillow's, or uint8 [y x 3]); or a dictionary of
 `text`, `image` and `attributes`, where a string under `image` is a path."""
 
 
 @dataclass(frozen=True)
 class Input:
-    """An item whose parts are known to be usable, as far as that shows without decoding."""
+    """An item that has been checked, except that its picture is not decoded yet."""
 
     text: str | None = None
     picture: bytes | str | StoredPicture | None = None
-    """Encoded picture, its path, or what gives it."""
+    """Encoded picture, its path, or an object that reads it."""
     attributes: str | None = None
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """A picture in memory, encoded without loss when it is asked for."""
+    """A picture in memory, encoded without loss when it is needed."""
 
     picture: Image.Image
 
@@ -50,7 +49,7 @@ class Pixels:
         """A PNG."""
         picture = self.picture
         if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
-            # PNG knows no CMYK, YCbCr or float; the models read RGB in any case.
+            # PNG has no CMYK, YCbCr or float; the models read RGB in any case.
             picture = picture.convert("RGB")
         file = io.BytesIO()
         picture.save(file, "PNG", compress_level=1)
@@ -58,14 +57,14 @@ class Pixels:
 
 
 def read_inputs(items: Sequence[Item], *, first: int = 0) -> list[Input]:
-    """Check items and bring them into one form; pictures are not decoded yet.
+    """Check items and convert them to one form; pictures are not decoded yet.
 
     Args:
         items: see `Item`.
         first: number of the first one in messages.
 
     Raises:
-        InputError: `items` is no list, or names the item that cannot be used by its number.
+        InputError: `items` is not a list, or an item, named by its number, cannot be used.
     """
     if isinstance(items, str | bytes | Mapping):
         raise InputError(f"give a list of items, not one {type(items).__name__}: [item]")
@@ -74,7 +73,7 @@ def read_inputs(items: Sequence[Item], *, first: int = 0) -> list[Input]:
 
 def _read(item: Item, name: str) -> Input:
     if isinstance(item, str):
-        parts: Mapping[str, Any] = {"text": item}
+        parts: Mapping[str, object] = {"text": item}
     elif isinstance(item, Mapping):
         parts = item
     else:
@@ -97,7 +96,7 @@ def _read(item: Item, name: str) -> Input:
     return found
 
 
-def _picture(image: Any, name: str) -> bytes | str | StoredPicture:
+def _picture(image: object, name: str) -> bytes | str | StoredPicture:
     if isinstance(image, bytes):
         return image
     if isinstance(image, Image.Image):
@@ -119,8 +118,8 @@ def _picture(image: Any, name: str) -> bytes | str | StoredPicture:
     )
 
 
-def _attributes(value: Any, name: str) -> str | None:
-    """Attributes as the text that R reads; a text is taken as it is."""
+def _attributes(value: object, name: str) -> str | None:
+    """Attributes as the text that the embedder reads; a text is not changed."""
     if value is None or isinstance(value, str):
         return value or None
     if not isinstance(value, Mapping):
@@ -141,7 +140,7 @@ def _attributes(value: Any, name: str) -> str | None:
 def rows_of(
     inputs: Sequence[Input], tokenizer: Tokenizer, image: ImageConfig, text: TextBudget
 ) -> RowBuilder:
-    """A builder of the inputs' rows, to which a broken picture is an error in any case."""
+    """A builder of the inputs' rows, for which a broken picture is always an error."""
     listings = [
         Listing(str(n), str(n), x.text or "", b"" if x.picture is None else x.picture)
         for n, x in enumerate(inputs)
@@ -151,10 +150,10 @@ def rows_of(
 
 @contextmanager
 def named(number: int) -> Iterator[None]:
-    """Says which item it is whose picture cannot be used."""
+    """Adds the item's number to the error if its picture cannot be used."""
     try:
         yield
     except CatalogueError as error:
-        # The outer message is about listings and training, its cause about the picture.
+        # The outer message is about listings and training; its cause is about the picture.
         cause = error.__cause__ if isinstance(error.__cause__, CatalogueError) else error
         raise InputError(f"items[{number}]: {cause}") from error

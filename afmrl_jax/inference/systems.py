@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from afmrl_jax.config import RunConfig
 from afmrl_jax.evaluation.evaluate import (
@@ -16,6 +15,7 @@ from afmrl_jax.evaluation.evaluate import (
     gallery,
 )
 from afmrl_jax.retrieval.encoder import Encoder
+from afmrl_jax.types import JsonObject
 
 ANNOTATIONS = {"distill": "annotate-distilled", "rar": "annotate-reinforced"}
 """The stage that holds what each generator wrote."""
@@ -29,9 +29,9 @@ class System:
 
     name: str
     embedder: str
-    """Stage that trained R."""
+    """Stage that trained the embedder."""
     generator: str | None
-    """Stage that trained the G whose attributes R reads; None where R reads none."""
+    """Stage that trained the generator whose attributes the embedder reads, or None."""
 
     @property
     def annotations(self) -> str | None:
@@ -61,21 +61,21 @@ def evaluate_systems(
     before: Texts,
     after: Texts,
     catalogue: str,
-) -> tuple[Evaluated, list[dict[str, Any]]]:
+) -> tuple[Evaluated, list[JsonObject]]:
     """Evaluate every row of a run.
 
     Args:
         config: the run.
         data: its test and train listings.
-        encoder: R by the stage that trained it.
-        before: attribute text by listing id, by the distilled G.
-        after: the same by the reinforced G, of the test listings and a share of the others.
+        encoder: gives the embedder that a stage trained.
+        before: attribute text by listing id, by the distilled generator.
+        after: the same by the reinforced generator, for the test listings and some of the others.
         catalogue: its name.
 
     Returns:
-        What was found, and the cards of the last row for `gallery.json`.
+        The evaluation, and the cards of the last row for `gallery.json`.
     """
-    # The reinforced G may have written for a share of the train listings only.
+    # The reinforced generator may have written for only a share of the train listings.
     test_texts = {None: None, "distill": before, "rar": after}
     train_texts = {None: None, "distill": before, "rar": {**before, **after}}
     subjects = (

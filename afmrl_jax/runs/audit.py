@@ -1,10 +1,10 @@
-"""`afmrl audit-negatives`: what weights and masks do to a finished run's own training batches."""
+"""`afmrl audit-negatives`: what weights and masks do to the training batches of a finished run."""
 
 from __future__ import annotations
 
 import base64
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from afmrl_jax.config import AgclConfig
 from afmrl_jax.data.attributes.text_format import read_attributes
 from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.data.catalogue.load import load_catalogue
+from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
 from afmrl_jax.data.sources.mined_negatives import MinedTables
 from afmrl_jax.data.sources.row_builder import RowBuilder
@@ -29,14 +30,15 @@ from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.progress import Progress
 from afmrl_jax.training.agcl import MINED, contrastive_source, term_statistics
 from afmrl_jax.training.cit import cit_settings, cycle_attributes
+from afmrl_jax.types import JsonObject
 
 LARGEST = 1024
-"""Pairs a batch, unless asked for: all pairs are formed, and a person looks at some."""
+"""Most pairs per batch by default: all pairs are scored, and a person looks at only some."""
 
 
 @dataclass(frozen=True)
 class Overrides:
-    """Settings to look at instead of the stage's own; None keeps those, `off` is none."""
+    """Settings to audit instead of the stage's own; None keeps those, `off` turns one off."""
 
     gamma: float | None = None
     delta: float | str | None = None
@@ -44,7 +46,7 @@ class Overrides:
     agreement_epsilon: float | None = None
 
     def on(self, masking: Masking) -> Masking:
-        """The settings with these in their place."""
+        """The settings with these overrides."""
         given = {name: value for name, value in vars(self).items() if value is not None}
         changed: dict[str, Any] = {n: None if x == "off" else x for n, x in given.items()}
         return dataclasses.replace(masking, **changed)
@@ -52,21 +54,21 @@ class Overrides:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage that trained R: its settings and texts."""
+    """A stage that trained the embedder: its settings and texts."""
 
     name: str
     settings: AgclConfig
     texts: Mapping[str, str] | None
-    """Attribute text by listing id, for BM25; None where G has written none."""
+    """Attribute text by listing id, for BM25; None if the generator has written none."""
     reads: bool
-    """Whether R reads the texts."""
+    """Whether the embedder reads the texts."""
 
     @classmethod
     def of(cls, run: FinishedRun, name: str, train_ids: list[str]) -> Stage:
         """A stage of a run.
 
         Raises:
-            RunError: no stage of that name trains R.
+            RunError: no stage of that name trains the embedder.
         """
         config = run.config
         stages = {
@@ -79,7 +81,10 @@ class Stage:
         for cycle in range(1, config.cit.cycles + 1):
             stages[f"cit-{cycle}"] = (cit_settings(config), True)
         if name not in stages:
-            raise RunError(f"no stage {name!r} trains R in {run.folder}: {', '.join(stages)}")
+            raise RunError(
+                f"no stage {name!r} trains the embedder in {run.folder}; use one of "
+                f"{', '.join(stages)}"
+            )
         texts = _texts(run, "distill")
         if name.startswith("cit-") and texts is not None:
             cycle = int(name.removeprefix("cit-"))
@@ -101,23 +106,23 @@ def audit(
     batch_size: int | None = None,
     shown: int = 12,
     overrides: Overrides | None = None,
-) -> dict[str, Any]:
-    """Write the page `out`, and beside it the same as JSON.
+) -> JsonObject:
+    """Write the page `out`, and the same as JSON next to it.
 
     Args:
         run: a run whose stage is finished.
         out: the page, `.html`.
-        stage: one that trained R.
+        stage: one that trained the embedder.
         batches: how many of its training batches, spread over its steps.
-        batch_size: pairs a batch; None: the stage's own, at most `LARGEST`.
-        shown: pairs a list.
-        overrides: settings to look at instead of the stage's own.
+        batch_size: pairs per batch; None for the stage's own, at most `LARGEST`.
+        shown: pairs per list.
+        overrides: settings to audit instead of the stage's own.
 
     Returns:
-        What the JSON file holds.
+        The content of the JSON file.
 
     Raises:
-        AfmrlError: an argument makes no sense, or the stage cannot be read.
+        AfmrlError: an argument is invalid, or the stage cannot be read.
     """
     if out.suffix != ".html":
         raise AfmrlError(f"--out {out} is a page; give it a name that ends in .html")
@@ -161,7 +166,7 @@ SIDES = ("query", "candidate")
 def _source(
     run: FinishedRun, stage: Stage, builder: RowBuilder
 ) -> tuple[ContrastiveSource, Bm25Statistics | None]:
-    """The batches that the stage was trained on, with terms wherever there are texts."""
+    """The batches that the stage was trained on, with terms if there are texts."""
     vocabulary, statistics = None, None
     if stage.texts is not None:
         vocabulary, statistics = term_statistics(builder, stage.texts)
@@ -184,7 +189,7 @@ def _pairs(
     statistics: Bm25Statistics | None,
     masking: Masking,
     batches: int,
-    listings: Any,
+    listings: Sequence[Listing],
 ) -> Pairs:
     """All pairs of some batches, spread over the steps."""
     steps = np.unique(np.linspace(0, len(source) - 1, batches).astype(int))
@@ -209,8 +214,8 @@ def _pairs(
     return Pairs.join(parts)
 
 
-def _card(listing: Any, texts: Mapping[str, str] | None) -> dict[str, Any]:
-    """What the page shows of a listing."""
+def _card(listing: Listing, texts: Mapping[str, str] | None) -> JsonObject:
+    """What the page shows about a listing."""
     return {
         "listing_id": listing.listing_id,
         "product_id": listing.product_id,

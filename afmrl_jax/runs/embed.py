@@ -1,4 +1,4 @@
-"""A catalogue to a searchable folder, chunk by chunk; a killed call resumes after its last one."""
+"""Embeds a catalogue to a searchable folder in chunks; if killed, it resumes after the last one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from afmrl_jax.data.attributes.text_format import read_attributes
 from afmrl_jax.data.batching.collate import Row
@@ -36,21 +35,21 @@ def embed_catalogue(
     attributes: Path | None = None,
     settings: IndexSettings | None = None,
 ) -> None:
-    """Write a folder with an index of a catalogue and what a result list shows of it.
+    """Write a folder with an index of a catalogue and the listings that results show.
 
-    Vectors go to a mapped file beside `out`, and only a few batches of pictures are in memory, so
-    the size of the catalogue does not matter before the index is made of them.
+    Vectors go to a mapped file next to `out`, and only a few batches of pictures are in memory, so
+    the size of the catalogue does not matter until the index is built.
 
     Args:
-        run: gives R, and G where R reads attributes.
-        system_name: row of the results table; the last one without.
+        run: has the embedder, and the generator if the embedder reads attributes.
+        system_name: row of the results table; None for the last.
         catalogue: its listings.
-        out: the folder; what an earlier call wrote there is replaced, nothing else is.
-        attributes: what G wrote; without, it writes it now.
+        out: the folder; the output of an earlier call is replaced, nothing else is.
+        attributes: a file that the generator wrote; None to write it now.
         settings: of the index.
 
     Raises:
-        ConfigError: something lies at `out` that no earlier call wrote.
+        ConfigError: `out` exists and was not written by an earlier call.
         CatalogueError: a picture cannot be used, or listings have no attributes in the file.
     """
     require_replaceable(out)
@@ -59,7 +58,7 @@ def embed_catalogue(
     texts: Mapping[str, str] | None = None
     if system.generator is not None:
         if attributes is None:
-            # Beside the folder, so that a second call need not write them again.
+            # Next to the folder, so that a second call need not write them again.
             attributes = out.with_name(f"{out.name}.attributes.jsonl")
             annotate_catalogue(run, system.generator, catalogue, attributes)
         texts = _known(read_attributes(attributes), catalogue, attributes)
@@ -82,16 +81,16 @@ def embed_catalogue(
 
 
 def require_replaceable(out: Path) -> None:
-    """Refuse a place whose content `embed_catalogue` must not replace.
+    """Refuse a path that `embed_catalogue` must not replace.
 
     Raises:
-        ConfigError: there is a file, or a folder that is neither empty nor an embedded catalogue.
+        ConfigError: it is a file, or a folder that is neither empty nor an embedded catalogue.
     """
     if not out.exists() or (out.is_dir() and ((out / ABOUT).is_file() or not any(out.iterdir()))):
         return
     raise ConfigError(
-        f"{out} was not written by `afmrl embed` ({ABOUT} is missing in it), and would be "
-        "replaced; choose another --out, or remove it first"
+        f"{out} was not written by `afmrl embed` (it has no {ABOUT}) and would be replaced; choose "
+        "another --out, or remove it first"
     )
 
 
@@ -105,7 +104,7 @@ def _known(texts: Mapping[str, str], catalogue: Catalogue, path: Path) -> Mappin
     return texts
 
 
-def _shown(x: Listing, texts: Mapping[str, str] | None) -> dict[str, Any]:
+def _shown(x: Listing, texts: Mapping[str, str] | None) -> dict[str, str]:
     shown = {"listing_id": x.listing_id, "product_id": x.product_id, "title": x.title}
     return shown if texts is None else shown | {"attributes": texts.get(x.listing_id, "")}
 
@@ -118,7 +117,7 @@ def _embed(
     work: Path,
     key: str,
 ) -> VectorFile:
-    """All vectors, in the order of the listings; those that are there already are kept."""
+    """All vectors, in the order of the listings; existing ones are kept."""
     count, dim = len(catalogue), encoder.architecture.config.text.hidden_dim
     digest = hashlib.sha256(key.encode()).hexdigest()
     vectors = VectorFile(work, (count, dim), digest)

@@ -1,11 +1,10 @@
-"""Evaluating on a catalogue: every system of a finished run, or what needs no run."""
+"""Evaluation on a catalogue: every system of a finished run, or the baselines without a run."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,24 +26,25 @@ from afmrl_jax.inference.annotate import annotate_catalogue, read, select
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.inference.systems import systems_of
 from afmrl_jax.runtime.progress import log_info
+from afmrl_jax.types import JsonObject
 
 
 def _divided(name: str, split: str, *, skip_bad: bool) -> tuple[Catalogue, Catalogue]:
-    """The judged listings, and those on which a classifier is fitted."""
+    """The evaluated listings, and those that a classifier is fitted on."""
     whole = read(name, "all", skip_bad=skip_bad)
     test = select(whole, split)
-    # A classifier must not be judged on what it was fitted on.
+    # A classifier must not be evaluated on the data it was fitted on.
     overlap = split in ("train", "all")
     return test, Catalogue(whole.name, ()) if overlap else whole.subset("train")
 
 
 def evaluate(
     run: FinishedRun, name: str, split: str, out: Path, *, skip_bad: bool = False
-) -> dict[str, Any]:
+) -> JsonObject:
     """Evaluate every system of a run on a split of a catalogue, and write `out`.
 
-    What the generators write is kept in the run, by the listings they wrote for, and so are the
-    values of single queries.
+    The run keeps the attributes that its generators write, by catalogue, and the metrics of single
+    queries.
     """
     test, train = _divided(name, split, skip_bad=skip_bad)
     everything = Catalogue(test.name, (*train.listings, *test.listings))
@@ -73,7 +73,7 @@ def _cached_annotations(
 
 
 def _own_attributes(listings: Sequence[Listing]) -> dict[str, str] | None:
-    """The catalogue's own attributes by listing id; None where it has none."""
+    """The catalogue's own attributes by listing id; None if it has none."""
     known = {
         x.listing_id: format_attributes(x.attributes.items()) for x in listings if x.attributes
     }
@@ -91,25 +91,25 @@ def evaluate_baselines(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Evaluated:
-    """Evaluate what needs no run on a split of a catalogue, by the tasks of every evaluation.
+    """Evaluate baselines, which need no run, on a split of a catalogue and the usual tasks.
 
     Args:
         name: of the catalogue.
         split: listings that are queries and gallery.
         embedders: folders of other models; see `OutsideEmbedder`.
-        attributes: attribute texts for BM25, as `afmrl annotate` writes them; the catalogue's own
-            without.
-        trust_code: run code that lies in an embedder's folder.
+        attributes: attribute texts for BM25, as `afmrl annotate` writes them; None for the
+            catalogue's own.
+        trust_code: run code from an embedder's folder.
         skip_bad: leave unusable records out.
         resamples: of the bootstrap.
         seed: of resampling and clustering.
     """
-    # A folder that cannot be loaded should say so before the others have been measured.
+    # A folder that cannot be loaded should fail before the others have been evaluated.
     loaded = [OutsideEmbedder(x, trust_code=trust_code) for x in embedders]
     test, train = _divided(name, split, skip_bad=skip_bad)
     listings = test.listings
     sides = query_and_gallery([x.role for x in listings])
-    rows: list[dict[str, Any]] = []
+    rows: list[JsonObject] = []
     values: dict[str, PerQuery] = {}
 
     def judge(label: str, inputs: TaskInputs, tasks: Sequence[Task]) -> None:
@@ -126,7 +126,7 @@ def evaluate_baselines(
         inputs = bm25_inputs(listings, sides, texts)
         judge("BM25 over titles and attributes", inputs, RETRIEVAL)
     for embedder in loaded:
-        known: dict[str, Any] = dict(embedder.views(listings))
+        known: dict[str, np.ndarray | None] = dict(embedder.views(listings))
         categories = [x.category for x in train.listings]
         if categories and all(categories):
             fitted = embedder.both(train.listings)

@@ -1,4 +1,4 @@
-"""R of a finished run as a folder for sentence-transformers and transformers."""
+"""Exports the embedder of a finished run as a folder for sentence-transformers and transformers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,31 +33,41 @@ PORTABLE = Path(__file__).parent / "portable"
 MODULE = "afmrl_embedder.py"
 SETTINGS = "afmrl_embedder.json"
 TOLERANCE = 1e-4
-"""Largest difference of a number of two unit vectors, both computed in float32."""
+"""Largest difference between the numbers of two unit vectors, both computed in float32."""
 CHECKED_LISTINGS = 4
 KINDS = (("text",), ("image",), ("text", "image"), ("text", "image", "attributes"))
 """Parts of a listing that the check embeds together."""
 
 
+class _Parts(NamedTuple):
+    """Some parts of a listing, as the exported module takes them."""
+
+    text: str | None
+    image: bytes | None
+    """Encoded."""
+    attributes: str | None
+
+
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """What the check found."""
+    """The result of the check."""
 
     rows: int
     difference: float
     """Largest difference of a number between our unit vectors and torch's."""
     rounding: float | None
-    """The same between R as trained and as written in another `dtype`; None for float32."""
+    """The same between the trained model and the one written in another `dtype`; None for
+    float32."""
 
     def __str__(self) -> str:
-        told = (
+        what = (
             f"{self.rows} vectors of titles, pictures, both, and both with attributes, computed "
-            f"from this folder with torch and by the program that trained R, differ by "
+            f"from this folder with torch and by the program that trained the model, differ by "
             f"{self.difference:.1e} at most"
         )
         if self.rounding is None:
-            return told
-        return f"{told} (in float32); rounding the weights moved them by {self.rounding:.1e}"
+            return what
+        return f"{what} (in float32); rounding the weights changed them by {self.rounding:.1e}"
 
 
 def export(
@@ -69,28 +79,28 @@ def export(
     check: bool = True,
     catalogue: str | None = None,
 ) -> Agreement | None:
-    """Write R of a system as a folder that other tools load.
+    """Write the embedder of a system as a folder that other tools load.
 
     Args:
         run: a finished run.
         system_name: row of its results table; None for the last.
         out: folder that does not exist yet.
-        dtype: of the weights. Adapters are merged in float32 before.
+        dtype: of the weights. Adapters are merged in float32 first.
         check: embed some listings here and with torch from the folder, and compare.
         catalogue: where those listings come from; None for the run's own.
 
     Returns:
-        What the check found; None where there was none: not wanted, or no torch here.
+        The result of the check; None if it was not wanted, or torch is not installed.
 
     Raises:
-        RunError: `out` exists, the run has no such system, R is not trained yet, or its vectors
-            here and in torch differ by more than `TOLERANCE`. Then nothing is left at `out`.
+        RunError: `out` exists, the run has no such system, the embedder is not trained yet, or its
+            vectors here and in torch differ by more than `TOLERANCE`; then nothing is written.
     """
     if out.exists():
         raise RunError(f"{out} exists; choose another --out, or delete it")
     system = run.system(system_name)
     checking = check and importlib.util.find_spec("torch") is not None
-    # Before any weight is read: a missing catalogue should not be found out last.
+    # Before any weights are read: a missing catalogue should be noticed first.
     listings = _some_listings(catalogue or run.config.catalogue) if checking else ()
     architecture, trained = run.model(system.embedder)
     exact = {n: x.astype(jnp.float32) for n, x in trained.items()}
@@ -119,12 +129,12 @@ def _some_listings(name: str) -> Sequence[Listing]:
 
 
 def _write_companions(folder: Path, run: FinishedRun, architecture: Architecture) -> None:
-    """Everything but weights and model card."""
+    """Everything except weights and model card."""
     image, text = run.config.image, run.config.text
-    # The run's own file, for a hub's leaves some tokens of a title special.
+    # The run's own file, because with a hub's some tokens of a title stay special.
     run.tokenizer.save(folder)
     if not (folder / "tokenizer_config.json").is_file():
-        # Without a class AutoTokenizer takes Qwen's, which normalises in its own way.
+        # Without a class AutoTokenizer uses Qwen's, which normalizes differently.
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<|endoftext|>"}
         write_json(folder / "tokenizer_config.json", config | {"eos_token": "<|im_end|>"})
     shared = {
@@ -181,49 +191,52 @@ def _write_companions(folder: Path, run: FinishedRun, architecture: Architecture
     )
 
 
-def _parts(listing: Listing, kind: Sequence[str]) -> dict[str, Any]:
-    """A listing as the exported module takes it, with some of its parts; `image` is encoded."""
+def _parts(listing: Listing, kind: Sequence[str]) -> _Parts:
     known = listing.attributes or {"title": listing.title}
-    parts = {
-        "text": listing.title,
-        "image": listing.read_image_bytes(),
-        "attributes": listing.oracle or format_attributes(known.items()),
-    }
-    return {name: parts[name] for name in kind}
+    attributes = listing.oracle or format_attributes(known.items())
+    return _Parts(
+        listing.title if "text" in kind else None,
+        listing.read_image_bytes() if "image" in kind else None,
+        attributes if "attributes" in kind else None,
+    )
 
 
 def _ours(
-    run: FinishedRun, architecture: Architecture, params: Params, inputs: Sequence[dict[str, Any]]
+    run: FinishedRun, architecture: Architecture, params: Params, inputs: Sequence[_Parts]
 ) -> np.ndarray:
     """Unit vectors [n d] computed here in float32."""
     execution = dataclasses.replace(architecture.execution, dtype="float32")
     exact = {n: x.astype(jnp.float32) for n, x in params.items()}
     encoder = Encoder.on(run.mesh, architecture.with_execution(execution), exact, len(inputs))
-    listings = [
-        Listing(str(i), str(i), x.get("text", ""), x.get("image", b""))
-        for i, x in enumerate(inputs)
-    ]
+    listings = [Listing(str(i), str(i), x.text or "", x.image or b"") for i, x in enumerate(inputs)]
     builder = run.rows(Catalogue("check", tuple(listings)))
-    # The exported folder is given pictures, not JPEGs, so they are decoded in full there.
+    # The exported module decodes pictures in full size.
     whole = dataclasses.replace(builder.image, scaled_decoding=False)
     builder = RowBuilder.of(builder.listings, builder.tokenizer, whole, builder.text)
     rows = [
-        builder.embedder(i, x.get("attributes"), title="text" in x, picture="image" in x)
+        builder.embedder(i, x.attributes, title=x.text is not None, picture=x.image is not None)
         for i, x in enumerate(inputs)
     ]
-    # An accelerator's faster products are too coarse for the comparison.
+    # An accelerator's default matmul precision is too low for the comparison.
     with jax.default_matmul_precision("highest"):
         return encoder.embed_rows(builder, rows)
 
 
-def _theirs(folder: Path, inputs: Sequence[dict[str, Any]]) -> np.ndarray:
+def _theirs(folder: Path, inputs: Sequence[_Parts]) -> np.ndarray:
     """Unit vectors [n d] that torch computes in float32 from the exported folder."""
     import torch
 
     from afmrl_jax.runs.portable.afmrl_embedder import AfmrlEmbedder
 
     embedder = AfmrlEmbedder.load(str(folder), model_kwargs={"dtype": torch.float32})
-    opened = [x | ({"image": io.BytesIO(x["image"])} if "image" in x else {}) for x in inputs]
+    opened = [
+        {
+            name: io.BytesIO(value) if isinstance(value, bytes) else value
+            for name, value in x._asdict().items()
+            if value is not None
+        }
+        for x in inputs
+    ]
     return np.asarray(embedder.embed(opened).numpy())
 
 
@@ -234,7 +247,7 @@ def _compare(
     written: tuple[Architecture, Params],
     listings: Sequence[Listing],
 ) -> Agreement:
-    """Embed some listings with R as trained, as written, and with torch from the folder.
+    """Embed some listings with the model as trained, as written, and with torch from the folder.
 
     Raises:
         RunError: the difference exceeds `TOLERANCE`.
@@ -246,10 +259,10 @@ def _compare(
     difference = float(np.abs(ours - _theirs(folder, inputs)).max())
     if not difference <= TOLERANCE:
         raise RunError(
-            f"torch reads other vectors from the exported folder than R gives: they differ by up "
-            f"to {difference:.2g}, more than {TOLERANCE:g}, and nothing was kept. Compare the "
-            "versions of torch and transformers with those of the `reference` extra; --no-check "
-            "writes the folder all the same"
+            f"the vectors of the exported folder in torch and those of the trained embedder differ "
+            f"by up to {difference:.2g}, more than {TOLERANCE:g}, and nothing was kept. Compare "
+            "the versions of torch and transformers with those of the `reference` extra; "
+            "--no-check writes the folder anyway"
         )
     return Agreement(
         len(inputs), difference, float(np.abs(ours - before).max()) if rounded else None
@@ -263,7 +276,7 @@ def _write_card(
     architecture: Architecture,
     agreement: Agreement | None,
 ) -> None:
-    """README.md: what R is, and how to get a vector out of it with and without the module."""
+    """README.md: what the model is, and how to compute a vector with and without the module."""
     config = run.config
     evaluation = run.folder / "evaluation.json"
     rows = read_json(evaluation)["rows"] if evaluation.is_file() else []

@@ -1,4 +1,4 @@
-"""Attribute lists to distil G from, by a captioner at an endpoint or by a model on this machine."""
+"""Attribute lists to distill the generator from, by an endpoint or a model on this machine."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from afmrl_jax.training.partition import read_model
 
 
 def oracle_by_endpoint(catalogue: Catalogue, endpoint: Endpoint, out: Path) -> Replies:
-    """Ask for the attributes of all listings, and write those that came to `out`.
+    """Request the attributes of all listings, and write those that arrived to `out`.
 
-    Every reply is kept in `OUT.replies.jsonl`, from which a further call resumes.
+    Every reply is kept in `OUT.replies.jsonl`, from which the next call resumes.
 
     Raises:
         ConfigError: the endpoint refuses key or model.
@@ -43,12 +43,12 @@ def oracle_by_checkpoint(
 ) -> dict[str, str]:
     """Let a Qwen-VL model from a hub folder write the attributes of all listings to `out`.
 
-    It reads pictures and titles as G does, in the published chat layout.
+    It reads pictures and titles as the generator does, in the published chat layout.
 
     Args:
         catalogue: the listings.
         weights: folder of a model of either family, with its tokenizer.
-        out: JSON lines, see `annotate`; a killed call resumes where it stopped.
+        out: JSON lines, see `annotate`; if killed, the next call resumes.
         batch_size: listings at a time.
 
     Raises:

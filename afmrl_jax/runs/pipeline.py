@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -39,6 +38,7 @@ from afmrl_jax.training.partition import Partition
 from afmrl_jax.training.rar.environment import RarEnvironment
 from afmrl_jax.training.rar.stage import train_rar
 from afmrl_jax.training.run_directory import Run
+from afmrl_jax.types import JsonObject
 
 BACKBONE = "backbone"
 ANNOTATED = ("train", "reward", "test")
@@ -47,21 +47,21 @@ ANNOTATED = ("train", "reward", "test")
 class Pipeline:
     """Runs the stages of one run directory in order.
 
-    `annotated` are the splits for which the distilled G writes lists; one who stops before RAR
-    needs those of `train` alone.
+    `annotated` are the splits for which the distilled generator writes lists; a caller that stops
+    before RAR needs only `train`.
     """
 
     def __init__(self, folder: Path, config: RunConfig, annotated: tuple[str, ...] = ANNOTATED):
         self.config = config
         self.catalogue = load_catalogue(config.catalogue, skip_bad=config.skip_bad)
         require_teaching(self.catalogue, config.oracle.file)
-        find_reward(config.rar.reward, config.rar)  # Not only when the stages before it are done.
+        find_reward(config.rar.reward, config.rar)  # Fails now, not after the earlier stages.
         say_skipped(self.catalogue)
         self.annotated = annotated
         self.run = Run(folder, config)
 
     def stages(self) -> dict[str, Callable[[], object]]:
-        """The stages by name, in order. Called, a stage does its work unless that is done."""
+        """The stages by name, in order. Calling one does its work unless it is finished."""
         config = self.config
         chain: dict[str, Callable[[], object]] = {
             "tokenizer": self._tokenizer_stage,
@@ -102,7 +102,7 @@ class Pipeline:
             log_info(f"{self.run.folder}: already finished, nothing to do (report: {report})")
         return report
 
-    def evaluation(self) -> dict[str, Any]:
+    def evaluation(self) -> JsonObject:
         """The finished run's `evaluation.json`."""
         return read_json(self.run.folder / "evaluation.json")
 
@@ -139,7 +139,7 @@ class Pipeline:
     def _where(self, *splits: str) -> np.ndarray:
         return self.catalogue.indices(*splits)
 
-    def _base(self) -> dict[str, Any]:
+    def _base(self) -> JsonObject:
         """Inputs of every training stage."""
         return {
             "catalogue": self.catalogue.fingerprint,
@@ -184,9 +184,9 @@ class Pipeline:
         in_input: bool,
         start: str | None = BACKBONE,
     ) -> None:
-        """Train R as a stage, from what the stage `start` trained (where there is a backbone).
+        """Train the embedder as a stage, from the model of the stage `start` (with a backbone).
 
-        Weights, masks and, with `in_input`, R's input take the lists of the stage `annotated`.
+        Weights, masks and, with `in_input`, the input take the lists of the stage `annotated`.
         """
         start = start if self.config.backbone.steps else None
         inputs = self._base() | {
@@ -269,7 +269,7 @@ class Pipeline:
         self._annotate("annotate-reinforced", "rar", np.concatenate([again, self._where("test")]))
 
     def reinforce(self, name: str = "rar", settings: RarConfig | None = None) -> None:
-        """Reinforce the distilled G as a stage; `settings` stand in for the run's own."""
+        """Reinforce the distilled generator as a stage; `settings` replace the run's own."""
         config = self.config
         if settings is not None:
             config = dataclasses.replace(config, rar=settings)

@@ -1,4 +1,4 @@
-"""Searching what `embedding` wrote: by words, a picture, or both; one query or a file of them."""
+"""Searches an embedded catalogue: by words, a picture, or both; one query or a file of queries."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from afmrl_jax.data.catalogue.pictures import decode
 from afmrl_jax.errors import AfmrlError, CatalogueError, RunError
@@ -16,9 +15,10 @@ from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.inference.index import Index
 from afmrl_jax.runs.embed import ABOUT, LISTINGS
 from afmrl_jax.runtime.files import read_json
+from afmrl_jax.types import JsonObject
 
 BATCH = 256
-"""Queries of a file that are searched at a time."""
+"""How many queries of a file are searched at a time."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Query:
 
     @classmethod
     def of(cls, name: str, text: str | None, image: Path | str | None) -> Query:
-        """A query that can be searched.
+        """A valid query.
 
         Raises:
             AfmrlError: there is nothing to search for, or no such picture.
@@ -55,22 +55,23 @@ class Found:
     """The results of a query."""
 
     query: str
-    results: list[dict[str, Any]]
+    results: list[JsonObject]
     """Best first, each with its score."""
     attributes: str
-    """What G read off a query of picture and words; empty for a query of one of them."""
+    """What the generator wrote for a query of picture and words; empty for a query of only one."""
 
 
 def read_queries(path: Path) -> Iterator[Query]:
-    """The queries of a file: one JSON object a line, with `text`, `image` or both.
+    """The queries of a file: one JSON object per line, with `text`, `image` or both.
 
-    An `id` names a query, or else its line does. Names of pictures are relative to the file.
+    A query is named by its `id`, or else by its line number. Picture paths are relative to the
+    file.
 
     Raises:
         AfmrlError: names the line.
     """
     if not path.is_file():
-        raise AfmrlError(f"there is no file {path}; write one JSON object a line")
+        raise AfmrlError(f"there is no file {path}; write one JSON object per line")
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -82,7 +83,7 @@ def read_queries(path: Path) -> Iterator[Query]:
                 yield Query.of(name, row.get("text"), path.parent / image if image else None)
             except (ValueError, AttributeError, TypeError) as error:
                 raise AfmrlError(
-                    f"{path}, line {number}: no query ({error}); write an object with `text`, "
+                    f"{path}, line {number}: not a query ({error}); write an object with `text`, "
                     "`image` or both"
                 ) from error
             except AfmrlError as error:
@@ -90,14 +91,14 @@ def read_queries(path: Path) -> Iterator[Query]:
 
 
 class Searcher:
-    """A run's R, and an index that it has embedded.
+    """The embedder of a run, and an index of a catalogue that it embedded.
 
     Args:
-        run: whose R embedded the catalogue.
-        folder: what `embed_catalogue` wrote.
+        run: the run whose embedder embedded the catalogue.
+        folder: a folder that `embed_catalogue` wrote.
 
     Raises:
-        RunError: the folder holds none, or another R has embedded it.
+        RunError: the folder holds no embedded catalogue, or another embedder made it.
     """
 
     def __init__(self, run: FinishedRun, folder: Path):
@@ -111,7 +112,7 @@ class Searcher:
     def search(self, queries: Sequence[Query], k: int) -> list[Found]:
         """The k best listings of each query."""
         if k < 1:
-            raise AfmrlError(f"-k {k}: ask for one result or more")
+            raise AfmrlError(f"-k {k}: must be 1 or more")
         items = [{"text": x.text, "image": x.image} for x in queries]
         vectors, texts = self._embedder.encode_with_attributes(items)
         result = self._index.search(vectors, k)
@@ -131,7 +132,7 @@ class Searcher:
         ]
 
     def search_file(self, path: Path, k: int) -> Iterator[Found]:
-        """The results of every query of a file, some hundred at a time."""
+        """The results of every query of a file, `BATCH` queries at a time."""
         queries = read_queries(path)
         while some := list(islice(queries, BATCH)):
             yield from self.search(some, k)

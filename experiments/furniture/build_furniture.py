@@ -4,8 +4,8 @@
     pip install moderngl && pip install -e .
     python -m experiments.furniture.build_furniture --source furniture-deb
 
-Writes `listings.parquet` and `ATTRIBUTION.md` into `afmrl_jax/data/furniture/`. Needed only to
-change the catalogue: what it writes is part of the package. Takes about ten minutes on two cores.
+Writes `listings.parquet` and `ATTRIBUTION.md` to `afmrl_jax/data/furniture/`. Needed only to change
+the catalogue: its output is part of the package. Takes about ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+from zipfile import ZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from afmrl_jax.runtime.files import atomic_path, write_text
+from afmrl_jax.types import JsonObject
 from experiments.furniture import words
 from experiments.furniture.render import Renderer, jpeg
 from experiments.furniture.source import Item, Mesh, read_items, read_mesh
@@ -50,7 +52,7 @@ class Build:
     """Where to write."""
     seed: int = 0
     colourings: int = 4
-    """Products (colourings) per object, the original included."""
+    """Products (colorings) per object, including the original."""
     pixels: int = 96
     """Side of a picture."""
     quality: int = 80
@@ -60,30 +62,39 @@ class Build:
     splits: tuple[float, float, float, float] = (0.45, 0.25, 0.10, 0.20)
     """Shares of the families in distill, train, reward and test."""
     limit: int = 0
-    """Only this many objects, for a trial; 0 is all."""
+    """Only this many objects, for a trial; 0 means all."""
     processes: int = 2
 
 
 def seeded(*path: object) -> np.random.Generator:
-    """A generator of its own for every object, product and listing."""
+    """A separate random generator for every object, product and listing."""
     digest = hashlib.sha256("/".join(map(str, path)).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
 
-def choose_colourings(mesh: Mesh, build: Build, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """The original colouring and recoloured ones, each with its material colours and names."""
+class Look(NamedTuple):
+    """One coloring of an object."""
+
+    colours: np.ndarray
+    """[m 3], RGB of each material, 0 to 1."""
+    colour: str
+    accent: str | None
+
+
+def choose_colourings(mesh: Mesh, build: Build, rng: np.random.Generator) -> list[Look]:
+    """The original coloring and recolored ones."""
     areas = mesh.areas()
     order = np.argsort(-areas)
     main = [int(order[0])]
     for material in order[1:]:
-        # Materials close to the main colour go along, and a second where it is a minority.
+        # Materials close to the main color change with it, and a second one if it is a minority.
         near = np.abs(mesh.colours[material] - mesh.colours[main[0]]).max() < 0.15
         if near or (areas[main].sum() < 0.45 and len(main) < 2):
             main.append(int(material))
     rest = [int(m) for m in order if m not in main and areas[m] > 0.12]
     accent = words.colour_name(mesh.colours[rest[0]]) if rest else None
     original = words.colour_name(mesh.colours[main[0]])
-    out = [{"colours": mesh.colours, "colour": original, "accent": accent}]
+    out = [Look(mesh.colours, original, accent)]
     others = [n for n in rng.permutation(words.NAMES) if n not in (original, accent)]
     for name in others[: build.colourings - 1]:
         target = words.PALETTE[words.NAMES.index(str(name))]
@@ -91,13 +102,13 @@ def choose_colourings(mesh: Mesh, build: Build, rng: np.random.Generator) -> lis
         tint = np.clip(target + rng.normal(0, 0.02, 3), 0, 1)
         brightness = mesh.colours[main].mean(1) - mesh.colours[main[0]].mean()
         colours[main] = np.clip(tint + 0.4 * brightness[:, None], 0, 1)
-        out.append({"colours": colours, "colour": str(name), "accent": accent})
+        out.append(Look(colours, str(name), accent))
     return out
 
 
 def object_listings(
-    archive: Any, item: Item, split: str, build: Build, renderer: Renderer
-) -> list[dict[str, Any]]:
+    archive: ZipFile, item: Item, split: str, build: Build, renderer: Renderer
+) -> list[JsonObject]:
     """All listings of one object."""
     mesh = read_mesh(archive, item.model)
     rng = seeded(build.seed, item.family_id)
@@ -122,17 +133,17 @@ def object_listings(
 
 
 def listing(
-    archive: Any,
+    archive: ZipFile,
     item: Item,
     mesh: Mesh,
-    look: dict[str, Any],
+    look: Look,
     product: str,
     seller: words.Seller,
     second: bool,
     build: Build,
     renderer: Renderer,
-) -> dict[str, Any]:
-    """One offer: picture, title, and what is true of the product."""
+) -> JsonObject:
+    """One offer: picture, title, and the true attributes of the product."""
     rng = seeded(build.seed, product, seller.name)
     if seller is words.CATALOGUE_SELLER:
         icon = Image.open(archive.open(item.icon)).convert("RGBA")
@@ -140,7 +151,7 @@ def listing(
         picture = Image.alpha_composite(page, icon).convert("RGB")
         picture = picture.resize((build.pixels, build.pixels), Image.Resampling.LANCZOS)
     else:
-        picture = renderer.picture(mesh, look["colours"], seller.studio, rng, build.pixels)
+        picture = renderer.picture(mesh, look.colours, seller.studio, rng, build.pixels)
     shop = seller.name.lower().replace(" ", "-")
     return {
         "listing_id": f"{product}-{shop}",
@@ -148,20 +159,20 @@ def listing(
         "family_id": item.family_id,
         "seller": seller.name,
         "category": item.category,
-        "title": words.write_title(item, look["colour"], seller, rng),
+        "title": words.write_title(item, look.colour, seller, rng),
         "language": seller.language if seller.language in item.names else "en",
         "attributes": json.dumps(
-            words.true_attributes(item, look["colour"], look["accent"]), ensure_ascii=False
+            words.true_attributes(item, look.colour, look.accent), ensure_ascii=False
         ),
         "duplicate_of": product if second else None,
         "image": jpeg(picture, build.quality),
     }
 
 
-def build_part(build: Build, part: int) -> list[dict[str, Any]]:
+def build_part(build: Build, part: int) -> list[JsonObject]:
     """The listings of every `processes`-th object."""
     renderer = Renderer()
-    rows: list[dict[str, Any]] = []
+    rows: list[JsonObject] = []
     split_of = assign_splits(build)
     items = list(read_items(build.source))[: build.limit or None]
     mine = items[part :: build.processes]
@@ -183,7 +194,7 @@ def assign_splits(build: Build) -> dict[str, str]:
 
 
 def attribution(items: list[Item], used: set[str]) -> str:
-    """ATTRIBUTION.md: every creator and licence."""
+    """ATTRIBUTION.md: every creator and license."""
     by_library: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for item in items:
         if item.family_id in used:
@@ -212,7 +223,7 @@ def attribution(items: list[Item], used: set[str]) -> str:
 
 
 def main(build: Build) -> None:
-    """Render, write, and say what came out."""
+    """Render, write, and print a summary."""
     with ProcessPoolExecutor(build.processes) as pool:
         parts = list(pool.map(partial(build_part, build), range(build.processes)))
     rows = sorted((row for part in parts for row in part), key=lambda r: r["listing_id"])

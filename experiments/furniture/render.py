@@ -1,6 +1,6 @@
 """Studio pictures of a mesh: an off-screen OpenGL context, two lights, a background, a crop.
 
-Needs `moderngl` and an EGL driver (Mesa's software renderer will do).
+Needs `moderngl` and an EGL driver (Mesa's software renderer is enough).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Studio:
     elevation: float
     """Degrees above the horizon."""
     light: tuple[float, float, float]
-    """Colour of the key light."""
+    """Color of the key light."""
     ambient: float
     background: str
     """white, grey, gradient, wall, dark"""

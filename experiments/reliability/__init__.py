@@ -1,1 +1,1 @@
-"""Kills, restarts and sizes that a test suite cannot hold."""
+"""Kills, restarts and sizes that are too much for a test suite."""

@@ -2,8 +2,8 @@
 
     python -m experiments.reliability.hub_memory --size 2b --out experiments/results/hub_memory.json
 
-Writes a checkpoint of random bfloat16 numbers as a stream, loads it in a fresh process on the CPU,
-and compares that process' peak with the bound: the largest tensor and 1 GB. Linux only.
+Streams a checkpoint of random bfloat16 numbers to disk, loads it in a new process on the CPU, and
+compares the peak of that process with the bound: the largest tensor plus 1 GB. Linux only.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from afmrl_jax.models.huggingface.safetensors import TensorToWrite, write_tensor
 from afmrl_jax.models.huggingface.write import SHARD_BYTES, divide
 from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.runtime.files import write_json
+from afmrl_jax.types import JsonObject
 
 GIGABYTE = 10**9
 LOADER = """
@@ -50,7 +51,7 @@ print(json.dumps({
 
 
 def config_of(size: str) -> QwenVLConfig:
-    """The published Qwen2-VL-2B (`2b`), or a smaller one of the same build (`small`)."""
+    """The published Qwen2-VL-2B (`2b`), or a smaller model of the same structure (`small`)."""
     if size == "2b":
         return preset("qwen2vl_2b")
     vision = VisionConfig(4, 256, 4, 1024, 512, 14, temporal_patch_size=2, window_size=56)
@@ -67,7 +68,7 @@ def write_checkpoint(folder: Path, config: QwenVLConfig, shard_bytes: int = SHAR
     block = np.random.default_rng(0).normal(size=1 << 20).astype(ml_dtypes.bfloat16)
 
     def make(shape: tuple[int, ...]) -> np.ndarray:
-        return np.resize(block, shape)  # The block over and over: drawing takes minutes.
+        return np.resize(block, shape)  # Repeats the block: drawing new numbers takes minutes.
 
     dtype = np.dtype(ml_dtypes.bfloat16)
     tensors = [
@@ -85,8 +86,8 @@ def write_checkpoint(folder: Path, config: QwenVLConfig, shard_bytes: int = SHAR
     return max(t.nbytes for t in tensors)
 
 
-def measure(size: str, shard_bytes: int = SHARD_BYTES, slack: int = GIGABYTE) -> dict:
-    """Load a checkpoint of `size` in a fresh process.
+def measure(size: str, shard_bytes: int = SHARD_BYTES, slack: int = GIGABYTE) -> JsonObject:
+    """Load a checkpoint of `size` in a new process.
 
     Returns:
         Bytes, and whether the peak above parameters and imports is within the bound.

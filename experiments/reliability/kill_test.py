@@ -1,14 +1,14 @@
-"""End stages at random moments, resume them, and compare their weights bit by bit.
+"""Kill stages at random moments, resume them, and compare their weights bit by bit.
 
     python -m experiments.reliability.kill_test --out runs/kill
     python -m experiments.reliability.kill_test --kills 100 --processes 1 2     # hours on two cores
 
-An uninterrupted run of each number of processes comes first. Then a stage is done anew on top of
+First comes an uninterrupted run for each number of processes. Then a stage is run again on top of
 the stages before it, one of its processes gets SIGKILL or SIGTERM at a random moment of its work,
-and the stage is started again until it is finished; the SHA-256 of its weights must be that of the
-uninterrupted run. After each signal every checkpoint that is left is looked at: none may be
-half-written under its final name. Of two processes, the time is recorded that the other one took
-to end. Writes experiments/results/kill_test.json.
+and the stage is restarted until it is finished; the SHA-256 of its weights must be that of the
+uninterrupted run. After each signal every remaining checkpoint is checked: none may be half-written
+under its final name. With two processes, the time that the other one took to end is recorded.
+Writes experiments/results/kill_test.json.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
@@ -36,6 +36,7 @@ from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.runtime.setup import reported
 from afmrl_jax.training.checkpoint import DAMAGED
 from afmrl_jax.training.model_store import WEIGHTS
+from afmrl_jax.types import JsonObject
 from experiments.reliability.local_job import AFMRL, LocalJob
 from experiments.reliability.run_copies import copy_up_to, finished
 
@@ -44,22 +45,22 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 @dataclass(frozen=True)
 class KillTest:
-    """What to end, how, and how often."""
+    """What to kill, how, and how often."""
 
     stages: tuple[str, ...] = ("distill", "agcl", "rar", "cit-1")
     kills: int = 16
-    """Signals in all: in turn of every stage, signal and number of processes."""
+    """Total number of signals, cycling over stages, signals and numbers of processes."""
     signals: tuple[Literal["KILL", "TERM"], ...] = ("KILL", "TERM")
     processes: tuple[int, ...] = (1,)
     """Numbers of processes; each has two devices."""
     seed: int = 0
     out: Path = Path("runs/kill")
-    """Folder of the runs; what is finished there is not done again."""
+    """Folder of the runs; finished ones are not repeated."""
     result: Path = RESULTS / "kill_test.json"
 
 
 def start(run: Path, count: int) -> LocalJob:
-    """A run with checkpoints close together."""
+    """Start a run with frequent checkpoints."""
     steps = {"distill": 20, "agcl": 8, "rar": 4, "cit": 8}
     settings = ["--save-every", "2"]
     for stage, number in steps.items():
@@ -69,13 +70,13 @@ def start(run: Path, count: int) -> LocalJob:
 
 
 def all_finished(run: Path, stages: Sequence[str]) -> bool:
-    """Whether several stages are."""
+    """Whether all of several stages are finished."""
     return all(finished(run, x) for x in stages)
 
 
 def checkpoints(folder: Path) -> list[int]:
-    """Steps of a stage's finished checkpoints; one that is kept and cannot be read raises. An older
-    one is being deleted.
+    """Steps of a stage's finished checkpoints; raises if one of those to keep cannot be read. Older
+    ones may be half deleted.
     """
     found = sorted(int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit())
     reader = ocp.PyTreeCheckpointHandler()
@@ -86,8 +87,8 @@ def checkpoints(folder: Path) -> list[int]:
     return found
 
 
-def _on_the_host(_: Any) -> ocp.RestoreArgs:
-    """The devices that an array was saved from are not here."""
+def _on_the_host(_: object) -> ocp.RestoreArgs:
+    """The devices that an array was saved from do not exist here."""
     return ocp.RestoreArgs(restore_type=np.ndarray)
 
 
@@ -100,11 +101,11 @@ class Case:
     processes: int
 
 
-def interrupt(whole: Path, run: Path, case: Case, moment: float, victim: int) -> dict[str, Any]:
-    """Signal one process of a stage once, `moment` seconds after it began, and finish it.
+def interrupt(whole: Path, run: Path, case: Case, moment: float, victim: int) -> JsonObject:
+    """Signal one process of a stage once, `moment` seconds after it began, then finish the stage.
 
     Raises:
-        RunError: a process ended in another way than it should.
+        RunError: a process ended with an unexpected status.
     """
     copy_up_to(whole, run, case.stage)
     folder = run / case.stage
@@ -137,8 +138,8 @@ def interrupt(whole: Path, run: Path, case: Case, moment: float, victim: int) ->
     }
 
 
-def figures(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the interruptions come to; those of stages that were finished already do not count."""
+def figures(found: list[JsonObject]) -> JsonObject:
+    """Totals over the interruptions; those of stages that had already finished do not count."""
     met = [x for x in found if not x["finished_before"]]
     lost = [x["ended_within_seconds"] for x in met if x["signal"] == "KILL" and x["processes"] > 1]
     return {
@@ -151,7 +152,7 @@ def figures(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main(settings: KillTest) -> None:
-    """All cases in turn; exit status 1 where any weights differ."""
+    """Run all cases in turn; exit status 1 if any weights differ."""
     wholes = {count: settings.out / f"whole-{count}" for count in settings.processes}
     for count, whole in wholes.items():
         ended = partial(all_finished, whole, settings.stages)
@@ -166,13 +167,13 @@ def main(settings: KillTest) -> None:
         for stage in settings.stages
     ]
     done_before = settings.out / "kills.json"
-    found: list[dict[str, Any]] = read_json(done_before) if done_before.is_file() else []
+    found: list[JsonObject] = read_json(done_before) if done_before.is_file() else []
     with Progress("signals", settings.kills, figures(found)["signals"]) as progress:
         while (done := figures(found)["signals"]) < settings.kills:
             case = cases[done % len(cases)]
             whole, rng = wholes[case.processes], np.random.default_rng([settings.seed, len(found)])
-            # A stage that resumes is faster than the first time: its programs are compiled
-            # already. So one that got away is tried again with an earlier moment.
+            # A later run of a stage is faster than the first: its programs are compiled already.
+            # So if it finished before the signal, it is tried again with an earlier moment.
             alike = (case.stage, case.processes)
             earlier = [x for x in found if (x["stage"], x["processes"]) == alike]
             away = sum(x["finished_before"] for x in earlier)

@@ -1,13 +1,13 @@
 """Check, convert and embed a million generated listings in bounded memory, with kills in between.
 
-    make demo ARGS="--fast --out runs/fast"            # a tiny R
+    make demo ARGS="--fast --out runs/fast"            # a tiny embedder
     python -m experiments.reliability.large_catalogue --run runs/fast
 
 Writes one Parquet file with a million listings and their pictures. `afmrl catalogue-check` reads
 it; `afmrl catalogue-convert` and `afmrl embed` are killed with SIGKILL at random moments and
-started again until they are done. Then no listing may be missing or repeated, and vectors of some
-of them must be those of a fresh embedding. The largest resident size of each command is recorded;
-it counts the pages of mapped files that are in memory.
+restarted until they finish. Then no listing may be missing or repeated, and the vectors of some of
+them must equal those of a new embedding. The peak resident size of each command is recorded,
+including pages of mapped files in memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +35,7 @@ from afmrl_jax.performance.record import write_record
 from afmrl_jax.runtime.files import read_json
 from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.runtime.setup import reported
+from afmrl_jax.types import JsonObject
 from experiments.reliability.local_job import AFMRL
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -47,17 +47,17 @@ SIDE = 40
 
 @dataclass(frozen=True)
 class Settings:
-    """What is generated, and how often it is killed."""
+    """What is generated, and how often commands are killed."""
 
     run: Path
-    """Run directory whose R embeds."""
+    """Run directory of the embedder."""
     system: str = "infonce"
-    """Row of the results table; one without attributes, for a generator takes far longer."""
+    """Row of the results table, without attributes: a generator takes far longer."""
     listings: int = 1_000_000
     pictures: int = 5_000
-    """Different pictures among them."""
+    """Distinct pictures among them."""
     kills: int = 3
-    """Of each command that can be resumed."""
+    """Kills of each command that can resume."""
     seed: int = 0
     out: Path = Path("runs/large")
     result: Path = RESULTS / "large_catalogue.json"
@@ -90,7 +90,7 @@ def _picture(rng: np.random.Generator) -> bytes:
     return file.getvalue()
 
 
-def _record(number: int, pictures: list[bytes]) -> dict[str, Any]:
+def _record(number: int, pictures: list[bytes]) -> JsonObject:
     product = number // 3
     kind, colour = KINDS[product % 10], COLOURS[product // 10 % 10]
     return {
@@ -104,11 +104,11 @@ def _record(number: int, pictures: list[bytes]) -> dict[str, Any]:
     }
 
 
-def measured(command: list[str], kill_after: float | None = None) -> dict[str, Any]:
-    """Run `afmrl`, perhaps killing it; seconds, peak memory and whether it was killed.
+def measured(command: list[str], kill_after: float | None = None) -> JsonObject:
+    """Run `afmrl`, and maybe kill it; returns seconds, peak memory and whether it was killed.
 
     Raises:
-        RunError: it failed by itself.
+        RunError: it failed without being killed.
     """
     log_info("afmrl " + " ".join(command))
     began = time.monotonic()
@@ -117,13 +117,13 @@ def measured(command: list[str], kill_after: float | None = None) -> dict[str, A
     if timer is not None:
         timer.start()
     _, status, usage = os.wait4(process.pid, 0)
-    # Popen has not waited itself.
+    # Popen did not wait for the process itself.
     process.returncode = os.waitstatus_to_exitcode(status)
     if timer is not None:
         timer.cancel()
     killed = process.returncode == -signal.SIGKILL
     if status and not (killed and kill_after is not None):
-        raise RunError(f"afmrl {command[0]} ended with status {status}; its message stands above")
+        raise RunError(f"afmrl {command[0]} ended with status {status}; its message is above")
     return {
         "command": command[0],
         "killed": killed,
@@ -132,8 +132,8 @@ def measured(command: list[str], kill_after: float | None = None) -> dict[str, A
     }
 
 
-def with_kills(command: list[str], out: Path, moments: np.ndarray) -> list[dict[str, Any]]:
-    """A command that is killed at some moments, and then left to finish."""
+def with_kills(command: list[str], out: Path, moments: np.ndarray) -> list[JsonObject]:
+    """Run a command that is killed at some moments, and then left to finish."""
     found = []
     for moment in moments:
         if out.exists():
@@ -144,18 +144,18 @@ def with_kills(command: list[str], out: Path, moments: np.ndarray) -> list[dict[
     return found
 
 
-def check_result(settings: Settings, store: Path, index: Path) -> dict[str, Any]:
-    """That nothing is lost or repeated, and that vectors are those of a fresh embedding.
+def check_result(settings: Settings, store: Path, index: Path) -> JsonObject:
+    """Check that nothing is lost or repeated, and that vectors equal those of a new embedding.
 
     Raises:
-        RunError: something is.
+        RunError: a check fails.
     """
     wanted = [f"offer-{n}" for n in range(settings.listings)]
     catalogue = load_catalogue(store)
     if catalogue.column("listing_id") != wanted:
-        raise RunError("the store has not all listings once, in their order")
+        raise RunError("the store does not hold every listing once, in order")
     if read_json(index / "index" / "index.json")["ids"] != wanted:
-        raise RunError("the index has not all listings once, in their order")
+        raise RunError("the index does not hold every listing once, in order")
     vectors = np.load(index / "index" / "vectors.npy", mmap_mode="r")
     chosen = np.sort(np.random.default_rng(settings.seed).permutation(len(wanted))[:1000])
     run = FinishedRun(settings.run)
@@ -164,20 +164,20 @@ def check_result(settings: Settings, store: Path, index: Path) -> dict[str, Any]
     fresh = run.encoder(run.system(settings.system)).embed(builder, np.arange(len(chosen)))
     apart = float(np.abs(fresh - vectors[chosen]).max())
     if apart > 1e-4:
-        raise RunError(f"vectors differ by {apart} from those of a fresh embedding")
+        raise RunError(f"vectors differ by {apart} from those of a new embedding")
     return {"listings": len(wanted), "dim": vectors.shape[1], "largest_difference": apart}
 
 
 def main(settings: Settings) -> None:
-    """Generate, check, convert, embed, and look at what came out."""
+    """Generate, check, convert, embed, and check the result."""
     shop, store, index = (settings.out / x for x in ("shop", "store", "index"))
     path, rng = shop / "listings.parquet", np.random.default_rng(settings.seed)
     if not path.is_file():
         generate(settings, path)
     details = [measured(["catalogue-check", "--catalogue", str(shop)])]
-    # A conversion takes about as long as the check; moments behind its end kill nothing.
+    # A conversion takes about as long as the check; moments after its end kill nothing.
     moments = np.sort(rng.uniform(0.1, 0.9, settings.kills)) * details[0]["seconds"]
-    # Small shards, so that little is lost by a kill.
+    # Small shards, so that a kill loses little work.
     convert = ["catalogue-convert", "--catalogue", str(shop), "--out", str(store)]
     convert += ["--shard-bytes", str(1 << 24)]
     details += with_kills(convert, store, np.diff(moments, prepend=0))

@@ -1,4 +1,4 @@
-"""The processes of one job on this machine, for tests and measurements of what happens to them."""
+"""The processes of one job on this machine, for tests and measurements of interruptions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIMIT = 2400.0
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, all different."""
+    """Distinct ports that nobody listens on."""
     sockets = [socket.socket() for _ in range(count)]
     for one in sockets:
         one.bind(("localhost", 0))
@@ -32,14 +32,14 @@ def free_ports(count: int) -> list[int]:
 
 
 class LocalJob:
-    """Some processes of one command, which find each other over this machine's own network.
+    """Several processes of one command, which connect over localhost.
 
     Args:
-        command: what each of them runs.
-        logs: folder; what process n prints is appended to `n.log` in it.
+        command: what each process runs.
+        logs: folder; the output of process n is appended to `n.log` in it.
         processes: how many.
-        devices: of each, on the CPU.
-        environment: what differs from this process's.
+        devices: CPU devices of each process.
+        environment: variables added to this process's environment.
     """
 
     def __init__(
@@ -63,28 +63,28 @@ class LocalJob:
             self.processes.append(started)
 
     def wait(self) -> list[int]:
-        """Exit statuses, once all have ended; no process is left behind."""
+        """Exit statuses, once all have ended; no process is left running."""
         try:
             return [x.wait(timeout=LIMIT) for x in self.processes]
         finally:
             self.end()
 
     def end(self) -> None:
-        """End all, without a chance to tidy up."""
+        """Kill all processes, without letting them clean up."""
         for process in self.processes:
             if process.poll() is None:
                 process.kill()
             process.wait()
 
     def send(self, number: int, signal_number: int = signal.SIGKILL) -> None:
-        """Send one process a signal."""
+        """Send a signal to one process."""
         self.processes[number].send_signal(signal_number)
 
     def until(self, condition: Callable[[], object], what: str) -> None:
-        """Wait until something holds, while all processes live.
+        """Wait until a condition holds, while all processes are alive.
 
         Raises:
-            RunError: it does not happen; the message ends with what they printed.
+            RunError: it does not happen; the message ends with the processes' output.
         """
         end = time.monotonic() + LIMIT
         while True:

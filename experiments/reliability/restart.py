@@ -1,11 +1,11 @@
-"""How much sooner a restarted run does its first step than one that compiles everything.
+"""How much sooner a restarted run finishes its first step than one that compiles everything.
 
     python -m experiments.reliability.restart  # writes experiments/results/restart.json
 
-The fast demo is finished once up to every stage. Then each stage is begun anew on top of those
-before it, in turn with an empty cache of compiled programs and with the one that the cold start
-left. Two spans are taken: from the start of the process, and from the moment that the stage begins
-its work, both to the end of its first step. Ratios are of pairs that follow each other.
+The fast demo is run once through all stages. Then each stage is started again on top of those
+before it, alternately with an empty cache of compiled programs and with the cache that the cold
+start left. Two spans are measured, from the start of the process and from the start of the stage's
+work, both to the end of its first step. Ratios are of consecutive pairs.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 
 from afmrl_jax.performance.record import ratios, spread, write_record
 from afmrl_jax.runtime.progress import Progress
 from afmrl_jax.runtime.setup import CACHE, reported
+from afmrl_jax.types import JsonObject
 from experiments.reliability.local_job import AFMRL, LocalJob
 from experiments.reliability.run_copies import copy_up_to, finished
 
@@ -36,7 +36,7 @@ class Restart:
     stages: tuple[str, ...] = ("distill", "agcl", "rar")
     repeats: int = 5
     out: Path = Path("runs/restart")
-    """Folder of the runs; what is finished there is not done again."""
+    """Folder of the runs; finished ones are not repeated."""
     result: Path = RESULTS / "restart.json"
 
 
@@ -53,7 +53,7 @@ def first_step(whole: Path, run: Path, stage: str) -> dict[str, float]:
     began = time.time()
     job = fast_run(run)
 
-    def stepped() -> dict[str, Any] | None:
+    def stepped() -> JsonObject | None:
         lines = metrics.read_text().split("\n")[:-1] if metrics.is_file() else []
         return next((x for x in map(json.loads, lines) if "first_step_seconds" in x), None)
 
@@ -73,7 +73,7 @@ def first_step(whole: Path, run: Path, stage: str) -> dict[str, float]:
 
 
 def main(settings: Restart) -> None:
-    """Each stage cold and warm in turn."""
+    """Measure each stage cold and warm in turn."""
     whole, run = settings.out / "whole", settings.out / "again"
     job = fast_run(whole)
     last = settings.stages[-1]

@@ -1,4 +1,4 @@
-"""Runs of which only the first stages are finished, for experiments that do a stage anew."""
+"""Runs with only the first stages finished, for experiments that run a stage again."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def finished(run: Path, stage: str) -> bool:
-    """Whether a stage is."""
+    """Whether a stage is finished."""
     return (run / stage / "DONE.json").is_file()
 
 
 def copy_up_to(whole: Path, run: Path, stage: str) -> None:
-    """A run in which everything before `stage` is finished and nothing else was begun."""
+    """Make a run in which everything before `stage` is finished and nothing else has begun."""
     shutil.rmtree(run, ignore_errors=True)
     begun = (whole / stage / "inputs.json").stat().st_mtime
     for folder in whole.iterdir():

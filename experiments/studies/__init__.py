@@ -1,1 +1,1 @@
-"""What the steps of the method do to the results."""
+"""The effect of the method's steps on the results."""

@@ -1,16 +1,16 @@
-"""What gamma, delta and the source of the attributes do to `agcl`, against `infonce`.
+"""The effect of gamma, delta and the source of the attributes on `agcl`, against `infonce`.
 
     python -m experiments.studies.agcl_study  # five seeds, hours on two cores
     python -m experiments.studies.agcl_study --fast --out runs/study-smoke --seeds 0 1 \
         --result runs/study-smoke/study.json --plot runs/study-smoke/study.png
 
-Writes results/agcl_study.json and docs/images/agcl_study.png again after every seed. The
-same command resumes an interrupted run. `--names` adds variations or leaves some out.
+Rewrites results/agcl_study.json and docs/images/agcl_study.png after every seed. The same command
+resumes an interrupted run. `--names` adds variations or leaves some out.
 
-For each seed one backbone R is trained on with `infonce` and with every variation of AGCL: the same
-batches, the same dropout, one factor changed at a time. R never reads attributes, as in the row
-`agcl` of the demo: they make weights and masks alone. Each variation is compared with `infonce` on
-the queries of the test split.
+For each seed, training continues from one backbone with `infonce` and with every variation of AGCL:
+the same batches, the same dropout, one factor changed at a time. The embedder never reads
+attributes, as in the row `agcl` of the demo: they only set weights and masks. Each variation is
+compared with `infonce` on the queries of the test split.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
@@ -39,6 +38,7 @@ from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.runtime.progress import log_info, print_result
 from afmrl_jax.runtime.setup import open_run, reported
 from afmrl_jax.training.model_store import WEIGHTS
+from afmrl_jax.types import JsonObject
 from experiments.studies.agcl.pairs import PAIR_FIGURES, has_mask, judge_pairs
 from experiments.studies.agcl.plot import draw_study
 from experiments.studies.agcl.summary import BASELINE, LOGGED, SeedScores, summarise, table
@@ -46,8 +46,8 @@ from experiments.studies.agcl.variations import DISTILLED, ORACLE, TRUE, Variati
 
 HERE = Path(__file__).parents[1]
 ON_REQUEST = ("delta-0.3", "default-oracle")
-"""Not tried unless named: `default` less `gamma-0.1` is what delta 0.3 does, and no listing of the
-furniture brings an oracle's list of its own."""
+"""Not run unless named: `default` minus `gamma-0.1` shows the effect of delta 0.3, and no furniture
+listing has its own oracle list."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Study:
     result: Path = HERE / "results" / "agcl_study.json"
     plot: Path = HERE.parent / "docs" / "images" / "agcl_study.png"
     fast: bool = False
-    """Few steps everywhere: shows that the script works, and says nothing of AGCL."""
+    """Few steps everywhere: shows that the script works, and says nothing about AGCL."""
 
     def __post_init__(self) -> None:
         unknown = sorted({*self.names} - {x.name for x in variations()})
@@ -79,7 +79,7 @@ class Study:
 def source_stages(pipeline: Pipeline, needed: set[str]) -> None:
     """Attribute lists of the train split from the catalogue's truth and from the oracle."""
     train, config = pipeline.catalogue.subset("train").listings, pipeline.config
-    of_catalogue: dict[str, Any] = {"catalogue": pipeline.catalogue.fingerprint}
+    of_catalogue: JsonObject = {"catalogue": pipeline.catalogue.fingerprint}
     of_oracle = of_catalogue | {"oracle": to_dict(config.oracle), "seed": config.seed}
 
     def write(folder: Path, texts: Sequence[str]) -> None:
@@ -98,7 +98,7 @@ def source_stages(pipeline: Pipeline, needed: set[str]) -> None:
 def score(
     pipeline: Pipeline, stage: str, settings: AgclConfig, attributes: str, folder: Path
 ) -> None:
-    """Ranks of every test query, and what became of the pairs, into `scores.json`."""
+    """Write the ranks of every test query, and the fate of the pairs, to `scores.json`."""
     run = FinishedRun(pipeline.run.folder)
     encoder = run.encoder(System(stage, stage, None))
 
@@ -139,7 +139,7 @@ def score_stage(pipeline: Pipeline, stage: str, settings: AgclConfig, attributes
 
 
 def run_seed(folder: Path, config: RunConfig, chosen: Sequence[Variation]) -> np.ndarray:
-    """All stages of one seed; the family of each test listing."""
+    """Run all stages of one seed; returns the family of each test listing."""
     pipeline = Pipeline(folder, config, annotated=("train",))
     with closing(pipeline.run):
         pipeline.run_to(BASELINE)

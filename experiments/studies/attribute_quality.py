@@ -1,10 +1,10 @@
-"""How right a run's generators are on the test split, and what R would make of the truth.
+"""How accurate a run's generators are on the test split, and what the true attributes would bring.
 
     python -m experiments.studies.attribute_quality --run runs/demo
 
-Writes experiments/results/attribute_quality.json: for each generator the share of right values by
+Writes experiments/results/attribute_quality.json: for each generator the share of correct values by
 key, and for the embedder of `agcl+distilled` the R@1 without attributes, with each generator's, and
-with the true ones. The gap to the truth is the room that a better generator has.
+with the true ones. The gap to the true ones is what a better generator could gain.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
@@ -31,6 +30,7 @@ from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.inference.systems import ANNOTATIONS
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.setup import reported, set_up
+from afmrl_jax.types import JsonObject
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class AttributeQuality:
     result: Path = Path(__file__).parents[1] / "results" / "attribute_quality.json"
 
 
-def accuracy(listings: Sequence[Listing], texts: Mapping[str, str]) -> dict[str, Any]:
-    """Share of right values and number of values written, by key that the truth has too."""
+def accuracy(listings: Sequence[Listing], texts: Mapping[str, str]) -> JsonObject:
+    """Share of correct values and number of written values, by keys that the truth has too."""
     written: Counter[str] = Counter()
     right: Counter[str] = Counter()
     for x in listings:

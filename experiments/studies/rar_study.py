@@ -1,15 +1,15 @@
-"""How RAR behaves over seeds, over a long run, and when it is made to collapse.
+"""How RAR behaves over seeds, over a long run, and when it is forced to collapse.
 
     python -m experiments.studies.rar_study                              # hours on two cores
     python -m experiments.studies.rar_study --fast --out runs/rar-smoke --seeds 0 \
         --result runs/rar-smoke/study.json --plot runs/rar-smoke/study.png
 
-Writes experiments/results/rar_study.json and docs/images/rar_study.png again after every stage. The
+Rewrites experiments/results/rar_study.json and docs/images/rar_study.png after every stage. The
 same command resumes an interrupted run.
 
-For each seed the shipped RAR reinforces the distilled G. For the first seed two more runs start
-from the same G: one of --long-steps steps, over which reward, length of lists and host memory are
-to hold, and one without KL and at a high learning rate, which the alarms must notice.
+For each seed the default RAR reinforces the distilled generator. For the first seed, two more runs
+start from the same generator: one of --long-steps steps, over which reward, list length and host
+memory should stay stable, and one without KL and at a high learning rate, which must raise alarms.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import dataclasses
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
@@ -30,6 +29,7 @@ from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.runtime.progress import log_info, print_result
 from afmrl_jax.runtime.setup import open_run, reported
 from afmrl_jax.training.rar.monitor import raised
+from afmrl_jax.types import JsonObject
 from experiments.studies.rar_plot import draw_rar_study
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -45,14 +45,14 @@ class Study:
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     long_steps: int = 500
-    """Steps of the long run; the shipped RAR has 30."""
+    """Steps of the long run; the default RAR has 30."""
     collapse_steps: int = 60
     out: Path = Path("runs/seeds")
-    """Folder of the run directories: that of seeds.py, whose finished stages are not repeated."""
+    """Folder of the run directories, the same as for seeds.py: finished stages are not repeated."""
     result: Path = RESULTS / "rar_study.json"
     plot: Path = IMAGES / "rar_study.png"
     fast: bool = False
-    """Few steps everywhere: shows that the script works, and says nothing of RAR."""
+    """Few steps everywhere: shows that the script works, and says nothing about RAR."""
 
     def base(self, seed: int) -> RunConfig:
         """The run of a seed."""
@@ -60,12 +60,12 @@ class Study:
         return dataclasses.replace(config, seed=seed)
 
     def long(self, rar: RarConfig) -> RarConfig:
-        """Many steps, seldom judged."""
+        """Many steps, few evaluations."""
         steps = 12 if self.fast else self.long_steps
         return dataclasses.replace(rar, steps=steps, evaluate_every=max(1, steps // 20))
 
     def collapse(self, rar: RarConfig) -> RarConfig:
-        """Nothing that holds G back."""
+        """No KL penalty and a high learning rate."""
         steps = 6 if self.fast else self.collapse_steps
         rate = dataclasses.replace(rar.optimizer, learning_rate=5e-3)
         return dataclasses.replace(
@@ -73,13 +73,13 @@ class Study:
         )
 
 
-def summary(folder: Path) -> dict[str, Any]:
-    """What a stage's log says: curves, the best evaluation, alarms, memory."""
+def summary(folder: Path) -> JsonObject:
+    """The content of a stage's log: curves, the best evaluation, alarms, memory."""
     lines = read_metrics(folder / "metrics.jsonl")
     judged = [x for x in lines if "held_out/reward" in x]
     best = max(judged, key=lambda x: x["held_out/reward"])
     memory = [x["host_memory_gb"] for x in lines if "host_memory_gb" in x]
-    found: dict[str, Any] = {
+    found: JsonObject = {
         "steps": lines[-1]["step"],
         "start": judged[0]["held_out/reward"],
         "best": {"step": best["step"], "reward": best["held_out/reward"]},
@@ -92,7 +92,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "lines": [{k: x[k] for k in KEPT if k in x} for x in lines],
     }
     if memory:
-        # Compiling ends within the first tenth; a leak goes on behind it.
+        # Compilation ends within the first tenth; a leak would continue after it.
         rest = memory[len(memory) // 10 :]
         steps = np.arange(len(rest))
         slope = float(np.polyfit(steps, rest, 1)[0]) if len(rest) > 1 else 0.0
@@ -106,7 +106,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 def main(study: Study) -> None:
     """Run stage by stage; after each one write the result and the plot."""
-    result: dict[str, Any] = {"fast": study.fast, "seeds": {}}
+    result: JsonObject = {"fast": study.fast, "seeds": {}}
 
     def keep() -> None:
         write_json(study.result, result)

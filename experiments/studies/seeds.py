@@ -1,8 +1,8 @@
-"""Repeat the demo over seeds, and say which of the paper's five steps hold.
+"""Repeat the demo over seeds, and report which of the paper's five steps hold.
 
     python -m experiments.studies.seeds --out runs/seeds  # writes experiments/results/seeds.json
 
-A seed that is finished is not repeated, so the command may be interrupted and started again.
+Finished seeds are not repeated, so the command may be interrupted and started again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
@@ -22,6 +21,7 @@ from afmrl_jax.runtime.distributed import first_task
 from afmrl_jax.runtime.files import read_json, write_json
 from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.runtime.setup import reported
+from afmrl_jax.types import JsonObject
 from experiments.reliability.local_job import AFMRL
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -36,14 +36,14 @@ class Seeds:
     """Folder of the run directories."""
     result: Path = RESULTS / "seeds.json"
     fast: bool = False
-    """Every stage with few steps: shows that the script works, not how well the method does."""
+    """Few steps in every stage: shows that the script works, not how well the method does."""
 
 
-def summarise(runs: list[Path]) -> dict[str, Any]:
+def summarise(runs: list[Path]) -> JsonObject:
     """Rows, steps and RAR over finished runs."""
     evaluations = [read_json(run / "evaluation.json") for run in runs]
     names = [row["name"] for row in evaluations[0]["rows"]]
-    rows: dict[str, Any] = {}
+    rows: JsonObject = {}
     for place, name in enumerate(names):
         found = [e["rows"][place] for e in evaluations]
         rows[name] = {
@@ -53,7 +53,7 @@ def summarise(runs: list[Path]) -> dict[str, Any]:
         }
     steps = {}
     for place, pair in enumerate(evaluations[0]["comparisons"]):
-        metrics: dict[str, Any] = {}
+        metrics: JsonObject = {}
         for metric in ("fine.R@1", "fine.R@5", "fine.R@10", "coarse.mAP@10"):
             each = [e["comparisons"][place]["metrics"][metric] for e in evaluations]
             metrics[metric] = spread([x["difference"] for x in each])
@@ -70,7 +70,7 @@ def summarise(runs: list[Path]) -> dict[str, Any]:
     }
 
 
-def reinforcement(run: Path) -> dict[str, Any]:
+def reinforcement(run: Path) -> JsonObject:
     """The held-out queries before and after RAR, and the share of dead groups."""
     lines = read_metrics(run / "rar" / "metrics.jsonl")
     judged = [x for x in lines if "held_out/reward" in x]

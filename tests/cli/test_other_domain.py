@@ -205,7 +205,7 @@ def test_export_r_and_check_it_with_torch(run, tmp_path, capsys, system):
     told = capsys.readouterr().out
     assert "checked: 16 vectors of titles, pictures, both, and both with attributes" in told
     assert (out / "modules.json").is_file()
-    assert f"R of the system `{system}`" in (out / "README.md").read_text()
+    assert f"Embedder of the system `{system}`" in (out / "README.md").read_text()
 
 
 @pytest.mark.slow

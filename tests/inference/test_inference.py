@@ -140,7 +140,7 @@ def test_mistakes_say_what_to_do(trained, embedder, picture):
         embedder.encode("oak chair")
     with pytest.raises(RunError, match="no generator to write attributes"):
         Embedder.load(trained, system="infonce").encode(["a"], write_attributes=True)
-    with pytest.raises(InputError, match=r"items\[1\] has no picture, and G"):
+    with pytest.raises(InputError, match=r"items\[1\] has no picture, but the generator"):
         embedder.generator.write([picture, "a badge"])
     with pytest.raises(InputError, match=r"items\[0\]: the picture cannot be read"):
         embedder.generator.write([b"broken"])

@@ -258,8 +258,8 @@ def test_very_long_pictures_are_cut_alike(exported, runs):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "one of the first two at least"),
-        ("", "one of the first two at least"),
+        ({}, "at least one of the first two"),
+        ("", "at least one of the first two"),
         ({"title": "red"}, "a text, a PIL picture, or a dict"),
         ({"text": ["a", "b"]}, "`text` must be one string"),
         ({"text": "a", "image": []}, "one picture"),

@@ -1,1 +1,1 @@
-"""What an exported folder holds beside its weights; nothing here needs this package to run."""
+"""What an exported folder holds besides its weights; nothing here needs this package to run."""

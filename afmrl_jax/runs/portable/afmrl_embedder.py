@@ -1,21 +1,22 @@
-"""The embedder R of an AFMRL run, for sentence-transformers and for transformers alone.
+"""The embedder of an AFMRL run, for sentence-transformers or for transformers without it.
 
-A copy of this file lies in every folder that `afmrl export` writes. It needs torch, transformers,
-tokenizers, Pillow and NumPy, and nothing of the program that trained R. An input is
+A copy of this file is in every folder that `afmrl export` writes. It needs torch, transformers,
+tokenizers, Pillow and NumPy, and nothing of the program that trained the model. An input is
 
     a text, a picture (PIL), or {"text": ..., "image": ..., "attributes": "key: value; key: value"}
 
-with any of the three left out; `image` may be the path of a picture too. A plain string is always
-a text. Rows, pictures and their order are those that R was trained with; README.md shows them.
+with any of the three left out; `image` may also be the path of a picture. A plain string is always
+a text. Rows, pictures and their order are those of the training; README.md shows them.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,17 +35,19 @@ ARGUMENTS = (
     "image_grid_thw",
 )
 MAX_ASPECT = 200
+Picture = Image.Image | str | os.PathLike[str] | IO[bytes]
+"""A PIL picture, a path, or an open file."""
 
 
 class Settings(NamedTuple):
-    """Everything about R's input that its weights do not say."""
+    """Everything about the model's input that its weights do not contain."""
 
     layout: str
     """`bare`, or `chat` for the published format of Qwen2-VL."""
     system: str
     """The system's turn of the chat layout."""
     instruction: str
-    """What stands before the text in the user's turn of the chat layout."""
+    """The prompt before the text in the user's turn of the chat layout."""
     max_text_tokens: int
     max_attribute_tokens: int
     patch_size: int
@@ -58,7 +61,7 @@ class Settings(NamedTuple):
 
 
 class Pixels(NamedTuple):
-    """A picture as R's vision tower takes it."""
+    """A picture as the vision tower takes it."""
 
     values: np.ndarray
     """float32 [p d]; d = 3 * frames * side * side"""
@@ -66,8 +69,8 @@ class Pixels(NamedTuple):
     """Rows and columns of patches."""
 
 
-def decode(picture: Any) -> Image.Image:
-    """An RGB picture; transparent ones are laid on white."""
+def decode(picture: Picture) -> Image.Image:
+    """An RGB picture; transparent ones are placed on white."""
     if not isinstance(picture, Image.Image):
         with Image.open(picture) as opened:
             opened.load()
@@ -96,18 +99,18 @@ def target_size(height: int, width: int, settings: Settings) -> tuple[int, int]:
         columns = math.ceil(width * grow / factor) * factor
     limit = settings.max_patches * settings.patch_size**2
     if rows * columns > limit:
-        # A very long picture keeps one merged row, and its length is cut to the patch budget.
+        # A very long picture keeps one merged row; its length is cut to the patch budget.
         longest = limit // factor // factor * factor
         rows, columns = min(rows, longest), min(columns, longest)
     return rows, columns
 
 
-def pixels(picture: Any, settings: Settings) -> Pixels:
-    """Decode, resize (bicubic), normalise and cut into patches, merge-block by merge-block."""
+def pixels(picture: Picture, settings: Settings) -> Pixels:
+    """Decode, resize (bicubic), normalize and cut into patches, merge-block by merge-block."""
     image = decode(picture)
     height, width = target_size(image.height, image.width, settings)
     resized = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC), np.float64)
-    # Scaled before it is made float32, as in the training, so that floats agree to the last bit.
+    # Scaled before the conversion to float32, as in training, so that floats agree to the last bit.
     values: np.ndarray = (resized * (1 / 255)).astype(np.float32)
     values = (values - np.array(settings.mean, np.float32)) / np.array(settings.std, np.float32)
     side, merge = settings.patch_size, settings.merge_size
@@ -119,7 +122,7 @@ def pixels(picture: Any, settings: Settings) -> Pixels:
 
 
 class Rows:
-    """Inputs to rows of tokens, and rows to the arguments of the model."""
+    """Turns inputs into rows of tokens, and rows into the model's arguments."""
 
     def __init__(self, tokenizer: Tokenizer, settings: Settings):
         self.tokenizer = tokenizer
@@ -134,13 +137,13 @@ class Rows:
     def _encode(self, text: str) -> list[int]:
         if not text:
             return []
-        # A title that contains "<|im_end|>" must not end the turn. Set here because it is no part
+        # A title that contains "<|im_end|>" must not end the turn. Set here because it is not part
         # of tokenizer.json and would be lost on the way to another process.
         self.tokenizer.encode_special_tokens = True
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _cut(self, before: str, text: str) -> list[int]:
-        """Tokens of both as one text; that which follows `before` is cut to its budget."""
+        """Tokens of both as one text; the part after `before` is cut to its budget."""
         room = len(self._encode(before.rstrip(" "))) + self.settings.max_text_tokens
         return self._encode(before + text)[:room]
 
@@ -156,7 +159,7 @@ class Rows:
         return [*row, start, *user, end, *newline, start, *self._encode("assistant\n")]
 
     def tokens(self, text: str, attributes: str, grid: tuple[int, int] | None) -> list[int]:
-        """The row of one input; `grid` counts the patches of its picture, None for no picture."""
+        """The row of one input; `grid` is rows and columns of patches, None for no picture."""
         visual: list[int] = []
         if grid is not None:
             pads = grid[0] * grid[1] // self.settings.merge_size**2
@@ -168,12 +171,12 @@ class Rows:
             words = self._cut("", text)
             row = [self._special("im_start"), *visual, *words, self._special("im_end")]
         if attributes:
-            told = self._encode(attributes)[: self.settings.max_attribute_tokens]
-            row = [*row, *told, self._special("im_end")]
+            words = self._encode(attributes)[: self.settings.max_attribute_tokens]
+            row = [*row, *words, self._special("im_end")]
         return row
 
-    def arguments(self, inputs: Sequence[Any]) -> dict[str, torch.Tensor]:
-        """What `Qwen2VLModel` is called with: rows padded on the right, pictures one by one."""
+    def arguments(self, inputs: Sequence[object]) -> dict[str, torch.Tensor]:
+        """The arguments of `Qwen2VLModel`: rows padded on the right, pictures one by one."""
         rows, pictures = [], []
         for given in inputs:
             known = as_mapping(given)
@@ -188,7 +191,7 @@ class Rows:
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
         out = {"input_ids": ids, "attention_mask": mask}
         if pictures:
-            # Without the types of its tokens a Qwen-VL knows no rows and columns of the picture.
+            # Without token types a Qwen-VL ignores the rows and columns of the picture.
             out["mm_token_type_ids"] = (ids == self._special("image_pad")).int()
             out["pixel_values"] = torch.from_numpy(np.concatenate([x.values for x in pictures]))
             out["image_grid_thw"] = torch.tensor([[1, *x.grid] for x in pictures])
@@ -205,20 +208,20 @@ def as_mapping(given: Any) -> Mapping[str, Any]:
     if not known or not any(given.get(key) for key in ("text", "image")):
         raise ValueError(
             "an input is a text, a PIL picture, or a dict of `text`, `image` and `attributes` with "
-            f"one of the first two at least; found {given!r:.200}"
+            f"at least one of the first two; found {given!r:.200}"
         )
     for key in ("text", "attributes"):
         if not isinstance(given.get(key) or "", str):
             raise ValueError(f"`{key}` must be one string, found {given[key]!r:.200}")
     if isinstance(given.get("image"), list | tuple):
-        raise ValueError("`image` must be one picture; R was trained with one a row")
+        raise ValueError("`image` must be one picture; the model was trained with one per row")
     return given
 
 
 class AfmrlEmbedder(torch.nn.Module):
-    """R up to its hidden states, as the first module of a `SentenceTransformer`.
+    """The model up to its hidden states, as the first module of a `SentenceTransformer`.
 
-    A stock `Pooling` (last token) and `Normalize` follow there; `embed` does the same without
+    There, a stock `Pooling` (last token) and `Normalize` follow; `embed` does the same without
     sentence-transformers.
     """
 
@@ -246,9 +249,9 @@ class AfmrlEmbedder(torch.nn.Module):
         revision: str | None = None,
         local_files_only: bool = False,
         model_kwargs: Mapping[str, Any] | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> AfmrlEmbedder:
-        """Read an exported folder, here or on a hub.
+        """Read an exported folder, local or on a hub.
 
         Args:
             model_name_or_path: the folder, or the name of a repository.
@@ -258,7 +261,7 @@ class AfmrlEmbedder(torch.nn.Module):
             revision: of the repository.
             local_files_only: never ask the hub.
             model_kwargs: for `AutoModel.from_pretrained`, such as `dtype`.
-            kwargs: what else sentence-transformers passes to any module; not needed here.
+            kwargs: other arguments that sentence-transformers passes to modules; ignored.
         """
         where = {
             "subfolder": subfolder,
@@ -274,7 +277,7 @@ class AfmrlEmbedder(torch.nn.Module):
         model: Any = AutoModel.from_pretrained(model_name_or_path, **where, **(model_kwargs or {}))
         return cls(model.eval(), Tokenizer.from_file(str(files[1])), settings)
 
-    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
+    def save(self, output_path: str, *args: object, **kwargs: object) -> None:
         """Write weights, tokenizer and settings; sentence-transformers adds this file."""
         folder = Path(output_path)
         self.model.save_pretrained(folder)
@@ -283,23 +286,23 @@ class AfmrlEmbedder(torch.nn.Module):
         (folder / SETTINGS).write_text(settings + "\n", encoding="utf-8")
 
     def preprocess(
-        self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any
+        self, inputs: Sequence[object], prompt: str | None = None, **kwargs: object
     ) -> dict[str, torch.Tensor]:
         """The model's arguments for some inputs."""
         if prompt:
-            raise ValueError("R has one prompt, which is built in; leave `prompt` out")
+            raise ValueError("the model's prompt is built in; leave `prompt` out")
         return self.rows.arguments(inputs)
 
-    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Hidden states behind the final norm, [b t d], as `token_embeddings`."""
-        # Positions of an earlier call are no concern of this one.
+    def forward(self, features: dict[str, object], **kwargs: object) -> dict[str, object]:
+        """Hidden states after the final norm, [b t d], as `token_embeddings`."""
+        # Positions of an earlier call must not affect this one.
         self.model.rope_deltas = None
         given = {name: features[name] for name in ARGUMENTS if name in features}
         output = self.model(**given, use_cache=False)
         return {**features, "token_embeddings": output.last_hidden_state}
 
     @torch.inference_mode()
-    def embed(self, inputs: Sequence[Any], batch_size: int = 16) -> torch.Tensor:
+    def embed(self, inputs: Sequence[object], batch_size: int = 16) -> torch.Tensor:
         """Unit vectors of some inputs, float32 [n d] on the CPU."""
         out = []
         for begin in range(0, len(inputs), batch_size):

@@ -1,4 +1,4 @@
-"""What a variation of AGCL does to the pairs of its batches, judged by the catalogue's truth."""
+"""What a variation of AGCL does to the pairs of its batches, by the catalogue's ground truth."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from afmrl_jax.objectives.bm25 import bm25_scores, fit_bm25
 
 PAIR_FIGURES = {
     "false_negatives": "share of the negatives that are the query's own product under another id",
-    "masked_at_end": "share of the negatives that the trained R masks",
+    "masked_at_end": "share of the negatives that the trained embedder masks",
     "masked_false": "share of these that are false negatives",
     "false_masked": "share of the false negatives that are masked",
     "weight_siblings": "mean weight of family siblings over that of all negatives",
@@ -28,22 +28,22 @@ class Batch:
     """Listings of the train split that were contrasted in one step; the diagonal is positive."""
 
     scores: np.ndarray
-    """[b b] cosines of the trained R."""
+    """[b b] cosines of the trained embedder."""
     bm25: np.ndarray
     """[b b]"""
     false: np.ndarray
     """[b b], whether the pair is one product under two ids."""
     siblings: np.ndarray
-    """[b b], whether the pair is of one family and not of one product."""
+    """[b b], whether the pair is of one family but not of one product."""
 
 
 def has_mask(settings: AgclConfig) -> bool:
-    """Whether negatives may leave by their score."""
+    """Whether negatives may be masked by their score."""
     return settings.delta is not None or settings.agreement_rho is not None
 
 
 def masked(batch: Batch, settings: AgclConfig) -> np.ndarray:
-    """The pairs that leave the denominator, bool [b b]: the definition of `agcl_loss`."""
+    """The pairs left out of the denominator, bool [b b], as `agcl_loss` defines them."""
     own, own_bm25 = np.diag(batch.scores)[:, None], np.diag(batch.bm25)[:, None]
     found = np.zeros(batch.scores.shape, bool)
     if settings.delta is not None:
@@ -55,7 +55,7 @@ def masked(batch: Batch, settings: AgclConfig) -> np.ndarray:
 
 
 def judge_batches(batches: Sequence[Batch], settings: AgclConfig) -> dict[str, float | None]:
-    """The figures of `PAIR_FIGURES` over some batches; None where there is nothing to divide by."""
+    """The figures of `PAIR_FIGURES` over some batches; None if there is nothing to divide by."""
     apart = [~np.eye(len(x.scores), dtype=bool) for x in batches]
 
     def of(pairs: Sequence[np.ndarray]) -> np.ndarray:
@@ -90,12 +90,12 @@ def judge_pairs(
     max_terms: int,
     seed: int,
 ) -> dict[str, float | None]:
-    """Draw the batches of a training again and judge the pairs under the R that came out.
+    """Redraw the batches of a training and judge the pairs with the embedder it trained.
 
     Args:
         listings: of the train split.
-        vectors: [n d], the trained R's, of whole listings; only a mask needs them.
-        texts: attribute text by listing id, as the training had it.
+        vectors: [n d], of whole listings by the trained embedder; only a mask needs them.
+        texts: attribute text by listing id, as used in the training.
         settings: of the training.
         max_terms: terms of a text that count.
         seed: of the training's batches.

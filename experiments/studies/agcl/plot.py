@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from afmrl_jax.reporting.drawing import INK, SERIES, SOFT, drawn, plain
+from afmrl_jax.types import JsonObject
 
 
-def draw_study(result: dict[str, Any], path: Path) -> None:
+def draw_study(result: JsonObject, path: Path) -> None:
     """Difference to `infonce` of each variation: mean with its interval, and every seed."""
     rows = list(result["variations"].values())
     count = len(result["seeds"])

@@ -1,4 +1,4 @@
-"""The seeds of the AGCL study together."""
+"""The AGCL study summarized over its seeds."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from afmrl_jax.evaluation.metrics import recall_at_k
 from afmrl_jax.evaluation.statistics import paired_difference, spread, verdict
 from afmrl_jax.runtime.files import read_json
+from afmrl_jax.types import JsonObject
 from experiments.studies.agcl.pairs import PAIR_FIGURES
 from experiments.studies.agcl.variations import Variation
 
 METRICS = {"R@1": 1, "R@5": 5}
 BASELINE = "infonce"
 LOGGED = ("masked", "masked_by_margin", "masked_by_agreement", "mean_weight")
-"""Of the training's own log, averaged over its lines."""
+"""Values from the training's log, averaged over its lines."""
 
 
 @dataclass(frozen=True)
 class SeedScores:
-    """What one seed's run has found, by stage."""
+    """The results of one seed's run, by stage."""
 
     seed: int
     families: np.ndarray
     """[q], family of each test listing."""
-    found: dict[str, dict[str, Any]]
+    found: dict[str, JsonObject]
     """`scores.json` by stage."""
 
     @classmethod
@@ -56,8 +56,8 @@ class SeedScores:
         )
 
 
-def spread_known(values: Sequence[float | None]) -> dict[str, Any] | None:
-    """Spread of what is known; None where nothing is."""
+def spread_known(values: Sequence[float | None]) -> JsonObject | None:
+    """Spread of the known values; None if there are none."""
     known = [x for x in values if x is not None]
     if not known:
         return None
@@ -66,19 +66,19 @@ def spread_known(values: Sequence[float | None]) -> dict[str, Any] | None:
 
 def summarise(
     seeds: Sequence[SeedScores], chosen: Sequence[Variation], *, resamples: int = 2000
-) -> dict[str, Any]:
+) -> JsonObject:
     """Recall, paired difference to `infonce` and the fate of the pairs, per variation."""
-    out: dict[str, Any] = {"seeds": [x.seed for x in seeds], "queries": []}
+    out: JsonObject = {"seeds": [x.seed for x in seeds], "queries": []}
     out["queries"] = [len(x.hits(BASELINE, 1)) for x in seeds]
 
-    def fate(name: str) -> dict[str, Any]:
+    def fate(name: str) -> JsonObject:
         found = [x.found[name] for x in seeds]
         return {
             "pairs": {k: spread_known([x["pairs"][k] for x in found]) for k in PAIR_FIGURES},
             "logged": {k: spread_known([x["logged"][k] for x in found]) for k in LOGGED},
         }
 
-    def recalls(name: str) -> dict[str, Any]:
+    def recalls(name: str) -> JsonObject:
         return {
             metric: spread([float(x.hits(name, k).mean()) for x in seeds])
             for metric, k in METRICS.items()
@@ -88,7 +88,7 @@ def summarise(
     rows = {}
     for variation in chosen:
         row = {"settings": dataclasses.asdict(variation), **recalls(variation.name)}
-        differences: dict[str, Any] = {}
+        differences: JsonObject = {}
         for metric, k in METRICS.items():
             each = [x.difference(variation.name, k, resamples) for x in seeds]
             differences[metric] = spread([x[0] for x in each])
@@ -99,14 +99,14 @@ def summarise(
     return out | {"variations": rows}
 
 
-def table(result: dict[str, Any]) -> str:
-    """The README's table: differences to `infonce` in points, and what the mask took at the end."""
+def table(result: JsonObject) -> str:
+    """A Markdown table: differences to `infonce` in points, and what was masked at the end."""
 
-    def points(found: dict[str, Any]) -> str:
+    def points(found: JsonObject) -> str:
         inside = f" [{found['low']:+.1f}, {found['high']:+.1f}]" if "low" in found else ""
         return f"{found['mean']:+.1f}{inside}"
 
-    def share(found: dict[str, Any] | None) -> str:
+    def share(found: JsonObject | None) -> str:
         return "" if found is None else f"{100 * found['mean']:.2g} %"
 
     lines = ["| variation | R@1 | every seed | R@5 | masked | of it false | R@1 says |"]

@@ -16,7 +16,7 @@ class Variation:
     """One setting of AGCL."""
 
     name: str
-    """Also its stage's."""
+    """Also the name of its stage."""
     label: str
     gamma: float = 0.0
     delta: float | None = None
@@ -31,7 +31,7 @@ class Variation:
 
 
 def variations() -> tuple[Variation, ...]:
-    """Everything that can be tried but `infonce`; the shipped default is AgclConfig's."""
+    """Everything that can be tried except `infonce`; the shipped default is AgclConfig's."""
     gamma, delta = AgclConfig().gamma, AgclConfig().delta
     named = f"gamma {gamma}, delta {delta}"
     return (
