@@ -19,9 +19,6 @@ BIN := $(VENV)/bin
 ARGS ?=
 # Processes that share the tests; each file stays in one. `make test WORKERS=0` is for a debugger.
 WORKERS ?= 2
-# `make test XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"`
-# compiles in two thirds of the time, to other roundings; not the default, for not all of the suite
-# has been run so.
 PYTEST = -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 # This exact version is a small build for CPUs on some indexes, where a bare `torch` is gigabytes

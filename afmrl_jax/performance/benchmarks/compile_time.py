@@ -70,7 +70,7 @@ def lowered_step(layers: int, scan: bool) -> jax.stages.Lowered:
 
 def _compile(layers: int, kind: str, cache: Path | None) -> dict[str, float]:
     """Seconds of each phase in a fresh process."""
-    here = str(Path(__file__).parents[1])
+    here = str(Path(__file__).parents[3])
     paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     environment["PYTHONPATH"] = os.pathsep.join(paths)

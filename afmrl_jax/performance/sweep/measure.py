@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from afmrl_jax.data.sources.batches import Batch
-from afmrl_jax.data.sources.loader import iterate
+from afmrl_jax.data.sources.loader import Source, iterate
 from afmrl_jax.errors import RunError
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.performance.accelerators import CHIPS, chip_of
@@ -102,7 +102,8 @@ def measure(cell: Cell, catalogue: str, peak: Peak) -> JsonObject:
     load = os.getloadavg()[0]
     with jax.set_mesh(mesh):
         work = Work(cell, mesh, catalogue)
-        batches = iterate(work.source, workers=cell.workers)
+        source: Source[Batch] = work.source
+        batches = iterate(source, workers=cell.workers)
         first = work.placed(next(batches))
         compile_seconds, call = work.compile(first)
         seconds, waits, counts = _timed(cell, work, call, batches)
