@@ -1,7 +1,7 @@
 """The AGCL loss on vectors of one's own: python examples/agcl_loss.py.
 
 Four products, of which two share their attributes. Their pairs weigh more as negatives, because
-R must learn to tell them apart.
+the embedder must learn to tell them apart.
 """
 
 import jax

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from afmrl_jax.errors import ConfigError, RunError
+from afmrl_jax.models.embedder import UNIT_TOLERANCE
 from afmrl_jax.retrieval.exact import Dtype, ExactIndex
 from afmrl_jax.retrieval.index import load_index
 from afmrl_jax.retrieval.scann import ScannIndex, ScannSettings
@@ -19,8 +20,6 @@ from afmrl_jax.runtime.progress import log_info
 
 TUNED_ON = 1000
 """Vectors that serve as queries to tune ScaNN."""
-UNIT_TOLERANCE = 1e-2
-"""How far a length may be from 1: vectors stored in bfloat16 are off by a few thousandths."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def allowed(grammar: Grammar, progress: Progress, eos_id: int, left: jax.Array) 
 
 
 def advance(grammar: Grammar, progress: Progress, token: jax.Array) -> Progress:
-    """Behind a token [b g]; a forbidden one (the end, or padding behind it) changes nothing."""
+    """After a token [b g]; a forbidden one (the end, or padding after it) changes nothing."""
     after = jnp.asarray(grammar.following)[progress.state, token].astype(jnp.int32)
     key = jnp.asarray(grammar.completes)[progress.state, token].astype(jnp.int32)
     keys = jnp.arange(progress.used.shape[-1] - 1, dtype=jnp.int32)[None, None]

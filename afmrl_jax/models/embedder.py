@@ -9,6 +9,9 @@ from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models.qwen_vl.model import QwenVL
 
+UNIT_TOLERANCE = 1e-2
+"""How far the norm of a unit vector may be from 1: in bfloat16 it is off by a few thousandths."""
+
 
 def last_token(hidden: jax.Array, token_mask: jax.Array) -> jax.Array:
     """Hidden state [b d] of each row's last token that is not padding, on whichever side."""

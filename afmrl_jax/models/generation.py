@@ -1,4 +1,4 @@
-"""Sampling and scoring of text behind a prompt that is encoded once for its whole group."""
+"""Sampling and scoring of text after a prompt that is encoded once for its whole group."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Generation(NamedTuple):
     """Samples of a group of continuations for each prompt."""
 
     tokens: jax.Array
-    """int32 [b g n]; padding behind the end."""
+    """int32 [b g n]; padding after the end."""
     logprobs: jax.Array
     """float32 [b g n]; log-probability of each token at the sampling temperature, before any cut by
-    top-p, top-k or a grammar; 0 behind the end."""
+    top-p, top-k or a grammar; 0 after the end."""
     mask: jax.Array
     """bool [b g n]; True up to and including the end token."""
     finished: jax.Array
@@ -93,7 +93,7 @@ def generate(
         temperature: 0 takes the likeliest token.
         key: random key.
         eos_id: end token.
-        pad_id: what stands behind the end.
+        pad_id: what stands after the end.
         top_p: mass of the likeliest tokens to draw from.
         top_k: number of the likeliest tokens to draw from, 0 for all.
         row_ids: int32 [b], names the rows for their keys; the row number by default.

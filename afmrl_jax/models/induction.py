@@ -3,7 +3,7 @@
 A pretrained generator copies the words of its prompt. One with random weights needs longer to
 learn that than a demo lasts, and sometimes does not. Two attention heads suffice for it (an
 "induction head", Olsson et al. 2022, arXiv 2209.11895): one writes to every token which token
-stood before it, the next looks for the place behind an earlier occurrence of the present token
+stood before it, the next looks for the place after an earlier occurrence of the present token
 and repeats what stands there. `add_induction_head` writes these two heads into otherwise random
 weights. Nothing holds them there: training is free to change them.
 """

@@ -1,4 +1,4 @@
-"""Text behind a prompt that is encoded once for all its continuations."""
+"""Text after a prompt that is encoded once for all its continuations."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def continuation(
         model: generator or embedder.
         prompt: a `VLBatch`, b rows, each encoded once.
         tokens: int32 [b g n].
-        mask: bool [b g n]; padding behind a continuation is False.
+        mask: bool [b g n]; padding after a continuation is False.
         visual: features [n s d] where the vision tower has already run.
     """
     last, prefix, start = prefill(model, prompt, visual)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from afmrl_jax.models.embedder import UNIT_TOLERANCE
 from afmrl_jax.objectives.agcl_kernels.collective import DATA, Placement
 from afmrl_jax.objectives.agcl_kernels.tile import Plan, accumulator
 from afmrl_jax.objectives.agcl_kernels.vjp import Batch, Stream, padding, streamed_loss, tile_length
@@ -31,8 +32,6 @@ the second making of weights and masks are spared."""
 GATHER_BYTES = 2**28
 """Largest size of all candidates and their gradient that `auto` brings to every device. Up to there
 one collective and fewer, longer loops are worth more than memory that any device has."""
-UNIT_TOLERANCE = 1e-2
-"""How far a norm may be from 1: bfloat16 has eight bits."""
 
 
 def agcl_loss(
@@ -85,7 +84,7 @@ def agcl_loss(
 
     * `dense`: the definition, literally. [q c] tables are kept for the backward pass.
     * `tiled`: never more than a tile of pairs. Weights and masks are made inside the tile, one pass
-      serves both directions with online log-sum-exp, and the backward pass computes tiles anew from
+      serves both directions with online log-sum-exp, and the backward pass recomputes tiles from
       inputs and one number a row and a column. O((q + c) d) memory, four products of q c d
       instead of three.
     * `kept`: tiles whose logits are kept for the backward pass: O(q c) memory, a half or less of

@@ -28,7 +28,7 @@ class Bm25Statistics(NamedTuple):
 
         Args:
             terms: int32 [u], ids of the batch's terms, -1 is padding; `data.terms.batch_vocabulary`
-                chooses them and numbers the batch's texts anew.
+                chooses them and numbers the batch's texts again.
         """
         idf = jnp.where(terms >= 0, self.idf[jnp.maximum(terms, 0)], jnp.zeros((), self.idf.dtype))
         return self._replace(idf=idf)

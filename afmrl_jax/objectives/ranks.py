@@ -1,4 +1,4 @@
-"""Where the positives of a query stand in a gallery: counted behind the product, never sorted."""
+"""Where the positives of a query stand in a gallery: counted after the product, never sorted."""
 
 from __future__ import annotations
 

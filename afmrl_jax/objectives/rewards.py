@@ -1,4 +1,4 @@
-"""Rewards of attribute lists: what a retrieval with them was worth. All behind one signature."""
+"""Rewards of attribute lists: what retrieval with them was worth. All have one signature."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from afmrl_jax.types import AnyArray, Array, Bool, Float, Int
 
 
 class Outcome(NamedTuple):
-    """What a reward may look at: g lists of each of q queries, and how R found with them.
+    """What a reward may use: g lists of each of q queries, and what retrieval with them found.
 
     Arrays are NumPy's or JAX's.
     """
@@ -56,7 +56,7 @@ class Reward:
     """
 
     function: Callable[..., Float[Array, "q g"]]
-    """From an `Outcome` to a number for each list. Malformed lists are overruled behind it."""
+    """From an `Outcome` to a number for each list. Malformed lists are overruled afterwards."""
     needs: frozenset[Need] = frozenset()
     """Fields of `Outcome` that it reads beside those that are always there; any it does not name
     may be None."""

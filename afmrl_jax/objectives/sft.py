@@ -58,7 +58,7 @@ def sft_loss_of_hidden(
     gradient is due: a third of the head's arithmetic on top.
 
     Args:
-        hidden: [b t d], behind the final norm.
+        hidden: [b t d], after the final norm.
         head: [b c d] to logits [b c v].
         targets: as in `sft_loss`.
         mask: as in `sft_loss`.

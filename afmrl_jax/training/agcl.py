@@ -1,4 +1,4 @@
-"""Attribute-guided contrastive training of R, and its InfoNCE baseline (gamma and mask off)."""
+"""Attribute-guided contrastive training, and its InfoNCE baseline (gamma and mask off)."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ def train_agcl(
     attributes_in_input: bool = False,
     seed: int,
 ) -> Params:
-    """Train R.
+    """Train the embedder.
 
     Args:
         config: the run.
         settings: loss, batch and schedule of this stage.
         name: the stage's name.
         folder: the stage's folder.
-        trainee: R, with the parameters to start from.
+        trainee: the embedder, with the parameters to start from.
         builder: rows over the listings of the `train` split.
         attributes: attribute text by listing id; weights and masks come from them.
-        attributes_in_input: whether R also reads them.
+        attributes_in_input: whether the embedder also reads them.
         seed: of batches and dropout; stages that are compared share it.
 
     Returns:
-        All of R's parameters.
+        All of the embedder's parameters.
     """
     use_terms = attributes is not None and (
         settings.gamma > 0 or settings.agreement_rho is not None
@@ -123,7 +123,7 @@ def contrastive_source(
         settings: of the stage.
         seed: of batches and dropout.
         attributes: attribute text by listing id, for the BM25 terms.
-        read: attribute text by listing id that R reads; None: R reads none.
+        read: attribute text by listing id that the embedder reads; None: the embedder reads none.
         vocabulary: of the terms; None: batches hold none.
         mined: hard negatives of the stage, where it has any.
         shares: devices that share each chunk of a batch, where it is cut into chunks.

@@ -1,4 +1,4 @@
-"""G writes attributes for listings; resumable, because a large catalogue takes hours."""
+"""Attributes written by the generator; resumable, because a large catalogue takes hours."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def annotate(
 ) -> dict[str, str]:
     """Write the attributes of some listings to `out`, one JSON object a line.
 
-    A killed run goes on behind the last whole line. A malformed list is kept as written under
+    A killed run goes on after the last whole line. A malformed list is kept as written under
     `raw`; `attributes` then holds what can be read of it. How many there were is said at the end.
 
     Returns:

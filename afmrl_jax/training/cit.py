@@ -1,4 +1,4 @@
-"""Cyclic iterative training: the reinforced G re-annotates a share, R trains on; repeatedly."""
+"""Cyclic iterative training: the reinforced generator re-annotates, the embedder learns; repeat."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def annotation_order(
     Args:
         config: of the run.
         listing_ids: of the training listings.
-        before: attribute text by listing id, by the distilled G.
-        after: by the reinforced G; needed only where the difference decides.
+        before: attribute text by listing id, by the distilled generator.
+        after: by the reinforced generator; needed only where the difference decides.
     """
     order = _drawn(config, len(listing_ids))
     if config.cit.choice == "random":
@@ -54,7 +54,7 @@ def annotation_order(
 
 
 def listings_to_annotate(config: RunConfig, count: int) -> np.ndarray:
-    """Positions of the training listings that the reinforced G must annotate, sorted.
+    """Positions of the training listings that the reinforced generator must annotate, sorted.
 
     All where the difference decides; otherwise those that some cycle takes.
     """
@@ -85,11 +85,11 @@ def cycle_attributes(
         config: of the run.
         cycle: from 1; each gives new attributes to a further share of the listings.
         listing_ids: of the training listings.
-        before: attribute text by listing id, by the distilled G.
-        after: by the reinforced G.
+        before: attribute text by listing id, by the distilled generator.
+        after: by the reinforced generator.
     """
     order = annotation_order(config, listing_ids, before, after)
     new = {listing_ids[i] for i in order[: _taken(config, len(listing_ids), cycle)]}
-    # A run whose reinforced G has written nothing yet keeps what there was.
+    # A run whose reinforced generator has written nothing yet keeps what there was.
     known = {**before, **{i: text for i, text in after.items() if i in new}}
     return {i: known.get(i, "") for i in listing_ids}

@@ -1,4 +1,4 @@
-"""Distillation: G learns to write the oracle's attribute lists (stage 1 of AFMRL's generator)."""
+"""Distillation: the generator learns the oracle's attribute lists (its stage 1 in AFMRL)."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def train_distill(
     builder: RowBuilder,
     oracle: list[str],
 ) -> Params:
-    """Train G to write the oracle's lists.
+    """Train the generator to write the oracle's lists.
 
     Args:
         config: the run.
         folder: the stage's folder.
-        trainee: G, with the parameters to start from.
+        trainee: the generator, with the parameters to start from.
         builder: rows over the listings of the `distill` split.
         oracle: the attribute text to write for each of them.
 
     Returns:
-        All of G's parameters.
+        All of the generator's parameters.
     """
     settings = config.distill
     optimizer = make_optimizer(settings.optimizer, settings.steps)

@@ -33,7 +33,7 @@ def encode_batch(
     what differs is the order of sums. Only the vectors of the batch, the activations of one chunk
     and the visual tokens are held at once:
 
-    * rows go through the decoder in a loop over chunks that the backward pass computes anew, as in
+    * rows go through the decoder in a loop over chunks that the backward pass computes again, as in
       GradCache (Gao et al., arXiv 2101.06983), here by one differentiable `jax.lax.scan`;
     * a frozen vision tower runs once for each picture, outside that loop;
     * a vision tower that learns has a rematerialised loop of its own over chunks of bins: it runs

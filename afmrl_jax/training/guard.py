@@ -122,7 +122,7 @@ class Watchdog:
         print(
             f"error: process {jax.process_index()} of {jax.process_count()}: no step of "
             f"{self._name} was finished for {self._seconds} s (guard.stall_after); it stands "
-            f"behind step {self._step}, {self._doing}. The process that stands elsewhere holds "
+            f"after step {self._step}, {self._doing}. The process that stands elsewhere holds "
             "the others; the same command goes on from the last checkpoint",
             file=sys.stderr,
             flush=True,

@@ -86,7 +86,7 @@ class Refresh:
     read. A resumed run may call it again for the same step."""
 
     def end(self, step: int) -> int:
-        """First step behind the segment that holds `step`."""
+        """First step after the segment that holds `step`."""
         return (step // self.every + 1) * self.every
 
 
@@ -169,7 +169,7 @@ class _Loop:
         self._log = MetricsLog(config.folder, resume_step=start)
         if start == 0 and self._evaluate is not None:
             self._log.write(0, self._evaluate(state, 0) or {})
-        # What a stage that was killed behind its last step would find again.
+        # What a stage that was killed after its last step would find again.
         ended = self._stop is not None and self._stop()
         base = jax.random.key(config.seed)
         with Progress(config.name, config.steps, start) as progress:

@@ -1,4 +1,4 @@
-"""Hard negatives by search: listings that R, as it is now, takes for the product of another."""
+"""Hard negatives by search: listings that the current embedder takes for another's product."""
 
 from __future__ import annotations
 
@@ -97,11 +97,11 @@ def mine(
     """Hard negatives of every listing of `builder`, int32 [n k].
 
     Args:
-        encoder: R as it is now.
+        encoder: the embedder as it is now.
         builder: rows of the training listings.
         products: int [n], see `choose_negatives`.
         settings: of the mining.
-        attributes: by listing id, where R reads them.
+        attributes: by listing id, where the embedder reads them.
         index: builds the index that is searched.
     """
     everything = np.arange(len(builder.listings))

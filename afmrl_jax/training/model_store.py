@@ -18,7 +18,8 @@ from afmrl_jax.training.partition import pretrained, read_model
 WEIGHTS = f"model/{MANIFEST}"
 """The output of a stage that stands for its model."""
 GENERATORS = ("distill", "rar")
-"""Stages that train G, and first parts of the names of such stages; all others train R."""
+"""Stages that train the generator, or first parts of their names; all others train the
+embedder."""
 
 
 def _writes(stage: str) -> bool:
@@ -35,11 +36,11 @@ class ModelStore:
     mesh: Mesh
 
     def settings(self, stage: str) -> ModelSettings:
-        """Of R or of G, whichever the stage trains."""
+        """Of the embedder or the generator, whichever the stage trains."""
         return self.config.generator if _writes(stage) else self.config.embedder
 
     def start(self, stage: str, tokenizer: BpeTokenizer) -> tuple[Architecture, Params]:
-        """What R or G is before any training: the user's weights, or random ones."""
+        """What the stage starts from before any training: the user's weights, or random ones."""
         settings, writes = self.settings(stage), _writes(stage)
         seed = self.config.seed + writes
         if settings.weights is not None:

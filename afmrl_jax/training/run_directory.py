@@ -108,7 +108,7 @@ class Run:
                 changed = ", ".join(_differences(before["inputs"], inputs))
                 raise RunError(
                     f"{folder} was begun with other inputs ({changed}); choose another --out or "
-                    f"delete {folder} to do this stage and those behind it again"
+                    f"delete {folder} to do this stage and those after it again"
                 )
         if done in found:
             return folder

@@ -46,7 +46,7 @@ def _dense(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     """Plain attention, arranged so that XLA's CPU and GPU products find their operands in order.
 
     Heads stand in front, the queries of one key head side by side, and rows are divided by their
-    sum behind the last product, where they are shorter: twice as fast on a CPU as softmax first.
+    sum after the last product, where they are shorter: twice as fast on a CPU as softmax first.
     """
     batch, length, heads, size = q.shape
     _, kv_heads, keys, _ = k.shape

@@ -1,4 +1,4 @@
-"""The causal decoder of both families, over whole rows or behind a shared prompt."""
+"""The causal decoder of both families, over whole rows or after a shared prompt."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ class Decoder(nnx.Module):
         return self.rotary(positions, config.head_dim, config.rope_theta, config.mrope_section)
 
     def __call__(self, x: jax.Array, positions: jax.Array, token_mask: jax.Array) -> jax.Array:
-        """Hidden states [b t d] behind the final norm.
+        """Hidden states [b t d] after the final norm.
 
         Args:
             x: embeddings [b t d].

@@ -162,7 +162,7 @@ class VisionTower(nnx.Module):
     """Patch embedding, blocks and merger.
 
     Qwen2.5-VL's window attention is a mask here: patches of one window see each other. The
-    reference permutes patches so that windows are contiguous and undoes it behind the merger,
+    reference permutes patches so that windows are contiguous and undoes it after the merger,
     which gives the same numbers.
     """
 

@@ -118,7 +118,7 @@ def stream_gradients(
 ) -> tuple[Float[Array, "t r d"], Float[Array, "t c d"]]:
     """Add every tile's part of sum_i L_i (of both directions) to the gradients by scores times tau.
 
-    Tiles are computed anew unless they were kept. What a pair's own score adds is left to the
+    Tiles are computed again unless they were kept. What a pair's own score adds is left to the
     caller, which has it without a tile.
 
     Args:

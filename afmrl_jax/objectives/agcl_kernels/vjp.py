@@ -78,7 +78,7 @@ def streamed_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Loss and metrics, defined in `agcl_loss`.
 
-    The backward pass computes every tile anew from the inputs and from one log-sum-exp a row and a
+    The backward pass computes every tile again from the inputs and from one log-sum-exp a row and a
     column. With G_ij the gradient by the logit l_ij, which a tile has from those, it is
 
         dL/dq_i = sum_j G_ij c_j / tau,   dL/dc_j = sum_i G_ij q_i / tau,

@@ -1,4 +1,4 @@
-"""What RAR asks of R: the gallery, the queries, and the reward of attribute texts."""
+"""What RAR asks of the embedder: the gallery, the queries, and the reward of attribute texts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _retrieve(
     every: bool,
     negatives: int,
 ) -> PositiveRanks:
-    """Standings of all samples, leaves [q g ...]: rows are read once, and each list behind them.
+    """Standings of all samples, leaves [q g ...]: rows are read once, each list after them.
 
     `every` and `negatives` as in `rank_positives`: without them only the rank of the best positive
     is counted.
@@ -63,19 +63,20 @@ def _retrieve(
 
 
 class RarEnvironment:
-    """Frozen R over a fixed gallery; queries are listings of the `reward` split.
+    """Frozen embedder over a fixed gallery; queries are listings of the `reward` split.
 
     The gallery holds the listings of `gallery_splits`, embedded once with the attributes that the
-    distilled G wrote, and lies in parts on the devices of the mesh. A query's own listing never
-    counts.
+    distilled generator wrote, and lies in parts on the devices of the mesh. A query's own listing
+    never counts.
 
     Args:
         builder: rows of the listings of `gallery_splits`.
-        encoder: R, on its mesh.
+        encoder: the embedder, on its mesh.
         attributes: by listing id.
         settings: of the stage.
         seed: of the run.
-        vocab_size: rows of G's token table, for a grammar; None: as many as the tokenizer has ids.
+        vocab_size: rows of the generator's token table, for a grammar; None: as many as there
+            are token ids.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class RarEnvironment:
         return to_devices(padded.astype(jnp.dtype(dtype)), spread)
 
     def _grammar(self, attributes: Mapping[str, str], vocab_size: int | None) -> Grammar:
-        """Of the keys in the attributes that the distilled G wrote."""
+        """Of the keys in the attributes that the distilled generator wrote."""
         keys = {key for text in attributes.values() if text for key, _ in parse_attributes(text)}
         grammar = attribute_grammar(
             self.builder.tokenizer.token_bytes(), sorted(keys), vocab_size=vocab_size
@@ -164,7 +165,7 @@ class RarEnvironment:
         """Reward the samples of a batch of queries.
 
         Args:
-            prompts: G's prompts, whose pictures R looks at too, q rows.
+            prompts: the generator's prompts, whose pictures the embedder looks at too, q rows.
             index: the queries' listings, [q].
             generation: the samples, [q g n].
             reward: what the samples earn; only what it needs is computed.
@@ -209,7 +210,7 @@ class RarEnvironment:
     ) -> PositiveRanks:
         """Where query texts bring the positives, NumPy arrays [q g ...].
 
-        Picture and title are read once a query, and each of its texts behind them; the product
+        Picture and title are read once a query, and each of its texts after them; the product
         with the gallery is counted and not kept.
 
         Args:
@@ -222,7 +223,7 @@ class RarEnvironment:
         builder, index = self.builder, np.asarray(index)
         rows = [builder.embedder(int(i), None) for i in index]
         batch = builder.batch(rows, self._row_length, with_patches=False)
-        # R looks at the picture of the prompt, wherever it was packed.
+        # The embedder looks at the picture of the prompt, wherever it was packed.
         batch = batch._replace(visual_start=to_host(prompts.visual_start))
         tails, mask = self._tails(texts, len(index))
         places = np.full((len(index), self._most), -1, np.int32)
@@ -248,7 +249,7 @@ class RarEnvironment:
         return to_host(found)
 
     def _tails(self, texts: Sequence[str], queries: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of attribute texts as R reads them, int32 and bool [q g n]."""
+        """Tokens of attribute texts as the embedder reads them, int32 and bool [q g n]."""
         budget, tokenizer = self.builder.text.max_attribute_tokens, self.builder.tokenizer
         told = [
             [*tokenizer.encode(text)[:budget], tokenizer.eos_id] if text else [] for text in texts

@@ -42,8 +42,8 @@ def cluster_error(values: np.ndarray, groups: np.ndarray) -> float:
 class HeldOutEvaluator:
     """Samples lists for the held-out queries and averages their rewards.
 
-    What the distilled G reaches (`at_start`) is kept on disk, so that a resumed stage reports the
-    gain over the same start.
+    What the distilled generator reaches (`at_start`) is kept on disk, so that a resumed stage
+    reports the gain over the same start.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Whether reinforcement goes well: the best G so far, when to stop, and what to warn of."""
+"""Whether reinforcement goes well: the best generator so far, when to stop, and what to warn of."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REWARD_FALL = 2.0
 """Standard errors of the paired difference."""
 ENTROPY_SHARE = 0.2
 KL_LIMIT = 0.5
-"""Nats a token; a useful G of this method stays below a tenth of it."""
+"""Nats a token; a useful generator of this method stays below a tenth of it."""
 FIRST = 5
 """Steps whose mean entropy is the start."""
 
@@ -33,7 +33,7 @@ def find_warnings(lines: list[JsonObject]) -> list[RarWarning]:
     * `reward_collapse`: the held-out reward lies below the start by more than two standard errors
       of the paired difference.
     * `entropy_collapse`: the entropy of the samples is less than a fifth of what it was.
-    * `kl_runaway`: more than half a nat a token lies between G and the distilled G.
+    * `kl_runaway`: the generator is more than half a nat a token away from the distilled one.
 
     Args:
         lines: of metrics.jsonl, in the order of steps.
@@ -66,7 +66,7 @@ def find_warnings(lines: list[JsonObject]) -> list[RarWarning]:
         found.append(
             RarWarning(
                 "kl_runaway",
-                f"G lies {last['kl']:.2f} nats a token away from the distilled G: raise "
+                f"the generator is {last['kl']:.2f} nats a token from the distilled one: raise "
                 "rar.kl_coefficient or lower rar.optimizer.learning_rate",
             )
         )

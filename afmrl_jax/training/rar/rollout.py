@@ -36,7 +36,7 @@ class Rollout:
     rewards: Float[np.ndarray, "q g"]
     recall: Float[np.ndarray, "q g"]
     outcome: Outcome
-    """How R found with them, NumPy arrays."""
+    """How the embedder found with them, NumPy arrays."""
     malformed: Bool[np.ndarray, "q g"]
     texts: list[str]
     """q * g, group by group."""

@@ -1,4 +1,4 @@
-"""Retrieval-aware reinforcement: G is rewarded with the frozen R's retrieval (GRPO)."""
+"""Retrieval-aware reinforcement (GRPO): the frozen embedder's retrieval rewards the generator."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from afmrl_jax.training.rar.sample_log import SampleLog
 from afmrl_jax.training.state import TrainState, initial_state, make_optimizer, scalars
 
 BEST = "params.safetensors"
-"""What learns of the best G, in the stage's folder `best`."""
+"""What learns of the best generator, in the stage's folder `best`."""
 
 
 class RarStep:
@@ -110,7 +110,7 @@ class RarStep:
             pictured, index, generation, self._reward, settings, self._k
         )
         marks.append(time.perf_counter())
-        # What lies behind the longest list need not be computed.
+        # What lies after the longest list need not be computed.
         length = trimmed_length(generation.mask)
         cut = [x[..., :length] for x in (generation.tokens, generation.mask, generation.logprobs)]
         tokens, mask, old = place_batch(cut, self._mesh)
@@ -167,16 +167,16 @@ def train_rar(
     trainee: Partition,
     environment: RarEnvironment,
 ) -> Params:
-    """Reinforce G.
+    """Reinforce the generator.
 
     Args:
         config: the run.
         folder: the stage's folder.
-        trainee: the distilled G; start and KL reference.
-        environment: R, its gallery and the reward queries.
+        trainee: the distilled generator; start and KL reference.
+        environment: the embedder, its gallery and the reward queries.
 
     Returns:
-        All of G's parameters where its held-out reward was highest, the start included.
+        All of the generator's parameters where its held-out reward was highest, the start included.
     """
     settings = config.rar
     architecture, start = trainee.architecture, trainee.whole(trainee.trainable)
@@ -209,7 +209,7 @@ def train_rar(
     def step(state: TrainState, batch: PromptBatch, key: jax.Array) -> tuple[TrainState, Metrics]:
         state, metrics = rar_step(state, batch, key)
         done = int(state.step)
-        # A resumed stage repeats the steps behind its checkpoint.
+        # A resumed stage repeats the steps after its checkpoint.
         lines[:] = [x for x in lines if x["step"] < done]
         found = scalars(metrics)
         lines.append({"step": done} | found)
