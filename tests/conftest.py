@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import shutil
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
@@ -47,6 +49,7 @@ from afmrl_jax.config import (
     RunConfig,
 )
 from afmrl_jax.models.families import FAMILIES
+from afmrl_jax.runtime.files import locked
 from afmrl_jax.testing import tiny_config, write_badge_catalogue
 
 COMPILED = Path(__file__).resolve().parents[1] / ".pytest_cache" / "compiled"
@@ -117,10 +120,31 @@ def tokenizer(badge_listings):
     return BpeTokenizer.train([x.title for x in badge_listings], 320)
 
 
-@pytest.fixture(scope="module")
-def tiny_run(tmp_path_factory):
-    """Settings of a run of a few steps on the badges, and models to match."""
-    folder = write_badge_catalogue(tmp_path_factory.mktemp("badges"), splits=True)
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """A folder that all workers see."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@contextmanager
+def made_once(path):
+    """Let the first of the workers make `path`: yields whether this one does; the others wait."""
+    with locked(path.with_suffix(".lock"), waiting=lambda: None):
+        ready = path.with_suffix(".ready")
+        yield not ready.exists()
+        ready.touch()
+
+
+@pytest.fixture(scope="session")
+def tiny_run(shared):
+    """Settings of a run of a few steps on the badges, for `tiny_models`."""
+    folder = shared / "badges"
+    with made_once(folder) as mine:
+        if mine:
+            write_badge_catalogue(folder, splits=True)
     return RunConfig(
         catalogue=str(folder),
         vocab_size=300,
@@ -142,14 +166,40 @@ def tiny_demo(family):
     return lambda vocab, image: tiny_config(family, vocab_size=vocab, image_token_id=image)
 
 
-@pytest.fixture(scope="module")
-def tiny_models():
-    """Replaces the demo's models by tiny ones for the tests of a module."""
-
+@contextmanager
+def with_tiny_models():
     with pytest.MonkeyPatch.context() as patch:
         for name, family in FAMILIES.items():
             patch.setitem(FAMILIES, name, dataclasses.replace(family, demo=tiny_demo(name)))
         yield
+
+
+@pytest.fixture(scope="module")
+def tiny_models():
+    """Replaces the demo's models by tiny ones for the tests of a module."""
+    with with_tiny_models():
+        yield
+
+
+@pytest.fixture(scope="session")
+def whole_run(tiny_run, shared):
+    """A finished run of `tiny_run`, trained once for all workers. Copy it to change it."""
+    from afmrl_jax.runs.pipeline import Pipeline
+
+    folder = shared / "whole"
+    with made_once(folder) as mine:
+        if mine:
+            with with_tiny_models():
+                Pipeline(folder, tiny_run).execute()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def own_run(whole_run, tmp_path_factory):
+    """A copy of `whole_run` for the tests of a module."""
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    shutil.copytree(whole_run, folder, ignore=shutil.ignore_patterns(".lock"))
+    return folder
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -181,12 +182,11 @@ def test_python_blocks_compile(page):
 
 
 @pytest.fixture(scope="module")
-def tiny_demo(tiny_run, tiny_models, tmp_path_factory):
+def tiny_demo(whole_run, tmp_path_factory):
     """A folder with a finished run of tiny models as runs/demo, and photo.jpg."""
-    from afmrl_jax.runs.pipeline import Pipeline
-
     folder = tmp_path_factory.mktemp("reader")
-    Pipeline(folder / "runs" / "demo", tiny_run).execute()
+    own = folder / "runs" / "demo"
+    shutil.copytree(whole_run, own, ignore=shutil.ignore_patterns(".lock"))
     Image.new("RGB", (64, 48), "tan").save(folder / "photo.jpg")
     return folder
 

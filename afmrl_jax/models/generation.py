@@ -64,6 +64,12 @@ def _cut(logits: jax.Array, top_p: float, top_k: int) -> jax.Array:
     return logits
 
 
+def _keys(key: jax.Array, row_ids: jax.Array, group: int) -> jax.Array:
+    """A key [b g] for every sample of every row."""
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    return jax.vmap(fold, (0, None))(fold(key, row_ids), jnp.arange(group, dtype=jnp.int32))
+
+
 def generate(
     model: QwenVL,
     prompt: VLBatch,
@@ -102,10 +108,7 @@ def generate(
     """
     last, prefix, start = prefill(model, prompt, visual)
     rows, group, budget = last.shape[0], group_size, max_new_tokens
-    row_ids = jnp.arange(rows, dtype=jnp.int32) if row_ids is None else row_ids
-    members = jnp.arange(group, dtype=jnp.int32)
-    fold = jax.vmap(jax.random.fold_in, (None, 0))
-    keys = jax.vmap(fold, (0, None))(fold(key, row_ids), members)
+    keys = _keys(key, jnp.arange(rows, dtype=jnp.int32) if row_ids is None else row_ids, group)
 
     def pick(
         hidden: jax.Array, step: jax.Array, place: following.Progress | None

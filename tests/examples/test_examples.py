@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from afmrl_jax.runs.pipeline import Pipeline
-
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -29,13 +27,8 @@ def test_an_example_that_needs_no_run(name, told, monkeypatch, capsys):
     assert told in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("tiny_models")
-def test_search_with_a_run(tiny_run, tmp_path, monkeypatch, capsys):
-    pipeline = Pipeline(tmp_path / "run", tiny_run)
-    pipeline.run_to("cit-1")
-    pipeline.run.close()
-    capsys.readouterr()
-    run_example("search.py", monkeypatch, tmp_path / "run")
+def test_search_with_a_run(own_run, monkeypatch, capsys):
+    run_example("search.py", monkeypatch, own_run)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("oak chair (1.00)")
     assert len(lines) == 2

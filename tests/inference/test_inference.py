@@ -16,7 +16,7 @@ from afmrl_jax.models.huggingface.folder import save_model
 from afmrl_jax.testing import draw_badge, tiny_config
 from afmrl_jax.training.annotate import annotate
 
-pytestmark = [pytest.mark.usefixtures("tiny_models"), pytest.mark.slow]
+pytestmark = pytest.mark.usefixtures("tiny_models")
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,6 @@ from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.qwen_vl.presets import PRESETS
 from afmrl_jax.testing import tiny_config
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def sweep(tmp_path, monkeypatch, badges):
@@ -46,6 +44,7 @@ def rows_of(tmp_path):
     return json.loads((tmp_path / "try.json").read_text())["rows"]
 
 
+@pytest.mark.slow
 def test_every_task_is_measured_and_kept(sweep, tmp_path, monkeypatch, capsys):
     asked = sweep(task=("agcl", "distill", "generate", "rar"))
     asked.execute()

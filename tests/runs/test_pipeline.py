@@ -20,10 +20,8 @@ STAGES = ("backbone", "infonce", "distill", "agcl", "agcl-distilled", "rar", "ci
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_run, tiny_models, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run") / "whole"
-    Pipeline(folder, tiny_run).execute()
-    return folder
+def finished(own_run):
+    return own_run
 
 
 def weights(folder, stage):
