@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple, get_args
@@ -57,7 +57,7 @@ class Reward:
 
     function: Callable[..., Float[Array, "q g"]]
     """From an `Outcome` to a number for each list. Malformed lists are overruled afterwards."""
-    needs: frozenset[Need] = frozenset()
+    needs: Set[Need] = frozenset()
     """Fields of `Outcome` that it reads beside those that are always there; any it does not name
     may be None."""
     settings: tuple[str, ...] = ()

@@ -193,6 +193,6 @@ def test_own_scores_are_the_diagonal(corpus) -> None:
     np.testing.assert_allclose(own_scores(*sides), np.diagonal(scores), rtol=1e-5, atol=1e-6)
 
 
-def test_unknown_form() -> None:
+def test_unknown_form(unchecked) -> None:
     with pytest.raises(ValueError, match="not 'sparse'"):
         table_scores(jnp.zeros((1, 1), jnp.int32), jnp.zeros((2, 1)), "sparse")

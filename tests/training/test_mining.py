@@ -90,7 +90,7 @@ def test_tables_go_by_segment_and_broken_or_missing_ones_are_named(tmp_path, rng
     assert tables.path(20) == tables.path(29) != tables.path(30)
     np.testing.assert_array_equal(tables[25].places, table.places)
     assert tables[25].embedder == "abc"
-    with pytest.raises(RunError, match=r"step-000030.npz are missing; delete .*agcl to do"):
+    with pytest.raises(RunError, match=r"step-000030.npz are missing; delete .*agcl to run"):
         tables[30]
     tables.path(30).write_bytes(b"no archive")
     with pytest.raises(RunError, match="holds no mined negatives"):
