@@ -26,10 +26,10 @@ import jaxtyping
 
 import tests.typechecker  # noqa: F401  The hook looks its function up by name.
 
-# With AFMRL_CHECK_TYPES=1, types and shapes in annotations are checked at every call, under jit
-# while tracing. Only what is imported from here on is changed, so this comes before the package.
-CHECKED = ("afmrl_jax.objectives",)
-if os.environ.get("AFMRL_CHECK_TYPES") == "1":
+# Types and shapes in annotations are checked at every call, under jit while tracing. Only what is
+# imported from here on is changed, so this comes before the package. AFMRL_CHECK_TYPES= is without.
+CHECKED = ("afmrl_jax.objectives", "afmrl_jax.models", "afmrl_jax.training")
+if os.environ.get("AFMRL_CHECK_TYPES", "1") == "1":
     jaxtyping.install_import_hook(CHECKED, "tests.typechecker.checked")
 
 import fsspec

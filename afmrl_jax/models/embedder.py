@@ -8,19 +8,20 @@ import jax.numpy as jnp
 from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models.qwen_vl.model import QwenVL
+from afmrl_jax.types import AnyArray
 
 UNIT_TOLERANCE = 1e-2
 """How far the norm of a unit vector may be from 1: in bfloat16 it is off by a few thousandths."""
 
 
-def last_token(hidden: jax.Array, token_mask: jax.Array) -> jax.Array:
+def last_token(hidden: jax.Array, token_mask: AnyArray) -> jax.Array:
     """Hidden state [b d] of each row's last token that is not padding, on whichever side."""
     places = jnp.arange(token_mask.shape[1], dtype=jnp.int32)[None]
     last = jnp.max(jnp.where(token_mask, places, 0), axis=1)
     return hidden_at(hidden, last)
 
 
-def hidden_at(hidden: jax.Array, places: jax.Array) -> jax.Array:
+def hidden_at(hidden: jax.Array, places: AnyArray) -> jax.Array:
     """Hidden state [b d] of one token a row: [b t d] at int32 [b]."""
     return jnp.take_along_axis(hidden, places[:, None, None], axis=1)[:, 0]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from afmrl_jax.config import Execution, QwenVLConfig
 from afmrl_jax.errors import ConfigError
@@ -24,6 +24,7 @@ from afmrl_jax.models.qwen_vl.vision import QWEN2_5_VISION, QWEN2_VISION, Vision
 from afmrl_jax.types import JsonObject
 
 
+@runtime_checkable
 class Build(Protocol):
     """Makes a model with random weights; a class with this constructor is one."""
 

@@ -16,17 +16,18 @@ from afmrl_jax.models.qwen_vl.decoder import KeyValue
 from afmrl_jax.models.qwen_vl.model import QwenVL
 from afmrl_jax.models.shared_prefix import continuation, prefill
 from afmrl_jax.models.token_logprobs import token_scores
+from afmrl_jax.types import AnyArray
 
 
 class Generation(NamedTuple):
     """Samples of a group of continuations for each prompt."""
 
-    tokens: jax.Array
+    tokens: AnyArray
     """int32 [b g n]; padding after the end."""
     logprobs: jax.Array
     """float32 [b g n]; log-probability of each token at the sampling temperature, before any cut by
     top-p, top-k or a grammar; 0 after the end."""
-    mask: jax.Array
+    mask: AnyArray
     """bool [b g n]; True up to and including the end token."""
     finished: jax.Array
     """bool [b g]; whether the end token came within the budget."""
@@ -41,9 +42,9 @@ class _Carry(NamedTuple):
     """[b g d]; of the token before."""
     cache: KeyValue | list[KeyValue] | None
     """Keys and values of what is written."""
-    tokens: jax.Array
+    tokens: AnyArray
     logprobs: jax.Array
-    mask: jax.Array
+    mask: AnyArray
     finished: jax.Array
     place: following.Progress | None
     """In the grammar, where there is one."""
@@ -64,7 +65,7 @@ def _cut(logits: jax.Array, top_p: float, top_k: int) -> jax.Array:
     return logits
 
 
-def _keys(key: jax.Array, row_ids: jax.Array, group: int) -> jax.Array:
+def _keys(key: jax.Array, row_ids: AnyArray, group: int) -> jax.Array:
     """A key [b g] for every sample of every row."""
     fold = jax.vmap(jax.random.fold_in, (None, 0))
     return jax.vmap(fold, (0, None))(fold(key, row_ids), jnp.arange(group, dtype=jnp.int32))
@@ -82,7 +83,7 @@ def generate(
     pad_id: int,
     top_p: float = 1.0,
     top_k: int = 0,
-    row_ids: jax.Array | None = None,
+    row_ids: AnyArray | None = None,
     visual: VisualFeatures | None = None,
     grammar: Grammar | None = None,
 ) -> Generation:
@@ -170,8 +171,8 @@ def generate(
 def completion_logprobs(
     model: QwenVL,
     prompt: VLBatch,
-    tokens: jax.Array,
-    mask: jax.Array,
+    tokens: AnyArray,
+    mask: AnyArray,
     *,
     temperature: float = 1.0,
     visual: VisualFeatures | None = None,

@@ -10,6 +10,7 @@ from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models.embedder import last_token, unit
 from afmrl_jax.models.qwen_vl.decoder import KeyValue
 from afmrl_jax.models.qwen_vl.model import QwenVL
+from afmrl_jax.types import AnyArray
 
 
 def prefill(
@@ -31,8 +32,8 @@ def prefill(
 def continuation(
     model: QwenVL,
     prompt: VLBatch,
-    tokens: jax.Array,
-    mask: jax.Array,
+    tokens: AnyArray,
+    mask: AnyArray,
     visual: VisualFeatures | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Hidden states of prompts' last tokens [b d] and of given continuations [b g n d].
@@ -56,8 +57,8 @@ def continuation(
 def embed_continuations(
     model: QwenVL,
     prompt: VLBatch,
-    tokens: jax.Array,
-    mask: jax.Array,
+    tokens: AnyArray,
+    mask: AnyArray,
     visual: VisualFeatures | None = None,
 ) -> jax.Array:
     """Unit vectors [b g d] of rows that begin alike: `embed_batch` of prompt + continuation.

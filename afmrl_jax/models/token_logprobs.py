@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from afmrl_jax.parallel.layout import AXES
+from afmrl_jax.types import AnyArray
 
 CHUNK = 8192
 """Columns of the vocabulary whose logits exist at a time."""
@@ -39,7 +40,7 @@ class _Form(NamedTuple):
 def token_scores(
     hidden: jax.Array,
     head: Head,
-    tokens: jax.Array,
+    tokens: AnyArray,
     *,
     temperature: float = 1.0,
     chunk: int = CHUNK,
@@ -69,7 +70,7 @@ def token_scores(
 
 
 def token_scores_dense(
-    hidden: jax.Array, head: Head, tokens: jax.Array, *, temperature: float = 1.0
+    hidden: jax.Array, head: Head, tokens: AnyArray, *, temperature: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
     """The literal twin of `token_scores`, over all logits at once."""
     logprobs = jax.nn.log_softmax(head.logits(hidden) / temperature, axis=-1)
@@ -120,7 +121,7 @@ class _Chunks:
         own = (columns >= number * self.size)[None, None]
         return jnp.where(own, out / self.temperature, -jnp.inf)
 
-    def place(self, tokens: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def place(self, tokens: AnyArray, number: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Column [n] of each token among the parts * c of a chunk, and whether it is there."""
         part, within = tokens // self.part, tokens % self.part
         at = within - self.begin(number)
@@ -130,13 +131,13 @@ class _Chunks:
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _scores(
-    hidden: jax.Array, weights: jax.Array, tokens: jax.Array, form: _Form
+    hidden: jax.Array, weights: jax.Array, tokens: AnyArray, form: _Form
 ) -> tuple[jax.Array, jax.Array]:
     return _forward(hidden, weights, tokens, form)[0]
 
 
 def _sums(
-    hidden: jax.Array, weights: jax.Array, tokens: jax.Array, form: _Form
+    hidden: jax.Array, weights: jax.Array, tokens: AnyArray, form: _Form
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The log of p, entropy and log of the partition sum, [n], by an online sum over chunks."""
     chunks, count = _Chunks(weights, form), hidden.shape[0]
@@ -164,7 +165,7 @@ def _sums(
 
 
 def _forward(
-    hidden: jax.Array, weights: jax.Array, tokens: jax.Array, form: _Form
+    hidden: jax.Array, weights: jax.Array, tokens: AnyArray, form: _Form
 ) -> tuple[tuple[jax.Array, jax.Array], tuple]:
     logprob, entropy, partition = _sums(hidden, weights, tokens, form)
     return (logprob, entropy), (hidden, weights, tokens, partition, entropy)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from afmrl_jax.types import Array, Float, Int
+from afmrl_jax.types import AnyArray, Array, Float, Int
 
 Form = Literal["auto", "gather", "matmul"]
 
@@ -113,8 +113,8 @@ def fit_bm25(
 
 def bm25_scores(
     statistics: Bm25Statistics,
-    query: Int[Array, "q a"],
-    candidate: Int[Array, "c n"],
+    query: Int[AnyArray, "q a"],
+    candidate: Int[AnyArray, "c n"],
     *,
     form: Form = "auto",
 ) -> Float[Array, "q c"]:
@@ -149,8 +149,8 @@ def bm25_scores(
     Reference: Kamphuis et al., Which BM25 do you mean?, ECIR 2020.
     """
     vocab = statistics.idf.shape[0]
-    table = term_table(term_factors(statistics, candidate), vocab)
-    return table_scores(_place(query, vocab), table, form)
+    table = term_table(term_factors(statistics, jnp.asarray(candidate)), vocab)
+    return table_scores(_place(jnp.asarray(query), vocab), table, form)
 
 
 def term_factors(statistics: Bm25Statistics, terms: Int[Array, "n a"]) -> TermFactors:

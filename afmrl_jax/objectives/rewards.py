@@ -78,7 +78,7 @@ class Reward:
         function = partial(self.function, **values) if values else self.function
         return Reward(function, self.needs)
 
-    def __call__(self, outcome: Outcome) -> Float[Array, "q g"]:
+    def __call__(self, outcome: Outcome) -> AnyArray:
         """A number for each list, malformed ones included."""
         return self.function(outcome)
 

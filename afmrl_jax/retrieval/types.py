@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -27,6 +27,7 @@ class SearchResult(NamedTuple):
     """Ids of the places"""
 
 
+@runtime_checkable
 class SearchIndex(Protocol):
     """Vectors with string ids, searchable by cosine."""
 

@@ -103,7 +103,7 @@ def test_a_reward_looks_at_nothing_that_it_does_not_need(name):
     np.testing.assert_array_equal(reward(bare), reward(whole))
 
 
-def test_a_reward_cannot_need_what_nobody_computes():
+def test_a_reward_cannot_need_what_nobody_computes(unchecked):
     with pytest.raises(ConfigError, match="sales"):
         Reward(lambda outcome: outcome.rank, needs={"sales"})
 
@@ -123,7 +123,7 @@ def test_malformed_lists_get_the_penalty():
     np.testing.assert_allclose(found, [-0.1, 0.5])
 
 
-@pytest.mark.skipif(os.environ.get("AFMRL_CHECK_TYPES") != "1", reason="types are not checked")
+@pytest.mark.skipif(os.environ.get("AFMRL_CHECK_TYPES", "1") != "1", reason="types are not checked")
 def test_annotations_are_checked_in_tests():
     with pytest.raises(jaxtyping.TypeCheckError):
         apply_malformed(jnp.zeros((2, 3)), jnp.zeros((3, 2), bool))

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import signal
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ import pytest
 
 from afmrl_jax.config import GuardConfig, KeptCheckpoints
 from afmrl_jax.data.batching.collate import VLBatch
+from afmrl_jax.data.sources.batches import PromptBatch
 from afmrl_jax.errors import RunError
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place
@@ -37,14 +37,6 @@ ROWS = VLBatch(
 )
 
 
-class Wanted(NamedTuple):
-    """A batch of the loop, which reads `rows` and `bad_pictures`."""
-
-    rows: VLBatch
-    wanted: np.float32
-    bad_pictures: int | None = None
-
-
 @dataclasses.dataclass(frozen=True)
 class Numbers:
     """Batch `i` holds a number; the step walks towards it."""
@@ -55,7 +47,7 @@ class Numbers:
         return len(self.values)
 
     def __getitem__(self, step):
-        return Wanted(ROWS, np.float32(self.values[step]))
+        return PromptBatch(ROWS, np.float32(self.values[step]))
 
 
 @jax.jit
@@ -63,7 +55,7 @@ def step(state, batch, key):
     del key
 
     def loss(params):
-        value = jnp.sum((params["norm/scale"] - batch.wanted) ** 2)
+        value = jnp.sum((params["norm/scale"] - batch.queries) ** 2)
         return value, {"loss": value}
 
     return gradient_step(state, loss, SGD)
@@ -216,7 +208,7 @@ def test_a_loss_that_is_no_number_keeps_the_state_before_it_and_its_batch(run, t
         run(bad)
     assert saved(tmp_path)[-1] == 3
     with np.load(tmp_path / "stage" / "bad_batch_000003.npz") as kept:
-        assert np.isnan(kept["wanted"])
+        assert np.isnan(kept["queries"])
         np.testing.assert_array_equal(kept["rows/tokens"], ROWS.tokens)
     # What was kept is the state of the good steps alone.
     good = run(bad[:3], folder="good")

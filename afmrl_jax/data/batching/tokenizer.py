@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HubTokenizer
@@ -28,6 +28,7 @@ _SPLIT = (
 """Qwen2's pre-tokenization pattern; every digit is a separate piece."""
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What the rest of the package needs from a tokenizer."""
 

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -43,6 +43,7 @@ Report = Callable[[Problem], None]
 """Called for each problem; may raise."""
 
 
+@runtime_checkable
 class StoredPicture(Protocol):
     """A picture that is read on demand."""
 

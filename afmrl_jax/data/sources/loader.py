@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import grain
 from absl import flags
@@ -18,6 +18,7 @@ from absl import flags
 Read = TypeVar("Read", covariant=True)
 
 
+@runtime_checkable
 class Source(Protocol[Read]):
     """Batches by their numbers."""
 
@@ -26,6 +27,7 @@ class Source(Protocol[Read]):
     def __getitem__(self, number: int, /) -> Read: ...
 
 
+@runtime_checkable
 class Reader(Protocol[Read]):
     """An iterator over batches that can be closed before its end."""
 

@@ -10,13 +10,13 @@ from afmrl_jax.models.families import FAMILIES, family
 from afmrl_jax.types import JsonObject
 
 
-def from_hub_config(raw: JsonObject, where: str) -> QwenVLConfig:
+def from_hub_config(raw: object, where: str) -> QwenVLConfig:
     """Our config of a config.json.
 
     Raises:
         RunError: another kind of model, a missing field, or a feature that is not supported.
     """
-    if not isinstance(raw, Mapping):
+    if not isinstance(raw, dict):
         raise RunError(f"{where} is no JSON object; download it again")
     name = raw.get("model_type")
     if name not in FAMILIES:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -45,6 +45,7 @@ COMPANIONS = (
 """Files that other programs want beside the weights."""
 
 
+@runtime_checkable
 class SpecialTokens(Protocol):
     """What config.json says of a tokenizer, and how it is stored."""
 

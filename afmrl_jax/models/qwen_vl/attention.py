@@ -9,6 +9,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from afmrl_jax.types import AnyArray
+
 MASKED = float(jnp.finfo(jnp.float32).min)
 """Score of a forbidden pair; finite, so that a fully masked row gives numbers and not NaN."""
 
@@ -19,7 +21,7 @@ def attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    mask: jax.Array,
+    mask: AnyArray,
     implementation: Implementation = "dense",
 ) -> jax.Array:
     """Grouped-query attention without repeating keys.
@@ -42,7 +44,7 @@ def attend(
     return _dense(q, k, v, mask)
 
 
-def _dense(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+def _dense(q: jax.Array, k: jax.Array, v: jax.Array, mask: AnyArray) -> jax.Array:
     """Plain attention, arranged so that XLA's CPU and GPU products find their operands in order.
 
     Heads stand in front, the queries of one key head side by side, and rows are divided by their
@@ -75,7 +77,7 @@ def fused_works(dtype: jnp.dtype, head_dim: int) -> bool:
     if jax.default_backend() != "gpu" or dtype not in (jnp.bfloat16, jnp.float16):
         return False
 
-    def loss(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array, mask: AnyArray) -> jax.Array:
         out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
         return jnp.sum(out.astype(jnp.float32))
 

@@ -15,7 +15,7 @@ from afmrl_jax.models.qwen_vl.layers import Keys, Linear, RMSNorm, run_stack, st
 from afmrl_jax.models.qwen_vl.rope import Rotary, mrope_angles, rotate
 from afmrl_jax.models.qwen_vl.vision import GatedMlp
 from afmrl_jax.parallel.layout import rows_over_data
-from afmrl_jax.types import PyTree
+from afmrl_jax.types import AnyArray, PyTree
 
 
 class KeyValue(NamedTuple):
@@ -63,7 +63,7 @@ class Attention(nnx.Module):
         return q, KeyValue(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
 
     def __call__(
-        self, x: jax.Array, angles: jax.Array, mask: jax.Array
+        self, x: jax.Array, angles: jax.Array, mask: AnyArray
     ) -> tuple[jax.Array, KeyValue]:
         """Attention within rows; `mask` is bool [b t s]."""
         q, own = self.project(x, angles)
@@ -74,8 +74,8 @@ class Attention(nnx.Module):
         q: jax.Array,
         prefix: KeyValue,
         own: KeyValue,
-        prefix_mask: jax.Array,
-        own_mask: jax.Array,
+        prefix_mask: AnyArray,
+        own_mask: AnyArray,
     ) -> jax.Array:
         """Attention of several continuations to one shared prompt and to themselves.
 
@@ -161,15 +161,15 @@ class Decoder(nnx.Module):
         self.execution = execution
         self.rotary = rotary
 
-    def embed(self, tokens: jax.Array) -> jax.Array:
+    def embed(self, tokens: AnyArray) -> jax.Array:
         """Rows [... d] of the token table, in the type of the activations."""
         return jnp.take(self.embed_tokens[...], tokens, axis=0).astype(self.execution.dtype)
 
-    def _angles(self, positions: jax.Array) -> jax.Array:
+    def _angles(self, positions: AnyArray) -> jax.Array:
         config = self.config
         return self.rotary(positions, config.head_dim, config.rope_theta, config.mrope_section)
 
-    def __call__(self, x: jax.Array, positions: jax.Array, token_mask: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, positions: AnyArray, token_mask: AnyArray) -> jax.Array:
         """Hidden states [b t d] after the final norm.
 
         Args:
@@ -180,7 +180,7 @@ class Decoder(nnx.Module):
         return self.norm(self._through(x, positions, token_mask, lambda own, out: None)[0])
 
     def prefill(
-        self, x: jax.Array, positions: jax.Array, token_mask: jax.Array
+        self, x: jax.Array, positions: AnyArray, token_mask: AnyArray
     ) -> tuple[jax.Array, KeyValue]:
         """As a call; also the keys and values of all layers, [l b n t k]."""
         x, stored = self._through(x, positions, token_mask, lambda own, out: own)
@@ -200,15 +200,15 @@ class Decoder(nnx.Module):
         layers = [nnx.merge(graphdef, one) for one in unstack(state, count)]
         return layers, unstack(prefix, count), unstack(cache, count)
 
-    def layer_outputs(self, x: jax.Array, positions: jax.Array, token_mask: jax.Array) -> jax.Array:
+    def layer_outputs(self, x: jax.Array, positions: AnyArray, token_mask: AnyArray) -> jax.Array:
         """What each layer hands on, [l b t d], before the final norm; for looking inside."""
         return self._through(x, positions, token_mask, lambda own, out: out)[1]
 
     def _through(
         self,
         x: jax.Array,
-        positions: jax.Array,
-        token_mask: jax.Array,
+        positions: AnyArray,
+        token_mask: AnyArray,
         keep: Callable[[KeyValue, jax.Array], PyTree],
     ) -> tuple[jax.Array, PyTree]:
         length = x.shape[1]
@@ -229,8 +229,8 @@ class Decoder(nnx.Module):
         x: jax.Array,
         start: jax.Array,
         prefix: Cache,
-        prefix_mask: jax.Array,
-        own_mask: jax.Array,
+        prefix_mask: AnyArray,
+        own_mask: AnyArray,
         cache: Cache | None = None,
         place: jax.Array | int = 0,
         layers: DecoderLayer | list[DecoderLayer] | None = None,

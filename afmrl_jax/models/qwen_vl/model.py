@@ -15,6 +15,7 @@ from afmrl_jax.models.qwen_vl.rope import Rotary, mrope_angles
 from afmrl_jax.models.qwen_vl.vision import VisionStyle, VisionTower
 from afmrl_jax.models.token_logprobs import Head
 from afmrl_jax.parallel.layout import rows_over_data
+from afmrl_jax.types import AnyArray, Float, Int
 
 
 class QwenVL(nnx.Module):
@@ -44,7 +45,12 @@ class QwenVL(nnx.Module):
         )
         self.config = config
 
-    def visual(self, patches: jax.Array, segment: jax.Array, position: jax.Array) -> VisualFeatures:
+    def visual(
+        self,
+        patches: Float[AnyArray, "n p d"],
+        segment: Int[AnyArray, "n p"],
+        position: Int[AnyArray, "n p 2"],
+    ) -> VisualFeatures:
         """Features [n p/merge^2 d] of n bins of patches; see `VisionTower`."""
         return VisualFeatures(self.visual_tower(patches, segment, position))
 
@@ -61,9 +67,9 @@ class QwenVL(nnx.Module):
 
     def embed(
         self,
-        tokens: jax.Array,
+        tokens: AnyArray,
         visual: VisualFeatures | None = None,
-        visual_start: jax.Array | None = None,
+        visual_start: AnyArray | None = None,
         *,
         shares: int = 1,
     ) -> jax.Array:

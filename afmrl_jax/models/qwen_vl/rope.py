@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from afmrl_jax.types import AnyArray
+
 Rotary = Callable[[jax.Array, int, float, tuple[int, int, int]], jax.Array]
 """A decoder's rule of rotary positions, as `mrope_angles`."""
 
 
-def vision_angles(position: jax.Array, head_dim: int) -> jax.Array:
+def vision_angles(position: AnyArray, head_dim: int) -> jax.Array:
     """Angles of the vision tower: the first half of the frequencies turn with the row.
 
     Args:
@@ -29,7 +31,7 @@ def vision_angles(position: jax.Array, head_dim: int) -> jax.Array:
 
 
 def mrope_angles(
-    positions: jax.Array, head_dim: int, theta: float, sections: tuple[int, int, int]
+    positions: AnyArray, head_dim: int, theta: float, sections: tuple[int, int, int]
 ) -> jax.Array:
     """Angles of the decoder; `sections` says how many frequencies follow which axis.
 

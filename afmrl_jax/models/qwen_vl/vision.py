@@ -22,7 +22,7 @@ from afmrl_jax.models.qwen_vl.layers import (
 )
 from afmrl_jax.models.qwen_vl.rope import rotate, vision_angles
 from afmrl_jax.parallel.layout import rows_over_data
-from afmrl_jax.types import PyTree
+from afmrl_jax.types import AnyArray, PyTree
 
 
 class VisionAttention(nnx.Module):
@@ -35,7 +35,7 @@ class VisionAttention(nnx.Module):
         self.num_heads = config.num_heads
         self.implementation = execution.attention
 
-    def __call__(self, x: jax.Array, angles: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, angles: jax.Array, mask: AnyArray) -> jax.Array:
         """[n p d], with rotary `angles` and a mask [n p p] of who sees whom."""
         batch, patches, size = x.shape
         qkv = self.qkv(x).reshape(batch, patches, 3, self.num_heads, size // self.num_heads)
@@ -123,7 +123,7 @@ class VisionBlock(nnx.Module):
         self.mlp = style.mlp(vision, keys)
         self.attn = VisionAttention(vision, execution, keys=keys)
 
-    def __call__(self, x: jax.Array, angles: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, angles: jax.Array, mask: AnyArray) -> jax.Array:
         """[n p d], as in `VisionAttention`."""
         x = rows_over_data(x)
         x = rows_over_data(x + self.attn(self.norm1(x), angles, mask))
@@ -137,9 +137,9 @@ class PatchEmbed(nnx.Module):
         inputs = config.in_channels * config.temporal_patch_size * config.patch_size**2
         self.proj = Linear(inputs, config.embed_dim, bias=False, keys=keys)
 
-    def __call__(self, patches: jax.Array) -> jax.Array:
+    def __call__(self, patches: AnyArray) -> jax.Array:
         """[n p f] to [n p d]."""
-        return self.proj(patches)
+        return self.proj(jnp.asarray(patches))
 
 
 class PatchMerger(nnx.Module):
@@ -184,7 +184,7 @@ class VisionTower(nnx.Module):
         self.windows = style.windows
         self.execution = execution
 
-    def __call__(self, patches: jax.Array, segment: jax.Array, position: jax.Array) -> jax.Array:
+    def __call__(self, patches: AnyArray, segment: AnyArray, position: AnyArray) -> jax.Array:
         """Merged tokens [n p/merge^2 d] of patches in merge-block order.
 
         Args:
@@ -194,17 +194,15 @@ class VisionTower(nnx.Module):
         """
         return self.merger(self._through(patches, segment, position, lambda out: None)[0])
 
-    def block_outputs(
-        self, patches: jax.Array, segment: jax.Array, position: jax.Array
-    ) -> jax.Array:
+    def block_outputs(self, patches: AnyArray, segment: AnyArray, position: AnyArray) -> jax.Array:
         """What each block hands on, [l n p d]; for looking inside."""
         return self._through(patches, segment, position, lambda out: out)[1]
 
     def _through(
         self,
-        patches: jax.Array,
-        segment: jax.Array,
-        position: jax.Array,
+        patches: AnyArray,
+        segment: AnyArray,
+        position: AnyArray,
         keep: Callable[[jax.Array], PyTree],
     ) -> tuple[jax.Array, PyTree]:
         vision = self.config.vision

@@ -83,7 +83,7 @@ def gradients_of(
     row_denominator: Denominator,
     col_denominator: Denominator | None,
     kept: Kept | None,
-) -> tuple[Float[Array, "t r d"], Float[Array, "t c d"]]:
+) -> tuple[Float[Array, "t r d"], Float[Array, "u c d"]]:
     """Gradients by queries and candidates, see `stream_gradients`; arguments as in `sums_of`."""
 
     def alone(

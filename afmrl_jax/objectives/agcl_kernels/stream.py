@@ -113,9 +113,9 @@ def stream_gradients(
     cols: Side,
     row_denominator: Denominator,
     col_denominator: Denominator | None,
-    gradients: tuple[Float[Array, "t r d"], Float[Array, "t c d"]],
+    gradients: tuple[Float[Array, "t r d"], Float[Array, "u c d"]],
     kept: Kept | None = None,
-) -> tuple[Float[Array, "t r d"], Float[Array, "t c d"]]:
+) -> tuple[Float[Array, "t r d"], Float[Array, "u c d"]]:
     """Add every tile's part of sum_i L_i (of both directions) to the gradients by scores times tau.
 
     Tiles are computed again unless they were kept. What a pair's own score adds is left to the
