@@ -135,7 +135,10 @@ def expected(runs, inputs):
     for kind in KINDS:
         run = FinishedRun(runs[kind])
         picture = Path(inputs[2]["image"]).read_bytes()
-        loaded = [x | ({"image": picture} if "image" in x else {}) for x in inputs]
+        loaded = [
+            export._Parts(x.get("text"), picture if "image" in x else None, x.get("attributes"))
+            for x in inputs
+        ]
         out[kind] = export._ours(run, *run.model("cit-1"), loaded)
     return out
 
@@ -282,7 +285,7 @@ def test_half_precision_is_a_choice(runs, tmp_path):
     run = FinishedRun(runs["pretrained"])
     agreement = export.export(run, "infonce", tmp_path / "half", dtype="bfloat16")
     assert agreement.difference < 1e-4 < agreement.rounding < 0.1
-    assert "rounding the weights moved them" in (tmp_path / "half" / "README.md").read_text()
+    assert "rounding the weights changed them" in (tmp_path / "half" / "README.md").read_text()
     assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "bfloat16"
     # As large as the bfloat16 folder that R started from.
     base = (runs["demo"].parent / "hub" / "model.safetensors").stat().st_size
