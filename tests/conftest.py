@@ -10,7 +10,7 @@ from typing import ClassVar
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling takes most of the suite's time, and what it compiles runs for milliseconds: without
-# LLVM's passes and the CPU's fusion emitters it takes a quarter. `XLA_FLAGS= make test` runs the
+# LLVM's passes and the CPU's fusion emitters it takes far less. `XLA_FLAGS= make test` runs the
 # programs that users get. Processes that tests start inherit this. An XLA that does not know one
 # of the flags would not start, so another version than the one they were tried with gets none.
 if version("jaxlib").startswith("0.10."):
@@ -27,7 +27,7 @@ import jaxtyping
 import tests.typechecker  # noqa: F401  The hook looks its function up by name.
 
 # Types and shapes in annotations are checked at every call, under jit while tracing. Only what is
-# imported from here on is changed, so this comes before the package. AFMRL_CHECK_TYPES= is without.
+# imported from here on is changed, so this comes before the package. AFMRL_CHECK_TYPES=0 is without.
 CHECKED = ("afmrl_jax.objectives", "afmrl_jax.models", "afmrl_jax.training")
 if os.environ.get("AFMRL_CHECK_TYPES", "1") == "1":
     jaxtyping.install_import_hook(CHECKED, "tests.typechecker.checked")
