@@ -17,7 +17,7 @@ from afmrl_jax.objectives.agcl_kernels.vjp import Batch, Stream, padding, stream
 from afmrl_jax.objectives.agcl_reference import dense_loss
 from afmrl_jax.objectives.bm25 import Bm25Terms, bm25_scores
 from afmrl_jax.objectives.bm25 import Form as Bm25Form
-from afmrl_jax.types import Array, Float, Int
+from afmrl_jax.types import AnyArray, Array, Float, Int
 
 Form = Literal["auto", "dense", "kept", "tiled", "ring", "gathered"]
 Number = float | Float[Array, ""]
@@ -35,12 +35,12 @@ one collective and fewer, longer loops are worth more than memory that any devic
 
 
 def agcl_loss(
-    queries: Float[Array, "q d"],
-    candidates: Float[Array, "c d"],
-    bm25: Bm25Terms | Float[Array, "q c"] | None,
-    product_ids: Int[Array, " q"],
+    queries: Float[AnyArray, "q d"],
+    candidates: Float[AnyArray, "c d"],
+    bm25: Bm25Terms | Float[AnyArray, "q c"] | None,
+    product_ids: Int[AnyArray, " q"],
     *,
-    candidate_product_ids: Int[Array, " c"] | None = None,
+    candidate_product_ids: Int[AnyArray, " c"] | None = None,
     temperature: Number = 0.05,
     gamma: Number = 0.1,
     delta: Number | None = None,
@@ -141,6 +141,8 @@ def agcl_loss(
     Reference: AFMRL, arXiv 2604.20135, section on AGCL; tiles after Inf-CL, arXiv 2410.17243;
     several positives after SupCon, arXiv 2004.11362.
     """
+    queries, candidates = jnp.asarray(queries), jnp.asarray(candidates)
+    bm25 = bm25 if bm25 is None or isinstance(bm25, Bm25Terms) else jnp.asarray(bm25)
     wide = accumulator(queries)
 
     def optional(x: Number | None) -> jax.Array | None:
@@ -158,8 +160,8 @@ def agcl_loss(
         bm25, bm25_reverse = (None, False) if isinstance(bm25, Bm25Terms) else (bm25, bm25_reverse)
     terms = _as(bm25, wide) if isinstance(bm25, Bm25Terms) else None
     batch = Batch(
-        product_ids,
-        product_ids if candidate_product_ids is None else candidate_product_ids,
+        jnp.asarray(product_ids),
+        jnp.asarray(product_ids if candidate_product_ids is None else candidate_product_ids),
         terms,
         jnp.asarray(gamma, wide),
         optional(delta),
