@@ -176,7 +176,7 @@ def _imported(name: str) -> Reward:
 
 
 def apply_malformed(
-    reward: Float[Array, "*shape"], malformed: Bool[Array, "*shape"], penalty: float = -0.1
+    reward: Float[AnyArray, "*shape"], malformed: Bool[AnyArray, "*shape"], penalty: float = -0.1
 ) -> Float[Array, "*shape"]:
     """Rewards with malformed outputs at `penalty`, same shape.
 
@@ -187,7 +187,7 @@ def apply_malformed(
 
 
 def rewarded(
-    reward: Reward, outcome: Outcome, malformed: Bool[Array, "q g"], penalty: float
+    reward: Reward, outcome: Outcome, malformed: Bool[AnyArray, "q g"], penalty: float
 ) -> Float[Array, "q g"]:
     """The reward of each list, malformed ones at `penalty`; float32.
 
