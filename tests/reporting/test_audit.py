@@ -11,14 +11,13 @@ from afmrl_jax.config import (
     BackboneConfig,
     MeshConfig,
     MiningConfig,
-    QwenVLConfig,
     RunConfig,
 )
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.inference.systems import TEXTS
 from afmrl_jax.runs import audit as auditing
 from afmrl_jax.runs.pipeline import Pipeline
-from afmrl_jax.testing import tiny_config, write_badge_catalogue
+from afmrl_jax.testing import write_badge_catalogue
 
 from .conftest import HOSTILE
 from .test_report import Page
@@ -42,7 +41,7 @@ def second_ids(folder):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, tiny_models):
     """The stage that trains R, with attributes and hard negatives."""
     catalogue = second_ids(write_badge_catalogue(tmp_path_factory.mktemp("shop"), splits=True))
     config = RunConfig(
@@ -62,30 +61,25 @@ def run(tmp_path_factory):
     )
     out = tmp_path_factory.mktemp("runs") / "badges"
 
-    def demo(family, vocab_size, image_token_id):
-        return tiny_config(family, vocab_size=vocab_size, image_token_id=image_token_id)
+    pipeline = Pipeline(out, config)
+    pipeline._tokenizer_stage()
+    lines = [
+        {
+            "listing_id": x.listing_id,
+            "attributes": f"shape: square; colour: {x.product_id.split('-')[2]}",
+        }
+        for x in pipeline.catalogue.subset("train").listings
+    ]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(QwenVLConfig, "demo", staticmethod(demo))
-        pipeline = Pipeline(out, config)
-        pipeline._tokenizer_stage()
-        lines = [
-            {
-                "listing_id": x.listing_id,
-                "attributes": f"shape: square; colour: {x.product_id.split('-')[2]}",
-            }
-            for x in pipeline.catalogue.subset("train").listings
-        ]
+    def write(folder):
+        folder.mkdir(exist_ok=True)
+        (folder / TEXTS).write_text("".join(json.dumps(x) + "\n" for x in lines))
 
-        def write(folder):
-            folder.mkdir(exist_ok=True)
-            (folder / TEXTS).write_text("".join(json.dumps(x) + "\n" for x in lines))
-
-        # As a G would, that sees colours well.
-        pipeline.run.stage("annotate-distilled", {}, [TEXTS], write)
-        pipeline.train_r("agcl-distilled", config.agcl, "annotate-distilled", in_input=True)
-        pipeline.run.close()
-        yield out
+    # As a generator would that tells colors well.
+    pipeline.run.stage("annotate-distilled", {}, [TEXTS], write)
+    pipeline.train_r("agcl-distilled", config.agcl, "annotate-distilled", in_input=True)
+    pipeline.run.close()
+    return out
 
 
 def command(run, out, *options):
