@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -127,3 +128,8 @@ def tiny_config(
         tie_embeddings=tie_embeddings,
     )
     return QwenVLConfig(family, vision, text, image_token_id, lora)
+
+
+def tiny_demo(family: str) -> Callable[[int, int], QwenVLConfig]:
+    """`tiny_config` of a family as its record's `demo`: of vocab_size and image_token_id."""
+    return lambda vocab, image: tiny_config(family, vocab_size=vocab, image_token_id=image)

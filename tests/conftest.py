@@ -51,7 +51,7 @@ from afmrl_jax.config import (
 )
 from afmrl_jax.models.families import FAMILIES
 from afmrl_jax.runtime.files import locked
-from afmrl_jax.testing import tiny_config, write_badge_catalogue
+from afmrl_jax.testing import tiny_demo, write_badge_catalogue
 
 COMPILED = Path(__file__).resolve().parents[1] / ".pytest_cache" / "compiled"
 
@@ -160,11 +160,6 @@ def tiny_run(shared):
         cit=CitConfig(steps=2),
         evaluation=EvaluationConfig(batch_size=16, bootstrap=20, gallery_queries=2),
     )
-
-
-def tiny_demo(family):
-    """What `Family.demo` is for the tests of a module."""
-    return lambda vocab, image: tiny_config(family, vocab_size=vocab, image_token_id=image)
 
 
 @contextmanager

@@ -159,9 +159,8 @@ class Report:
 
     def execute(self) -> None:
         """Run the command."""
-        from afmrl_jax.reporting.report import (
-            build_report,
-        )  # Imports matplotlib, which takes seconds.
+        # Imports matplotlib, which takes seconds.
+        from afmrl_jax.reporting.report import build_report
 
         folder = working_copy(self.run)
         here = None if folder == self.run else Path("report.html")

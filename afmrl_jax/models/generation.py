@@ -22,12 +22,12 @@ from afmrl_jax.types import AnyArray
 class Generation(NamedTuple):
     """Samples of a group of continuations for each prompt."""
 
-    tokens: AnyArray
+    tokens: jax.Array
     """int32 [b g n]; padding after the end."""
     logprobs: jax.Array
     """float32 [b g n]; log-probability of each token at the sampling temperature, before any cut by
     top-p, top-k or a grammar; 0 after the end."""
-    mask: AnyArray
+    mask: jax.Array
     """bool [b g n]; True up to and including the end token."""
     finished: jax.Array
     """bool [b g]; whether the end token came within the budget."""
@@ -42,9 +42,9 @@ class _Carry(NamedTuple):
     """[b g d]; of the token before."""
     cache: KeyValue | list[KeyValue] | None
     """Keys and values of what is written."""
-    tokens: AnyArray
+    tokens: jax.Array
     logprobs: jax.Array
-    mask: AnyArray
+    mask: jax.Array
     finished: jax.Array
     place: following.Progress | None
     """In the grammar, where there is one."""

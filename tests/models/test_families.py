@@ -25,7 +25,7 @@ from afmrl_jax.models.qwen_vl.layers import Linear, RMSNorm
 from afmrl_jax.models.qwen_vl.model import QwenVL
 from afmrl_jax.models.qwen_vl.vision import VisionStyle
 from afmrl_jax.performance.flops import vision_flops
-from afmrl_jax.testing import tiny_config
+from afmrl_jax.testing import tiny_config, tiny_demo
 from afmrl_jax.training.encode_batch import encode_batch
 
 
@@ -67,7 +67,7 @@ TOY = Family(
     vision=STYLE,
     read_config=partial(read_config, "toy_vl", read_qwen2_vision),
     write_config=partial(write_config, "ToyForConditionalGeneration", write_vision),
-    demo=lambda vocab, image: tiny_config("toy_vl", vocab_size=vocab, image_token_id=image),
+    demo=tiny_demo("toy_vl"),
 )
 
 

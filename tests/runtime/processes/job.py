@@ -25,7 +25,7 @@ from afmrl_jax.models.families import FAMILIES
 from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime.distributed import ClusterConfig
 from afmrl_jax.runtime.setup import open_run, reported
-from afmrl_jax.testing import tiny_config
+from afmrl_jax.testing import tiny_demo
 from afmrl_jax.training import loop
 
 
@@ -80,11 +80,6 @@ def record_batches(folder):
         return plain(batch, mesh)
 
     loop.place_batch = recorded
-
-
-def tiny_demo(family):
-    """As in tests/conftest.py."""
-    return lambda vocab, image: tiny_config(family, vocab_size=vocab, image_token_id=image)
 
 
 def main(told):
