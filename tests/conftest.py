@@ -29,7 +29,7 @@ import tests.typechecker  # noqa: F401  The hook looks its function up by name.
 # Types and shapes in annotations are checked at every call, under jit while tracing. Only what is
 # imported from here on is changed, so this comes before the package. AFMRL_CHECK_TYPES=0 is the
 # suite without.
-CHECKED = ("afmrl_jax.objectives",)
+CHECKED = ("afmrl_jax.objectives", "afmrl_jax.models", "afmrl_jax.training")
 if os.environ.get("AFMRL_CHECK_TYPES", "1") == "1":
     jaxtyping.install_import_hook(CHECKED, "tests.typechecker.checked")
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from afmrl_jax.data.attributes.token_grammar import Grammar
+from afmrl_jax.types import Array, Bool, Int
 
 
 class Progress(NamedTuple):
     """Where each of b x g lists stands."""
 
-    state: jax.Array
-    """int32 [b g]"""
-    used: jax.Array
-    """bool [b g k+1]; keys written; the last column, which is no key, stays False."""
+    state: Int[Array, "b g"]
+    used: Bool[Array, "b g k+1"]
+    """Keys written; the last column, which is no key, stays False."""
 
 
 def begin(grammar: Grammar, rows: int, group: int) -> Progress:
@@ -27,14 +26,16 @@ def begin(grammar: Grammar, rows: int, group: int) -> Progress:
     )
 
 
-def allowed(grammar: Grammar, progress: Progress, eos_id: int, left: jax.Array) -> jax.Array:
-    """Tokens [b g v] after which a list can still end within its budget.
+def allowed(
+    grammar: Grammar, progress: Progress, eos_id: int, left: Int[Array, ""]
+) -> Bool[Array, "b g v"]:
+    """Tokens after which a list can still end within its budget.
 
     Args:
         grammar: its tables.
         progress: where the lists stand.
         eos_id: the end token.
-        left: int32, tokens that may follow the one to choose.
+        left: tokens that may follow the one to choose.
 
     A list always has such a token if it had one before, and at the start where `Grammar.check`
     passes.
@@ -50,8 +51,8 @@ def allowed(grammar: Grammar, progress: Progress, eos_id: int, left: jax.Array) 
     return ((following >= 0) & there & new).at[..., eos_id].set(end)
 
 
-def advance(grammar: Grammar, progress: Progress, token: jax.Array) -> Progress:
-    """After a token [b g]; a forbidden one (the end, or padding after it) changes nothing."""
+def advance(grammar: Grammar, progress: Progress, token: Int[Array, "b g"]) -> Progress:
+    """After a token; a forbidden one (the end, or padding after it) changes nothing."""
     after = jnp.asarray(grammar.following)[progress.state, token].astype(jnp.int32)
     key = jnp.asarray(grammar.completes)[progress.state, token].astype(jnp.int32)
     keys = jnp.arange(progress.used.shape[-1] - 1, dtype=jnp.int32)[None, None]

@@ -8,31 +8,35 @@ import jax.numpy as jnp
 from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models.qwen_vl.model import QwenVL
-from afmrl_jax.types import AnyArray
+from afmrl_jax.types import AnyArray, Array, Bool, Float, Int
 
 UNIT_TOLERANCE = 1e-2
 """How far the norm of a unit vector may be from 1: in bfloat16 it is off by a few thousandths."""
 
 
-def last_token(hidden: jax.Array, token_mask: AnyArray) -> jax.Array:
+def last_token(
+    hidden: Float[Array, "b t d"], token_mask: Bool[AnyArray, "b t"]
+) -> Float[Array, "b d"]:
     """Hidden state [b d] of each row's last token that is not padding, on whichever side."""
     places = jnp.arange(token_mask.shape[1], dtype=jnp.int32)[None]
     last = jnp.max(jnp.where(token_mask, places, 0), axis=1)
     return hidden_at(hidden, last)
 
 
-def hidden_at(hidden: jax.Array, places: AnyArray) -> jax.Array:
+def hidden_at(hidden: Float[Array, "b t d"], places: Int[AnyArray, " b"]) -> Float[Array, "b d"]:
     """Hidden state [b d] of one token a row: [b t d] at int32 [b]."""
     return jnp.take_along_axis(hidden, places[:, None, None], axis=1)[:, 0]
 
 
-def unit(vectors: jax.Array) -> jax.Array:
-    """Vectors [b d] scaled to length 1, in float32."""
+def unit(vectors: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    """Vectors [... d] scaled to length 1, in float32."""
     vectors = vectors.astype(jnp.float32)
     return vectors * jax.lax.rsqrt(jnp.sum(vectors * vectors, -1, keepdims=True) + 1e-12)
 
 
-def embed_batch(model: QwenVL, batch: VLBatch, visual: VisualFeatures | None = None) -> jax.Array:
+def embed_batch(
+    model: QwenVL, batch: VLBatch, visual: VisualFeatures | None = None
+) -> Float[Array, "b d"]:
     """Unit vectors [b d] in float32.
 
     Args:

@@ -16,41 +16,40 @@ from afmrl_jax.models.qwen_vl.decoder import KeyValue
 from afmrl_jax.models.qwen_vl.model import QwenVL
 from afmrl_jax.models.shared_prefix import continuation, prefill
 from afmrl_jax.models.token_logprobs import token_scores
-from afmrl_jax.types import AnyArray
+from afmrl_jax.types import AnyArray, Array, Bool, Float, Int
 
 
 class Generation(NamedTuple):
     """Samples of a group of continuations for each prompt."""
 
-    tokens: jax.Array
-    """int32 [b g n]; padding after the end."""
-    logprobs: jax.Array
-    """float32 [b g n]; log-probability of each token at the sampling temperature, before any cut by
-    top-p, top-k or a grammar; 0 after the end."""
-    mask: jax.Array
-    """bool [b g n]; True up to and including the end token."""
-    finished: jax.Array
-    """bool [b g]; whether the end token came within the budget."""
+    tokens: Int[Array, "b g n"]
+    """Padding after the end."""
+    logprobs: Float[Array, "b g n"]
+    """At the sampling temperature, before any cut by top-p, top-k or a grammar; 0 after the end."""
+    mask: Bool[Array, "b g n"]
+    """True up to and including the end token."""
+    finished: Bool[Array, "b g"]
+    """Whether the end token came within the budget."""
 
 
 class _Carry(NamedTuple):
     """What the loop hands from token to token; samples so far as in `Generation`."""
 
-    step: jax.Array
-    """int32 []; tokens written."""
-    hidden: jax.Array
-    """[b g d]; of the token before."""
+    step: Int[Array, ""]
+    """Tokens written."""
+    hidden: Float[Array, "b g d"]
+    """Of the token before."""
     cache: KeyValue | list[KeyValue] | None
     """Keys and values of what is written."""
-    tokens: jax.Array
-    logprobs: jax.Array
-    mask: jax.Array
-    finished: jax.Array
+    tokens: Int[Array, "b g n"]
+    logprobs: Float[Array, "b g n"]
+    mask: Bool[Array, "b g n"]
+    finished: Bool[Array, "b g"]
     place: following.Progress | None
     """In the grammar, where there is one."""
 
 
-def _cut(logits: jax.Array, top_p: float, top_k: int) -> jax.Array:
+def _cut(logits: Float[Array, "... v"], top_p: float, top_k: int) -> Float[Array, "... v"]:
     """Forbid tokens outside the k likeliest, and outside the smallest set of mass top_p."""
     if top_k:
         floor = jax.lax.top_k(logits, top_k)[0][..., -1:]
@@ -65,7 +64,7 @@ def _cut(logits: jax.Array, top_p: float, top_k: int) -> jax.Array:
     return logits
 
 
-def _keys(key: jax.Array, row_ids: AnyArray, group: int) -> jax.Array:
+def _keys(key: jax.Array, row_ids: Int[AnyArray, " b"], group: int) -> jax.Array:
     """A key [b g] for every sample of every row."""
     fold = jax.vmap(jax.random.fold_in, (None, 0))
     return jax.vmap(fold, (0, None))(fold(key, row_ids), jnp.arange(group, dtype=jnp.int32))
@@ -83,7 +82,7 @@ def generate(
     pad_id: int,
     top_p: float = 1.0,
     top_k: int = 0,
-    row_ids: AnyArray | None = None,
+    row_ids: Int[AnyArray, " b"] | None = None,
     visual: VisualFeatures | None = None,
     grammar: Grammar | None = None,
 ) -> Generation:
@@ -112,8 +111,8 @@ def generate(
     keys = _keys(key, jnp.arange(rows, dtype=jnp.int32) if row_ids is None else row_ids, group)
 
     def pick(
-        hidden: jax.Array, step: jax.Array, place: following.Progress | None
-    ) -> tuple[jax.Array, jax.Array]:
+        hidden: Float[Array, "b g d"], step: Int[Array, ""], place: following.Progress | None
+    ) -> tuple[Int[Array, "b g"], Float[Array, "b g"]]:
         logprobs = jax.nn.log_softmax(model.logits(hidden) / (temperature or 1.0), axis=-1)
         offered = logprobs
         if grammar is not None and place is not None:
@@ -171,12 +170,12 @@ def generate(
 def completion_logprobs(
     model: QwenVL,
     prompt: VLBatch,
-    tokens: AnyArray,
-    mask: AnyArray,
+    tokens: Int[AnyArray, "b g n"],
+    mask: Bool[AnyArray, "b g n"],
     *,
     temperature: float = 1.0,
     visual: VisualFeatures | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "b g n"], Float[Array, "b g n"]]:
     """Log-probability and entropy of each token of given continuations, both float32 [b g n].
 
     One teacher-forced pass in which each prompt is encoded once for its group, and logits exist

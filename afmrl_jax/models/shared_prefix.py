@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
 from afmrl_jax.data.batching.collate import VLBatch
@@ -10,13 +9,13 @@ from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models.embedder import last_token, unit
 from afmrl_jax.models.qwen_vl.decoder import KeyValue
 from afmrl_jax.models.qwen_vl.model import QwenVL
-from afmrl_jax.types import AnyArray
+from afmrl_jax.types import AnyArray, Array, Bool, Float, Int
 
 
 def prefill(
     model: QwenVL, prompt: VLBatch, visual: VisualFeatures | None = None
-) -> tuple[jax.Array, KeyValue, jax.Array]:
-    """Last hidden state [b d] of the prompts, their keys and values, and the next position [b].
+) -> tuple[Float[Array, "b d"], KeyValue, Int[Array, " b"]]:
+    """Last hidden state of the prompts, their keys and values, and the next position.
 
     Args:
         model: generator or embedder.
@@ -32,11 +31,11 @@ def prefill(
 def continuation(
     model: QwenVL,
     prompt: VLBatch,
-    tokens: AnyArray,
-    mask: AnyArray,
+    tokens: Int[AnyArray, "b g n"],
+    mask: Bool[AnyArray, "b g n"],
     visual: VisualFeatures | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Hidden states of prompts' last tokens [b d] and of given continuations [b g n d].
+) -> tuple[Float[Array, "b d"], Float[Array, "b g n d"]]:
+    """Hidden states of prompts' last tokens and of given continuations.
 
     Args:
         model: generator or embedder.
@@ -57,11 +56,11 @@ def continuation(
 def embed_continuations(
     model: QwenVL,
     prompt: VLBatch,
-    tokens: AnyArray,
-    mask: AnyArray,
+    tokens: Int[AnyArray, "b g n"],
+    mask: Bool[AnyArray, "b g n"],
     visual: VisualFeatures | None = None,
-) -> jax.Array:
-    """Unit vectors [b g d] of rows that begin alike: `embed_batch` of prompt + continuation.
+) -> Float[Array, "b g d"]:
+    """Unit vectors of rows that begin alike: `embed_batch` of prompt + continuation.
 
     Arguments as in `continuation`; the vector of an empty continuation is the prompt's own.
     """

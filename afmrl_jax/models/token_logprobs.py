@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from afmrl_jax.parallel.layout import AXES
-from afmrl_jax.types import AnyArray
+from afmrl_jax.types import AnyArray, Array, Bool, Float, Int
 
 CHUNK = 8192
 """Columns of the vocabulary whose logits exist at a time."""
@@ -19,11 +19,11 @@ CHUNK = 8192
 class Head(NamedTuple):
     """Weights from hidden states to logits: a token table [v d], or a matrix [d v]."""
 
-    weights: jax.Array
+    weights: Float[Array, "_ _"]
     table: bool
     """Whether the vocabulary is the first axis."""
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
+    def logits(self, hidden: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
         """All logits [... v] of states [... d], summed in float32 (float64 for float64 states)."""
         weights = (self.weights.T if self.table else self.weights).astype(hidden.dtype)
         return jnp.dot(hidden, weights, preferred_element_type=_wide(hidden))
@@ -38,13 +38,13 @@ class _Form(NamedTuple):
 
 
 def token_scores(
-    hidden: jax.Array,
+    hidden: Float[Array, "*n d"],
     head: Head,
-    tokens: AnyArray,
+    tokens: Int[AnyArray, "*n"],
     *,
     temperature: float = 1.0,
     chunk: int = CHUNK,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
     """The log of p(token) and the entropy of p at each place, both [...], in nats.
 
         p = softmax(hidden . head / temperature)
@@ -70,8 +70,12 @@ def token_scores(
 
 
 def token_scores_dense(
-    hidden: jax.Array, head: Head, tokens: AnyArray, *, temperature: float = 1.0
-) -> tuple[jax.Array, jax.Array]:
+    hidden: Float[Array, "*n d"],
+    head: Head,
+    tokens: Int[AnyArray, "*n"],
+    *,
+    temperature: float = 1.0,
+) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
     """The literal twin of `token_scores`, over all logits at once."""
     logprobs = jax.nn.log_softmax(head.logits(hidden) / temperature, axis=-1)
     chosen = jnp.take_along_axis(logprobs, tokens[..., None], axis=-1)[..., 0]
@@ -106,14 +110,16 @@ class _Chunks:
             *((weights.shape[1],) if table else shape),
         )
 
-    def begin(self, number: jax.Array) -> jax.Array:
+    def begin(self, number: Int[Array, ""]) -> Int[Array, ""]:
         return jnp.minimum(number * self.size, self.part - self.size)
 
-    def take(self, array: jax.Array, number: jax.Array) -> jax.Array:
+    def take(self, array: Float[Array, "_ _ _"], number: Int[Array, ""]) -> Float[Array, "_ _ _"]:
         return jax.lax.dynamic_slice_in_dim(array, self.begin(number), self.size, self.axis)
 
-    def logits(self, hidden: jax.Array, number: jax.Array) -> jax.Array:
-        """[n parts c], -inf where an earlier chunk has the column."""
+    def logits(
+        self, hidden: Float[Array, "n d"], number: Int[Array, ""]
+    ) -> Float[Array, "n parts c"]:
+        """-inf where an earlier chunk has the column."""
         weights = self.take(self.weights, number).astype(hidden.dtype)
         pattern = "nd,pcd->npc" if self.table else "nd,dpc->npc"
         out = jnp.einsum(pattern, hidden, weights, preferred_element_type=_wide(hidden))
@@ -121,8 +127,10 @@ class _Chunks:
         own = (columns >= number * self.size)[None, None]
         return jnp.where(own, out / self.temperature, -jnp.inf)
 
-    def place(self, tokens: AnyArray, number: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Column [n] of each token among the parts * c of a chunk, and whether it is there."""
+    def place(
+        self, tokens: Int[AnyArray, " n"], number: Int[Array, ""]
+    ) -> tuple[Int[Array, " n"], Bool[Array, " n"]]:
+        """Column of each token among the parts * c of a chunk, and whether it is there."""
         part, within = tokens // self.part, tokens % self.part
         at = within - self.begin(number)
         here = (within >= number * self.size) & (at < self.size)
@@ -131,15 +139,21 @@ class _Chunks:
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _scores(
-    hidden: jax.Array, weights: jax.Array, tokens: AnyArray, form: _Form
-) -> tuple[jax.Array, jax.Array]:
+    hidden: Float[Array, "n d"],
+    weights: Float[Array, "_ _"],
+    tokens: Int[AnyArray, " n"],
+    form: _Form,
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     return _forward(hidden, weights, tokens, form)[0]
 
 
 def _sums(
-    hidden: jax.Array, weights: jax.Array, tokens: AnyArray, form: _Form
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The log of p, entropy and log of the partition sum, [n], by an online sum over chunks."""
+    hidden: Float[Array, "n d"],
+    weights: Float[Array, "_ _"],
+    tokens: Int[AnyArray, " n"],
+    form: _Form,
+) -> tuple[Float[Array, " n"], Float[Array, " n"], Float[Array, " n"]]:
+    """The log of p, entropy and log of the partition sum, by an online sum over chunks."""
     chunks, count = _Chunks(weights, form), hidden.shape[0]
 
     def step(carry: tuple[jax.Array, ...], number: jax.Array) -> tuple[tuple, None]:
@@ -165,8 +179,11 @@ def _sums(
 
 
 def _forward(
-    hidden: jax.Array, weights: jax.Array, tokens: AnyArray, form: _Form
-) -> tuple[tuple[jax.Array, jax.Array], tuple]:
+    hidden: Float[Array, "n d"],
+    weights: Float[Array, "_ _"],
+    tokens: Int[AnyArray, " n"],
+    form: _Form,
+) -> tuple[tuple[Float[Array, " n"], Float[Array, " n"]], tuple]:
     logprob, entropy, partition = _sums(hidden, weights, tokens, form)
     return (logprob, entropy), (hidden, weights, tokens, partition, entropy)
 

@@ -109,7 +109,7 @@ def model(tokenizer, trained, dtype):
 def gradients(step, trainable, frozen, batch, mesh):
     """Of one step, by plain descent at rate 1; the loss; and the compiled step."""
     with jax.set_mesh(mesh):
-        state = place(initial_state(jax.tree.map(np.copy, trainable), SGD), mesh)
+        state = place(initial_state(jax.tree.map(jnp.array, trainable), SGD), mesh)
         inputs = (place(frozen, mesh), state, place_batch(batch, mesh), jax.random.key(0))
         compiled = step.lower(*inputs).compile()
         state, metrics = compiled(*inputs)
@@ -206,7 +206,12 @@ def rows_multiplied(jaxpr, width):
 def test_how_often_the_vision_tower_sees_a_picture(builder, tokenizer, trained, forwards):
     step, trainable, frozen = step_of(builder, tokenizer, trained, np.float32)
     batch = source(builder, chunk_tokens=300)[1]
-    inputs = (frozen, initial_state(trainable, SGD), batch, jax.random.key(0))
+    inputs = (
+        frozen,
+        initial_state(jax.tree.map(jnp.asarray, trainable), SGD),
+        batch,
+        jax.random.key(0),
+    )
     jaxpr = jax.make_jaxpr(step)(*inputs).jaxpr
     # The patch embedding is the one product that contracts the numbers of a patch; its gradient
     # contracts patches.

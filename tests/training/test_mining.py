@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -156,7 +157,7 @@ def train(folder, tiny_run, builder, encoder, mining):
     config = dataclasses.replace(tiny_run, save_every=2)
     mesh = make_mesh(1, 1)
     stage = dataclasses.replace(settings(), steps=8, mining=mining, delta=0.2, gamma=0.1)
-    params = jax.tree.map(np.asarray, encoder.params)  # The step donates what it is given.
+    params = jax.tree.map(jnp.copy, encoder.params)  # The step donates what it is given.
     trainee = Partition.of(encoder.architecture, params, ModelSettings(), mesh)
     texts = {x.listing_id: f"shape: {x.product_id}" for x in builder.listings}
     found = train_agcl(config, stage, "agcl", folder, trainee, builder, attributes=texts, seed=0)

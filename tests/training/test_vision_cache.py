@@ -4,6 +4,8 @@ import dataclasses
 import pickle
 import threading
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -162,7 +164,7 @@ def test_training_is_the_same_with_the_cache(builder, embedder, towers, tmp_path
         config = dataclasses.replace(run, visual_cache=cache)
         architecture, params = embedder
         # The step donates what it is given.
-        params = {n: np.array(x) for n, x in params.items()}
+        params = jax.tree.map(jnp.copy, params)
         trainee = Partition.of(architecture, params, FROZEN, make_mesh(1, 1))
         folder = tmp_path / str(cache is None)
         train_agcl(config, settings, "agcl", folder, trainee, builder, seed=0)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -24,7 +23,7 @@ from afmrl_jax.models.huggingface.safetensors import (
 )
 from afmrl_jax.runtime.distributed import to_host
 from afmrl_jax.runtime.files import read_json, write_json
-from afmrl_jax.types import JsonObject
+from afmrl_jax.types import AnyArray, JsonObject
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _NAME = re.compile(r"^model\.layers\.(\d+)\.(self_attn|mlp)\.(\w+)\.lora_([AB])\.weight$")
@@ -159,7 +158,7 @@ def save_adapter(folder: Path, architecture: Architecture, params: Params, base:
     write_json(folder / CONFIG, _config(lora, base))
 
 
-def _fetch(value: jax.Array, layer: int) -> np.ndarray:
+def _fetch(value: AnyArray, layer: int) -> np.ndarray:
     return to_host(value[layer]).T.astype(np.float32)
 
 

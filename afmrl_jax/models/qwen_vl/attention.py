@@ -9,7 +9,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from afmrl_jax.types import AnyArray
+from afmrl_jax.types import AnyArray, Array, Bool, Float
 
 MASKED = float(jnp.finfo(jnp.float32).min)
 """Score of a forbidden pair; finite, so that a fully masked row gives numbers and not NaN."""
@@ -18,23 +18,20 @@ Implementation = Literal["auto", "dense", "fused"]
 
 
 def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    mask: AnyArray,
+    q: Float[Array, "b t h k"],
+    k: Float[Array, "b n s k"],
+    v: Float[Array, "b n s k"],
+    mask: Bool[AnyArray, "b t s"],
     implementation: Implementation = "dense",
-) -> jax.Array:
+) -> Float[Array, "b t h*k"]:
     """Grouped-query attention without repeating keys.
 
     Args:
-        q: [b t h k], h a multiple of the key heads.
-        k: [b n s k].
-        v: [b n s k].
-        mask: bool [b t s], True where t may look at s.
+        q: queries; h is a multiple of n.
+        k: keys.
+        v: values.
+        mask: True where t may look at s.
         implementation: see `Execution.attention`.
-
-    Returns:
-        [b t h*k]
     """
     batch, length, heads, size = q.shape
     if implementation == "fused" or (implementation == "auto" and fused_works(q.dtype, size)):
@@ -44,7 +41,12 @@ def attend(
     return _dense(q, k, v, mask)
 
 
-def _dense(q: jax.Array, k: jax.Array, v: jax.Array, mask: AnyArray) -> jax.Array:
+def _dense(
+    q: Float[Array, "b t h k"],
+    k: Float[Array, "b n s k"],
+    v: Float[Array, "b n s k"],
+    mask: Bool[AnyArray, "b t s"],
+) -> Float[Array, "b t h*k"]:
     """Plain attention, arranged so that XLA's CPU and GPU products find their operands in order.
 
     Heads stand in front, the queries of one key head side by side, and rows are divided by their

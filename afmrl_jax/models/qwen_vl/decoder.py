@@ -15,7 +15,7 @@ from afmrl_jax.models.qwen_vl.layers import Keys, Linear, RMSNorm, run_stack, st
 from afmrl_jax.models.qwen_vl.rope import Rotary, mrope_angles, rotate
 from afmrl_jax.models.qwen_vl.vision import GatedMlp
 from afmrl_jax.parallel.layout import rows_over_data
-from afmrl_jax.types import AnyArray, PyTree
+from afmrl_jax.types import AnyArray, Array, Bool, Float, Int, PyTree
 
 
 class KeyValue(NamedTuple):
@@ -25,8 +25,8 @@ class KeyValue(NamedTuple):
     first axis.
     """
 
-    key: jax.Array
-    value: jax.Array
+    key: Float[Array, "*of s k"]
+    value: Float[Array, "*of s k"]
 
 
 Cache = KeyValue | list[KeyValue]
@@ -53,8 +53,10 @@ class Attention(nnx.Module):
         self.config = config
         self.implementation = execution.attention
 
-    def project(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, KeyValue]:
-        """Rotated queries [b t h k], and rotated keys with values [b n t k]."""
+    def project(
+        self, x: Float[Array, "b t d"], angles: Float[Array, "b t f"]
+    ) -> tuple[Float[Array, "b t h k"], KeyValue]:
+        """Rotated queries, and rotated keys with values [b n t k]."""
         batch, length, _ = x.shape
         head = self.config.head_dim
         q = rotate(self.q_proj(x).reshape(batch, length, -1, head), angles)
@@ -63,31 +65,31 @@ class Attention(nnx.Module):
         return q, KeyValue(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
 
     def __call__(
-        self, x: jax.Array, angles: jax.Array, mask: AnyArray
-    ) -> tuple[jax.Array, KeyValue]:
-        """Attention within rows; `mask` is bool [b t s]."""
+        self,
+        x: Float[Array, "b t d"],
+        angles: Float[Array, "b t f"],
+        mask: Bool[AnyArray, "b t t"],
+    ) -> tuple[Float[Array, "b t d"], KeyValue]:
+        """Attention within rows; `mask` says which token looks at which."""
         q, own = self.project(x, angles)
         return self.o_proj(attend(q, own.key, own.value, mask, self.implementation)), own
 
     def behind_prefix(
         self,
-        q: jax.Array,
+        q: Float[Array, "b g t h k"],
         prefix: KeyValue,
         own: KeyValue,
-        prefix_mask: AnyArray,
-        own_mask: AnyArray,
-    ) -> jax.Array:
+        prefix_mask: Bool[AnyArray, "b s"],
+        own_mask: Bool[AnyArray, "b g t u"],
+    ) -> Float[Array, "b g t d"]:
         """Attention of several continuations to one shared prompt and to themselves.
 
         Args:
-            q: [b g t h k].
+            q: rotated queries.
             prefix: keys and values of the prompt, [b n s k], stored once per prompt.
             own: keys and values of the continuations, [b n g u k].
-            prefix_mask: bool [b s].
-            own_mask: bool [b g t u].
-
-        Returns:
-            [b g t d]
+            prefix_mask: False at padding.
+            own_mask: which continuation tokens each may look at.
         """
         batch, group, length, heads, size = q.shape
         kv_heads, wide = prefix.key.shape[1], jnp.float32
@@ -125,7 +127,7 @@ class DecoderLayer(nnx.Module):
         sizes = (config.hidden_dim, config.intermediate_dim)
         self.mlp = GatedMlp(*sizes, bias=False, lora=lora, keys=keys)
 
-    def feed_forward(self, x: jax.Array) -> jax.Array:
+    def feed_forward(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
         """The second half of the block."""
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -161,27 +163,35 @@ class Decoder(nnx.Module):
         self.execution = execution
         self.rotary = rotary
 
-    def embed(self, tokens: AnyArray) -> jax.Array:
-        """Rows [... d] of the token table, in the type of the activations."""
+    def embed(self, tokens: Int[AnyArray, "*n"]) -> Float[Array, "*n d"]:
+        """Rows of the token table, in the type of the activations."""
         return jnp.take(self.embed_tokens[...], tokens, axis=0).astype(self.execution.dtype)
 
-    def _angles(self, positions: AnyArray) -> jax.Array:
+    def _angles(self, positions: Int[AnyArray, "b 3 t"]) -> Float[Array, "b t f"]:
         config = self.config
         return self.rotary(positions, config.head_dim, config.rope_theta, config.mrope_section)
 
-    def __call__(self, x: jax.Array, positions: AnyArray, token_mask: AnyArray) -> jax.Array:
-        """Hidden states [b t d] after the final norm.
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        positions: Int[AnyArray, "b 3 t"],
+        token_mask: Bool[AnyArray, "b t"],
+    ) -> Float[Array, "b t d"]:
+        """Hidden states after the final norm.
 
         Args:
-            x: embeddings [b t d].
-            positions: int32 [b 3 t].
-            token_mask: bool [b t], False at padding on either side.
+            x: embeddings.
+            positions: time, row and column.
+            token_mask: False at padding on either side.
         """
         return self.norm(self._through(x, positions, token_mask, lambda own, out: None)[0])
 
     def prefill(
-        self, x: jax.Array, positions: AnyArray, token_mask: AnyArray
-    ) -> tuple[jax.Array, KeyValue]:
+        self,
+        x: Float[Array, "b t d"],
+        positions: Int[AnyArray, "b 3 t"],
+        token_mask: Bool[AnyArray, "b t"],
+    ) -> tuple[Float[Array, "b t d"], KeyValue]:
         """As a call; also the keys and values of all layers, [l b n t k]."""
         x, stored = self._through(x, positions, token_mask, lambda own, out: own)
         return self.norm(x), stored
@@ -200,17 +210,22 @@ class Decoder(nnx.Module):
         layers = [nnx.merge(graphdef, one) for one in unstack(state, count)]
         return layers, unstack(prefix, count), unstack(cache, count)
 
-    def layer_outputs(self, x: jax.Array, positions: AnyArray, token_mask: AnyArray) -> jax.Array:
-        """What each layer hands on, [l b t d], before the final norm; for looking inside."""
+    def layer_outputs(
+        self,
+        x: Float[Array, "b t d"],
+        positions: Int[AnyArray, "b 3 t"],
+        token_mask: Bool[AnyArray, "b t"],
+    ) -> Float[Array, "l b t d"]:
+        """What each layer hands on, before the final norm; for looking inside."""
         return self._through(x, positions, token_mask, lambda own, out: out)[1]
 
     def _through(
         self,
-        x: jax.Array,
-        positions: AnyArray,
-        token_mask: AnyArray,
+        x: Float[Array, "b t d"],
+        positions: Int[AnyArray, "b 3 t"],
+        token_mask: Bool[AnyArray, "b t"],
         keep: Callable[[KeyValue, jax.Array], PyTree],
-    ) -> tuple[jax.Array, PyTree]:
+    ) -> tuple[Float[Array, "b t d"], PyTree]:
         length = x.shape[1]
         causal = jnp.tril(jnp.ones((length, length), bool))[None]
         mask = causal & token_mask[:, None, :]
@@ -226,23 +241,23 @@ class Decoder(nnx.Module):
 
     def continue_from(
         self,
-        x: jax.Array,
-        start: jax.Array,
+        x: Float[Array, "b g t d"],
+        start: Int[Array, " b"],
         prefix: Cache,
-        prefix_mask: AnyArray,
-        own_mask: AnyArray,
+        prefix_mask: Bool[AnyArray, "b s"],
+        own_mask: Bool[AnyArray, "b g t u"],
         cache: Cache | None = None,
-        place: jax.Array | int = 0,
+        place: Int[Array, ""] | int = 0,
         layers: DecoderLayer | list[DecoderLayer] | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
+    ) -> tuple[Float[Array, "b g t d"], Cache | None]:
         """Text that continues prompts, several continuations a prompt.
 
         Args:
-            x: embeddings [b g t d].
-            start: int32 [b], position of the first continuation token of each prompt.
+            x: embeddings.
+            start: position of the first continuation token of each prompt.
             prefix: the prompts' keys and values, [l b n s k].
-            prefix_mask: bool [b s].
-            own_mask: bool [b g t u], which continuation tokens each may look at.
+            prefix_mask: False at padding.
+            own_mask: which continuation tokens each may look at.
             cache: keys and values of u continuation places, [l b n g u k]; the t new ones are
                 written at `place`. None: the t tokens are all there is (u = t).
             place: index of the first of the t tokens in the continuation.
@@ -250,7 +265,7 @@ class Decoder(nnx.Module):
                 own stack without.
 
         Returns:
-            Hidden states [b g t d], and the cache with the new entries.
+            Hidden states, and the cache with the new entries.
         """
         batch, group, length, width = x.shape
         steps = start[:, None] + place + jnp.arange(length, dtype=jnp.int32)[None]

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from afmrl_jax.config import Execution, LoraConfig
-from afmrl_jax.types import PyTree
+from afmrl_jax.types import Array, Float, PyTree
 
 Layer = TypeVar("Layer", bound=nnx.Module)
 
@@ -71,8 +71,8 @@ class Linear(nnx.Module):
             # Zero, so that a new adapter changes nothing.
             self.lora_b = nnx.Param(jnp.zeros((lora.rank, outputs), jnp.float32))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[... inputs] to [... outputs]."""
+    def __call__(self, x: Float[Array, "*n inputs"]) -> Float[Array, "*n outputs"]:
+        """Of each vector by itself."""
         out = jnp.dot(x, self.kernel[...].astype(x.dtype))
         if self.lora_scale:
             low = jnp.dot(x, self.lora_a[...].astype(x.dtype))
@@ -89,8 +89,8 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((size,), jnp.float32))
         self.eps = eps
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[... d], in float32 inside."""
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        """Of each vector by itself, in float32 inside."""
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.eps)
         return (wide * _along_last(self.scale[...], x.ndim, jnp.float32)).astype(x.dtype)
@@ -104,8 +104,8 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((size,), jnp.float32))
         self.eps = eps
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[... d], in float32 inside."""
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        """Of each vector by itself, in float32 inside."""
         wide = x.astype(jnp.float32)
         wide = wide - jnp.mean(wide, -1, keepdims=True)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.eps)

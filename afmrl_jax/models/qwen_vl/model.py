@@ -15,7 +15,7 @@ from afmrl_jax.models.qwen_vl.rope import Rotary, mrope_angles
 from afmrl_jax.models.qwen_vl.vision import VisionStyle, VisionTower
 from afmrl_jax.models.token_logprobs import Head
 from afmrl_jax.parallel.layout import rows_over_data
-from afmrl_jax.types import AnyArray, Float, Int
+from afmrl_jax.types import AnyArray, Array, Float, Int
 
 
 class QwenVL(nnx.Module):
@@ -67,13 +67,13 @@ class QwenVL(nnx.Module):
 
     def embed(
         self,
-        tokens: AnyArray,
+        tokens: Int[AnyArray, "b t"],
         visual: VisualFeatures | None = None,
-        visual_start: AnyArray | None = None,
+        visual_start: Int[AnyArray, " b"] | None = None,
         *,
         shares: int = 1,
-    ) -> jax.Array:
-        """Token embeddings [b t d], with visual tokens at the picture places.
+    ) -> Float[Array, "b t d"]:
+        """Token embeddings, with visual tokens at the picture places.
 
         Args:
             tokens: int32 [b t].
@@ -95,8 +95,8 @@ class QwenVL(nnx.Module):
         chosen = _take(visual.tokens, number, shares)
         return rows_over_data(jnp.where(place[..., None], chosen.astype(embedded.dtype), embedded))
 
-    def inputs(self, batch: VLBatch, visual: VisualFeatures | None = None) -> jax.Array:
-        """Embeddings [b t d] of a batch; where `visual` is given, the vision tower does not run."""
+    def inputs(self, batch: VLBatch, visual: VisualFeatures | None = None) -> Float[Array, "b t d"]:
+        """Embeddings of a batch; where `visual` is given, the vision tower does not run."""
         if visual is None:
             visual = self.visual_of(batch)
         return self.embed(batch.tokens, visual, batch.visual_start)
@@ -106,18 +106,22 @@ class QwenVL(nnx.Module):
         own = self.lm_head
         return Head(self.model.embed_tokens[...], True) if own is None else Head(own[...], False)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """Vocabulary logits [... v] in float32."""
+    def logits(self, hidden: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
+        """Vocabulary logits in float32."""
         return self.head().logits(hidden)
 
-    def __call__(self, batch: VLBatch, visual: VisualFeatures | None = None) -> jax.Array:
-        """Hidden states [b t d] after the final norm."""
+    def __call__(
+        self, batch: VLBatch, visual: VisualFeatures | None = None
+    ) -> Float[Array, "b t d"]:
+        """Hidden states after the final norm."""
         embedded = self.inputs(batch, visual)
         return self.model(embedded, batch.positions, batch.token_mask)
 
 
-def _take(visual_tokens: jax.Array, number: jax.Array, shares: int) -> jax.Array:
-    """Visual tokens [b t d] by their numbers [b t], each part of the rows from its own part."""
+def _take(
+    visual_tokens: Float[AnyArray, "n s d"], number: Int[Array, "b t"], shares: int
+) -> Float[Array, "b t d"]:
+    """Visual tokens by their numbers, each part of the rows from its own part."""
     flat = visual_tokens.reshape(shares, -1, visual_tokens.shape[-1])
     number = jnp.clip(number, 0, flat.shape[1] - 1)
     if shares == 1:

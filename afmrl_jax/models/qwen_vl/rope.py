@@ -8,21 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from afmrl_jax.types import AnyArray
+from afmrl_jax.types import AnyArray, Array, Float, Int
 
 Rotary = Callable[[jax.Array, int, float, tuple[int, int, int]], jax.Array]
 """A decoder's rule of rotary positions, as `mrope_angles`."""
 
 
-def vision_angles(position: AnyArray, head_dim: int) -> jax.Array:
+def vision_angles(position: Int[AnyArray, "n p 2"], head_dim: int) -> Float[Array, "n p f"]:
     """Angles of the vision tower: the first half of the frequencies turn with the row.
 
     Args:
-        position: int32 [n p 2], (row, column) in patches.
+        position: (row, column) in patches.
         head_dim: size of a head.
 
     Returns:
-        float32 [n p head_dim/2]
+        float32; f is head_dim / 2.
     """
     quarter = head_dim // 4
     frequency = 1.0 / 10000.0 ** (np.arange(quarter, dtype=np.float32) / quarter)
@@ -31,18 +31,21 @@ def vision_angles(position: AnyArray, head_dim: int) -> jax.Array:
 
 
 def mrope_angles(
-    positions: AnyArray, head_dim: int, theta: float, sections: tuple[int, int, int]
-) -> jax.Array:
+    positions: Int[AnyArray, "b 3 t"],
+    head_dim: int,
+    theta: float,
+    sections: tuple[int, int, int],
+) -> Float[Array, "b t f"]:
     """Angles of the decoder; `sections` says how many frequencies follow which axis.
 
     Args:
-        positions: int32 [b 3 t].
+        positions: time, row and column.
         head_dim: size of a head.
         theta: base of the frequencies.
         sections: frequencies of time, row and column; they sum to head_dim / 2.
 
     Returns:
-        float32 [b t head_dim/2]
+        float32; f is head_dim / 2.
     """
     half = head_dim // 2
     frequency = 1.0 / theta ** (np.arange(half, dtype=np.float32) / half)
@@ -51,12 +54,12 @@ def mrope_angles(
     return jnp.swapaxes(chosen, 1, 2) * jnp.asarray(frequency, jnp.float32)[None, None]
 
 
-def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
+def rotate(x: Float[Array, "b t h k"], angles: Float[Array, "b t f"]) -> Float[Array, "b t h k"]:
     """Turn pairs (i, i + k/2) of each head by `angles`.
 
     Args:
-        x: [b t h k].
-        angles: float32 [b t k/2].
+        x: heads.
+        angles: float32; f is k / 2.
     """
     cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

@@ -22,7 +22,7 @@ from afmrl_jax.models.qwen_vl.layers import (
 )
 from afmrl_jax.models.qwen_vl.rope import rotate, vision_angles
 from afmrl_jax.parallel.layout import rows_over_data
-from afmrl_jax.types import AnyArray, PyTree
+from afmrl_jax.types import AnyArray, Array, Bool, Float, Int, PyTree
 
 
 class VisionAttention(nnx.Module):
@@ -35,8 +35,13 @@ class VisionAttention(nnx.Module):
         self.num_heads = config.num_heads
         self.implementation = execution.attention
 
-    def __call__(self, x: jax.Array, angles: jax.Array, mask: AnyArray) -> jax.Array:
-        """[n p d], with rotary `angles` and a mask [n p p] of who sees whom."""
+    def __call__(
+        self,
+        x: Float[Array, "n p d"],
+        angles: Float[Array, "n p f"],
+        mask: Bool[AnyArray, "n p p"],
+    ) -> Float[Array, "n p d"]:
+        """Patches with rotary `angles` and a mask of which sees which."""
         batch, patches, size = x.shape
         qkv = self.qkv(x).reshape(batch, patches, 3, self.num_heads, size // self.num_heads)
         q, k = rotate(qkv[:, :, 0], angles), rotate(qkv[:, :, 1], angles)
@@ -51,8 +56,8 @@ class QuickGeluMlp(nnx.Module):
         self.fc1 = Linear(config.embed_dim, config.intermediate, bias=True, keys=keys)
         self.fc2 = Linear(config.intermediate, config.embed_dim, bias=True, keys=keys)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[n p d]."""
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        """Of each vector by itself."""
         x = self.fc1(x)
         return self.fc2(x * jax.nn.sigmoid(1.702 * x))
 
@@ -77,8 +82,8 @@ class GatedMlp(nnx.Module):
         self.up_proj = linear("up_proj", size, intermediate)
         self.down_proj = linear("down_proj", intermediate, size)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[n p d]."""
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        """Of each vector by itself."""
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -123,8 +128,13 @@ class VisionBlock(nnx.Module):
         self.mlp = style.mlp(vision, keys)
         self.attn = VisionAttention(vision, execution, keys=keys)
 
-    def __call__(self, x: jax.Array, angles: jax.Array, mask: AnyArray) -> jax.Array:
-        """[n p d], as in `VisionAttention`."""
+    def __call__(
+        self,
+        x: Float[Array, "n p d"],
+        angles: Float[Array, "n p f"],
+        mask: Bool[AnyArray, "n p p"],
+    ) -> Float[Array, "n p d"]:
+        """As in `VisionAttention`."""
         x = rows_over_data(x)
         x = rows_over_data(x + self.attn(self.norm1(x), angles, mask))
         return rows_over_data(x + self.mlp(self.norm2(x)))
@@ -137,8 +147,8 @@ class PatchEmbed(nnx.Module):
         inputs = config.in_channels * config.temporal_patch_size * config.patch_size**2
         self.proj = Linear(inputs, config.embed_dim, bias=False, keys=keys)
 
-    def __call__(self, patches: AnyArray) -> jax.Array:
-        """[n p f] to [n p d]."""
+    def __call__(self, patches: Float[AnyArray, "n p f"]) -> Float[Array, "n p d"]:
+        """Of each patch by itself."""
         return self.proj(jnp.asarray(patches))
 
 
@@ -184,27 +194,37 @@ class VisionTower(nnx.Module):
         self.windows = style.windows
         self.execution = execution
 
-    def __call__(self, patches: AnyArray, segment: AnyArray, position: AnyArray) -> jax.Array:
-        """Merged tokens [n p/merge^2 d] of patches in merge-block order.
+    def __call__(
+        self,
+        patches: Float[AnyArray, "n p f"],
+        segment: Int[AnyArray, "n p"],
+        position: Int[AnyArray, "n p 2"],
+    ) -> Float[Array, "n s d"]:
+        """Merged tokens, s = p / merge_size^2, of patches in merge-block order.
 
         Args:
-            patches: float [n p f], flattened normalised pixels; several pictures may share a bin n.
-            segment: int32 [n p], number of the picture inside the bin, from 1; 0 is padding.
-            position: int32 [n p 2], (row, column) in patches.
+            patches: flattened normalised pixels; several pictures may share a bin n.
+            segment: number of the picture inside the bin, from 1; 0 is padding.
+            position: (row, column) in patches.
         """
         return self.merger(self._through(patches, segment, position, lambda out: None)[0])
 
-    def block_outputs(self, patches: AnyArray, segment: AnyArray, position: AnyArray) -> jax.Array:
-        """What each block hands on, [l n p d]; for looking inside."""
+    def block_outputs(
+        self,
+        patches: Float[AnyArray, "n p f"],
+        segment: Int[AnyArray, "n p"],
+        position: Int[AnyArray, "n p 2"],
+    ) -> Float[Array, "l n p d"]:
+        """What each block hands on; for looking inside."""
         return self._through(patches, segment, position, lambda out: out)[1]
 
     def _through(
         self,
-        patches: AnyArray,
-        segment: AnyArray,
-        position: AnyArray,
+        patches: Float[AnyArray, "n p f"],
+        segment: Int[AnyArray, "n p"],
+        position: Int[AnyArray, "n p 2"],
         keep: Callable[[jax.Array], PyTree],
-    ) -> tuple[jax.Array, PyTree]:
+    ) -> tuple[Float[Array, "n p d"], PyTree]:
         vision = self.config.vision
         angles = vision_angles(position, vision.embed_dim // vision.num_heads)
         same = segment[:, :, None] == segment[:, None, :]

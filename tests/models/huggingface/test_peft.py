@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,7 +22,7 @@ WEIGHTS = "adapter_model.safetensors"
 def randomised(params, seed=1):
     rng = np.random.default_rng(seed)
     return {
-        n: np.asarray(0.1 * rng.normal(size=x.shape), np.float32) if is_adapter(n) else x
+        n: jnp.asarray(0.1 * rng.normal(size=x.shape), jnp.float32) if is_adapter(n) else x
         for n, x in params.items()
     }
 
