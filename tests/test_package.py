@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "afmrl_jax"
 ORDER = (
     ("errors", "types"),
-    ("config", "runtime"),
+    ("runtime",),
+    ("config",),
     ("data",),
     ("parallel", "testing"),
     ("models",),

@@ -10,7 +10,7 @@ import numpy as np
 from afmrl_jax.errors import RunError
 from afmrl_jax.evaluation.per_query import FOLDER, QueryValues, read_query_values
 from afmrl_jax.evaluation.statistics import intervals, sign_flip_p_value
-from afmrl_jax.runtime.files import read_json
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.object_store import working_copy
 from afmrl_jax.types import JsonObject
 

@@ -16,7 +16,7 @@ from afmrl_jax.inference.systems import System, systems_of
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.parallel.mesh import host_share, make_mesh
 from afmrl_jax.retrieval.encoder import Encoder
-from afmrl_jax.runtime.files import read_json
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.object_store import working_copy
 from afmrl_jax.training.model_store import ModelStore
 

@@ -21,7 +21,7 @@ from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.huggingface.folder import base_folder
 from afmrl_jax.models.huggingface.peft import is_peft_folder
 from afmrl_jax.parallel.mesh import make_mesh
-from afmrl_jax.runtime.files import read_json
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.object_store import working_copy
 from afmrl_jax.training.partition import read_model
 from afmrl_jax.types import JsonObject

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from afmrl_jax.config import RunConfig, from_dict
 from afmrl_jax.runs.pipeline import Pipeline
-from afmrl_jax.runtime.files import read_json
 from afmrl_jax.runtime.hardware import machine
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.runtime.setup import open_run, reported
 

@@ -15,7 +15,7 @@ from afmrl_jax.reporting import plots, stages, tables
 from afmrl_jax.reporting.gallery import Attributes, compare_attributes, read_gallery, thumbnail
 from afmrl_jax.reporting.page import render
 from afmrl_jax.reporting.report import duration
-from afmrl_jax.runtime.files import read_json
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.types import JsonObject
 
 SHOWN_TASKS = ("fine", "coarse", "image_to_multimodal")

@@ -16,7 +16,8 @@ from afmrl_jax.errors import RunError
 from afmrl_jax.reporting import detail, paper, plots, stages, tables
 from afmrl_jax.reporting.gallery import read_gallery
 from afmrl_jax.reporting.page import render
-from afmrl_jax.runtime.files import read_json, write_text
+from afmrl_jax.runtime.files import write_text
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.training.rar.monitor import raised
 from afmrl_jax.training.rar.sample_log import read_samples
 from afmrl_jax.types import JsonObject

@@ -11,7 +11,7 @@ from pathlib import Path
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.huggingface.safetensors import stored_tensors
 from afmrl_jax.reporting.tables import number
-from afmrl_jax.runtime.files import read_json
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.types import JsonObject
 
 ORDER = (

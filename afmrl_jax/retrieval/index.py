@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.retrieval.types import SearchIndex
-from afmrl_jax.runtime.files import read_json
+from afmrl_jax.runtime.json_files import read_json
 
 
 def load_index(

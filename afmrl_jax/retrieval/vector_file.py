@@ -10,7 +10,8 @@ from typing import IO
 import numpy as np
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.runtime.files import disk_full, is_disk_full, read_json, write_json
+from afmrl_jax.runtime.files import disk_full, is_disk_full, write_json
+from afmrl_jax.runtime.json_files import read_json
 
 
 class VectorFile:

@@ -27,7 +27,8 @@ from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.huggingface.folder import base_folder, save_model
 from afmrl_jax.models.lora import merge_lora
 from afmrl_jax.retrieval.encoder import Encoder
-from afmrl_jax.runtime.files import atomic_path, read_json, write_json, write_text
+from afmrl_jax.runtime.files import atomic_path, write_json, write_text
+from afmrl_jax.runtime.json_files import read_json
 
 PORTABLE = Path(__file__).parent / "portable"
 MODULE = "afmrl_embedder.py"

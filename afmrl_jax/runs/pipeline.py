@@ -27,7 +27,8 @@ from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.objectives.rewards import find_reward
 from afmrl_jax.parallel.mesh import host_share, make_mesh
 from afmrl_jax.retrieval.encoder import Encoder
-from afmrl_jax.runtime.files import read_json, write_json
+from afmrl_jax.runtime.files import write_json
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.training.agcl import train_agcl
 from afmrl_jax.training.annotate import annotate

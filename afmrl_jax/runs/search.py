@@ -14,7 +14,7 @@ from afmrl_jax.inference.embedder import Embedder
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.inference.index import Index
 from afmrl_jax.runs.embed import ABOUT, LISTINGS
-from afmrl_jax.runtime.files import read_json
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.types import JsonObject
 
 BATCH = 256

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
+import glob
 import hashlib
 import itertools
 import json
 import os
 import re
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from afmrl_jax.errors import ConfigError, RunError
 
@@ -84,34 +88,76 @@ def is_local(path: Path) -> bool:
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """A path to write to; it takes the name `path` only if the block ends without an error.
 
-    Works for a file and for a folder. What a killed process left under the temporary name is
-    overwritten by the next one. If another process of the job does the writing, the path is a
-    scratch one that is discarded.
+    Works for a file and for a folder, and for several processes at once: each has a temporary name
+    of its own, and the last to end wins. What a killed process left is removed by the next one. If
+    another process of the job does the writing, the path is a scratch one that is discarded.
 
     Raises:
-        RunError: the disk is full; the message names the file.
+        RunError: the disk is full or cannot be written to; the message names the file.
     """
     path = Path(path)
     if not _WRITES:
         with tempfile.TemporaryDirectory() as scratch:
             yield Path(scratch) / path.name
         return
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = _temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)
+        _remove_abandoned(path)
         yield temporary
-        if temporary.is_dir() and path.exists():
-            _remove(path)
-        os.replace(temporary, path)
+        if temporary.is_dir() and path.is_dir():
+            _exchange(temporary, path)
+            _remove(temporary)
+        else:
+            os.replace(temporary, path)
     except OSError as error:
         _remove(temporary)
-        if error.errno == errno.ENOSPC:
-            raise disk_full(path) from error
-        raise
+        raise (unwritable(path, error) or error) from error
     except BaseException:
         _remove(temporary)
         raise
+
+
+_HOST = hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:6]
+_TEMPORARY = re.compile(r"\.(.+)\.([0-9a-f]{6})-([0-9]+)-[0-9a-f]{8}\.partial", re.DOTALL)
+_SHOWN = 40
+"""Letters of a name that its temporary one repeats, because names may have 255 bytes."""
+
+
+def _temporary_name(path: Path) -> Path:
+    own = f"{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
+    return path.with_name(f".{path.name[:_SHOWN]}.{own}.partial")
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove temporary files for `path` whose process, on this machine, no longer lives."""
+    for found in path.parent.glob(f".{glob.escape(path.name[:_SHOWN])}.*.partial"):
+        match = _TEMPORARY.fullmatch(found.name)
+        if match and match[2] == _HOST and not _alive(int(match[3])):
+            _remove(found)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two folders' names, so that at no moment either is missing where the system can."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    arguments = (here, os.fsencode(one), here, os.fsencode(other), swap)
+    if hasattr(libc, "renameat2") and libc.renameat2(*arguments) == 0:
+        return
+    aside = _temporary_name(other)
+    os.rename(other, aside)
+    os.rename(one, other)
+    os.rename(aside, one)
 
 
 def take_lock(file: IO[str]) -> bool:
@@ -123,14 +169,47 @@ def take_lock(file: IO[str]) -> bool:
     return True
 
 
+def open_lock(path: Path | str) -> IO[str]:
+    """A file to lock, made where there is none; its content is left as it is.
+
+    Raises:
+        RunError: the path is a link, a folder, a pipe or a device, or cannot be opened.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        handle = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR):
+            raise RunError(
+                f"{path} should be a lock file and is a link or a folder; remove it"
+            ) from error
+        raise (unwritable(path, error) or error) from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise RunError(f"{path} should be a lock file and is a pipe or a device; remove it")
+    return os.fdopen(handle, "r+")
+
+
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Hold the lock of a file; calls `waiting` before waiting for another process that holds it."""
-    with path.open("w") as file:
+    with open_lock(path) as file:
         if not take_lock(file):
             waiting()
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def unwritable(path: Path | str, error: OSError) -> RunError | None:
+    """What to tell the user of an error in writing, or None if that is not theirs to mend."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return disk_full(path)
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG):
+        return RunError(
+            f"{path} cannot be written ({error.strerror}); choose another place, or make this one "
+            "writable"
+        )
+    return None
 
 
 def disk_full(path: Path | str) -> RunError:
@@ -171,35 +250,6 @@ def write_text(path: Path | str, text: str) -> Path:
 def write_json(path: Path | str, value: object) -> Path:
     """Write indented JSON, completely or not at all."""
     return write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path | str) -> Any:
-    """Read a JSON file; if it is broken, the error names it."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise RunError(f"{path} is not valid JSON ({error}); delete it and run again") from error
-
-
-def read_lines(path: Path | str, *, repair: bool = False) -> list[str]:
-    """The complete lines of an append-only file; none if the file does not exist.
-
-    A torn last line, as a killed process leaves it, is skipped.
-
-    Args:
-        path: of the file.
-        repair: also truncate the torn line, so that the file can be appended to.
-    """
-    path = Path(path)
-    if not path.is_file():
-        return []
-    raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if repair and len(whole) < len(raw):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    # Not `splitlines`, which also splits at some characters inside JSON text.
-    return whole.decode().split("\n")[:-1]
 
 
 def file_hash(path: Path | str) -> str:

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from afmrl_jax.runtime.files import disk_full, is_disk_full, is_writer, read_lines, write_text
+from afmrl_jax.runtime.files import disk_full, is_disk_full, is_writer, write_text
+from afmrl_jax.runtime.json_files import read_records
 from afmrl_jax.types import JsonObject
 
 if TYPE_CHECKING:
@@ -73,4 +74,4 @@ def resident_memory() -> dict[str, float]:
 
 def read_metrics(path: Path) -> list[JsonObject]:
     """The metrics of each step; from a file that is being written, those of its complete lines."""
-    return [json.loads(line) for line in read_lines(path)]
+    return read_records(path)

@@ -20,10 +20,11 @@ from afmrl_jax.runtime.files import (
     atomic_path,
     first_unused,
     locked,
-    read_json,
+    open_lock,
     take_lock,
     write_json,
 )
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.types import JsonObject
 
@@ -254,9 +255,9 @@ class WorkingCopy:
     def _in_use(self) -> bool:
         """Whether a job holds the folder, as `training.run_directory.Run` does."""
         path = self.folder / LOCK
-        if not path.is_file():
+        if not path.exists():
             return False
-        with path.open("a") as lock:
+        with open_lock(path) as lock:
             return not take_lock(lock)
 
     def _put_aside(self) -> None:

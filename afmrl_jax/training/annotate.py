@@ -21,7 +21,8 @@ from afmrl_jax.models.architecture import Architecture, Params, identity
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.parallel.sharding import place, place_batch
 from afmrl_jax.runtime.distributed import barrier, to_host
-from afmrl_jax.runtime.files import disk_full, is_disk_full, is_writer, read_lines
+from afmrl_jax.runtime.files import disk_full, is_disk_full, is_writer
+from afmrl_jax.runtime.json_files import read_records
 from afmrl_jax.runtime.object_store import keep
 from afmrl_jax.runtime.preemption import heed
 from afmrl_jax.runtime.progress import Progress, log_info
@@ -174,5 +175,4 @@ def _record(listing_id: str, text: str, malformed: bool) -> JsonObject:
 
 def _read_partial(path: Path) -> dict[str, JsonObject]:
     """Records of an unfinished file, by listing id."""
-    records = [json.loads(line) for line in read_lines(path, repair=is_writer())]
-    return {record["listing_id"]: record for record in records}
+    return {record["listing_id"]: record for record in read_records(path, repair=is_writer())}

@@ -18,7 +18,8 @@ import orbax.checkpoint as ocp
 
 from afmrl_jax.config import KeptCheckpoints
 from afmrl_jax.runtime.distributed import barrier, broadcast_from_first, is_first_process
-from afmrl_jax.runtime.files import disk_full, first_unused, is_disk_full, read_json, write_json
+from afmrl_jax.runtime.files import disk_full, first_unused, is_disk_full, write_json
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.object_store import keep
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.training.state import TrainState

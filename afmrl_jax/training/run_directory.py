@@ -16,7 +16,8 @@ from afmrl_jax.runtime.distributed import (
     is_first_process,
     run_on_first,
 )
-from afmrl_jax.runtime.files import file_hash, read_json, take_lock, write_json
+from afmrl_jax.runtime.files import file_hash, open_lock, take_lock, write_json
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.object_store import hold, keep
 from afmrl_jax.runtime.preemption import heed
 from afmrl_jax.runtime.progress import log_info
@@ -36,7 +37,7 @@ class Run:
         self.config = config
         self.did_something = False
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder / LOCK).open("w") if is_first_process() else None
+        self._lock = open_lock(folder / LOCK) if is_first_process() else None
         try:
             run_on_first(self._hold, f"taking {folder}")
             check_shared(folder)

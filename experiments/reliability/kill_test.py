@@ -30,7 +30,8 @@ import tyro
 from afmrl_jax.config import KeptCheckpoints
 from afmrl_jax.errors import RunError
 from afmrl_jax.performance.record import write_record
-from afmrl_jax.runtime.files import read_json, write_json
+from afmrl_jax.runtime.files import write_json
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.preemption import STATUS
 from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.runtime.setup import reported

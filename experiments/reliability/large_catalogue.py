@@ -32,7 +32,7 @@ from afmrl_jax.data.catalogue.records import Catalogue
 from afmrl_jax.errors import RunError
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.performance.record import write_record
-from afmrl_jax.runtime.files import read_json
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.runtime.setup import reported
 from afmrl_jax.types import JsonObject

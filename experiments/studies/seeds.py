@@ -18,7 +18,8 @@ import tyro
 from afmrl_jax.evaluation.statistics import spread, verdict
 from afmrl_jax.evaluation.tasks import TASKS
 from afmrl_jax.runtime.distributed import first_task
-from afmrl_jax.runtime.files import read_json, write_json
+from afmrl_jax.runtime.files import write_json
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.runtime.setup import reported
 from afmrl_jax.types import JsonObject

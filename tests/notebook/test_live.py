@@ -10,7 +10,8 @@ import pytest
 from afmrl_jax.config import RunConfig, to_dict
 from afmrl_jax.errors import RunError
 from afmrl_jax.notebook import live
-from afmrl_jax.runtime.files import read_json, write_json, write_text
+from afmrl_jax.runtime.files import write_json, write_text
+from afmrl_jax.runtime.json_files import read_json
 
 # Goes on only when its first curve has been seen.
 CHILD = """

@@ -15,7 +15,7 @@ from afmrl_jax.models.huggingface.peft import is_peft_folder
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.runs.export import export
 from afmrl_jax.runs.pipeline import Pipeline
-from afmrl_jax.runtime.files import read_json
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.testing import tiny_config
 from afmrl_jax.training.model_store import ModelStore
 

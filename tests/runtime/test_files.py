@@ -1,11 +1,15 @@
 """Files that are whole or absent."""
 
 import errno
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.runtime.files import atomic_path, is_disk_full, read_json, read_lines, write_json
+from afmrl_jax.runtime.files import atomic_path, is_disk_full, locked, open_lock, write_text
 
 
 def fail_half_way(path, error):
@@ -46,20 +50,78 @@ def test_a_full_disk_is_recognised_behind_other_errors():
     assert not is_disk_full(None)
 
 
-def test_broken_json_is_named(tmp_path):
-    write_json(tmp_path / "a.json", {"b": [1, 2]})
-    assert read_json(tmp_path / "a.json") == {"b": [1, 2]}
-    (tmp_path / "a.json").write_text("{")
-    with pytest.raises(RunError, match=r"a\.json is not valid JSON"):
-        read_json(tmp_path / "a.json")
+WRITER = """
+import sys
+from afmrl_jax.runtime.files import write_text
+for number in range(int(sys.argv[3])):
+    write_text(sys.argv[1], sys.argv[2] * 2_000_000)
+"""
 
 
-def test_lines_are_whole_and_end_at_line_feeds_alone(tmp_path):
-    path = tmp_path / "lines.jsonl"
-    assert read_lines(path) == []
-    # A title may hold what Unicode calls a line separator.
-    path.write_bytes("a\u2028b\nc\x85d\nto".encode())
-    assert read_lines(path) == ["a\u2028b", "c\x85d"]
-    assert path.read_bytes().endswith(b"\nto")
-    assert read_lines(path, repair=True) == ["a\u2028b", "c\x85d"]
-    assert path.read_bytes() == "a\u2028b\nc\x85d\n".encode()
+def test_no_read_is_torn_while_two_processes_write(tmp_path):
+    path = tmp_path / "shared.txt"
+    write_text(path, "a" * 2_000_000)
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(path), letter, "60"]) for letter in "ab"
+    ]
+    reads = 0
+    while any(x.poll() is None for x in writers):
+        found = path.read_text()
+        reads += 1
+        assert len(found) == 2_000_000
+        assert len(set(found)) == 1
+    assert [x.returncode for x in writers] == [0, 0]
+    assert reads > 10
+    assert [x.name for x in tmp_path.iterdir()] == ["shared.txt"]
+
+
+def test_a_folder_is_there_at_every_moment_of_its_replacement(tmp_path):
+    folder = tmp_path / "folder"
+
+    def write(text):
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            (temporary / "text").write_text(text)
+
+    write("0")
+    with ThreadPoolExecutor(1) as pool:
+        replacing = pool.submit(lambda: [write(str(x)) for x in range(200)])
+        while not replacing.done():
+            assert folder.is_dir()
+        replacing.result()
+    assert (folder / "text").read_text() == "199"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(tmp_path):
+    path = tmp_path / "file.txt"
+    with atomic_path(path) as temporary:
+        (mine := temporary).write_text("half")
+        own, process = f"-{os.getpid()}-", subprocess.Popen([sys.executable, "-c", ""])
+        process.wait()
+        dead = temporary.with_name(temporary.name.replace(own, f"-{process.pid}-"))
+        dead.write_text("left behind")
+        write_text(path, "another")
+        assert mine.exists()
+        assert not dead.exists()
+    assert path.read_text() == "half"
+
+
+def test_names_may_be_as_long_as_the_file_system_allows(tmp_path):
+    path = tmp_path / ("n" * 251 + ".txt")
+    write_text(path, "x")
+    assert path.read_text() == "x"
+
+
+def test_a_lock_follows_no_link_and_empties_nothing(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    (tmp_path / ".lock").symlink_to(precious)
+    with pytest.raises(RunError, match=r"\.lock should be a lock file and is a link"):
+        open_lock(tmp_path / ".lock")
+    with locked(precious, waiting=lambda: None):
+        pass
+    assert precious.read_text() == "kept"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RunError, match="is a pipe"):
+        open_lock(tmp_path / "pipe")

@@ -353,6 +353,7 @@ def test_a_home_that_cannot_be_reached_is_named(bucket, machine, monkeypatch):
     assert files(folder) == {"a": b"1"}
 
 
+@pytest.mark.usefixtures("unchecked")  # Stand-ins for a model.
 def test_lists_that_were_written_go_home_before_all_are(
     bucket, machine, badge_listings, monkeypatch
 ):

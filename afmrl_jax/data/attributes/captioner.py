@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 from afmrl_jax.data.attributes.text_format import is_malformed, salvage_attributes
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.errors import ConfigError, RunError
-from afmrl_jax.runtime.files import disk_full, is_disk_full, read_lines
+from afmrl_jax.runtime.files import disk_full, is_disk_full
+from afmrl_jax.runtime.json_files import checked, read_records
 from afmrl_jax.runtime.progress import Progress, log_info
 
 if TYPE_CHECKING:
@@ -72,6 +73,15 @@ class Replies:
     """Why a listing has no attributes, by listing id."""
 
 
+@dataclass(frozen=True)
+class _Cached:
+    """A line of the cache."""
+
+    key: str
+    reply: str
+    listing_id: str = ""
+
+
 class ReplyCache:
     """Replies by key, in a file of JSON lines to which threads append."""
 
@@ -80,15 +90,10 @@ class ReplyCache:
         self._lock = threading.Lock()
         self._known: dict[str, str] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        for number, line in enumerate(read_lines(path, repair=True), 1):
-            try:
-                record = json.loads(line)
-                self._known[record["key"]] = record["reply"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise RunError(
-                    f"{path}, line {number}: not a cached reply ({error}); repair the line, or "
-                    "remove it to request that listing again"
-                ) from error
+        remedy = "repair the line, or remove it to request that listing again"
+        for number, record in enumerate(read_records(path, repair=True, remedy=remedy), 1):
+            found = checked(_Cached, record, f"{path}:{number}", remedy=remedy)
+            self._known[found.key] = found.reply
         self._file = path.open("a", encoding="utf-8")
 
     def get(self, key: str) -> str | None:

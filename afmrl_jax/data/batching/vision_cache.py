@@ -25,7 +25,8 @@ from afmrl_jax.config import ImageConfig
 from afmrl_jax.data.batching.images import Patches
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.errors import CatalogueError, RunError
-from afmrl_jax.runtime.files import atomic_path, is_writer, locked, read_json, write_json
+from afmrl_jax.runtime.files import atomic_path, is_writer, locked, write_json
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.types import JsonObject
 

@@ -31,7 +31,8 @@ from afmrl_jax.data.catalogue.tfds_examples import (
     to_columns,
 )
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.runtime.files import file_hash, is_local, read_json
+from afmrl_jax.runtime.files import file_hash, is_local
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.types import JsonObject
 
 if TYPE_CHECKING:

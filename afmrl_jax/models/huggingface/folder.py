@@ -23,7 +23,8 @@ from afmrl_jax.models.huggingface.read import Shardings, check_fit, hub_files, l
 from afmrl_jax.models.huggingface.write import SHARD_BYTES, save_params
 from afmrl_jax.models.lora import with_lora
 from afmrl_jax.runtime.distributed import to_devices
-from afmrl_jax.runtime.files import atomic_path, file_hash, read_json, write_json
+from afmrl_jax.runtime.files import atomic_path, file_hash, write_json
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.types import JsonObject
 
 MANIFEST = "manifest.json"

@@ -22,7 +22,8 @@ from afmrl_jax.models.huggingface.safetensors import (
     write_tensors,
 )
 from afmrl_jax.runtime.distributed import to_host
-from afmrl_jax.runtime.files import read_json, write_json
+from afmrl_jax.runtime.files import write_json
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.types import AnyArray, JsonObject
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -17,7 +17,7 @@ from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.huggingface.names import HubTensor, canonical_name, hub_tensors
 from afmrl_jax.models.huggingface.safetensors import StoredTensor, stored_tensors
-from afmrl_jax.runtime.files import read_json
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.types import JsonObject
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

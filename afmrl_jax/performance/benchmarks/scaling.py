@@ -23,8 +23,9 @@ from afmrl_jax.performance.record import check_writable, versions
 from afmrl_jax.performance.sweep.page import page
 from afmrl_jax.performance.sweep.predict import Assumptions
 from afmrl_jax.performance.sweep.programs import Case, exchanged
-from afmrl_jax.runtime.files import read_json, write_json, write_text
+from afmrl_jax.runtime.files import write_json, write_text
 from afmrl_jax.runtime.hardware import machine
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.types import JsonObject
 

@@ -47,8 +47,9 @@ from afmrl_jax.performance.record import check_writable, versions
 from afmrl_jax.performance.sweep.cell import Cell, Task, changes, largest_batch, plan_of
 from afmrl_jax.performance.sweep.measure import Peak, capacity, compiling_anew, measure
 from afmrl_jax.performance.sweep.tables import draw, markdown, with_one_peak
-from afmrl_jax.runtime.files import read_lines, write_json, write_text
+from afmrl_jax.runtime.files import write_json, write_text
 from afmrl_jax.runtime.hardware import machine
+from afmrl_jax.runtime.json_files import read_records
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.types import JsonObject
 
@@ -191,8 +192,7 @@ class Sweep:
             return planned | {"status": "failed", "why": str(error)[:500]}
 
     def _kept(self) -> dict[str, JsonObject]:
-        lines = read_lines(self.rows, repair=True)
-        return {row["key"]: row for row in map(json.loads, lines)}
+        return {row["key"]: row for row in read_records(self.rows, repair=True)}
 
     def _keep(self, row: JsonObject) -> None:
         self.rows.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,8 @@ from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.objectives.rewards import Outcome, Reward
 from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.runtime.distributed import barrier, check_on_first
-from afmrl_jax.runtime.files import atomic_path, read_json, write_json
+from afmrl_jax.runtime.files import atomic_path, write_json
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.training.rar.environment import RarEnvironment
 from afmrl_jax.training.rar.rollout import Rollout, sample
 from afmrl_jax.types import JsonObject

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from afmrl_jax.runtime.files import atomic_path, read_json, write_json
+from afmrl_jax.runtime.files import atomic_path, write_json
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.types import JsonObject
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from afmrl_jax.data.sources.row_builder import RowBuilder
-from afmrl_jax.runtime.files import is_writer, read_lines, write_text
+from afmrl_jax.runtime.files import is_writer, write_text
+from afmrl_jax.runtime.json_files import read_records
 from afmrl_jax.training.rar.rollout import Rollout
 from afmrl_jax.types import JsonObject
 
@@ -57,4 +58,4 @@ class SampleLog:
 
 def read_samples(path: Path) -> list[JsonObject]:
     """What was kept, in the order of steps; nothing where there is no file."""
-    return [json.loads(line) for line in read_lines(path)]
+    return read_records(path)

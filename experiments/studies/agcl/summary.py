@@ -11,7 +11,7 @@ import numpy as np
 
 from afmrl_jax.evaluation.metrics import recall_at_k
 from afmrl_jax.evaluation.statistics import paired_difference, spread, verdict
-from afmrl_jax.runtime.files import read_json
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.types import JsonObject
 from experiments.studies.agcl.pairs import PAIR_FIGURES
 from experiments.studies.agcl.variations import Variation

@@ -181,7 +181,7 @@ def test_a_server_that_is_down_is_not_asked_for_every_listing(
 
 def test_a_cache_that_is_none_is_named(server, listings, tmp_path):
     (tmp_path / "replies.jsonl").write_text('{"key": 1}\n')
-    with pytest.raises(RunError, match="line 1"):
+    with pytest.raises(RunError, match=r"replies.jsonl:1: key"):
         ask(server, listings, tmp_path)
 
 
