@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -22,9 +23,19 @@ PART = "listings"
 """The only split in TFDS's sense: the split of a listing (train, test, ...) is a column."""
 
 
-@lru_cache(maxsize=1)
+_IMPORTING = threading.Lock()
+"""Threads that decode pictures ask for `features` at once, and TFDS imports its own parts lazily, with
+locks that two importing threads take in opposite orders: they would wait for each other forever."""
+
+
 def features() -> FeaturesDict:
     """The fields of an example, for TFDS."""
+    with _IMPORTING:
+        return _features()
+
+
+@lru_cache(maxsize=1)
+def _features() -> FeaturesDict:
     # Imported here: it takes a second, and only stores need it.
     import tensorflow_datasets as tfds
 
