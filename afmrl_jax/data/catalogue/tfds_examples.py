@@ -24,7 +24,7 @@ PART = "listings"
 
 
 _IMPORTING = threading.Lock()
-"""Threads that decode pictures ask for `features` at once, and TFDS imports its own parts lazily, with
+"""Threads that decode pictures ask for `features` at once, and TFDS imports its parts lazily, with
 locks that two importing threads take in opposite orders: they would wait for each other forever."""
 
 
