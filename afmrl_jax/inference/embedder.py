@@ -33,8 +33,10 @@ class Embedder:
     """The embedder, with everything that turns items into its rows.
 
     Example:
+        ```python
         embedder = Embedder.load("runs/demo")
         vectors = embedder.encode(["oak chair", {"image": "photo.jpg", "text": "chair"}])
+        ```
     """
 
     encoder: Encoder

@@ -28,8 +28,10 @@ class Generator:
     """The attribute generator, with everything that turns items into its prompts.
 
     Example:
+        ```python
         generator = Generator.load("runs/demo")
         generator.write([{"image": "photo.jpg", "text": "chair"}])  # ["type: chair; color: oak"]
+        ```
     """
 
     architecture: Architecture

@@ -43,9 +43,11 @@ class Index:
     """Vectors with ids, searched by cosine similarity.
 
     Example:
+        ```python
         index = Index.build(vectors, ids)
         hits = index.search(embedder.encode(["oak chair"]), k=5)
         hits.ids[0], hits.scores[0]
+        ```
     """
 
     def __init__(self, inner: SearchIndex):
