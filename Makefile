@@ -26,6 +26,9 @@ PYTEST = -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 PARITY_VENV ?= .venv-parity
+# Beam wants older versions of other packages.
+BEAM_VENV ?= .venv-beam
+BEAM_TESTS = tests/data/catalogue/test_published_builders.py
 
 .PHONY: demo test test-parity test-slow lint format install dist clean
 
@@ -38,8 +41,9 @@ test: $(VENV)/.installed-dev
 test-parity: $(PARITY_VENV)/.installed
 	$(PARITY_VENV)/bin/python $(PYTEST) -m parity
 
-test-slow: $(VENV)/.installed-dev
+test-slow: $(VENV)/.installed-dev $(BEAM_VENV)/.installed
 	$(BIN)/python $(PYTEST) -m "slow and not parity"
+	$(if $(ARGS),,$(BEAM_VENV)/bin/python -m pytest -m slow $(BEAM_TESTS))
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -87,5 +91,11 @@ $(PARITY_VENV)/.installed: pyproject.toml
 	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test,reference]"
 	@touch $@
 
+$(BEAM_VENV)/.installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(BEAM_VENV)
+	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test,beam]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(PARITY_VENV) build dist site .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(PARITY_VENV) $(BEAM_VENV) build dist site .pytest_cache .ruff_cache .mypy_cache

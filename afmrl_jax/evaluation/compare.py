@@ -58,7 +58,7 @@ def find_values(path: Path, catalogue: str | None = None) -> Side:
         raise RunError(
             f"{path} is not a run with an evaluation.json; finish the run, or evaluate it"
         )
-    name = read_json(file).get("per_query")
+    name = read_json(file, nan=True).get("per_query")
     if name is None:
         raise RunError(
             f"{file} names no per-query values: it was written by an older version; evaluate "

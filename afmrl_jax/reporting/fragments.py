@@ -47,7 +47,7 @@ def status(run: Path, seconds: float, last: str = "", *, running: bool = True) -
         running: whether it is still running.
     """
     path = run / "config.json"
-    chain = stages.read_stages(run, read_json(path) if path.is_file() else {})
+    chain = stages.read_stages(run, read_json(path, nan=True) if path.is_file() else {})
     return _fragment(
         "status", stages=chain, seconds=seconds, last=last, running=running, duration=duration
     )
@@ -63,7 +63,7 @@ def _read(run: Path, name: str) -> Any:
     path = run / name
     if not path.is_file():
         raise RunError(f"{path} is missing: let the run finish first, then show its results")
-    return read_json(path)
+    return read_json(path, nan=True)
 
 
 def results(run: Path) -> str:

@@ -54,7 +54,7 @@ class Step:
 
 
 def _optional(path: Path) -> Any:
-    return read_json(path) if path.is_file() else None
+    return read_json(path, nan=True) if path.is_file() else None
 
 
 def duration(seconds: float) -> str:

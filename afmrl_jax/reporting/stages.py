@@ -71,7 +71,7 @@ def _strings(value: object) -> Iterator[str]:
 def read_timings(run: Path) -> dict[str, float]:
     """The numbers of `timings.json`, if a run has one: seconds by stage, and other figures."""
     path = run / "timings.json"
-    found = read_json(path) if path.is_file() else {}
+    found = read_json(path, nan=True) if path.is_file() else {}
     numbers = {str(name): number(value) for name, value in found.items()}
     return {name: value for name, value in numbers.items() if value is not None}
 

@@ -280,7 +280,7 @@ def _write_card(
     """README.md: what the model is, and how to compute a vector with and without the module."""
     config = run.config
     evaluation = run.folder / "evaluation.json"
-    rows = read_json(evaluation)["rows"] if evaluation.is_file() else []
+    rows = read_json(evaluation, nan=True)["rows"] if evaluation.is_file() else []
     fine = next((x.get("fine") for x in rows if x["name"] == system.name), None)
     environment = Environment(
         loader=FileSystemLoader(PORTABLE), undefined=StrictUndefined, keep_trailing_newline=True

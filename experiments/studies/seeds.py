@@ -42,7 +42,7 @@ class Seeds:
 
 def summarise(runs: list[Path]) -> JsonObject:
     """Rows, steps and RAR over finished runs."""
-    evaluations = [read_json(run / "evaluation.json") for run in runs]
+    evaluations = [read_json(run / "evaluation.json", nan=True) for run in runs]
     names = [row["name"] for row in evaluations[0]["rows"]]
     rows: JsonObject = {}
     for place, name in enumerate(names):
@@ -78,7 +78,7 @@ def reinforcement(run: Path) -> JsonObject:
     names = ("reward", "recall", "malformed_share", "attribute_count", "attribute_tokens")
     dead = [x["dead_group_share"] for x in lines if "dead_group_share" in x]
     return {
-        "k": read_json(run / "rar" / "held_out_start" / "start.json")["k"],
+        "k": read_json(run / "rar" / "held_out_start" / "start.json", nan=True)["k"],
         "gain": judged[-1]["held_out/gain"],
         "gain_error": judged[-1]["held_out/gain_error"],
         "dead_group_share": float(np.mean(dead)),

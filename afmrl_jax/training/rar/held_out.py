@@ -99,7 +99,7 @@ class HeldOutEvaluator:
                 start = {"k": k, "recall_at": recalls, "means": means}
                 write_json(temporary / "start.json", start)
             barrier("the start of reinforcement is measured")
-        start = read_json(path / "start.json")
+        start = read_json(path / "start.json", nan=True)
         rewards = np.load(path / "rewards.npy")
         return cls(
             settings,

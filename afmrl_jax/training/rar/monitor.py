@@ -82,7 +82,7 @@ class RarMonitor:
         self._patience = patience
         self._known: set[str] = set()
         path = folder / "best" / "best.json"
-        self._best = read_json(path) if path.is_file() else None
+        self._best = read_json(path, nan=True) if path.is_file() else None
 
     @property
     def best_folder(self) -> Path | None:
