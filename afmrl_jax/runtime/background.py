@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 GRACE = 1.0
 """Seconds that interrupted work has to close what it opened."""
+AWAKE = 0.2
+"""Seconds between two looks for signals."""
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -54,6 +56,10 @@ def run_in_background(work: Coroutine[Any, Any, T]) -> T:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
+        # The system may hand a signal to any thread, but Python acts on it in this one, once it is
+        # awake.
+        while not outcome.done():
+            wait([outcome], timeout=AWAKE)
         return outcome.result()
     finally:
         if not outcome.done():

@@ -79,3 +79,22 @@ def test_work_that_does_not_end_is_left_behind(monkeypatch):
     finally:
         signal.signal(signal.SIGALRM, before)
         released.set()
+
+
+def test_a_signal_that_another_thread_receives_ends_the_wait_too():
+    async def work():
+        await asyncio.sleep(0.1)
+        signal.pthread_kill(threading.get_ident(), signal.SIGALRM)
+        await asyncio.sleep(30)
+
+    def stop(*_):
+        raise Asked
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        began = time.monotonic()
+        with pytest.raises(Asked):
+            run_in_background(work())
+        assert time.monotonic() - began < 2
+    finally:
+        signal.signal(signal.SIGALRM, before)
