@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from afmrl_jax.data.attributes.captioner import Endpoint
+from afmrl_jax.data.attributes.endpoint import Endpoint
 from afmrl_jax.data.catalogue.check import check_catalogue
 from afmrl_jax.data.catalogue.convert import Conversion, convert
 from afmrl_jax.data.catalogue.readers import open_rows

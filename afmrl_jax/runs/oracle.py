@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from afmrl_jax.config import RunConfig
-from afmrl_jax.data.attributes.captioner import Endpoint, Replies, ask_endpoint
+from afmrl_jax.data.attributes.captioner import Replies, ask_endpoint
+from afmrl_jax.data.attributes.endpoint import Endpoint
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.data.catalogue.records import Catalogue
 from afmrl_jax.data.sources.row_builder import RowBuilder

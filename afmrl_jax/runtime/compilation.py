@@ -1,11 +1,18 @@
-"""Time spent compiling, and how often the cache on disk avoids it."""
+"""Time spent compiling, and the cache on disk that avoids it."""
 
 from __future__ import annotations
 
+import os
+import stat
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 
+from afmrl_jax.runtime.files import is_local
+from afmrl_jax.runtime.progress import log_info
+
+CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 COMPILED = "/jax/core/compile/backend_compile_duration"
 HIT = "/jax/compilation_cache/cache_hits"
 
@@ -61,3 +68,45 @@ def _took(event: str, duration_secs: float, **_: str | int) -> None:
 def _happened(event: str, **_: str | int) -> None:
     if event == HIT:
         _total.hits += 1
+
+
+def keep_programs(default: Path) -> None:
+    """Keep compiled programs in a folder, or in that of JAX_COMPILATION_CACHE_DIR.
+
+    They are machine code that is executed as read. So a folder that others may write is not used,
+    and a warning says so; nor is one that cannot be made. A missing one is made for the user alone.
+    With an empty variable nothing is kept.
+    """
+    text = os.environ.get(CACHE_VARIABLE, str(default))
+    if not text:
+        return
+    reason = _distrust(Path(text)) if is_local(Path(text)) else None
+    if reason is not None:
+        log_info(
+            f"warning: compiled programs are not kept in {text}, so every start compiles anew: "
+            f"{reason}; or set {CACHE_VARIABLE} to a folder that only you can write, or to nothing"
+        )
+    # JAX knows the variable too.
+    jax.config.update("jax_compilation_cache_dir", text if reason is None else None)
+    # Small programs too: a start has dozens, and compiling them takes a second.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _distrust(folder: Path) -> str | None:
+    """Why a cache folder is not to be used, and what to do; None if only this user can write it."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        return f"it cannot be made ({error.strerror}); make it, or its parent writable"
+    if not stat.S_ISDIR(found.st_mode):
+        return "it is a link, and could be made to lead elsewhere; put a folder there"
+    if found.st_uid != os.geteuid():
+        return "it belongs to another user, who could put programs there; remove it"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return (
+            "other users may write it, and could put programs there; remove it, and it is made "
+            "again for you alone"
+        )
+    return None

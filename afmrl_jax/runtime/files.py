@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from afmrl_jax.errors import ConfigError, RunError
 
@@ -160,7 +160,7 @@ def _exchange(one: Path, other: Path) -> None:
     os.rename(aside, one)
 
 
-def take_lock(file: IO[str]) -> bool:
+def take_lock(file: IO[Any]) -> bool:
     """Lock an open file for this process until it is closed, unless another has locked it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 
 from afmrl_jax.errors import AfmrlError
-from afmrl_jax.runtime.compilation import compiling
+from afmrl_jax.runtime.compilation import compiling, keep_programs
 from afmrl_jax.runtime.distributed import (
     ClusterConfig,
     barrier,
@@ -26,7 +26,6 @@ from afmrl_jax.runtime.files import is_disk_full, user_cache
 from afmrl_jax.runtime.object_store import keep_all, working_copy, working_folder
 from afmrl_jax.runtime.preemption import STATUS, Preempted, watch
 
-CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 LOST = ("Gloo", "gloo", "Connection", "UNAVAILABLE", "heartbeat", "NCCL")
 """Words in errors caused by a lost process."""
 CACHE = ".jax_cache"
@@ -39,15 +38,15 @@ def set_up() -> None:
     See `open_run`.
     """
     _prepare(None)
-    _keep_programs(user_cache())
+    keep_programs(user_cache())
 
 
 def open_run(run: Path, cluster: ClusterConfig | None = None) -> Path:
     """Prepare the process of a command that works on a run directory.
 
     Compiled programs are kept next to it, so that a resumed or repeated run does not recompile.
-    JAX_COMPILATION_CACHE_DIR chooses another place; an empty value disables the cache. A cache
-    holds machine code that is executed as read, so it must not be where strangers can write.
+    JAX_COMPILATION_CACHE_DIR chooses another place; an empty value disables the cache. A folder
+    that others can write is not used: see `keep_programs`.
 
     Args:
         run: the run directory, or its home in object storage (`object_store`).
@@ -58,7 +57,7 @@ def open_run(run: Path, cluster: ClusterConfig | None = None) -> Path:
     """
     _prepare(cluster)
     # Before anything else, because communication between processes is compiled too.
-    _keep_programs(working_folder(run).absolute().parent / CACHE)
+    keep_programs(working_folder(run).absolute().parent / CACHE)
     return working_copy(run)
 
 
@@ -67,14 +66,6 @@ def _prepare(cluster: ClusterConfig | None) -> None:
     connect(cluster)
     watch()
     compiling()  # Listens from now on.
-
-
-def _keep_programs(default: Path) -> None:
-    folder = os.environ.get(CACHE_VARIABLE, str(default))
-    if folder:
-        jax.config.update("jax_compilation_cache_dir", folder)
-        # Small programs too: a start has dozens, and compiling them takes a second.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @contextmanager

@@ -1,112 +1,11 @@
 """The captioner's client against a real server that fails, stalls and talks rubbish."""
 
-import dataclasses
-import json
-import threading
-import time
-from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
 
 from afmrl_jax.data.attributes import captioner as module
-from afmrl_jax.data.attributes.captioner import Endpoint, ask_endpoint, tidy
+from afmrl_jax.data.attributes.replies import tidy
 from afmrl_jax.errors import ConfigError, RunError
-
-
-class Server:
-    """Answers by title; `script` holds what to do on the first requests for one."""
-
-    def __init__(self):
-        self.asked = Counter()
-        self.script = {}
-        self.status = 200
-        self.lock = threading.Lock()
-        self.most, self.now = 0, 0
-        owner = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with owner.lock:
-                    owner.now += 1
-                    owner.most = max(owner.most, owner.now)
-                try:
-                    owner.answer(self, body)
-                finally:
-                    with owner.lock:
-                        owner.now -= 1
-
-            def log_message(self, *_):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-        self.endpoint = Endpoint(
-            f"http://127.0.0.1:{self.http.server_port}/v1",
-            "captioner",
-            concurrency=4,
-            timeout=1.0,
-            retries=2,
-        )
-
-    def answer(self, handler, body):
-        picture, text = body["messages"][0]["content"]
-        assert picture["image_url"]["url"].startswith("data:image/png;base64,")
-        title = text["text"].removeprefix(module.INSTRUCTION)
-        with self.lock:
-            self.asked[title] += 1
-            steps = self.script.get(title, [])
-            step = steps.pop(0) if steps else f"color: red; name: {len(title)}"
-        if self.status != 200:
-            step = self.status
-        if step == "stall":
-            time.sleep(2.5)
-            step = "color: late"
-        if isinstance(step, int):
-            self.reply(handler, step, {"error": {"message": "not now"}})
-            return
-        choice = {"index": 0, "finish_reason": "stop"}
-        choice["message"] = {"role": "assistant", "content": step}
-        about = {"id": "x", "object": "chat.completion", "created": 0, "model": "captioner"}
-        self.reply(handler, 200, about | {"choices": [choice]})
-
-    def reply(self, handler, status, value):
-        raw = json.dumps(value).encode()
-        try:
-            handler.send_response(status)
-            handler.send_header("Content-Type", "application/json")
-            handler.send_header("Content-Length", str(len(raw)))
-            if status in (429, 500):
-                handler.send_header("retry-after-ms", "10")
-            handler.end_headers()
-            handler.wfile.write(raw)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # It waited no longer.
-
-
-@pytest.fixture
-def server(monkeypatch):
-    pytest.importorskip("openai")
-    # A proxy of this machine must not be asked for its own address.
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    found = Server()
-    yield found
-    found.http.shutdown()
-    found.http.server_close()
-
-
-@pytest.fixture
-def listings(badge_listings):
-    return [
-        dataclasses.replace(x, title=f"badge {n:03d}") for n, x in enumerate(badge_listings[:12])
-    ]
-
-
-def ask(server, listings, tmp_path, **changes):
-    settings = dataclasses.replace(server.endpoint, **changes)
-    return ask_endpoint(listings, settings, tmp_path / "replies.jsonl", label=None)
+from tests.data.attributes.captioner_server import ask
 
 
 def test_all_are_asked_once_some_at_a_time_and_in_order(server, listings, tmp_path):

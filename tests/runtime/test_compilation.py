@@ -1,0 +1,98 @@
+"""S11: compiled programs are machine code, and come only from a folder of the user's own."""
+
+import os
+
+import jax
+import pytest
+
+from afmrl_jax.runtime import compilation
+from afmrl_jax.runtime.compilation import CACHE_VARIABLE, keep_programs
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """What JAX was told."""
+    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
+    found = {}
+    monkeypatch.setattr(jax.config, "update", found.__setitem__)
+    return lambda: found["jax_compilation_cache_dir"]
+
+
+@pytest.fixture
+def shared(tmp_path):
+    """A folder that every user may write, as /tmp and group folders are."""
+    tmp_path.chmod(0o777)
+    return tmp_path
+
+
+def test_a_missing_cache_is_made_for_the_user_alone(chosen, shared):
+    before = os.umask(0)
+    try:
+        keep_programs(shared / "new" / ".jax_cache")
+    finally:
+        os.umask(before)
+    assert chosen() == str(shared / "new" / ".jax_cache")
+    assert (shared / "new" / ".jax_cache").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o755])
+def test_a_cache_that_others_only_read_is_used(chosen, shared, mode):
+    (shared / ".jax_cache").mkdir()
+    (shared / ".jax_cache").chmod(mode)
+    keep_programs(shared / ".jax_cache")
+    assert chosen() == str(shared / ".jax_cache")
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777, 0o702])
+def test_a_cache_that_others_may_write_is_not_used(chosen, shared, capsys, mode):
+    (shared / ".jax_cache").mkdir()
+    (shared / ".jax_cache").chmod(mode)
+    keep_programs(shared / ".jax_cache")
+    assert chosen() is None
+    said = capsys.readouterr().err
+    assert f"{shared / '.jax_cache'}" in said
+    assert "other users may write it" in said
+    assert CACHE_VARIABLE in said
+
+
+def test_a_cache_of_another_user_is_not_used(chosen, shared, capsys, monkeypatch):
+    (shared / ".jax_cache").mkdir(mode=0o700)
+    monkeypatch.setattr(compilation.os, "geteuid", lambda: os.getuid() + 1)
+    keep_programs(shared / ".jax_cache")
+    assert chosen() is None
+    assert "belongs to another user" in capsys.readouterr().err
+
+
+def test_a_link_is_not_used(chosen, shared, capsys):
+    (shared / "elsewhere").mkdir(mode=0o700)
+    (shared / ".jax_cache").symlink_to("elsewhere")
+    keep_programs(shared / ".jax_cache")
+    assert chosen() is None
+    assert "is a link" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_made_is_not_used(chosen, shared, capsys):
+    (shared / "file").touch()
+    keep_programs(shared / "file" / ".jax_cache")
+    (shared / "dangling").symlink_to("nowhere")
+    keep_programs(shared / "dangling")
+    assert chosen() is None
+    assert capsys.readouterr().err.count("cannot be made") == 2
+
+
+def test_the_variable_chooses_a_folder_under_the_same_rules(chosen, shared, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(shared / "mine"))
+    keep_programs(shared / ".jax_cache")
+    assert chosen() == str(shared / "mine")
+    (shared / "mine").chmod(0o777)
+    keep_programs(shared / ".jax_cache")
+    assert chosen() is None
+    monkeypatch.setenv(CACHE_VARIABLE, "gs://bucket/programs")
+    keep_programs(shared / ".jax_cache")
+    assert chosen() == "gs://bucket/programs"
+
+
+def test_an_empty_variable_means_no_cache(chosen, shared, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, "")
+    keep_programs(shared / ".jax_cache")
+    assert not (shared / ".jax_cache").exists()
