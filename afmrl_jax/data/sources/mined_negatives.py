@@ -49,8 +49,7 @@ class NegativeTable:
             raise
         except Exception as error:  # What a changed byte raises depends on where it lies.
             raise RunError(f"{path} holds no mined negatives ({error}); {remedy}") from error
-        whole = places.ndim == 2 and places.dtype.kind == "i" and places.size > 0
-        if not whole or places.min() < -1 or places.max() >= len(places):
+        if places.ndim != 2 or places.dtype.kind != "i" or places.min(initial=0) < -1:
             raise RunError(f"{path} holds no table of the training listings; {remedy}")
         return cls(places, embedder)
 

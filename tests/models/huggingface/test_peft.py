@@ -43,9 +43,15 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def adapter(made, tmp_path):
-    """The same; the adapter's folder may be changed."""
-    base, folder, params = made
-    return base, Path(shutil.copytree(folder, tmp_path / "adapter")), params
+    """The same, in copies that may be changed."""
+    base, folder = (Path(shutil.copytree(x, tmp_path / x.name)) for x in made[:2])
+    configure(folder, base_model_name_or_path=str(base))
+    return base, folder, made[2]
+
+
+def configure(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def edit(folder, change):
@@ -201,11 +207,6 @@ def test_we_read_what_peft_writes(family, tmp_path):
     )
     assert_same_logits(architecture, params, found)
     assert_same_logits(*merge_lora(architecture, params), found)
-
-
-def configure(folder, **changes):
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 # F10
