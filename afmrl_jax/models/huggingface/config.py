@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from afmrl_jax.config import QwenVLConfig
 from afmrl_jax.errors import ConfigError, RunError
 from afmrl_jax.models.families import FAMILIES, family
-from afmrl_jax.models.huggingface.fields import REMEDY
+from afmrl_jax.models.qwen_vl.hub_fields import REMEDY
 from afmrl_jax.types import JsonObject
 
 

@@ -13,7 +13,6 @@ from afmrl_jax.config import Execution
 from afmrl_jax.errors import ConfigError, RunError
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.huggingface.config import from_hub_config, to_hub_config
-from afmrl_jax.models.huggingface.fields import REMEDY
 from afmrl_jax.models.huggingface.manifest import check_weights, write_manifest
 from afmrl_jax.models.huggingface.peft import (
     is_peft_folder,
@@ -24,6 +23,7 @@ from afmrl_jax.models.huggingface.peft import (
 from afmrl_jax.models.huggingface.read import Shardings, check_fit, hub_files, load_params
 from afmrl_jax.models.huggingface.write import SHARD_BYTES, save_params
 from afmrl_jax.models.lora import with_lora
+from afmrl_jax.models.qwen_vl.hub_fields import REMEDY
 from afmrl_jax.runtime.distributed import to_devices
 from afmrl_jax.runtime.files import atomic_path, write_json
 from afmrl_jax.runtime.json_files import read_json

@@ -15,7 +15,6 @@ from afmrl_jax.config import LoraConfig
 from afmrl_jax.config.model import LORA_TARGETS
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Architecture, Params
-from afmrl_jax.models.huggingface.fields import MAX_WIDTH
 from afmrl_jax.models.huggingface.names import canonical_name
 from afmrl_jax.models.huggingface.safetensors import (
     StoredTensor,
@@ -23,6 +22,7 @@ from afmrl_jax.models.huggingface.safetensors import (
     stored_tensors,
     write_tensors,
 )
+from afmrl_jax.models.qwen_vl.hub_fields import MAX_WIDTH
 from afmrl_jax.runtime.distributed import to_host
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.json_files import checked, read_json

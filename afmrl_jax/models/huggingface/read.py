@@ -16,9 +16,9 @@ from jax.typing import DTypeLike
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Architecture, Params
-from afmrl_jax.models.huggingface.fields import REMEDY
 from afmrl_jax.models.huggingface.names import HubTensor, canonical_name, hub_tensors
 from afmrl_jax.models.huggingface.safetensors import StoredTensor, stored_tensors
+from afmrl_jax.models.qwen_vl.hub_fields import REMEDY
 from afmrl_jax.runtime.json_files import read_checked
 from afmrl_jax.types import JsonObject
 

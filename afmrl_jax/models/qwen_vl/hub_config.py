@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Callable
 
 from afmrl_jax.config import QwenVLConfig, TextConfig, VisionConfig
-from afmrl_jax.models.huggingface.fields import MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, Fields
+from afmrl_jax.models.qwen_vl.hub_fields import MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, Fields
 from afmrl_jax.types import JsonObject
 
 IMAGE_TOKEN = 151655
