@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from afmrl_jax.config.validation import require
+
+
+def _require_positive(config: VisionConfig | TextConfig, part: str, but: tuple[str, ...]) -> None:
+    """Refuse a size that is not above zero, in any field except `but`."""
+    for name in (x.name for x in fields(config) if x.name not in but):
+        value = getattr(config, name)
+        require(value > 0, f"{part} {name} {value} must be positive")
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,11 @@ class VisionConfig:
     rms_norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        require(self.embed_dim % self.num_heads == 0, "vision embed_dim must divide by num_heads")
+        _require_positive(self, "vision", ("full_attention_blocks",))
+        require(
+            self.embed_dim % self.num_heads == 0,
+            f"vision embed_dim {self.embed_dim} must divide by num_heads {self.num_heads}",
+        )
         head_dim = self.embed_dim // self.num_heads
         require(head_dim % 4 == 0, f"vision head_dim {head_dim} must divide by 4 (2-D rotary)")
         require(
@@ -51,8 +62,16 @@ class TextConfig:
     tie_embeddings: bool = True
 
     def __post_init__(self) -> None:
-        require(self.hidden_dim % self.num_heads == 0, "hidden_dim must divide by num_heads")
-        require(self.num_heads % self.num_kv_heads == 0, "num_heads must divide by num_kv_heads")
+        _require_positive(self, "text", ("mrope_section", "tie_embeddings"))
+        require(
+            self.hidden_dim % self.num_heads == 0,
+            f"text hidden_dim {self.hidden_dim} must divide by num_heads {self.num_heads}",
+        )
+        require(
+            self.num_heads % self.num_kv_heads == 0,
+            f"text num_heads {self.num_heads} must divide by num_kv_heads {self.num_kv_heads}",
+        )
+        require(min(self.mrope_section) > 0, f"mrope_section {self.mrope_section} must be positive")
         require(
             2 * sum(self.mrope_section) == self.head_dim,
             f"mrope_section {self.mrope_section} must sum to head_dim / 2 = {self.head_dim // 2}",

@@ -8,7 +8,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from afmrl_jax.config import RunConfig, from_dict
-from afmrl_jax.data.batching.tokenizer import BpeTokenizer
+from afmrl_jax.data.batching.tokenizer import TOKENIZER, BpeTokenizer
 from afmrl_jax.data.catalogue.records import Catalogue
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import RunError
@@ -18,7 +18,8 @@ from afmrl_jax.parallel.mesh import host_share, make_mesh
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.object_store import working_copy
-from afmrl_jax.training.model_store import ModelStore
+from afmrl_jax.training.model_store import WEIGHTS, ModelStore
+from afmrl_jax.training.run_directory import DONE, check_finished
 
 
 class FinishedRun:
@@ -43,8 +44,9 @@ class FinishedRun:
     def tokenizer(self) -> BpeTokenizer:
         """The run's tokenizer."""
         folder = self.folder / "tokenizer"
-        if not (folder / "DONE.json").is_file():
+        if not (folder / DONE).is_file():
             raise RunError(f"{self.folder} has no tokenizer yet; let `afmrl train` finish first")
+        check_finished(folder, [TOKENIZER])
         return BpeTokenizer.load(folder)
 
     def system(self, name: str | None = None) -> System:
@@ -55,12 +57,17 @@ class FinishedRun:
         return rows[name or list(rows)[-1]]
 
     def model(self, stage: str) -> tuple[Architecture, Params]:
-        """The model that a finished stage trained."""
-        if not (self.folder / stage / "DONE.json").is_file():
+        """The model that a finished stage trained.
+
+        Raises:
+            RunError: the stage is not finished, or its files are not those that it wrote.
+        """
+        if not (self.folder / stage / DONE).is_file():
             raise RunError(
                 f"stage {stage} of {self.folder} is not finished; start its `afmrl train` command "
                 "again"
             )
+        check_finished(self.folder / stage, [WEIGHTS])
         return ModelStore(self.folder, self.config, self.mesh).load(stage)
 
     def encoder(self, system: System) -> Encoder:

@@ -34,7 +34,10 @@ def is_model_folder(folder: Path | str) -> bool:
     """Whether a folder holds a model or an adapter; a run's config.json has no `model_type`."""
     folder = working_copy(folder)
     path = folder / "config.json"
-    return is_peft_folder(folder) or (path.is_file() and "model_type" in read_json(path))
+    if is_peft_folder(folder):
+        return True
+    found = read_json(path, remedy="copy the folder again") if path.is_file() else None
+    return isinstance(found, dict) and "model_type" in found
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,14 @@ class FolderModel:
         architecture, params = read_model(folder, ModelSettings(), mesh)
         if params["model/embed_tokens"].dtype == jnp.bfloat16:
             architecture = architecture.with_execution(Execution(dtype="bfloat16"))
+        tokenizer, config = _tokenizer(folder), architecture.config
+        tokenizer.check_model(config.text.vocab_size, config.image_token_id)
         path = folder / EXPORTED
         exported: JsonObject | None = read_json(path) if path.is_file() else None
         return cls(
             architecture,
             params,
-            _tokenizer(folder),
+            tokenizer,
             image or _image(architecture.config.vision, exported),
             text or _text(RunConfig.pretrained().text, exported),
             mesh,

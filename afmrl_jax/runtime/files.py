@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from afmrl_jax.errors import ConfigError, RunError
+from afmrl_jax.runtime.json_files import open_regular
 
 REMOTE = re.compile(r"(gs|s3|az):/+(.*)", re.DOTALL)
 """Paths in object storage; `pathlib` turns two slashes into one."""
@@ -254,5 +255,5 @@ def write_json(path: Path | str, value: object) -> Path:
 
 def file_hash(path: Path | str) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

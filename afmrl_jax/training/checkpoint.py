@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from afmrl_jax.config import KeptCheckpoints
 from afmrl_jax.runtime.distributed import barrier, broadcast_from_first, is_first_process
 from afmrl_jax.runtime.files import disk_full, first_unused, is_disk_full, write_json
-from afmrl_jax.runtime.json_files import read_json
+from afmrl_jax.runtime.json_files import read_checked
 from afmrl_jax.runtime.object_store import keep
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.training.state import TrainState
@@ -27,6 +27,8 @@ from afmrl_jax.training.state import TrainState
 DAMAGED = "damaged"
 """First part of the names of folders that hold what could not be read, beside the checkpoints."""
 BLOCK = 1 << 24
+Sum = tuple[int, int]
+"""Size and CRC-32 of a file."""
 
 
 class _Manager(ocp.CheckpointManager):
@@ -114,8 +116,11 @@ class Checkpointer:
             self._put_aside(step, problem)
         return None
 
-    def _known_sums(self) -> dict[str, dict[str, list[int]]]:
-        return read_json(self._sums) if self._sums.is_file() else {}
+    def _known_sums(self) -> dict[str, dict[str, Sum]]:
+        if not self._sums.is_file():
+            return {}
+        remedy = f"delete {self._sums.parent} to do this stage from its start"
+        return read_checked(self._sums, dict[str, dict[str, Sum]], remedy=remedy)
 
     def _damage(self, step: int) -> str | None:
         """What differs between a checkpoint's files and those that were written, if anything."""
@@ -155,7 +160,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(x for x in folder.rglob("*") if x.is_file())
 
 
-def _sums(folder: Path) -> dict[str, list[int]]:
+def _sums(folder: Path) -> dict[str, Sum]:
     """Size and CRC-32 of each file below a folder. Orbax does not notice a bit that has changed."""
     paths = _files(folder)
     with ThreadPoolExecutor() as pool:
@@ -163,9 +168,9 @@ def _sums(folder: Path) -> dict[str, list[int]]:
         return {x.relative_to(folder).as_posix(): y for x, y in zip(paths, sums, strict=True)}
 
 
-def _sum(path: Path) -> list[int]:
+def _sum(path: Path) -> Sum:
     size, crc = 0, 0
     with path.open("rb") as file:
         while block := file.read(BLOCK):
             size, crc = size + len(block), zlib.crc32(block, crc)
-    return [size, crc]
+    return size, crc

@@ -12,7 +12,8 @@ from afmrl_jax.config.validation import require
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.families import ROLES, family
-from afmrl_jax.models.huggingface.folder import MANIFEST, base_folder, save_model
+from afmrl_jax.models.huggingface.folder import base_folder, save_model
+from afmrl_jax.models.huggingface.manifest import MANIFEST, require_manifest
 from afmrl_jax.training.partition import pretrained, read_model
 
 WEIGHTS = f"model/{MANIFEST}"
@@ -44,7 +45,10 @@ class ModelStore:
         settings, writes = self.settings(stage), _writes(stage)
         seed = self.config.seed + writes
         if settings.weights is not None:
-            return pretrained(settings, self.mesh, seed)
+            architecture, params = pretrained(settings, self.mesh, seed)
+            config = architecture.config
+            tokenizer.check_model(config.text.vocab_size, config.image_token_id)
+            return architecture, params
         require(
             settings.trained == "all",
             f"trained {settings.trained!r} needs weights to start from: name a folder with "
@@ -56,8 +60,14 @@ class ModelStore:
         return architecture, architecture.init(seed, InitConfig.copying() if writes else None)
 
     def load(self, stage: str) -> tuple[Architecture, Params]:
-        """What a stage has trained."""
-        return read_model(self.folder / stage / "model", self.settings(stage), self.mesh)
+        """What a stage has trained.
+
+        Raises:
+            RunError: its weights are missing, or not those that were written.
+        """
+        folder = self.folder / stage / "model"
+        require_manifest(folder)
+        return read_model(folder, self.settings(stage), self.mesh)
 
     def save(
         self, stage: str, architecture: Architecture, params: Params, tokenizer: BpeTokenizer

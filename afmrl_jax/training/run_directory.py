@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from afmrl_jax.config import RunConfig, fingerprint, migrated, to_dict
 from afmrl_jax.config.run import PLACEMENT
@@ -17,12 +19,54 @@ from afmrl_jax.runtime.distributed import (
     run_on_first,
 )
 from afmrl_jax.runtime.files import file_hash, open_lock, take_lock, write_json
-from afmrl_jax.runtime.json_files import read_json
+from afmrl_jax.runtime.hashes import check_hashes
+from afmrl_jax.runtime.json_files import read_checked
 from afmrl_jax.runtime.object_store import hold, keep
 from afmrl_jax.runtime.preemption import heed
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.runtime.run_mirror import LOCK
 from afmrl_jax.types import JsonObject
+
+DONE, BEGUN = "DONE.json", "inputs.json"
+
+
+@dataclass(frozen=True)
+class Begun:
+    """`inputs.json` of a stage: what its result depends on."""
+
+    inputs: JsonObject
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Done(Begun):
+    """`DONE.json` of a finished stage."""
+
+    outputs: dict[str, str]
+    """SHA-256 by file, relative to the stage's folder."""
+    seconds: float
+
+
+def check_finished(folder: Path, outputs: Sequence[str]) -> None:
+    """Compare the outputs of a finished stage with what it recorded.
+
+    Args:
+        folder: of the stage.
+        outputs: files below it.
+
+    Raises:
+        RunError: the record is broken, or an output is gone, has changed or is not in it.
+    """
+    path, remedy = folder / DONE, _again(folder)
+    done = read_checked(path, Done, remedy=remedy)
+    unknown = sorted(set(outputs) - set(done.outputs))
+    if unknown:
+        raise RunError(f"{path} has no hash of {', '.join(unknown)}; {remedy}")
+    check_hashes(folder, {x: done.outputs[x] for x in outputs}, f"put it back, or {remedy}")
+
+
+def _again(folder: Path) -> str:
+    return f"delete {folder} and start its command again to do this stage and those after it again"
 
 
 class Run:
@@ -57,7 +101,10 @@ class Run:
     def _check_config(self) -> None:
         path = self.folder / "config.json"
         wanted = migrated(to_dict(self.config))
-        found = migrated(read_json(path)) if path.is_file() else wanted
+        found = wanted
+        if path.is_file():
+            remedy = "put it back, or choose another --out"
+            found = migrated(read_checked(path, dict[str, Any], remedy=remedy))
         # Where a run is computed may change; what is computed may not.
         before, now = ({k: v for k, v in x.items() if k not in PLACEMENT} for x in (found, wanted))
         if before == now:
@@ -96,22 +143,28 @@ class Run:
             The stage's folder.
 
         Raises:
-            RunError: it was begun with other inputs.
+            RunError: it was begun with other inputs, or is finished and its outputs are not those
+                that it recorded.
             Preempted: SIGTERM came during what was done before.
         """
         folder = self.folder / name
-        done = folder / "DONE.json"
-        begun = folder / "inputs.json"
+        done, begun = folder / DONE, folder / BEGUN
         current = {"inputs": inputs, "fingerprint": fingerprint(inputs)}
-        found = {path: read_json(path) for path in (done, begun) if check_on_first(path.is_file)}
+        kinds: tuple[tuple[Path, type[Begun]], ...] = ((done, Done), (begun, Begun))
+        found = {
+            path: read_checked(path, kind, remedy=_again(folder))
+            for path, kind in kinds
+            if check_on_first(path.is_file)
+        }
         for before in found.values():
-            if before["fingerprint"] != current["fingerprint"]:
-                changed = ", ".join(_differences(before["inputs"], inputs))
+            if before.fingerprint != current["fingerprint"]:
+                changed = ", ".join(_differences(before.inputs, inputs))
                 raise RunError(
                     f"{folder} was begun with other inputs ({changed}); choose another --out or "
                     f"delete {folder} to do this stage and those after it again"
                 )
         if done in found:
+            run_on_first(partial(check_finished, folder, outputs), f"checking {name}")
             return folder
         heed()
         self.did_something = True
@@ -130,13 +183,21 @@ class Run:
         return folder
 
     def output_hash(self, stage: str, output: str) -> str:
-        """Hash of an output of a finished stage."""
-        return str(read_json(self.folder / stage / "DONE.json")["outputs"][output])
+        """Hash of an output of a finished stage.
+
+        Raises:
+            RunError: its record is broken.
+        """
+        folder = self.folder / stage
+        hashes = read_checked(folder / DONE, Done, remedy=_again(folder)).outputs
+        if output not in hashes:
+            raise RunError(f"{folder / DONE} has no hash of {output}; {_again(folder)}")
+        return hashes[output]
 
     def seconds(self) -> dict[str, float]:
         """Seconds of each finished stage, in the order they ended."""
-        done = sorted(self.folder.glob("*/DONE.json"), key=lambda p: p.stat().st_mtime)
-        return {p.parent.name: json.loads(p.read_text())["seconds"] for p in done}
+        done = sorted(self.folder.glob(f"*/{DONE}"), key=lambda p: p.stat().st_mtime)
+        return {p.parent.name: read_checked(p, Done, remedy=_again(p.parent)).seconds for p in done}
 
 
 def _differences(before: object, after: object, prefix: str = "") -> list[str]:

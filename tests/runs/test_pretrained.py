@@ -22,22 +22,38 @@ from afmrl_jax.training.model_store import ModelStore
 CHAT = TextBudget(buckets=(128, 192), max_attribute_tokens=16, layout="chat")
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory, tokenizer):
-    """Folders of a small R and a small G, as a hub would have them."""
-    root = tmp_path_factory.mktemp("hub")
+def write_folders(root, tokenizer, *, tied=True, dtype="float32"):
     for seed, family in enumerate(("qwen2_vl", "qwen2_5_vl")):
         config = tiny_config(
-            family, vocab_size=tokenizer.vocab_size + 3, image_token_id=tokenizer.image_pad_id
+            family,
+            vocab_size=tokenizer.vocab_size + 3,
+            image_token_id=tokenizer.image_pad_id,
+            tie_embeddings=tied,
         )
         architecture = Architecture.of(config)
-        save_model(root / family, architecture, architecture.init(seed), tokenizer=tokenizer)
+        params = {n: x.astype(dtype) for n, x in architecture.init(seed).items()}
+        save_model(root / family, architecture, params, tokenizer=tokenizer)
+        # A hub's folder has none.
+        (root / family / "manifest.json").unlink()
     return root
 
 
 @pytest.fixture(scope="module")
+def folders(tmp_path_factory, tokenizer):
+    """Folders of a small R and a small G, as a hub would have them."""
+    return write_folders(tmp_path_factory.mktemp("hub"), tokenizer)
+
+
+@pytest.fixture(scope="module")
 def finished(tiny_run, folders, tmp_path_factory):
-    config = dataclasses.replace(
+    folder = tmp_path_factory.mktemp("runs") / "pretrained"
+    Pipeline(folder, pretrained_run(tiny_run, folders)).execute()
+    return folder
+
+
+def pretrained_run(tiny_run, folders):
+    """Settings of a run from folders: adapters on R, the decoder of G."""
+    return dataclasses.replace(
         tiny_run,
         text=CHAT,
         embedder=ModelSettings(
@@ -56,9 +72,6 @@ def finished(tiny_run, folders, tmp_path_factory):
         rar=dataclasses.replace(tiny_run.rar, steps=1),
         cit=dataclasses.replace(tiny_run.cit, steps=1),
     )
-    folder = tmp_path_factory.mktemp("runs") / "pretrained"
-    Pipeline(folder, config).execute()
-    return folder
 
 
 def test_every_row_is_evaluated(finished):
@@ -112,6 +125,23 @@ def test_g_is_a_whole_model_with_the_pretrained_tower(finished, folders):
             np.testing.assert_allclose(np.asarray(value, np.float32), before[name], rtol=0.01)
         elif name.endswith("kernel"):
             assert not same, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tied", "dtype"), [(False, "float32"), (True, "bfloat16"), (False, "bfloat16")]
+)
+def test_a_run_from_other_heads_and_types(tied, dtype, tiny_run, tmp_path, tokenizer):
+    folders = write_folders(tmp_path / "hub", tokenizer, tied=tied, dtype=dtype)
+    run = tmp_path / "run"
+    Pipeline(run, pretrained_run(tiny_run, folders)).execute()
+    rows = read_json(run / "evaluation.json")["rows"]
+    assert rows[-1]["name"] == "afmrl+cit"
+    assert all(np.isfinite(x["fine"]["R@1"]) for x in rows)
+    architecture, params = load_model(run / "rar" / "model")
+    assert architecture.config.text.tie_embeddings == tied
+    assert ("lm_head" in params) != tied
+    assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in params.values())
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from contextlib import suppress
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +97,14 @@ def test_tables_go_by_segment_and_broken_or_missing_ones_are_named(tmp_path, rng
     tables.path(30).write_bytes(b"no archive")
     with pytest.raises(RunError, match="holds no mined negatives"):
         tables[30]
+    np.savez(tables.path(30), places=table.places.astype(float), embedder=np.array("abc"))
+    with pytest.raises(RunError, match="no table of the training listings"):
+        NegativeTable.load(tables.path(30))
+    good = tables.path(20).read_bytes()
+    for place in range(0, len(good), 7):
+        tables.path(40).write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+        with suppress(RunError):  # Dates and the like may change unseen; the numbers may not.
+            np.testing.assert_array_equal(NegativeTable.load(tables.path(40)).places, table.places)
     changed = NegativeTable(table.places[::-1], "abc")
     changed.save(tables.path(20))
     np.testing.assert_array_equal(tables[20].places, changed.places)

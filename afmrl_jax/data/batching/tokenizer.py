@@ -9,7 +9,8 @@ from typing import Protocol, runtime_checkable
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HubTokenizer
 
-from afmrl_jax.errors import RunError
+from afmrl_jax.data.batching.tokenizer_file import QWEN_SPLIT, library_errors, read_tokenizer
+from afmrl_jax.errors import InputError, RunError
 from afmrl_jax.runtime.files import atomic_path
 
 SPECIALS = (
@@ -21,11 +22,10 @@ SPECIALS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""Qwen2's pre-tokenization pattern; every digit is a separate piece."""
+TOKENIZER = "tokenizer.json"
+"""The file of a tokenizer in its folder."""
+MAX_TEXT = 1_000_000
+"""Characters of a text that are looked at; no row of a model holds as many."""
 
 
 @runtime_checkable
@@ -60,8 +60,17 @@ class Tokenizer(Protocol):
 class BpeTokenizer:
     """A `tokenizers` byte-level BPE with Qwen's special tokens."""
 
-    def __init__(self, inner: HubTokenizer):
-        self._inner = inner
+    def __init__(self, inner: HubTokenizer, where: str = "the tokenizer"):
+        """Wrap a tokenizer.
+
+        Args:
+            inner: of the library.
+            where: its name in messages, such as the path of its file.
+
+        Raises:
+            RunError: it lacks a special token.
+        """
+        self._inner, self._where = inner, where
         # Only this package places special tokens. Encoding them as plain text means that a title
         # that contains one cannot end a turn or open a picture. That works only for tokens marked
         # as special, and a hub's file may not mark all of them.
@@ -73,7 +82,7 @@ class BpeTokenizer:
         inner.no_padding()
         missing = [name for name in SPECIALS[:6] if inner.token_to_id(name) is None]
         if missing:
-            raise RunError(f"the tokenizer lacks {', '.join(missing)}; use a Qwen-VL tokenizer")
+            raise RunError(f"{where} lacks {', '.join(missing)}; use a Qwen-VL tokenizer")
         self.pad_id = self._id("<|endoftext|>")
         self.eos_id = self._id("<|im_end|>")
         self.im_start_id = self._id("<|im_start|>")
@@ -81,11 +90,11 @@ class BpeTokenizer:
         self.vision_end_id = self._id("<|vision_end|>")
         self.image_pad_id = self._id("<|image_pad|>")
 
-    def __getstate__(self) -> str:
-        return self._inner.to_str()
+    def __getstate__(self) -> tuple[str, str]:
+        return self._inner.to_str(), self._where
 
-    def __setstate__(self, state: str) -> None:
-        self.__init__(HubTokenizer.from_str(state))  # type: ignore[misc]
+    def __setstate__(self, state: tuple[str, str]) -> None:
+        self.__init__(HubTokenizer.from_str(state[0]), state[1])  # type: ignore[misc]
 
     def _id(self, token: str) -> int:
         found = self._inner.token_to_id(token)
@@ -103,7 +112,7 @@ class BpeTokenizer:
         )
         inner.pre_tokenizer = pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated"),
+                pre_tokenizers.Split(Regex(QWEN_SPLIT), behavior="isolated"),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
@@ -119,37 +128,91 @@ class BpeTokenizer:
 
     @classmethod
     def load(cls, folder: Path | str) -> BpeTokenizer:
-        """Read `tokenizer.json` of a folder, ours or a hub's."""
-        path = Path(folder) / "tokenizer.json"
+        """Read `tokenizer.json` of a folder, ours or a hub's.
+
+        Raises:
+            RunError: it is missing, broken, or holds a part that is not supported.
+        """
+        path = Path(folder) / TOKENIZER
         if not path.is_file():
             raise RunError(f"{path} is missing; give the folder of a tokenizer")
-        return cls(HubTokenizer.from_file(str(path)))
+        with library_errors(str(path)):
+            return cls(read_tokenizer(path), str(path))
 
     def save(self, folder: Path | str) -> None:
         """Write `tokenizer.json`, whole or not at all."""
-        with atomic_path(Path(folder) / "tokenizer.json") as temporary:
+        with atomic_path(Path(folder) / TOKENIZER) as temporary:
             self._inner.save(str(temporary))
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, special ones included; a hub's embedding table may have more rows."""
-        return int(self._inner.get_vocab_size(with_added_tokens=True))
+        """One more than the highest id; a hub's embedding table may have more rows."""
+        return 1 + max(self._inner.get_vocab(with_added_tokens=True).values())
+
+    def check_model(self, rows: int, image_token_id: int) -> None:
+        """See that a model can read what this tokenizer writes.
+
+        Args:
+            rows: of the model's embedding table.
+            image_token_id: the id whose positions the model fills with visual tokens.
+
+        Raises:
+            RunError: an id has no row, or pictures have another id here.
+        """
+        remedy = "use the tokenizer that belongs to the model"
+        if self.vocab_size > rows:
+            raise RunError(
+                f"{self._where} has ids up to {self.vocab_size - 1} and the model rows for {rows}; "
+                f"{remedy}"
+            )
+        if self.image_pad_id != image_token_id:
+            raise RunError(
+                f"{self._where} gives {SPECIALS[5]} the id {self.image_pad_id} and the model's "
+                f"image_token_id is {image_token_id}; {remedy}"
+            )
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text; special tokens written in it are text."""
-        return list(self._inner.encode(text, add_special_tokens=False).ids)
+        """Ids of plain text; special tokens written in it are text.
+
+        Only the first `MAX_TEXT` characters are looked at.
+
+        Raises:
+            InputError: the text has half of a surrogate pair, which is no character.
+        """
+        try:
+            with library_errors(self._where):
+                return list(self._inner.encode(text[:MAX_TEXT], add_special_tokens=False).ids)
+        except RunError as error:
+            lone = next((n for n, x in enumerate(text) if "\ud800" <= x <= "\udfff"), None)
+            if lone is None:
+                raise
+            raise InputError(
+                f"the text {text[:40]!r} has half of a surrogate pair at character {lone}; "
+                "remove it"
+            ) from error
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids, special tokens left out."""
-        return str(self._inner.decode(ids, skip_special_tokens=True))
+        with library_errors(self._where):
+            return str(self._inner.decode(ids, skip_special_tokens=True))
 
     def token_bytes(self) -> list[bytes | None]:
-        """The bytes that each id stands for, None for special tokens."""
+        """The bytes that each id stands for, None for special tokens.
+
+        Raises:
+            RunError: it is no byte-level tokenizer.
+        """
         out: list[bytes | None] = [None] * self.vocab_size
         special = set(self._inner.get_added_tokens_decoder())
         for token, number in self._inner.get_vocab(with_added_tokens=False).items():
-            if number not in special:
-                out[number] = bytes(_BYTE_OF[letter] for letter in token)
+            if number in special:
+                continue
+            if not _BYTE_OF.keys() >= set(token):
+                raise RunError(
+                    f"{self._where}: the token {token[:50]!r} is not written in bytes; use a "
+                    "Qwen-VL tokenizer"
+                )
+            out[number] = bytes(_BYTE_OF[letter] for letter in token)
         return out
 
 

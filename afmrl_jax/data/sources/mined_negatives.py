@@ -7,15 +7,15 @@ table of its segment. No JAX here: Grain's worker processes import this module.
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from afmrl_jax.errors import RunError
+from afmrl_jax.errors import AfmrlError, RunError
 from afmrl_jax.runtime.files import atomic_path
+from afmrl_jax.runtime.json_files import open_regular
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,17 @@ class NegativeTable:
         """
         remedy = f"delete {path.parent.parent} to run that stage again"
         try:
-            with np.load(path, allow_pickle=False) as found:
-                return cls(found["places"], str(found["embedder"]))
+            with open_regular(path) as file, np.load(file, allow_pickle=False) as found:
+                places, embedder = found["places"], str(found["embedder"])
         except FileNotFoundError as error:
             raise RunError(f"the mined negatives {path} are missing; {remedy}") from error
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except AfmrlError:
+            raise
+        except Exception as error:  # What a changed byte raises depends on where it lies.
             raise RunError(f"{path} holds no mined negatives ({error}); {remedy}") from error
+        if places.ndim != 2 or places.dtype.kind != "i" or places.min(initial=0) < -1:
+            raise RunError(f"{path} holds no table of the training listings; {remedy}")
+        return cls(places, embedder)
 
 
 @lru_cache(maxsize=2)

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 
 from afmrl_jax.config import Execution
-from afmrl_jax.errors import RunError
+from afmrl_jax.errors import ConfigError, RunError
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.huggingface.config import from_hub_config, to_hub_config
+from afmrl_jax.models.huggingface.manifest import check_weights, write_manifest
 from afmrl_jax.models.huggingface.peft import (
     is_peft_folder,
     load_adapter,
@@ -22,13 +23,12 @@ from afmrl_jax.models.huggingface.peft import (
 from afmrl_jax.models.huggingface.read import Shardings, check_fit, hub_files, load_params
 from afmrl_jax.models.huggingface.write import SHARD_BYTES, save_params
 from afmrl_jax.models.lora import with_lora
+from afmrl_jax.models.qwen_vl.hub_fields import REMEDY
 from afmrl_jax.runtime.distributed import to_devices
-from afmrl_jax.runtime.files import atomic_path, file_hash, write_json
+from afmrl_jax.runtime.files import atomic_path, write_json
 from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.types import JsonObject
 
-MANIFEST = "manifest.json"
-"""Hashes of a folder's weights, which stand for the model where its identity is asked for."""
 COMPANIONS = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -99,8 +99,7 @@ def save_model(
                     shutil.copyfile(like / name, temporary / name)
         elif tokenizer is not None:
             tokenizer.save(temporary)
-        weights = sorted(temporary.glob("*.safetensors"))
-        write_json(temporary / MANIFEST, {x.name: file_hash(x) for x in weights})
+        write_manifest(temporary)
     return folder
 
 
@@ -112,7 +111,7 @@ def _config(
 ) -> JsonObject:
     dtype = str(np.dtype(params["model/embed_tokens"].dtype))
     if like is not None:
-        raw: JsonObject = read_json(like / "config.json")
+        raw: JsonObject = read_json(like / "config.json", remedy=REMEDY)
         known = [key for key in ("dtype", "torch_dtype") if key in raw]
         return raw | dict.fromkeys(known or ["torch_dtype"], dtype)
     ids = {}
@@ -132,11 +131,28 @@ def base_folder(folder: Path) -> Path:
     if not is_peft_folder(folder):
         return folder
     named = read_peft_config(folder)[1]
-    if not Path(named or "").is_dir():
+    if not named or not _is_folder(Path(named)):
         raise RunError(
             f"{folder} is an adapter of {named!r}, which is no folder here; give its base model"
         )
-    return Path(named or "")
+    return _whole(Path(named), folder)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # Too long a name.
+        return False
+
+
+def _whole(base: Path, folder: Path) -> Path:
+    """The base of an adapter, unless that is an adapter, too: of another one, or of itself."""
+    if is_peft_folder(base):
+        raise RunError(
+            f"{folder} is an adapter of {base}, which is an adapter itself; merge that one into "
+            "its model with peft (`merge_and_unload`) and name the result"
+        )
+    return base
 
 
 def read_architecture(folder: Path, execution: Execution | None = None) -> Architecture:
@@ -147,7 +163,11 @@ def read_architecture(folder: Path, execution: Execution | None = None) -> Archi
             f"{folder} holds no model (config.json is missing); give the folder of a Qwen2-VL or "
             "Qwen2.5-VL, or run the stage that writes it"
         )
-    return Architecture.of(from_hub_config(read_json(path), str(path)), execution)
+    config = from_hub_config(read_json(path, remedy=REMEDY), str(path))
+    try:
+        return Architecture.of(config, execution)
+    except ConfigError as error:
+        raise RunError(f"{path}: {error}; {REMEDY}") from error
 
 
 def load_model(
@@ -162,21 +182,24 @@ def load_model(
 
     Args:
         folder: with config.json or adapter_config.json.
-        shardings: where parameters go, see `hub_read.load_params`; None for the first device.
+        shardings: where parameters go, see `read.load_params`; None for the first device.
         execution: how the model will be computed.
         dtype: of the parameters; None keeps the files' own. Adapters are float32.
         base: of an adapter; None takes the folder that it names.
 
     Raises:
-        RunError: the folder is no such model, or its tensors do not fit.
+        RunError: the folder is no such model, its tensors do not fit, or its weights are not
+            those that its manifest records.
     """
     if is_peft_folder(folder):
         lora, _ = read_peft_config(folder)
+        whole = base_folder(folder) if base is None else _whole(base, folder)
         architecture, params = load_model(
-            base or base_folder(folder), shardings=shardings, execution=execution, dtype=dtype
+            whole, shardings=shardings, execution=execution, dtype=dtype
         )
         architecture = with_lora(architecture, lora)
         adapter = load_adapter(folder, architecture)
+        check_weights(folder)
         if shardings is not None:
             shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in adapter.items()}
             adapter = to_devices(adapter, dict(shardings(shapes)))
@@ -184,4 +207,5 @@ def load_model(
     architecture = read_architecture(folder, execution)
     stored = hub_files(folder)
     check_fit(architecture, stored, str(folder))
+    check_weights(folder)
     return architecture, load_params(architecture, stored, shardings, dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,13 +22,15 @@ from afmrl_jax.models.huggingface.safetensors import (
     stored_tensors,
     write_tensors,
 )
+from afmrl_jax.models.qwen_vl.hub_fields import MAX_WIDTH
 from afmrl_jax.runtime.distributed import to_host
 from afmrl_jax.runtime.files import write_json
-from afmrl_jax.runtime.json_files import read_json
+from afmrl_jax.runtime.json_files import checked, read_json
 from afmrl_jax.types import AnyArray, JsonObject
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_NAME = re.compile(r"^model\.layers\.(\d+)\.(self_attn|mlp)\.(\w+)\.lora_([AB])\.weight$")
+_NAME = re.compile(r"^model\.layers\.([0-9]{1,6})\.(self_attn|mlp)\.(\w+)\.lora_([AB])\.weight$")
+_REMEDY = "copy the adapter again"
 _UNSUPPORTED = (
     "use_dora",
     "use_rslora",
@@ -58,28 +61,45 @@ def read_peft_config(folder: Path) -> tuple[LoraConfig, str | None]:
         RunError: no LoRA adapter of the decoder, or a variant that is not supported.
     """
     path = folder / CONFIG
-    raw = read_json(path)
-    if not isinstance(raw, dict):
-        raise RunError(f"{path} is no JSON object; copy it again")
+    raw = read_json(path, remedy=_REMEDY)
+    found = checked(_AdapterConfig, raw, path, remedy=_REMEDY)
     used = [name for name in _UNSUPPORTED if raw.get(name)]
-    if raw.get("peft_type") != "LORA" or used or raw.get("bias", "none") != "none":
-        what = ", ".join(used) or f"peft_type {raw.get('peft_type')}, bias {raw.get('bias')}"
+    if found.peft_type != "LORA" or used or found.bias != "none":
+        what = ", ".join(used) or f"peft_type {found.peft_type}, bias {found.bias}"
         raise RunError(f"{path}: only plain LoRA adapters are read, not {what}; merge it with peft")
-    if "r" not in raw or "lora_alpha" not in raw:
-        raise RunError(f"{path} has no r or no lora_alpha; copy it again")
-    found = {_parse(name, folder)[1].rpartition("/")[2] for name in _stored(folder)}
-    targets = tuple(name for name in LORA_TARGETS if name in found)
-    return LoraConfig(raw["r"], float(raw["lora_alpha"]), targets), raw.get(
-        "base_model_name_or_path"
-    )
+    if found.r is None or found.lora_alpha is None:
+        raise RunError(f"{path} has no r or no lora_alpha; {_REMEDY}")
+    if not (1 <= found.r <= MAX_WIDTH and 0 < found.lora_alpha <= 1e9):
+        raise RunError(f"{path}: r and lora_alpha must be above zero and not huge; {_REMEDY}")
+    adapted = {_parse(name, folder)[1].rpartition("/")[2] for name in _stored(folder)}
+    targets = tuple(name for name in LORA_TARGETS if name in adapted)
+    if not targets:
+        raise RunError(f"{folder / WEIGHTS} adapts nothing; {_REMEDY}")
+    return LoraConfig(found.r, found.lora_alpha, targets), found.base_model_name_or_path
+
+
+@dataclass(frozen=True)
+class _AdapterConfig:
+    """What is read of an adapter_config.json."""
+
+    peft_type: str | None = None
+    bias: str = "none"
+    r: int | None = None
+    lora_alpha: float | None = None
+    base_model_name_or_path: str | None = None
 
 
 def _stored(folder: Path) -> dict[str, StoredTensor]:
     path = folder / WEIGHTS
     if not path.is_file():
         raise RunError(f"{folder} has no {WEIGHTS}; a pickled adapter_model.bin is not read")
-    stored = stored_tensors(path)
-    return {canonical_name(name.removeprefix("base_model.model.")): t for name, t in stored.items()}
+    found: dict[str, StoredTensor] = {}
+    for name, tensor in stored_tensors(path).items():
+        canonical = canonical_name(name.removeprefix("base_model.model."))
+        if canonical in found:
+            raise RunError(f"{path} holds {canonical} twice, once as {name}; {_REMEDY}")
+        found[canonical] = tensor
+    return found
 
 
 def _parse(name: str, folder: Path) -> tuple[int, str, str]:

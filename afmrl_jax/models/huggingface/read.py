@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -17,12 +18,15 @@ from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.huggingface.names import HubTensor, canonical_name, hub_tensors
 from afmrl_jax.models.huggingface.safetensors import StoredTensor, stored_tensors
-from afmrl_jax.runtime.json_files import read_json
+from afmrl_jax.models.qwen_vl.hub_fields import REMEDY
+from afmrl_jax.runtime.json_files import read_checked
 from afmrl_jax.types import JsonObject
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BLOCK = 1 << 26
 """Bytes of a file that are mapped into memory at a time."""
+MAX_NAMES = 20
+"""Names of files or tensors in an error."""
 
 Shardings = Callable[[Mapping[str, jax.ShapeDtypeStruct]], JsonObject]
 """The sharding of every parameter, by name, of a dictionary of shapes."""
@@ -39,18 +43,22 @@ def hub_files(folder: Path) -> dict[str, StoredTensor]:
     if index.is_file():
         weight_map = _weight_map(index)
         names = sorted(set(weight_map.values()))
-        outside = [n for n in names if Path(n).name != n or n in ("", ".", "..") or "\\" in n]
+        outside = [
+            n
+            for n in names
+            if Path(n).name != n or n in ("", ".", "..") or not n.isprintable() or "\\" in n
+        ]
         if outside:
             raise RunError(
-                f"{index} names files outside its folder: {', '.join(outside)}; do not trust it"
+                f"{index} names files outside its folder: {_some(outside)}; do not trust it"
             )
         absent = [n for n in names if not (folder / n).is_file()]
         if absent:
-            raise RunError(f"{folder} lacks {', '.join(absent)}; download the whole folder")
+            raise RunError(f"{folder} lacks {_some(absent)}; download the whole folder")
         files = {n: stored_tensors(folder / n) for n in names}
         lost = [f"{t} in {n}" for t, n in weight_map.items() if t not in files[n]]
         if lost:
-            raise RunError(f"{index} promises tensors that are not there: {', '.join(lost)}")
+            raise RunError(f"{index} promises tensors that are not there: {_some(lost)}")
         everything = {t: files[n][t] for t, n in weight_map.items()}
     elif single.is_file():
         everything = stored_tensors(single)
@@ -69,13 +77,28 @@ def hub_files(folder: Path) -> dict[str, StoredTensor]:
     return found
 
 
+@dataclass(frozen=True)
+class _Index:
+    """What is read of an index of safetensors files."""
+
+    weight_map: dict[str, str]
+
+
+def _plain(name: str) -> bool:
+    """Whether a name can only be that of a file in the folder."""
+    plain = Path(name).name == name and name not in ("", ".", "..") and "\\" not in name
+    return plain and name.isprintable()
+
+
+def _some(names: list[str]) -> str:
+    """The first names of what may be a long list."""
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(repr(x) if not x.isprintable() else x for x in names[:MAX_NAMES]) + more
+
+
 def _weight_map(index: Path) -> dict[str, str]:
     """The file of every tensor."""
-    raw = read_json(index)
-    found = raw.get("weight_map") if isinstance(raw, dict) else None
-    if not isinstance(found, dict) or not all(isinstance(x, str) for x in found.values()):
-        raise RunError(f"{index} is no index of safetensors files; download it again")
-    return found
+    return read_checked(index, _Index, remedy=REMEDY).weight_map
 
 
 def check_fit(architecture: Architecture, stored: Mapping[str, StoredTensor], where: str) -> None:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.runtime.files import is_writer
+from afmrl_jax.runtime.json_files import open_regular, parse_json
 from afmrl_jax.types import JsonObject
 
 DTYPES: JsonObject = {
@@ -29,6 +30,8 @@ DTYPES: JsonObject = {
     "BF16": ml_dtypes.bfloat16,
 }
 """Float types of the format that models are stored in."""
+MAX_HEADER = 10**8
+"""Bytes of a header; the library reads no longer one, either."""
 _NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
@@ -65,16 +68,7 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
             f"{path}: only .safetensors weights are read, for a pickle (.bin, .pt) can run any "
             "code; convert it, for example with `save_pretrained(safe_serialization=True)`"
         )
-    try:
-        with safe_open(path, "numpy"):
-            pass  # The library checks that header, offsets and length agree.
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header: JsonObject = json.loads(file.read(length))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise RunError(
-            f"{path} cannot be read as safetensors ({error}); download or copy it again"
-        ) from error
+    length, header = _header(path)
     found = {}
     for name, entry in header.items():
         if name == "__metadata__":
@@ -88,6 +82,23 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
         dtype = np.dtype(DTYPES[entry["dtype"]])
         found[name] = StoredTensor(path, begin, tuple(entry["shape"]), dtype)
     return found
+
+
+def _header(path: Path) -> tuple[int, JsonObject]:
+    """Length in bytes and content of a file's header."""
+    remedy = "download or copy it again"
+    try:
+        with open_regular(path) as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > MAX_HEADER:
+                raise ValueError(f"a header of {length} bytes")
+            text = file.read(length)
+            with safe_open(path, "numpy"):
+                pass  # The library checks that header, offsets and length agree.
+    except (SafetensorError, OSError, ValueError, struct.error) as error:
+        raise RunError(f"{path} cannot be read as safetensors ({error}); {remedy}") from error
+    # The library takes the last of two tensors of one name.
+    return length, parse_json(text, f"{path}: its header", remedy=remedy)
 
 
 @dataclass(frozen=True)

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable
-from typing import Any
 
 from afmrl_jax.config import QwenVLConfig, TextConfig, VisionConfig
-from afmrl_jax.errors import RunError
+from afmrl_jax.models.qwen_vl.hub_fields import MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, Fields
 from afmrl_jax.types import JsonObject
 
-
-class Fields:
-    """A JSON object whose missing fields are errors that name the file."""
-
-    def __init__(self, values: JsonObject, where: str):
-        self._values, self._where = values, where
-
-    def get(self, *names: str, default: Any = None) -> Any:
-        """The first of several names that is there."""
-        for name in names:
-            if self._values.get(name) is not None:
-                return self._values[name]
-        if default is None:
-            raise RunError(f"{self._where} has no {names[0]}; is it a Qwen2-VL or Qwen2.5-VL?")
-        return default
+IMAGE_TOKEN = 151655
+"""Id of `<|image_pad|>` in files that do not say."""
+MAX_HEADS = 4096
+MAX_SIDE = 256
 
 
 def read_config(
@@ -40,62 +29,79 @@ def read_config(
     Raises:
         RunError: a missing field, or a feature that is not supported.
     """
-    nested = raw.get("text_config") or {}
+    nested = Fields(raw, where).inner("text_config")
     text_values = {**raw, **nested}
     # The published flat files have these at the top; a nested default must not hide them.
     if "hidden_size" in raw:
         text_values = {**nested, **raw}
-    text = _text(Fields(text_values, where), text_values, raw, where)
-    tower = vision(Fields(raw.get("vision_config") or {}, f"{where}: vision_config"))
-    token = raw.get("image_token_id", text_values.get("image_token_id", 151655))
-    return QwenVLConfig(family, tower, text, int(token))
+    own = {name: value for name, value in raw.items() if value is not None}
+    top = Fields({**text_values, **own}, where)
+    text = _text(Fields(text_values, where), top)
+    tower = vision(Fields(top.inner("vision_config"), f"{where}: vision_config"))
+    token = top.take(int, "image_token_id", default=IMAGE_TOKEN)
+    top.require(
+        0 <= token < text.vocab_size,
+        "image_token_id",
+        token,
+        f"an id of the vocabulary, below {text.vocab_size}",
+    )
+    return QwenVLConfig(family, tower, text, token)
 
 
-def _text(fields: Fields, values: JsonObject, raw: JsonObject, where: str) -> TextConfig:
-    if values.get("use_sliding_window"):
-        raise RunError(f"{where}: sliding-window attention is not supported")
-    if fields.get("hidden_act", default="silu") != "silu":
-        raise RunError(f"{where}: hidden_act {values['hidden_act']!r} is not supported, only silu")
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+def _text(fields: Fields, top: Fields) -> TextConfig:
+    """The decoder.
+
+    Args:
+        fields: of the decoder, those of the whole model among them where the file is flat.
+        top: the same, with those of the whole model first.
+    """
+    if fields.get("use_sliding_window", default=False):
+        raise fields.unsupported("sliding-window attention is not supported")
+    if (act := fields.get("hidden_act", default="silu")) != "silu":
+        raise fields.unsupported(f"hidden_act {reprlib.repr(act)} is not supported, only silu")
+    rope = fields.inner("rope_parameters") or fields.inner("rope_scaling")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):
-        raise RunError(f"{where}: rotary positions of type {kind!r} are not supported")
-    heads, size = fields.get("num_attention_heads"), fields.get("hidden_size")
-    if values.get("head_dim") not in (None, size // heads):
-        raise RunError(f"{where}: a head_dim other than hidden_size / heads is not supported")
-    tied = raw.get("tie_word_embeddings", values.get("tie_word_embeddings", False))
+        raise fields.unsupported(f"rotary positions of type {reprlib.repr(kind)} are not supported")
+    positions = fields.over(rope)
+    heads, size = fields.size("num_attention_heads", most=MAX_HEADS), fields.size("hidden_size")
+    if fields.get("head_dim", default=size // heads) != size // heads:
+        raise fields.unsupported("a head_dim other than hidden_size / heads is not supported")
     return TextConfig(
-        vocab_size=fields.get("vocab_size"),
+        vocab_size=fields.size("vocab_size", most=MAX_VOCABULARY),
         hidden_dim=size,
-        intermediate_dim=fields.get("intermediate_size"),
-        num_layers=fields.get("num_hidden_layers"),
+        intermediate_dim=fields.size("intermediate_size"),
+        num_layers=fields.size("num_hidden_layers", most=MAX_LAYERS),
         num_heads=heads,
-        num_kv_heads=fields.get("num_key_value_heads", default=heads),
-        rope_theta=float(rope.get("rope_theta") or fields.get("rope_theta", default=1e6)),
-        mrope_section=tuple(rope.get("mrope_section") or (16, 24, 24)),
-        rms_norm_eps=fields.get("rms_norm_eps", default=1e-6),
-        tie_embeddings=bool(tied),
+        num_kv_heads=fields.size("num_key_value_heads", most=MAX_HEADS, default=heads),
+        rope_theta=positions.number("rope_theta", least=1.0, most=1e12, default=1e6),
+        mrope_section=positions.take(tuple[int, int, int], "mrope_section", default=(16, 24, 24)),
+        rms_norm_eps=fields.number("rms_norm_eps", least=1e-12, most=0.1, default=1e-6),
+        tie_embeddings=top.take(bool, "tie_word_embeddings", default=False),
     )
 
 
 def _shared_vision(fields: Fields) -> JsonObject:
+    channels = fields.size("in_channels", "in_chans", default=3)
+    fields.require(channels == 3, "in_channels", channels, "3, the colors of a picture")
     return {
-        "depth": fields.get("depth", default=32),
-        "num_heads": fields.get("num_heads", default=16),
-        "patch_size": fields.get("patch_size", "spatial_patch_size", default=14),
-        "merge_size": fields.get("spatial_merge_size", default=2),
-        "temporal_patch_size": fields.get("temporal_patch_size", default=2),
-        "in_channels": fields.get("in_channels", "in_chans", default=3),
+        "depth": fields.size("depth", most=MAX_LAYERS, default=32),
+        "num_heads": fields.size("num_heads", most=MAX_HEADS, default=16),
+        "patch_size": fields.size("patch_size", "spatial_patch_size", most=MAX_SIDE, default=14),
+        "merge_size": fields.size("spatial_merge_size", most=MAX_SIDE, default=2),
+        "temporal_patch_size": fields.size("temporal_patch_size", most=MAX_SIDE, default=2),
+        "in_channels": channels,
     }
 
 
 def read_qwen2_vision(fields: Fields) -> VisionConfig:
     """The tower of a Qwen2-VL from its `vision_config`."""
-    shared, size = _shared_vision(fields), fields.get("embed_dim", default=1280)
+    shared, size = _shared_vision(fields), fields.size("embed_dim", default=1280)
+    ratio = fields.number("mlp_ratio", least=1 / size, most=MAX_WIDTH / size, default=4.0)
     return VisionConfig(
         embed_dim=size,
-        intermediate=int(size * fields.get("mlp_ratio", default=4)),
-        out_dim=fields.get("hidden_size"),
+        intermediate=int(size * ratio),
+        out_dim=fields.size("hidden_size"),
         # It has no windows; any size that its patches divide says so.
         window_size=2 * shared["patch_size"] * shared["merge_size"],
         **shared,
@@ -115,13 +121,21 @@ def write_qwen2_vision(vision: VisionConfig) -> JsonObject:
 
 def read_qwen2_5_vision(fields: Fields) -> VisionConfig:
     """The tower of a Qwen2.5-VL from its `vision_config`."""
+    shared = _shared_vision(fields)
+    blocks = fields.take(tuple[int, ...], "fullatt_block_indexes", default=(7, 15, 23, 31))
+    fields.require(
+        all(0 <= block < shared["depth"] for block in blocks),
+        "fullatt_block_indexes",
+        blocks,
+        f"blocks of the tower, from 0 to {shared['depth'] - 1}",
+    )
     return VisionConfig(
-        embed_dim=fields.get("hidden_size", default=1280),
-        intermediate=fields.get("intermediate_size", default=3420),
-        out_dim=fields.get("out_hidden_size"),
-        window_size=fields.get("window_size", default=112),
-        full_attention_blocks=tuple(fields.get("fullatt_block_indexes", default=(7, 15, 23, 31))),
-        **_shared_vision(fields),
+        embed_dim=fields.size("hidden_size", default=1280),
+        intermediate=fields.size("intermediate_size", default=3420),
+        out_dim=fields.size("out_hidden_size"),
+        window_size=fields.size("window_size", default=112),
+        full_attention_blocks=blocks,
+        **shared,
     )
 
 

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer as HubTokenizer
 from afmrl_jax.config import ImageConfig, InputDropout, TextBudget
 from afmrl_jax.data.batching.images import _cut
 from afmrl_jax.data.batching.prompts import completion_tokens, embedder_row, generator_prompt
-from afmrl_jax.data.batching.tokenizer import _SPLIT, SPECIALS, BpeTokenizer
+from afmrl_jax.data.batching.tokenizer import SPECIALS, BpeTokenizer
+from afmrl_jax.data.batching.tokenizer_file import QWEN_SPLIT
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
 from afmrl_jax.data.sources.distill import DistillSource
 from afmrl_jax.data.sources.row_builder import RowBuilder
@@ -64,7 +65,7 @@ def qwens(model):
     inner.normalizer = normalizers.NFC()
     inner.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated"),
+            pre_tokenizers.Split(Regex(QWEN_SPLIT), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -26,8 +26,12 @@ INDEX = "model.safetensors.index.json"
 
 
 def rewrite(folder, change):
-    """Write the one file of a folder anew with tensors changed by `change(dict of arrays)`."""
+    """Write the one file of a folder anew with tensors changed by `change(dict of arrays)`.
+
+    The folder is then one of other people's: it has no hashes.
+    """
     path = folder / "model.safetensors"
+    (folder / "manifest.json").unlink(missing_ok=True)
     tensors = {name: np.array(x.open()) for name, x in stored_tensors(path).items()}
     change(tensors)
     write_tensors(

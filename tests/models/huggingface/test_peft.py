@@ -1,6 +1,8 @@
 """Adapters to and from the `peft` library, and those that are refused."""
 
 import json
+import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,9 +29,10 @@ def randomised(params, seed=1):
     }
 
 
-@pytest.fixture
-def adapter(tmp_path):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """Folders of a tiny model and of an adapter of it, and the adapted model."""
+    tmp_path = tmp_path_factory.mktemp("made")
     architecture = Architecture.of(tiny_config())
     params = architecture.init(0)
     base = save_model(tmp_path / "base", architecture, params)
@@ -38,8 +41,22 @@ def adapter(tmp_path):
     return base, save_model(tmp_path / "adapter", architecture, params, like=base), params
 
 
+@pytest.fixture
+def adapter(made, tmp_path):
+    """The same, in copies that may be changed."""
+    base, folder = (Path(shutil.copytree(x, tmp_path / x.name)) for x in made[:2])
+    configure(folder, base_model_name_or_path=str(base))
+    return base, folder, made[2]
+
+
+def configure(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def edit(folder, change):
     path = folder / WEIGHTS
+    (folder / "manifest.json").unlink(missing_ok=True)
     tensors = {n: np.array(x.open()) for n, x in stored_tensors(path).items()}
     change(tensors)
     write_tensors(
@@ -190,3 +207,62 @@ def test_we_read_what_peft_writes(family, tmp_path):
     )
     assert_same_logits(architecture, params, found)
     assert_same_logits(*merge_lora(architecture, params), found)
+
+
+# F10
+@pytest.mark.parametrize("value", [0, -1, "2", None, [1], 1.5, 10**9])
+def test_odd_ranks(adapter, value):
+    configure(adapter[1], r=value)
+    with pytest.raises(RunError, match=r"adapter_config\.json.*\br\b.*copy the adapter again"):
+        load_model(adapter[1])
+
+
+# F10
+@pytest.mark.parametrize("value", [0, -1, "2", None, [1], 1e300])
+def test_odd_scales(adapter, value):
+    configure(adapter[1], lora_alpha=value)
+    with pytest.raises(RunError, match=r"adapter_config\.json.*lora_alpha.*copy the adapter again"):
+        load_model(adapter[1])
+
+
+# F10
+@pytest.mark.parametrize("base", [7, ["x"], "", None, "x" * 5000, "a\0b", "/dev/null"])
+def test_odd_bases(adapter, base):
+    configure(adapter[1], base_model_name_or_path=base)
+    with pytest.raises(RunError, match="adapter"):
+        load_model(adapter[1])
+
+
+# F10
+def test_an_adapter_of_itself_or_of_an_adapter(adapter, tmp_path):
+    folder = adapter[1]
+    configure(folder, base_model_name_or_path=str(folder))
+    for base in (None, folder):
+        with pytest.raises(RunError, match="which is an adapter itself"):
+            load_model(folder, base=base)
+    shutil.copytree(folder, tmp_path / "second")
+    configure(folder, base_model_name_or_path=str(tmp_path / "second"))
+    with pytest.raises(RunError, match="which is an adapter itself"):
+        load_model(folder)
+
+
+def test_a_factor_under_two_names(adapter):
+    def change(tensors):
+        name = next(iter(tensors))
+        tensors[name.replace("language_model.", "")] = tensors[name]
+
+    edit(adapter[1], change)
+    with pytest.raises(RunError, match=r"adapter_model\.safetensors holds .* twice"):
+        load_model(adapter[1])
+
+
+# S8
+def test_any_changed_bit_of_an_adapter_is_found(adapter, rng):
+    path = adapter[1] / WEIGHTS
+    good = path.read_bytes()
+    for place in rng.integers(8, len(good), 4):
+        bad = bytearray(good)
+        bad[place] ^= 1
+        path.write_bytes(bad)
+        with pytest.raises(RunError, match="adapter"):
+            load_model(adapter[1])

@@ -1,0 +1,96 @@
+"""A finished stage counts only while its record and its outputs are what it wrote."""
+
+from pathlib import Path
+
+import pytest
+
+from afmrl_jax.config import RunConfig
+from afmrl_jax.errors import RunError
+from afmrl_jax.runtime.json_files import read_checked
+from afmrl_jax.training.run_directory import Done, Run, check_finished
+
+OLD = Path(__file__).parents[1] / "config" / "run_35b8f45"
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = Run(tmp_path / "run", RunConfig(catalogue="x"))
+    yield run
+    run.close()
+
+
+def work(folder):
+    (folder / "result.txt").write_text("seven")
+
+
+def do(run, outputs=("result.txt",)):
+    return run.stage("first", {"seed": 0}, list(outputs), work)
+
+
+def test_a_finished_stage_is_not_done_again(run):
+    folder = do(run)
+    (folder / "result.txt").touch()
+    run.did_something = False
+    assert do(run) == folder
+    assert not run.did_something
+
+
+# S8
+@pytest.mark.parametrize(
+    ("content", "message"), [("eight", "has changed since"), (None, "is missing")]
+)
+def test_changed_and_lost_outputs_are_found(run, content, message):
+    path = do(run) / "result.txt"
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(RunError, match=rf"result\.txt {message}.*put it back, or delete .*first"):
+        do(run)
+
+
+# S8
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "7", '{"inputs": {}, "fingerprint": 3}'])
+@pytest.mark.parametrize("name", ["DONE.json", "inputs.json"])
+def test_a_broken_record_says_what_to_delete(run, name, text):
+    (do(run) / name).write_text(text)
+    with pytest.raises(RunError, match=rf"{name}.*delete .*first and start"):
+        do(run)
+
+
+# F2
+def test_a_record_that_is_no_text(run):
+    folder = do(run)
+    (folder / "DONE.json").write_bytes(b"\xac" + (folder / "DONE.json").read_bytes())
+    with pytest.raises(RunError, match=r"DONE\.json is not UTF-8"):
+        run.output_hash("first", "result.txt")
+
+
+def test_an_output_without_a_hash_is_not_taken_on_trust(run):
+    folder = do(run)
+    (folder / "more.txt").write_text("more")
+    with pytest.raises(RunError, match=r"no hash of more\.txt"):
+        do(run, ("result.txt", "more.txt"))
+    with pytest.raises(RunError, match=r"no hash of more\.txt"):
+        run.output_hash("first", "more.txt")
+
+
+# F17
+def test_a_device_in_the_place_of_an_output_is_not_read(run):
+    path = do(run) / "result.txt"
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(RunError, match="device"):
+        do(run)
+
+
+def test_a_config_that_is_no_object(run):
+    (run.folder / "config.json").write_text("[]")
+    with pytest.raises(RunError, match=r"config\.json"):
+        run._check_config()
+
+
+@pytest.mark.parametrize("path", sorted(OLD.glob("*.DONE.json")), ids=lambda x: x.name)
+def test_records_of_older_versions_are_read(path):
+    assert read_checked(path, Done).outputs
+
+
+def test_a_run_from_elsewhere_is_checked_without_its_config(run):
+    check_finished(do(run), ["result.txt"])
