@@ -212,7 +212,9 @@ def test_damaged_records_are_named_one_by_one(store):  # F7
     shard = store / manifest_of(store)["shards"][1]["file"]
     data = shard.read_bytes()
     named = 0
-    for place in range(0, len(data) - 64, len(data) // 15):
+    # The rest of it is padding.
+    used = [x for x in range(0, len(data) - 64, 64) if any(data[x : x + 64])]
+    for place in used[:: len(used) // 15]:
         shard.write_bytes(blotted(data, place))
         again = moved(store, place)
         problems = []

@@ -98,6 +98,8 @@ def test_names_of_pictures_that_no_file_can_have_are_named(tmp_path):  # F4
 
 def test_a_strange_label_does_not_fill_the_message():
     for label in ({"a": [1]}, "x" * 10_000, ["\x1b"]):
-        found = str(problem_of(CatalogueError("bad; mend it"), {"listing_id": label}, "line 3", "f"))
+        found = str(
+            problem_of(CatalogueError("bad; mend it"), {"listing_id": label}, "line 3", "f")
+        )
         assert "line 3" in found
         assert len(found) < 150

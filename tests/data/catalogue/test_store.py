@@ -244,7 +244,7 @@ def test_two_conversions_to_one_place_do_not_mix(folder, tmp_path):  # S3
     said = []
 
     def read(report):
-        with pytest.raises(RunError, match="another process is converting to .*; wait for it") as e:
+        with pytest.raises(RunError, match=r"is converting to .*; wait for it") as e:
             convert(open_rows(folder), tmp_path / "store", SMALL)
         said.append(e)
         yield from open_rows(folder).read(report)
