@@ -136,7 +136,7 @@ def test_guessing_a_layout_opens_no_pipe_and_reads_nothing_endless(tmp_path, nam
 
 @pytest.mark.parametrize("name", ["a" * 5000, "nul\0"])
 def test_a_catalogue_whose_name_no_folder_can_have(name):
-    with pytest.raises(CatalogueError, match="catalogue .*; give `furniture`"):
+    with pytest.raises(CatalogueError, match=r"catalogue .*; give `furniture`"):
         open_rows(name)
 
 

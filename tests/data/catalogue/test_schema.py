@@ -1,4 +1,4 @@
-"""Values of strangers: listings hold text that can be shown, stored and compared, or are refused."""
+"""Values of strangers: text that can be shown, stored and compared, or an error."""
 
 import datetime
 from decimal import Decimal
