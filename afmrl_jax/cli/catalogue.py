@@ -21,6 +21,8 @@ from afmrl_jax.errors import ConfigError
 from afmrl_jax.inference import annotate as serving
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.runs.oracle import oracle_by_checkpoint, oracle_by_endpoint
+from afmrl_jax.runtime.json_files import parse_json
+from afmrl_jax.runtime.terminal import printable
 from afmrl_jax.types import JsonObject
 
 NAMELESS = tyro.conf.arg(metavar="CATALOGUE")
@@ -46,9 +48,9 @@ class CatalogueCheck:
         def show(problem: Problem) -> None:
             counts[problem.severity] += 1
             if self.as_json:
-                print(json.dumps({"problem": vars(problem)}, ensure_ascii=False))
+                print(printable(json.dumps({"problem": vars(problem)}, ensure_ascii=False)))
             else:
-                print(f"{problem.severity}: {problem}")
+                print(printable(f"{problem.severity}: {problem}"))
 
         catalogue = _named(self.catalogue, self.folder)
         summary = check_catalogue(catalogue, show, options=parsed(self.options))
@@ -97,8 +99,8 @@ def parsed(options: Mapping[str, str]) -> JsonObject:
 
     def value(text: str) -> object:
         try:
-            return json.loads(text)
-        except json.JSONDecodeError:
+            return parse_json(text, "option", error=ConfigError)
+        except ConfigError:
             return text
 
     return {name: value(text) for name, text in options.items()}
@@ -199,6 +201,6 @@ class Oracle:
         replies = oracle_by_endpoint(catalogue, endpoint, self.out)
         print(f"{len(replies.texts)} listings: {self.out}")
         for listing, why in list(replies.failed.items())[:10]:
-            print(f"  {listing}: {why}")
+            print(printable(f"  {listing}: {why}"))
         if replies.failed:
             print(f"{len(replies.failed)} listings have no attributes and are skipped")

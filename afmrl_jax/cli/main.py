@@ -31,6 +31,7 @@ from afmrl_jax.runs.search import Query, Searcher
 from afmrl_jax.runtime.distributed import launched_together
 from afmrl_jax.runtime.object_store import working_copy
 from afmrl_jax.runtime.setup import reported, set_up
+from afmrl_jax.runtime.terminal import printable
 
 
 @dataclass(frozen=True)
@@ -90,21 +91,19 @@ class Search:
             for answer in Searcher(FinishedRun(self.run), self.index).search_file(
                 self.queries, self.k
             ):
-                print(json.dumps(vars(answer), ensure_ascii=False))
+                print(printable(json.dumps(vars(answer), ensure_ascii=False)))
             return
         query = Query.of("query", self.text, self.image)
         (found,) = Searcher(FinishedRun(self.run), self.index).search([query], self.k)
         if self.as_json:
             for x in found.results:
-                print(json.dumps(x, ensure_ascii=False))
+                print(printable(json.dumps(x, ensure_ascii=False)))
             return
         if found.attributes:
-            print(f"read off the query: {found.attributes}")
+            print(printable(f"read off the query: {found.attributes}"))
         for number, x in enumerate(found.results, 1):
-            print(
-                f"{number:3d}  {x['score']:.4f}  {x['listing_id']}  "
-                f"[{x['product_id']}]  {x['title']}"
-            )
+            line = f"{x['score']:.4f}  {x['listing_id']}  [{x['product_id']}]  {x['title']}"
+            print(printable(f"{number:3d}  {line}"))
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,8 @@ def parse_json(
     except UnicodeEncodeError:
         reason = "has half of a surrogate pair in a text"
     except json.JSONDecodeError as problem:
-        reason = f"is not valid JSON ({problem})"
+        line = f"line {problem.lineno}, " if "\n" in problem.doc else ""
+        reason = f"is not valid JSON ({problem.msg} at {line}column {problem.colno})"
     except RecursionError:
         reason = f"is nested deeper than {MAX_DEPTH} levels"
     except ValueError as problem:

@@ -1,8 +1,11 @@
 """`catalogue-check` and `catalogue-convert` take --catalogue, or the bare name."""
 
+import json
+
 import pytest
 
 from afmrl_jax.cli import main as cli
+from afmrl_jax.testing import write_badge_catalogue
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -28,3 +31,19 @@ def test_it_is_named_once(given, complaint, capsys):
         cli.main(["catalogue-check", *given])
     assert caught.value.code == 1
     assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_a_catalogue_says_does_not_control_the_terminal(tmp_path, capsys, as_json):  # S9
+    folder = write_badge_catalogue(tmp_path / "shop\x1b[2J")
+    path = folder / "listings.jsonl"
+    bad = {"listing_id": "a\x1b]0;own\x07\u202e", "product_id": "p", "title": "t", "image": "\x9b"}
+    path.write_text(path.read_text() + json.dumps(bad) + "\n")
+    arguments = ["--as-json"] if as_json else []
+    with pytest.raises(SystemExit):
+        cli.main(["catalogue-check", str(folder), *arguments])
+    told = capsys.readouterr().out
+    assert "own" in told
+    assert not set(told) & set("\x1b\x07\u202e\x9b")
+    if as_json:
+        assert any("problem" in json.loads(line) for line in told.splitlines())

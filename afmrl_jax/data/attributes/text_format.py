@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from afmrl_jax.errors import CatalogueError
+from afmrl_jax.runtime.json_files import lines_of, parse_json
 
 
 class MalformedAttributes(ValueError):
@@ -29,6 +29,7 @@ def parse_attributes(text: str) -> list[tuple[str, str]]:
     if not text.strip():
         raise MalformedAttributes("the attribute text is empty")
     pairs: list[tuple[str, str]] = []
+    seen: set[str] = set()
     for part in text.split(";"):
         key, colon, value = part.partition(":")
         key, value = key.strip(), value.strip()
@@ -38,8 +39,9 @@ def parse_attributes(text: str) -> list[tuple[str, str]]:
             raise MalformedAttributes(f"{part.strip()!r} has an empty key or value")
         if key != key.lower():
             raise MalformedAttributes(f"key {key!r} is not lower-case")
-        if any(key == seen for seen, _ in pairs):
+        if key in seen:
             raise MalformedAttributes(f"key {key!r} occurs twice")
+        seen.add(key)
         pairs.append((key, value))
     return pairs
 
@@ -85,19 +87,18 @@ def read_attributes(path: Path) -> dict[str, str]:
         CatalogueError: the file cannot be read, or a line is not such a record.
     """
     found: dict[str, str] = {}
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    record = json.loads(line)
-                    found[record["listing_id"]] = record["attributes"]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise CatalogueError(
-                        f"{path}, line {number}: not a record with `listing_id` and `attributes` "
-                        f"({error}); repair the line or remove it"
-                    ) from error
-    except OSError as error:
-        raise CatalogueError(f"{path} cannot be read ({error}); give a file of attributes") from (
-            error
-        )
+    remedy = "repair the line or remove it"
+    if not path.exists():
+        raise CatalogueError(f"{path} cannot be read (no such file); give a file of attributes")
+    for number, line in lines_of(path, error=CatalogueError):
+        where = f"{path}, line {number}"
+        record = parse_json(line, where, error=CatalogueError, remedy=remedy)
+        record = record if isinstance(record, dict) else {}
+        name, text = record.get("listing_id"), record.get("attributes")
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise CatalogueError(
+                f"{where}: not a record with `listing_id` and `attributes`, both of them text; "
+                f"{remedy}"
+            )
+        found[name] = text
     return found

@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
+import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from afmrl_jax.data.catalogue import store as stored
 from afmrl_jax.data.catalogue.census import Census
 from afmrl_jax.data.catalogue.load import Look, Read, read_listings, stopping
+from afmrl_jax.data.catalogue.manifest import (
+    FORMAT,
+    MANIFEST,
+    NAME,
+    Shard,
+    StoredFile,
+    columns_name,
+    fingerprint_of,
+    shard_name,
+)
 from afmrl_jax.data.catalogue.readers import RowSource
 from afmrl_jax.data.catalogue.records import Problem
-from afmrl_jax.data.catalogue.tfds_examples import COLUMNS, PART, features
-from afmrl_jax.errors import ConfigError
+from afmrl_jax.data.catalogue.store import serialise
+from afmrl_jax.data.catalogue.tfds_examples import COLUMNS, DESCRIPTIONS, PART, features
+from afmrl_jax.errors import ConfigError, RunError
 from afmrl_jax.runtime.files import (
     disk_full,
-    file_hash,
     is_disk_full,
     is_local,
+    open_lock,
     resolve_path,
+    take_lock,
+    unwritable,
     write_json,
 )
 from afmrl_jax.runtime.progress import Progress, log_info
+from afmrl_jax.runtime.terminal import printable
 from afmrl_jax.types import JsonObject
 
 SHARD_BYTES = 1 << 28
+LOCK = ".lock"
+CENSUS = "census.sqlite"
 
 
 @dataclass(frozen=True)
@@ -71,7 +86,8 @@ def convert(source: RowSource, out: Path, how: Conversion) -> JsonObject:
 
     Raises:
         CatalogueError: a record cannot be used, unless `skip_bad`; or the whole catalogue cannot.
-        RunError: the disk is full.
+        ConfigError: `out` exists, or is in object storage.
+        RunError: the disk is full or cannot be written to, or another process writes `out`.
     """
     if not is_local(resolve_path(out)):
         raise ConfigError(f"{out}: write the store to this machine, then copy the folder there")
@@ -79,18 +95,43 @@ def convert(source: RowSource, out: Path, how: Conversion) -> JsonObject:
         raise ConfigError(f"{out} exists; choose another --out, or remove it")
     work = out.with_name(f".{out.name}.partial")
     try:
-        manifest = _convert(source, work, how)
-        work.replace(out)
-    except OSError as error:
-        raise (disk_full(out) if is_disk_full(error) else error) from error
+        with _held(work, out):
+            manifest = _convert(source, work, how)
+            work.replace(out)
+            # Not before: while it is there, no other process takes the work for abandoned.
+            (out / LOCK).unlink()
+    except (OSError, sqlite3.Error, RuntimeError) as error:
+        if is_disk_full(error) or "disk is full" in str(error):
+            raise disk_full(out) from error
+        known = unwritable(out, error) if isinstance(error, OSError) else None
+        raise (known or error) from error
     return manifest
 
 
+@contextmanager
+def _held(work: Path, out: Path) -> Iterator[None]:
+    """Hold the folder of the unfinished work for this process."""
+    if work.is_symlink() or work.is_file():
+        raise ConfigError(f"{work} should be a folder of unfinished work and is none; remove it")
+    work.mkdir(parents=True, exist_ok=True)
+    with open_lock(work / LOCK) as file:
+        if not take_lock(file):
+            raise RunError(
+                f"another process is converting to {out}; wait for it, or choose another --out"
+            )
+        if out.exists():
+            with suppress(OSError):
+                (work / LOCK).unlink()
+                work.rmdir()
+            raise ConfigError(f"{out} was just written by another process; choose another --out")
+        yield
+
+
 def _convert(source: RowSource, work: Path, how: Conversion) -> JsonObject:
-    stamp = json.dumps([source.stamp, how.skip_bad, how.look, how.shard_bytes, stored.FORMAT])
+    stamp = json.dumps([source.stamp, how.skip_bad, how.look, how.shard_bytes, FORMAT])
     with closing(_census(work, stamp)) as census:
         shards = census.db.execute("SELECT * FROM shard ORDER BY number").fetchall()
-        consumed = shards[-1][2] if shards else 0
+        consumed = shards[-1][1] if shards else 0
         left_out = int(census.note("left_out") or 0)
         if shards:
             log_info(f"resumes after {len(shards)} shard(s), {consumed} records")
@@ -98,7 +139,7 @@ def _convert(source: RowSource, work: Path, how: Conversion) -> JsonObject:
         def count(problem: Problem) -> None:
             nonlocal left_out
             left_out += 1
-            log_info(f"left out: {problem}")
+            log_info(printable(f"left out: {problem}"))
 
         finished = census.note("finished") is not None
         if not finished:
@@ -106,9 +147,9 @@ def _convert(source: RowSource, work: Path, how: Conversion) -> JsonObject:
             listings = read_listings(source, census, report, look=how.look, begin=consumed)
             with Progress("catalogue-convert", source.count, consumed) as progress:
                 for shard in _shards(listings, work, len(shards), how.shard_bytes):
-                    census.db.execute("INSERT INTO shard VALUES (?, ?, ?, ?, ?)", shard)
+                    census.db.execute("INSERT INTO shard VALUES (?, ?, ?, ?)", shard)
                     census.commit(left_out=str(left_out))
-                    progress.update(shard[2])
+                    progress.update(shard[1])
             census.refuse(source.file)
             census.commit(left_out=str(left_out), finished="yes")
         return _finish(source, work, census, left_out)
@@ -116,18 +157,53 @@ def _convert(source: RowSource, work: Path, how: Conversion) -> JsonObject:
 
 def _census(work: Path, stamp: str) -> Census:
     """The census of a conversion: that of an unfinished one, or a new one."""
-    path = work / "census.sqlite"
+    path = work / CENSUS
     if path.is_file():
-        census = Census(path)
-        if census.note("stamp") == stamp:
-            return census
-        census.close()
-        log_info(f"{work}: the catalogue or a setting has changed; restarting from scratch")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+        why = "the catalogue or a setting has changed"
+        try:
+            census = Census(path)
+            if census.note("stamp") == stamp:
+                if all(_is_intact(work, about) for about in _shards_of(census)):
+                    return census
+                why = "finished shards were changed"
+            census.close()
+        except (sqlite3.DatabaseError, ValueError):
+            why = f"{CENSUS} is damaged"
+        log_info(f"{work}: {why}; restarting from scratch")
+    for old in work.iterdir():
+        if old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old)
+        elif old.name != LOCK:
+            old.unlink()
     census = Census(path)
     census.commit(stamp=stamp)
     return census
+
+
+def _shards_of(census: Census) -> list[Shard]:
+    """The finished shards, under the names that they will have."""
+    rows = census.db.execute("SELECT listings, files FROM shard ORDER BY number").fetchall()
+    found = []
+    for number, (listings, files) in enumerate(rows):
+        (size, digest), columns = json.loads(files)
+        about = StoredFile(columns_name(number, len(rows)), *columns)
+        found.append(Shard(shard_name(number, len(rows)), listings, size, digest, about))
+    return found
+
+
+def _is_intact(work: Path, shard: Shard) -> bool:
+    """Whether the files of a finished shard are those that were written, renamed or not."""
+    number = int(shard.file.rpartition("-of-")[0][-5:])
+    assert shard.columns is not None
+    return all(
+        about.is_intact(work) or StoredFile(name, about.bytes, about.sha256).is_intact(work)
+        for about, name in zip((shard.records, shard.columns), _temporary(number), strict=True)
+    )
+
+
+def _temporary(number: int) -> tuple[str, str]:
+    """Files of a shard and of its columns while the number of shards is not known."""
+    return f"shard-{number:05d}", f"columns-{number:05d}"
 
 
 @dataclass
@@ -140,30 +216,31 @@ class _Shard:
     columns: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.path = self.folder / f"shard-{self.number:05d}"
+        self.path = self.folder / _temporary(self.number)[0]
         # One record per group: records are read one by one, in any order.
         self._writer = ArrayRecordWriter(str(self.path), "group_size:1")
 
     def add(self, read: Read) -> None:
-        data, texts = stored.serialise(read.listing, read.picture)
+        data, texts = serialise(read.listing, read.picture)
         self._writer.write(data)
         self.columns.append(texts)
         self.size += len(data)
 
-    def close(self, consumed: int) -> tuple[int, int, int, int, str]:
-        """Finish the files; returns number, listings, records consumed, bytes and hash."""
+    def close(self, consumed: int) -> tuple[int, int, int, str]:
+        """Finish the files; returns number, records consumed, listings, and sizes and hashes."""
         self._writer.close()
         table = pa.table({x: [texts[x] for texts in self.columns] for x in COLUMNS})
-        path = self.folder / f"columns-{self.number:05d}"
+        path = self.folder / _temporary(self.number)[1]
         with pa.OSFile(str(path), "wb") as raw, pa.ipc.new_file(raw, table.schema) as file:
             file.write_table(table)
-        size = self.path.stat().st_size
-        return self.number, len(self.columns), consumed, size, file_hash(self.path)
+        files = [StoredFile.of(x) for x in (self.path, path)]
+        about = json.dumps([(x.bytes, x.sha256) for x in files])
+        return self.number, consumed, len(self.columns), about
 
 
 def _shards(
     listings: Iterator[Read], work: Path, first: int, shard_bytes: int
-) -> Iterator[tuple[int, int, int, int, str]]:
+) -> Iterator[tuple[int, int, int, str]]:
     """Finished shards one by one, from number `first` on."""
     shard, consumed = None, 0
     for read in listings:
@@ -179,36 +256,31 @@ def _shards(
 
 def _finish(source: RowSource, work: Path, census: Census, left_out: int) -> JsonObject:
     """Give the files their final names and describe them."""
-    shards = census.db.execute("SELECT number, listings, bytes, sha256 FROM shard ORDER BY number")
-    found = shards.fetchall()
-    about = []
-    for number, listings, size, digest in found:
-        name = stored.shard_name(number, len(found))
-        for old, new in (
-            (f"shard-{number:05d}", name),
-            (f"columns-{number:05d}", stored.columns_name(number, len(found))),
-        ):
+    shards = _shards_of(census)
+    for number, shard in enumerate(shards):
+        assert shard.columns is not None
+        names = (shard.file, shard.columns.file)
+        for old, new in zip(_temporary(number), names, strict=True):
             # A conversion that was killed while renaming finds some files renamed already.
             if (work / old).exists():
                 (work / old).replace(work / new)
-        about.append({"file": name, "listings": listings, "bytes": size, "sha256": digest})
-    _describe_for_tfds(work, [x["listings"] for x in about], sum(x["bytes"] for x in about))
+    _describe_for_tfds(work, [x.listings for x in shards], sum(x.bytes for x in shards))
     drawn = census.db.execute("SELECT 1 FROM listing WHERE split IS NULL LIMIT 1").fetchone()
     census.draw_splits()
     summary = census.summary()
-    hashes = "".join(x["sha256"] for x in about)
     manifest = {
-        "format": stored.FORMAT,
+        "format": FORMAT,
         "source": {"name": source.name, "file": source.file},
         **summary,
         "splits_drawn": drawn is not None,
         "left_out": left_out,
-        "fingerprint": hashlib.sha256(hashes.encode()).hexdigest(),
-        "shards": about,
+        "fingerprint": fingerprint_of(shards),
+        "shards": [asdict(x) for x in shards],
+        "descriptions": [asdict(StoredFile.of(work / name)) for name in DESCRIPTIONS],
     }
-    write_json(work / stored.MANIFEST, manifest)
+    write_json(work / MANIFEST, manifest)
     census.close()
-    for path in work.glob("census.sqlite*"):
+    for path in work.glob(f"{CENSUS}*"):
         path.unlink()
     return manifest
 
@@ -218,7 +290,7 @@ def _describe_for_tfds(folder: Path, lengths: list[int], size: int) -> None:
 
     template = tfds.core.ShardedFileTemplate(
         data_dir=folder,
-        dataset_name=stored.NAME,
+        dataset_name=NAME,
         split=PART,
         filetype_suffix="array_record",
     )

@@ -17,6 +17,7 @@ from afmrl_jax.data.catalogue.schema import problem_of, to_listing
 from afmrl_jax.data.catalogue.splits import draw_splits
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.progress import log_info
+from afmrl_jax.runtime.terminal import printable
 
 Look = Literal["decode", "open", "none"]
 """How closely pictures are checked: decoded, only their header read, or not at all."""
@@ -58,7 +59,7 @@ def stopping(left_out: Report, *, skip_bad: bool) -> Report:
 
     def report(problem: Problem) -> None:
         if problem.severity == "warning":
-            log_info(f"warning: {problem}")
+            log_info(printable(f"warning: {problem}"))
         elif skip_bad:
             left_out(problem)
         else:
@@ -70,7 +71,7 @@ def stopping(left_out: Report, *, skip_bad: bool) -> Report:
 def say_skipped(catalogue: Catalogue) -> None:
     """Log every record that `skip_bad` left out, and their number."""
     for problem in catalogue.skipped:
-        log_info(f"left out: {problem}")
+        log_info(printable(f"left out: {problem}"))
     if catalogue.skipped:
         log_info(f"{len(catalogue.skipped)} record(s) left out (--skip-bad)")
 

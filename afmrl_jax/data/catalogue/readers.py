@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
-from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from afmrl_jax.data.catalogue.manifest import AGAIN, MANIFEST, lacks_manifest
 from afmrl_jax.data.catalogue.published import LAYOUTS, Layout, layout_of, shards
 from afmrl_jax.data.catalogue.published.examples import stored_rows
 from afmrl_jax.data.catalogue.records import Report, Row
-from afmrl_jax.data.catalogue.store import MANIFEST, Store
-from afmrl_jax.data.catalogue.tfds_examples import PART
+from afmrl_jax.data.catalogue.store import Store
+from afmrl_jax.data.catalogue.tfds_examples import PART, open_prepared
 from afmrl_jax.errors import CatalogueError, ConfigError
 from afmrl_jax.runtime.files import is_local, resolve_path
+from afmrl_jax.runtime.json_files import checked
 
 FILES = ("listings.parquet", "listings.jsonl", "listings.jsonl.gz")
 
@@ -66,11 +68,21 @@ def open_rows(name_or_path: str | Path, options: Mapping[str, object] | None = N
         options: of a published layout's `rows`.
 
     Raises:
-        CatalogueError: there is no catalogue.
+        CatalogueError: there is no catalogue, or it cannot be opened.
         ConfigError: the layout has no such option.
     """
     options = options or {}
-    source = _open(name_or_path, options)
+    try:
+        source = _open(name_or_path, options)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        # Too long a name, a NUL in it, or a folder that may not be read.
+        reason = getattr(error, "strerror", None) or error
+        raise CatalogueError(
+            f"catalogue {str(name_or_path)[:200]!r} cannot be read ({reason}); give `furniture` or "
+            "a catalogue folder"
+        ) from error
     if options and source.options != options:
         raise ConfigError(f"{source.file} is read without options; leave --options out")
     return source
@@ -85,13 +97,33 @@ def _open(name_or_path: str | Path, options: Mapping[str, object]) -> RowSource:
         store = Store.open(path)
         inputs = (path / MANIFEST,)
         return RowSource(path.name, str(path), path, store.rows, len(store), store, inputs=inputs)
+    if lacks_manifest(path):
+        raise CatalogueError(
+            f"{path} has files of a store but no {MANIFEST}, without which nothing in it can be "
+            f"checked; {AGAIN}"
+        )
     if (path / "dataset_info.json").is_file():
         return _prepared(path)
-    layout = layout_of(path) if not any((path / x).is_file() for x in FILES) else None
+    if any((path / x).is_file() for x in FILES):
+        layout = None
+    else:
+        _refuse_misfits(path)
+        layout = layout_of(path)
     if layout is not None:
         return _published(path, layout, options)
     path = find_listings(path)
     return _own(path, path.parent.name)
+
+
+def _refuse_misfits(folder: Path) -> None:
+    """Say so where a listings file is there, but is no file."""
+    for name in FILES:
+        path = folder / name
+        if is_local(folder) and os.path.lexists(path) and not path.is_file():
+            raise CatalogueError(
+                f"{path} is a folder, a pipe, a device or a link that leads nowhere; put the file "
+                "of listings there"
+            )
 
 
 def find_listings(path: Path) -> Path:
@@ -102,6 +134,8 @@ def find_listings(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     what = "does not exist"
+    if is_local(path) and os.path.lexists(path):
+        what = "is a pipe, a device or a link that leads nowhere"
     if path.is_dir():
         what = f"holds none of {', '.join(FILES)}, is not a store, and has no published layout "
         what += f"({', '.join(LAYOUTS)})"
@@ -116,13 +150,16 @@ def _own(path: Path, name: str, *, trusted: bool = False) -> RowSource:
 
 
 def _published(path: Path, layout: Layout, options: Mapping[str, object]) -> RowSource:
-    known = [x for x in signature(layout.rows).parameters if x not in ("folder", "report", "files")]
+    kinds = get_type_hints(layout.rows)
+    known = [x for x in kinds if x not in ("folder", "report", "files", "return")]
     unknown = [x for x in options if x not in known]
     if unknown:
         raise ConfigError(
             f"{path} is in the layout of {layout.name}, whose reader has no option {unknown[0]!r}; "
             f"it has {', '.join(known) or 'none'}"
         )
+    for name, value in options.items():
+        checked(kinds[name], value, f"option {name!r} of {layout.name}", error=ConfigError)
     inputs = tuple(layout.inputs(path))
     read = partial(layout.rows, path, **options)
     return RowSource(path.name, str(path), path, read, inputs=inputs, options=dict(options))
@@ -130,18 +167,22 @@ def _published(path: Path, layout: Layout, options: Mapping[str, object]) -> Row
 
 def _prepared(path: Path) -> RowSource:
     """A dataset written by a TFDS builder of this package; others lack the columns."""
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(path)
+    builder = open_prepared(path)
     missing = {"listing_id", "image"} - set(builder.info.features or ())
     if missing or PART not in builder.info.splits:
         raise CatalogueError(
             f"{path} is a TFDS dataset with other columns; write it with a builder of "
             "afmrl_jax.data.catalogue.published.builders"
         )
-    source = builder.as_data_source(split=PART)
+    try:
+        source = builder.as_data_source(split=PART)
+        count = len(source)
+    except Exception as error:  # Of TFDS and ArrayRecord.
+        reason = " ".join(str(error).split())[:200]
+        raise CatalogueError(f"{path} cannot be read ({reason}); write it again") from error
+
+    def read(report: Report) -> Iterator[Row]:
+        return stored_rows(source, report, str(path))
 
     inputs = (path / "dataset_info.json",)
-    return RowSource(
-        path.name, str(path), path, lambda _: stored_rows(source), len(source), inputs=inputs
-    )
+    return RowSource(path.name, str(path), path, read, count, inputs=inputs)

@@ -14,6 +14,7 @@ import numpy as np
 
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.files import resolve_path
+from afmrl_jax.runtime.json_files import read_bytes
 
 SPLITS = ("distill", "train", "reward", "test")
 ROLES = ("query", "gallery")
@@ -77,18 +78,20 @@ class Listing:
     """In evaluation: `query` only searches, `gallery` is only searched in; None for both."""
 
     def read_image_bytes(self) -> bytes:
-        """The encoded picture."""
+        """The encoded picture.
+
+        Raises:
+            CatalogueError: it cannot be read, or is larger than any picture.
+        """
         if isinstance(self.image, bytes):
             return self.image
         if not isinstance(self.image, str):
             return self.image.read()
+        remedy = "restore the file or remove the listing"
         try:
-            return resolve_path(self.image).read_bytes()
-        except OSError as error:
-            raise CatalogueError(
-                f"listing {self.listing_id!r}: picture {self.image} cannot be read ({error}); "
-                "restore the file or remove the listing"
-            ) from error
+            return read_bytes(resolve_path(self.image), error=CatalogueError, remedy=remedy)
+        except CatalogueError as error:
+            raise CatalogueError(f"listing {self.listing_id!r}: picture {error}") from error
 
     @property
     def true_product(self) -> str:

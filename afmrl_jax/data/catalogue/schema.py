@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 from afmrl_jax.data.catalogue.records import ROLES, SPLITS, Listing, Problem
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.files import is_local
+from afmrl_jax.runtime.json_files import parse_json
+from afmrl_jax.runtime.terminal import cleaned, printable
 
 REQUIRED = ("listing_id", "product_id", "title", "image")
 OPTIONAL_TEXT = (
     "category", "oracle", "seller", "split", "family_id", "duplicate_of", "duplicate_group", "role",
 )  # fmt: skip
+IDS = ("listing_id", "product_id", "family_id", "duplicate_of", "duplicate_group")
+"""Texts that name something, so nothing in them is replaced: control characters are refused."""
+SHOWN = 60
+"""Letters of a value that a message repeats."""
 _SEPARATORS = str.maketrans({";": ",", ":": " ", "\n": " "})
 """What separates attributes in a list, and its replacement inside an attribute."""
 
@@ -22,12 +30,35 @@ def _text(row: Mapping[str, object], name: str) -> str:
     if row.get(name) is None:
         raise CatalogueError(f"the column {name!r} is missing or empty; add it")
     value = row[name]
-    if not isinstance(value, str | int):
+    if not isinstance(value, str | int) or isinstance(value, bool):
         raise CatalogueError(f"{name!r} is a {type(value).__name__}; write text")
-    value = str(value).strip()
-    if not value:
+    found = str(value).strip()
+    if not found:
         raise CatalogueError(f"{name!r} is empty; write one")
-    return value
+    if name in IDS and printable(found) != found:
+        raise CatalogueError(
+            f"{name!r} has control characters ({printable(found)[:SHOWN]!r}); remove them"
+        )
+    # The name of a file is what it is.
+    return _encodable(found, name) if name == "image" else _clean(found, name)
+
+
+def _clean(text: str, name: str) -> str:
+    """A text without control characters; a title that had nothing else is empty, and refused."""
+    found = cleaned(_encodable(text, name)).strip()
+    if not found:
+        raise CatalogueError(f"{name!r} has only control characters; write a text")
+    return found
+
+
+def _encodable(text: str, name: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise CatalogueError(
+            f"{name!r} has half of a surrogate pair at letter {error.start + 1}; remove it"
+        ) from error
+    return text
 
 
 def problem_of(error: CatalogueError, row: Mapping[str, object], where: str, file: str) -> Problem:
@@ -41,7 +72,9 @@ def problem_of(error: CatalogueError, row: Mapping[str, object], where: str, fil
     """
     what, _, remedy = str(error).rpartition("; ")
     label = row.get("listing_id")
-    record = f"listing {label!r} ({where})" if label else where
+    # Not whatever else may stand there: a message is short.
+    known = isinstance(label, str | int) and label
+    record = f"listing {_shown(label)} ({where})" if known else where
     return Problem(record, file, what, remedy)
 
 
@@ -70,38 +103,74 @@ def _image(row: Mapping[str, object], folder: Path) -> bytes | str:
         return image
     name = _text(row, "image")
     path = folder / name
-    # A remote folder has no links to follow.
-    local = is_local(folder)
-    if not (path.resolve().is_relative_to(folder.resolve()) if local else ".." not in path.parts):
-        raise CatalogueError(
-            f"picture {name!r} is outside the catalogue folder; copy it into images/"
+    try:
+        # A remote folder has no links to follow.
+        inside = (
+            path.resolve().is_relative_to(folder.resolve())
+            if is_local(folder)
+            else ".." not in path.parts
         )
-    if not path.is_file():
-        raise CatalogueError(f"picture {name!r} does not exist; add it or correct the name")
+        exists = inside and path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:
+        # Too long, a NUL, or a link that leads to itself.
+        reason = getattr(error, "strerror", None) or str(error).partition(" from ")[0]
+        raise CatalogueError(
+            f"picture {_shown(name)} cannot be found ({reason}); correct the name"
+        ) from error
+    if not inside:
+        raise CatalogueError(
+            f"picture {_shown(name)} is outside the catalogue folder; copy it into images/"
+        )
+    if not exists:
+        raise CatalogueError(f"picture {_shown(name)} does not exist; add it or correct the name")
     return str(path)
+
+
+def _shown(value: object) -> str:
+    """The start of a value, as it may stand in a message."""
+    text = str(value)
+    return repr(text if len(text) <= SHOWN else text[:SHOWN] + "...")
 
 
 def _attributes(value: object) -> dict[str, str] | None:
     if value is None or value == "":
         return None
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise CatalogueError(
-                "'attributes' is text but not JSON; write an object of keys and values"
-            ) from error
+        value = parse_json(
+            value,
+            "'attributes' is text, but",
+            error=CatalogueError,
+            remedy="write an object of keys and values",
+        )
     if isinstance(value, list) and all(isinstance(x, tuple) for x in value):
         # A Parquet map comes as pairs.
-        value = dict(value)
-    if not isinstance(value, Mapping):
+        pairs: list[tuple[object, object]] = list(value)
+    elif isinstance(value, Mapping):
+        pairs = list(value.items())
+    else:
         raise CatalogueError("'attributes' is not an object; write key and value pairs")
+    if len({str(key) for key, _ in pairs}) < len(pairs):
+        raise CatalogueError("'attributes' has a key twice; name every attribute once")
     out = {}
-    for key, content in value.items():
-        if content is None or not str(content).strip():
+    for key, content in pairs:
+        if content is None or (isinstance(content, str) and not content.strip()):
             continue
-        text = [str(part).translate(_SEPARATORS).strip() for part in (key, content)]
+        text = [_attribute(part, key).translate(_SEPARATORS).strip() for part in (key, content)]
         if not all(text):
-            raise CatalogueError("'attributes' has an empty key; name every attribute")
+            raise CatalogueError("'attributes' has an empty key or value; name every attribute")
         out[text[0].lower()] = text[1]
     return out or None
+
+
+def _attribute(part: object, key: object) -> str:
+    """A key or a value as text.
+
+    Raises:
+        CatalogueError: it is neither text nor a number or a truth value (nor a date, of Parquet).
+    """
+    if not isinstance(part, str | int | float | Decimal | date):
+        what = f"a {type(part).__name__}"
+        raise CatalogueError(f"the attribute {_shown(key)} is {what}; write text or a number")
+    if isinstance(part, float | Decimal) and not math.isfinite(part):
+        raise CatalogueError(f"the attribute {_shown(key)} is {part}; leave it out")
+    return cleaned(_encodable(str(part), "attributes"))

@@ -9,8 +9,7 @@ dataset_info.json, features.json                 for `tfds.builder_from_director
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,40 +18,20 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import pyarrow as pa
 
+from afmrl_jax.data.catalogue.manifest import AGAIN, MANIFEST, Manifest, columns_name
 from afmrl_jax.data.catalogue.records import SPLITS, Listing, Problem, Report, Row, StoredListings
 from afmrl_jax.data.catalogue.schema import REQUIRED
 from afmrl_jax.data.catalogue.splits import draw_splits
-from afmrl_jax.data.catalogue.tfds_examples import (
-    COLUMNS,
-    PART,
-    TEXTS,
-    features,
-    from_example,
-    to_columns,
-)
+from afmrl_jax.data.catalogue.tfds_examples import COLUMNS, TEXTS, features, parse, to_columns
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.runtime.files import file_hash, is_local
-from afmrl_jax.runtime.json_files import read_json
+from afmrl_jax.runtime.files import is_local
+from afmrl_jax.runtime.json_files import parse_json
 from afmrl_jax.types import JsonObject
 
 if TYPE_CHECKING:
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-MANIFEST = "manifest.json"
-FORMAT = 1
-NAME = "catalogue"
-"""Of the dataset in file names, as TFDS has them."""
 READ_AHEAD = 64
-
-
-def shard_name(number: int, count: int) -> str:
-    """File of a shard, counted from 0, of `count`."""
-    return f"{NAME}-{PART}.array_record-{number:05d}-of-{count:05d}"
-
-
-def columns_name(number: int, count: int) -> str:
-    """File of a shard's columns."""
-    return f"columns-{number:05d}-of-{count:05d}.arrow"
 
 
 @dataclass(frozen=True)
@@ -60,7 +39,7 @@ class Store:
     """A folder that `afmrl catalogue-convert` wrote."""
 
     folder: Path
-    manifest: JsonObject
+    manifest: Manifest
 
     @classmethod
     def open(cls, folder: Path) -> Store:
@@ -75,57 +54,62 @@ class Store:
                 f"{folder} is a store in object storage, but stores are mapped into memory; "
                 "copy the folder to this machine"
             )
-        manifest = read_json(folder / MANIFEST)
-        if manifest.get("format") != FORMAT:
-            raise CatalogueError(
-                f"{folder / MANIFEST} has format {manifest.get('format')}, not {FORMAT}; convert "
-                "the catalogue again"
-            )
-        for about in manifest["shards"]:
-            path = folder / about["file"]
-            if not path.is_file() or path.stat().st_size != about["bytes"]:
-                raise CatalogueError(
-                    f"{path} is missing or cut off; copy the store again, or convert again"
-                )
-        return cls(folder, manifest)
+        return cls(folder, Manifest.read(folder))
 
     def __len__(self) -> int:
-        return int(self.manifest["listings"])
+        return self.manifest.listings
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all shards."""
-        return str(self.manifest["fingerprint"])
+        """A hash of all shards and columns."""
+        return self.manifest.fingerprint
 
     def verify(self) -> Iterator[Problem]:
-        """A problem for each shard whose bytes are not those that were written."""
-        for about in self.manifest["shards"]:
-            path = self.folder / about["file"]
-            if file_hash(path) != about["sha256"]:
-                what = "its bytes are not those that were written (another SHA-256)"
-                yield Problem("shard", str(path), what, "copy the store again, or convert again")
+        """A problem for each file whose bytes are not those that were written."""
+        return self.manifest.damage(self.folder)
 
     def rows(self, report: Report) -> Iterator[Row]:
-        """All records with their pictures, in order."""
+        """All records with their pictures, in order; those that cannot be read are reported."""
         records = _records(str(self.folder))
         for begin in range(0, len(self), READ_AHEAD):
-            chosen = range(begin, min(begin + READ_AHEAD, len(self)))
-            for number, data in zip(chosen, records.__getitems__(list(chosen)), strict=True):
-                yield f"record {number}", parse(data)
+            chosen = list(range(begin, min(begin + READ_AHEAD, len(self))))
+            try:
+                found = records.__getitems__(chosen)
+            except Exception:  # One of them is damaged; which one is found below.
+                found = [None] * len(chosen)
+            for number, data in zip(chosen, found, strict=True):
+                where = f"record {number}"
+                try:
+                    row = parse(_record(str(self.folder), number) if data is None else data)
+                except CatalogueError as error:
+                    what, _, remedy = str(error).rpartition("; ")
+                    report(Problem(where, str(self.folder), what, remedy))
+                    continue
+                yield where, row
 
     def listings(self) -> StoreListings:
-        """The listings, each with a split: their own, or one drawn by family if they have none."""
-        table = _columns(str(self.folder))
+        """The listings, each with a split: their own, or one drawn by family if they have none.
+
+        Raises:
+            CatalogueError: the columns are not those that were written.
+        """
+        for about in self.manifest.columns():
+            if not about.is_intact(self.folder):
+                raise CatalogueError(f"{self.folder / about.file} was changed; {AGAIN}")
+        table = _columns(str(self.folder), self.fingerprint)
         names = table.column("split").to_pylist()
-        if not names[0]:
+        kinds = set(names)
+        if kinds == {""}:
             families, products, duplicates = (
                 table.column(x).to_pylist() for x in ("family_id", "product_id", "duplicate_group")
             )
             found = [_group(*x) for x in zip(families, products, strict=True)]
             splits = draw_splits(found, [x or None for x in duplicates])
             names = [splits[x] for x in found]
+        elif not kinds <= set(SPLITS):
+            raise CatalogueError(f"{self.folder}: its columns have unknown splits; {AGAIN}")
         codes = np.array([SPLITS.index(x) for x in names], np.int8)
-        return StoreListings(self, np.arange(len(self)), codes)
+        return StoreListings(str(self.folder), self.fingerprint, np.arange(len(self)), codes)
 
 
 def _group(family: str, product: str) -> str:
@@ -137,33 +121,58 @@ def _records(folder: str) -> ArrayRecordDataSource:
     """Random access to a store's records; one reader per process."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-    shards = read_json(Path(folder) / MANIFEST)["shards"]
-    return ArrayRecordDataSource([str(Path(folder) / x["file"]) for x in shards])
+    manifest = Manifest.read(Path(folder))
+    try:
+        source = ArrayRecordDataSource([str(Path(folder) / x.file) for x in manifest.shards])
+        count = len(source)
+    except Exception as error:  # Of ArrayRecord.
+        raise CatalogueError(f"{folder}: its shards cannot be read ({error}); {AGAIN}") from error
+    if count != manifest.listings:
+        raise CatalogueError(
+            f"{folder}: {MANIFEST} tells of {manifest.listings} listings, but the shards have "
+            f"{count}; {AGAIN}"
+        )
+    return source
+
+
+def _record(folder: str, number: int) -> bytes:
+    """A record as it is stored.
+
+    Raises:
+        CatalogueError: it cannot be read.
+    """
+    try:
+        return bytes(_records(folder)[number])
+    except CatalogueError:
+        raise
+    except Exception as error:  # Of ArrayRecord.
+        raise CatalogueError(f"the record cannot be read ({error}); {AGAIN}") from error
 
 
 @lru_cache(maxsize=4)
-def _columns(folder: str) -> pa.Table:
-    """The columns of a store's listings, memory-mapped once per process."""
-    count = len(read_json(Path(folder) / MANIFEST)["shards"])
+def _columns(folder: str, fingerprint: str) -> pa.Table:
+    """The columns of a store's listings, memory-mapped once per process.
+
+    Args:
+        folder: of the store.
+        fingerprint: of the store, so that one written in its place later is read anew.
+    """
+    shards = Manifest.read(Path(folder)).shards
+    schema = pa.schema([(name, pa.string()) for name in COLUMNS])
     tables = []
-    for number in range(count):
-        path = Path(folder) / columns_name(number, count)
+    for number, shard in enumerate(shards):
+        path = Path(folder) / columns_name(number, len(shards))
         try:
-            tables.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
-        except (OSError, pa.ArrowInvalid) as error:
-            raise CatalogueError(
-                f"{path} cannot be read ({error}); copy the store again, or convert again"
-            ) from error
+            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            # Arrow believes a file: without this, offsets that are wrong read any memory.
+            table.validate(full=True)
+            if not table.schema.equals(schema) or table.num_rows != shard.listings:
+                raise ValueError(f"it has other columns, or not {shard.listings} rows")
+        except Exception as error:  # Of Arrow, of the system, or of Python's decoding.
+            reason = " ".join(str(error).split())[:200]
+            raise CatalogueError(f"{path} cannot be read ({reason}); {AGAIN}") from error
+        tables.append(table)
     return pa.concat_tables(tables)
-
-
-def _example(data: bytes) -> Mapping[str, bytes]:
-    return features().deserialize_example_np(data)
-
-
-def parse(data: bytes) -> dict[str, object]:
-    """A stored record as a raw one."""
-    return from_example(_example(data))
 
 
 def serialise(x: Listing, picture: bytes) -> tuple[bytes, dict[str, str]]:
@@ -182,8 +191,17 @@ class PictureAt:
     number: int
 
     def read(self) -> bytes:
-        """The encoded picture."""
-        return bytes(_example(_records(self.folder)[self.number])["image"])
+        """The encoded picture.
+
+        Raises:
+            CatalogueError: the record cannot be read.
+        """
+        try:
+            image = parse(_record(self.folder, self.number))["image"]
+        except CatalogueError as error:
+            raise CatalogueError(f"{self.folder}: record {self.number}: {error}") from error
+        assert isinstance(image, bytes)
+        return image
 
 
 class StoreListings(StoredListings):
@@ -192,14 +210,15 @@ class StoreListings(StoredListings):
     Worker processes get the path and the numbers, and map the same files.
     """
 
-    def __init__(self, store: Store, numbers: np.ndarray, splits: np.ndarray):
-        self._store = store
+    def __init__(self, folder: str, fingerprint: str, numbers: np.ndarray, splits: np.ndarray):
+        self._folder = folder
+        self._store = fingerprint
         self._numbers = numbers
         self._splits = splits
 
     @property
     def _table(self) -> pa.Table:
-        return _columns(str(self._store.folder))
+        return _columns(self._folder, self._store)
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -229,8 +248,13 @@ class StoreListings(StoredListings):
     def _listing(self, texts: dict[str, str], number: int, split: int) -> Listing:
         values: JsonObject = {name: value or None for name, value in texts.items()}
         if values["attributes"]:
-            values["attributes"] = json.loads(values["attributes"])
-        picture = PictureAt(str(self._store.folder), number)
+            where = f"{self._folder}: record {number}: 'attributes'"
+            found = parse_json(values["attributes"], where, error=CatalogueError, remedy=AGAIN)
+            texts_only = isinstance(found, dict) and all(isinstance(x, str) for x in found.values())
+            if not texts_only:
+                raise CatalogueError(f"{where} are not texts by name; {AGAIN}")
+            values["attributes"] = found
+        picture = PictureAt(self._folder, number)
         return Listing(image=picture, split=SPLITS[split], **values)
 
     def column(self, name: str) -> list[Any]:
@@ -245,11 +269,11 @@ class StoreListings(StoredListings):
     def take(self, chosen: np.ndarray | Sequence[int]) -> StoreListings:
         """See `StoredListings.take`."""
         chosen = np.asarray(chosen, np.int64)
-        return StoreListings(self._store, self._numbers[chosen], self._splits[chosen])
+        return StoreListings(self._folder, self._store, self._numbers[chosen], self._splits[chosen])
 
     @property
     def fingerprint(self) -> str:
         """See `StoredListings.fingerprint`."""
-        digest = hashlib.sha256(self._store.fingerprint.encode())
+        digest = hashlib.sha256(self._store.encode())
         digest.update(self._numbers.astype("<i8").tobytes() + self._splits.tobytes())
         return digest.hexdigest()[:16]

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.data.catalogue.schema import OPTIONAL_TEXT, REQUIRED
+from afmrl_jax.errors import CatalogueError
+from afmrl_jax.runtime.json_files import parse_json, read_json
 
 if TYPE_CHECKING:
+    from tensorflow_datasets.core import DatasetBuilder
     from tensorflow_datasets.features import FeaturesDict
 
+FEATURES = "features.json"
+DESCRIPTIONS = ("dataset_info.json", FEATURES)
+"""What TFDS reads before any example."""
+AGAIN = "copy it again, or convert again"
 TEXTS = (*REQUIRED[:3], *OPTIONAL_TEXT)
 COLUMNS = (*TEXTS, "attributes")
 """All but the picture; a missing one is stored as an empty text, attributes as JSON."""
@@ -61,5 +69,57 @@ def from_example(example: Mapping[str, bytes]) -> dict[str, object]:
     texts = {name: example[name].decode() for name in COLUMNS if example[name]}
     row: dict[str, object] = {**texts}
     if "attributes" in texts:
-        row["attributes"] = json.loads(texts["attributes"])
+        row["attributes"] = parse_json(
+            texts["attributes"], "'attributes'", error=CatalogueError, remedy=AGAIN
+        )
     return row | {"image": bytes(example["image"])}
+
+
+def parse(data: bytes) -> dict[str, object]:
+    """A stored example as a raw record.
+
+    Raises:
+        CatalogueError: "what is wrong; the remedy".
+    """
+    try:
+        return from_example(features().deserialize_example_np(data))
+    except CatalogueError:
+        raise
+    except Exception as error:  # Of protobuf, TFDS, or decoding.
+        raise CatalogueError(f"the record is damaged ({error}); {AGAIN}") from error
+
+
+def open_prepared(folder: Path) -> DatasetBuilder:
+    """A dataset that TFDS wrote, for reading.
+
+    Raises:
+        CatalogueError: its description is missing or broken, or names code that is not TFDS's own:
+            TFDS would import it.
+    """
+    for name in DESCRIPTIONS:
+        found = read_json(folder / name, error=CatalogueError, remedy=AGAIN)
+        for place in _classes(found) if name == FEATURES else ():
+            if "." in place and not place.startswith("tensorflow_datasets.core.features."):
+                raise CatalogueError(
+                    f"{folder / name} names a class that is not of TFDS, {place[:60]!r}; {AGAIN}"
+                )
+    with _IMPORTING:
+        import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder_from_directory(folder)
+    except Exception as error:  # Of protobuf, or whatever TFDS stumbles over.
+        reason = " ".join(str(error).split())[:200]
+        raise CatalogueError(f"{folder} cannot be read by TFDS ({reason}); {AGAIN}") from error
+
+
+def _classes(value: object) -> Iterator[str]:
+    """The names of classes in a description of features."""
+    if isinstance(value, dict):
+        for key, inside in value.items():
+            if key in ("pythonClassName", "python_class_name", "type") and isinstance(inside, str):
+                yield inside
+            yield from _classes(inside)
+    elif isinstance(value, list):
+        for inside in value:
+            yield from _classes(inside)

@@ -1,5 +1,8 @@
 """The attribute grammar."""
 
+import os
+import time
+
 import numpy as np
 import pytest
 
@@ -8,8 +11,10 @@ from afmrl_jax.data.attributes.text_format import (
     format_attributes,
     is_malformed,
     parse_attributes,
+    read_attributes,
     salvage_attributes,
 )
+from afmrl_jax.errors import CatalogueError
 
 
 def test_what_is_formatted_parses_to_the_same_pairs():
@@ -53,3 +58,43 @@ def test_drop_keeps_order_and_at_least_one_pair():
     assert min(lengths) == 1
     assert max(lengths) == 4
     assert drop_attributes(text, rng, 0.0) == text
+
+
+def test_twenty_thousand_pairs_take_no_time_worth_mention():  # F15
+    text = format_attributes((f"key {n}", "x") for n in range(20_000))
+    began = time.perf_counter()
+    assert len(parse_attributes(text)) == 20_000
+    assert time.perf_counter() - began < 1
+    assert is_malformed(f"{text}; key 7: y")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"listing_id": "b", "attributes": 7}',
+        b'{"listing_id": "b", "attributes": null}',
+        b'{"listing_id": ["b"], "attributes": "a: b"}',
+        b'{"listing_id": "b"}',
+        b"[]",
+        b"7",
+        b"{",
+        b"\xac",
+        b"[" * 100_000,
+        b'{"listing_id": "b", "attributes": "a: \\ud800"}',
+        b'{"listing_id": "b", "listing_id": "c", "attributes": "a: b"}',
+    ],
+    ids=lambda x: x[:40].decode(errors="replace"),
+)
+def test_a_line_that_is_no_record_of_attributes_is_named(tmp_path, line):  # F15
+    path = tmp_path / "oracle.jsonl"
+    path.write_bytes(b'{"listing_id": "a", "attributes": "a: b"}\n\n' + line + b"\n")
+    with pytest.raises(CatalogueError, match=r"oracle\.jsonl, line 3.*; repair"):
+        read_attributes(path)
+
+
+def test_files_of_attributes_that_are_no_files_are_named(tmp_path):  # F17
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("pipe", "zero", "gone", "."):
+        with pytest.raises(CatalogueError, match=r"cannot be read|is a pipe or a device"):
+            read_attributes(tmp_path / name)

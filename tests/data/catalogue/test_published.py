@@ -147,6 +147,17 @@ def test_abo_without_a_table_of_pictures(raw_folder):
         read(folder)
 
 
+def test_abo_lines_that_csv_does_not_know(raw_folder):  # F3
+    folder = raw_folder("abo")
+    table = folder / "images/metadata/images.csv.gz"
+    lines = gzip.decompress(table.read_bytes())
+    table.write_bytes(gzip.compress(lines + b"a,1,2\r,b\n" + b"x" * 200_000 + b",1,2,b\n"))
+    problems = []
+    assert len(read(folder, problems.append)) == 5
+    assert [x.record for x in problems] == ["line 6", "line 7"]
+    assert max(len(str(x)) for x in problems) < 500
+
+
 # Product1M
 
 
@@ -179,6 +190,7 @@ def test_product1m(raw_folder):
         ("7#####Toner#####u#####u", "4 fields between #####, where 5 are needed; fix or remove"),
         ("7##### #####u#####u#####x", "the column 'title' is missing or empty; fix or remove"),
         ("#####Toner#####u#####u#####x", "the column 'id' is missing or empty; fix or remove"),
+        ("7#####&#" + "9" * 5000 + ";#####u#####u#####x", "the title has an HTML entity with a"),
         ("7#####Toner#####u#####u#####", "the column 'label' is missing or empty; fix or"),
     ],
 )
@@ -218,6 +230,7 @@ def test_online_products(raw_folder):
     [
         ("6 7 lamp_final/1_0.JPG", "3 fields, where 4 are needed (image_id class_id"),
         ("6 x 7 lamp_final/1_0.JPG", "class_id 'x' and super_class_id '7' must be numbers"),
+        ("6 " + "9" * 5000 + " 7 lamp_final/1_0.JPG", "class_id '99999999999999999999' and super"),
         ("6 11320 13 lamp_final/1_0.JPG", "super_class_id 13 is not one of 1 to 12; fix or"),
     ],
 )

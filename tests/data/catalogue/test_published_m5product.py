@@ -116,6 +116,8 @@ def test_m5product_missing_or_broken_lists(raw_folder):
     for content, said in (
         ("[1, ", "not valid JSON .*download it again"),
         ('{"1": 2}', "is not a list of ids; use"),
+        ("9" * 5000, "not valid JSON .*download it again"),
+        ("[" * 100_000, "nested deeper .*download it again"),
         (None, "does not exist; download data, annotation and id lists"),
     ):
         path.unlink() if content is None else path.write_text(content)
@@ -175,6 +177,22 @@ def test_table_goes_on_behind_broken_records(tmp_path, monkeypatch, chunk):
         path.write_text(content)
         with pytest.raises(CatalogueError, match=said):
             list(read_table(path, fatal))
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["9" * 5000, "[" * 50_000, '"\\ud800"', '{"y": 1, "y": 2}', "NaN", '"\\x"'],
+    ids=["digits", "deep", "surrogate", "twice", "nan", "escape"],
+)
+def test_table_goes_on_behind_records_that_python_stumbles_over(tmp_path, value):  # F3
+    path = tmp_path / "table.json"
+    path.write_text(
+        f'{{"a": {{"x": 1}}, "b": {{"x": {value}}}, "\\q": {{"x": 2}}, "c": {{"x": 3}}}}'
+    )
+    problems = []
+    found = [key for _, key, _ in read_table(path, problems.append)]
+    assert found == ["a", "\\q", "c"]
+    assert [x.record for x in problems] == ["record 2 (id 'b')"]
 
 
 def test_table_that_is_cut_off(tmp_path):

@@ -14,7 +14,7 @@ from afmrl_jax.data.catalogue.convert import Conversion, convert
 from afmrl_jax.data.catalogue.load import load_catalogue
 from afmrl_jax.data.catalogue.readers import open_rows
 from afmrl_jax.data.catalogue.records import SPLITS
-from afmrl_jax.errors import CatalogueError, ConfigError
+from afmrl_jax.errors import CatalogueError, ConfigError, RunError
 from afmrl_jax.testing import write_badge_catalogue
 
 SMALL = Conversion(shard_bytes=10_000)
@@ -238,3 +238,42 @@ def test_batches_of_a_store_are_those_of_the_folder(folder, store, tokenizer):
     np.testing.assert_array_equal(one.queries, two.queries)
     for a, b in zip(one.rows, two.rows, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_two_conversions_to_one_place_do_not_mix(folder, tmp_path):  # S3
+    said = []
+
+    def read(report):
+        with pytest.raises(RunError, match=r"is converting to .*; wait for it") as e:
+            convert(open_rows(folder), tmp_path / "store", SMALL)
+        said.append(e)
+        yield from open_rows(folder).read(report)
+
+    source = dataclasses.replace(open_rows(folder), read=read)
+    assert convert(source, tmp_path / "store", SMALL)["listings"] == 60
+    assert len(said) == 1
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["shop", "store"]
+    assert not list((tmp_path / "store").glob(".*"))
+
+
+def test_the_lock_of_a_conversion_follows_no_link(folder, tmp_path):  # S6
+    (tmp_path / "mine").write_text("keep")
+    (tmp_path / ".store.partial").mkdir()
+    (tmp_path / ".store.partial" / ".lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(RunError, match=r"\.lock should be a lock file and is a link"):
+        convert(open_rows(folder), tmp_path / "store", SMALL)
+    assert (tmp_path / "mine").read_text() == "keep"
+
+
+@pytest.mark.parametrize("name", ["shard-00001", "columns-00000", "census.sqlite"])
+def test_unfinished_work_that_was_damaged_is_done_again(folder, tmp_path, name):
+    whole = convert(open_rows(folder), tmp_path / "whole", SMALL)
+    with pytest.raises(Killed):
+        convert(killed_at(open_rows(folder), 40), tmp_path / "store", SMALL)
+    path = tmp_path / ".store.partial" / name
+    data = path.read_bytes()
+    path.write_bytes(data[:50] + bytes(len(data) - 50))
+    assert convert(open_rows(folder), tmp_path / "store", SMALL) == whole
+    problems = []
+    check_catalogue(tmp_path / "store", problems.append)
+    assert not problems

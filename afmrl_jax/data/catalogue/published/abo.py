@@ -113,14 +113,17 @@ def _read_paths(folder: Path, report: Report) -> dict[str, str]:
     header = next(lines, (0, ""))[1]
     if header.split(",") != COLUMNS:
         raise CatalogueError(
-            f"{path} has the columns {header!r}; it should have {','.join(COLUMNS)}; "
+            f"{path} has the columns {header[:80]!r}; it should have {','.join(COLUMNS)}; "
             "download it again"
         )
     paths = {}
     for number, line in lines:
-        fields = next(csv.reader([line]))
+        try:
+            fields = next(csv.reader([line]))
+        except csv.Error:
+            fields = []
         if len(fields) != len(COLUMNS) or not fields[0] or not fields[3]:
-            what = f"{line!r} is not {','.join(COLUMNS)}"
+            what = f"{line[:80]!r} is not {','.join(COLUMNS)}"
             report(Problem(f"line {number}", str(path), what, "fix or remove the line"))
             continue
         paths[fields[0]] = fields[3]

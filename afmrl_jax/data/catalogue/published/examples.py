@@ -7,20 +7,36 @@ from pathlib import Path
 
 from afmrl_jax.data.catalogue.pictures import open_picture
 from afmrl_jax.data.catalogue.published.reading import Layout
-from afmrl_jax.data.catalogue.records import Report, Row
+from afmrl_jax.data.catalogue.records import Problem, Report, Row
 from afmrl_jax.data.catalogue.schema import problem_of, to_listing
-from afmrl_jax.data.catalogue.tfds_examples import from_example, to_example
+from afmrl_jax.data.catalogue.tfds_examples import AGAIN, from_example, to_example
 from afmrl_jax.errors import CatalogueError
 
 
-def stored_rows(source: Sequence[Mapping[str, bytes]]) -> Iterator[Row]:
+def stored_rows(
+    source: Sequence[Mapping[str, bytes]], report: Report | None = None, file: str = "dataset"
+) -> Iterator[Row]:
     """The rows of a stored dataset, in the order of their hashes.
 
     Args:
         source: `builder.as_data_source(split="listings")` of one of our builders.
+        report: called with each example that cannot be read; by default the first is an error.
+        file: the path that problems are reported under.
+
+    Raises:
+        CatalogueError: an example cannot be read, and there is no `report`.
     """
     for number in range(len(source)):
-        yield f"example {number}", from_example(source[number])
+        where = f"example {number}"
+        try:
+            row = from_example(source[number])
+        except Exception as error:  # Of ArrayRecord, protobuf, TFDS, or decoding.
+            problem = Problem(where, file, f"it cannot be read ({error})", AGAIN)
+            if report is None:
+                raise CatalogueError(str(problem)) from error
+            report(problem)
+            continue
+        yield where, row
 
 
 def examples(

@@ -11,6 +11,7 @@ from pathlib import Path
 from afmrl_jax.data.catalogue.published.reading import DAMAGED, open_bytes
 from afmrl_jax.data.catalogue.records import Problem, Report
 from afmrl_jax.errors import CatalogueError
+from afmrl_jax.runtime.json_files import parse_json
 from afmrl_jax.types import JsonObject
 
 DECODER = json.JSONDecoder()
@@ -107,10 +108,15 @@ def _entry(unread: _Text) -> tuple[str, object] | None:
         problem = "the id is not followed by a record"
         if key:
             try:
-                value, unread.at = DECODER.raw_decode(unread.buffer, key.end())
-                return _plain(key[1]), value
+                _, end = DECODER.raw_decode(unread.buffer, key.end())
             except json.JSONDecodeError as error:
                 problem = f"not valid JSON ({error.msg})"
+            except (ValueError, RecursionError):
+                problem = "not valid JSON (a number of too many digits, or too deep nesting)"
+                break
+            else:
+                unread.at = end
+                return _plain(key[1]), _value(unread.buffer[key.end() : end])
         if len(unread.buffer) - unread.at >= LONGEST or not unread.more():
             break
     key = KEY.match(unread.buffer, unread.at)
@@ -132,5 +138,15 @@ def _skip(unread: _Text) -> None:
     unread.at = found.start()
 
 
+def _value(text: str) -> object:
+    try:
+        return parse_json(text, "the record", error=CatalogueError)
+    except CatalogueError as error:
+        return _Broken(error)
+
+
 def _plain(key: str) -> str:
-    return str(json.loads(f'"{key}"', strict=False))
+    try:
+        return str(json.loads(f'"{key}"', strict=False))
+    except ValueError:
+        return key

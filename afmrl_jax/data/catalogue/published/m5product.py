@@ -34,7 +34,6 @@ The product is the label in the second file if a listing of `fine` has one, othe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +48,7 @@ from afmrl_jax.data.catalogue.published.reading import (
 )
 from afmrl_jax.data.catalogue.records import Problem, Report, Row
 from afmrl_jax.errors import CatalogueError
+from afmrl_jax.runtime.json_files import parse_json, read_bytes
 
 TABLE = "id_label.json"
 TRUTH = "product1m_product5m_id_label.json"
@@ -58,6 +58,7 @@ LISTS = {
     "classification": {"train": "train_cls_image_ids", "test": "test_cls_image_ids"},
 }
 """The id lists of each task, without .json or .txt."""
+AGAIN = "download it again"
 DOWNLOAD = (
     "download data, annotation and id lists from the page of M5Product, and put into one folder "
     f"{TABLE}, {TRUTH}, images/<id>.jpg and the lists "
@@ -177,15 +178,14 @@ def _read_ids(folder: Path, name: str, needed: bool) -> set[str]:
         if needed:
             raise CatalogueError(f"{path} does not exist; {DOWNLOAD}")
         return set()
-    found = path.read_text(encoding="utf-8-sig")
+    found = read_bytes(path, error=CatalogueError, remedy=AGAIN)
     if path.suffix == ".txt":
-        return {line.strip() for line in found.splitlines() if line.strip()}
-    try:
-        ids = json.loads(found)
-    except json.JSONDecodeError as error:
-        raise CatalogueError(
-            f"{path}: not valid JSON ({error.msg} at line {error.lineno}); download it again"
-        ) from error
+        try:
+            lines = found.decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise CatalogueError(f"{path} is not UTF-8 (byte {error.start}); {AGAIN}") from error
+        return {line.strip() for line in lines if line.strip()}
+    ids = parse_json(found, path, error=CatalogueError, remedy=AGAIN)
     if not isinstance(ids, list) or not all(isinstance(x, str | int) for x in ids):
         raise CatalogueError(f"{path} is not a list of ids; use the authors' list unchanged")
     return {text(x) for x in ids}

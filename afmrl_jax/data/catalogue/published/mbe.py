@@ -34,6 +34,7 @@ from afmrl_jax.data.catalogue.published.reading import (
 )
 from afmrl_jax.data.catalogue.records import Problem, Report, Row
 from afmrl_jax.errors import CatalogueError
+from afmrl_jax.runtime.json_files import open_regular
 
 CATEGORIES = ("doc_industry_name", *(f"doc_cate{n}_name" for n in range(1, 5)))
 """From coarse to fine."""
@@ -50,8 +51,12 @@ def inputs(folder: Path) -> list[Path]:
 
 
 def _is_mbe(path: Path) -> bool:
-    with path.open("rb") as file:
-        return b'"doc_title"' in file.read(1 << 16)
+    # A guess looks into strange files: one that cannot be read has no columns of MBE.
+    try:
+        with open_regular(path, error=CatalogueError) as file:
+            return b'"doc_title"' in file.read(1 << 16)
+    except (OSError, CatalogueError):
+        return False
 
 
 def rows(

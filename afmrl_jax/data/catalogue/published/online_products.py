@@ -22,13 +22,14 @@ dataset, but not to read it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from afmrl_jax.data.catalogue.published.reading import Layout, read_lines, training_split
 from afmrl_jax.data.catalogue.records import Problem, Report, Row
+from afmrl_jax.data.catalogue.tfds_examples import open_prepared
 from afmrl_jax.errors import CatalogueError
+from afmrl_jax.runtime.json_files import MAX_DIGITS, read_json
 
 CATEGORIES = (
     "bicycle", "cabinet", "chair", "coffee maker", "fan", "kettle", "lamp", "mug", "sofa",
@@ -82,8 +83,9 @@ def rows(folder: Path, report: Report, *, files: Sequence[Path] | None = None) -
 def _wrong(fields: list[str]) -> str:
     if len(fields) != len(HEADER):
         return f"{len(fields)} fields, where {len(HEADER)} are needed ({' '.join(HEADER)})"
-    if not (fields[1].isdecimal() and fields[2].isdecimal()):
-        return f"class_id {fields[1]!r} and super_class_id {fields[2]!r} must be numbers"
+    if not all(x.isdecimal() and len(x) <= MAX_DIGITS for x in fields[1:3]):
+        shown = [repr(x[:MAX_DIGITS]) for x in fields[1:3]]
+        return f"class_id {shown[0]} and super_class_id {shown[1]} must be numbers"
     if not 1 <= int(fields[2]) <= len(CATEGORIES):
         return f"super_class_id {fields[2]} is not one of 1 to {len(CATEGORIES)}"
     return ""
@@ -100,12 +102,11 @@ def stored_inputs(folder: Path) -> list[Path]:
     """The description of a dataset that TFDS has written, in place of all its files."""
     info = folder / "dataset_info.json"
     try:
-        name = json.loads(info.read_text(encoding="utf-8"))["name"] if info.is_file() else ""
-    except (json.JSONDecodeError, KeyError, TypeError):
+        found = read_json(info, error=CatalogueError) if info.is_file() else None
+    except CatalogueError:
         return []
-    if name != "stanford_online_products":
-        return []
-    return [info]
+    ours = isinstance(found, dict) and found.get("name") == "stanford_online_products"
+    return [info] if ours else []
 
 
 def stored_rows(
@@ -126,7 +127,7 @@ def stored_rows(
 
     if files is not None and not files:
         return
-    builder = tfds.builder_from_directory(folder)
+    builder = open_prepared(folder)
     for split in ("train", "test"):
         if split not in builder.info.splits:
             continue

@@ -86,7 +86,10 @@ def _wrong(fields: list[str], part: str) -> str:
     needed = 4 if part == "train" else 5
     if len(fields) < needed:
         return f"{len(fields)} fields between #####, where {needed} are needed"
-    found = {"id": fields[0], "title": html.unescape(fields[1])}
+    try:
+        found = {"id": fields[0], "title": html.unescape(fields[1])}
+    except ValueError:
+        return "the title has an HTML entity with a number of too many digits"
     if part != "train":
         found["label"] = "".join(_labels(fields))
     return lacks(found)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from afmrl_jax.data.catalogue.published.reading import Layout, read_json_lines
 from afmrl_jax.data.catalogue.records import Problem, Report, Row
 from afmrl_jax.data.catalogue.schema import REQUIRED
+from afmrl_jax.errors import CatalogueError
+from afmrl_jax.runtime.json_files import open_regular
 
 ENDS = (".jsonl", ".jsonl.gz", ".parquet")
 BATCH = 256
@@ -43,30 +44,33 @@ def count(path: Path) -> int | None:
     if not path.name.endswith(".parquet"):
         return None
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return int(pq.ParquetFile(file).metadata.num_rows)
-    except pa.ArrowInvalid:
+    except Exception:  # What is wrong is said where the rows are read.
         return None
 
 
 def _parquet_rows(path: Path, report: Report) -> Iterator[Row]:
-    with path.open("rb") as file:
-        try:
+    number, what, remedy = 0, "", "write it again"
+    try:
+        with open_regular(path, error=CatalogueError) as file:
             table = pq.ParquetFile(file)
-        except pa.ArrowInvalid as error:
-            what = f"not a Parquet file ({error})"
-            report(Problem("file", str(path), what, "write it again"))
-            return
-        missing = [name for name in REQUIRED if name not in table.schema_arrow.names]
-        if missing:
-            what = f"the column {', '.join(missing)} is missing"
-            report(Problem("file", str(path), what, "add it"))
-            return
-        number = 0
-        for batch in table.iter_batches(batch_size=BATCH):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{path.name}, row {number}", row
+            missing = [name for name in REQUIRED if name not in table.schema_arrow.names]
+            if missing:
+                what, remedy = f"the column {', '.join(missing)} is missing", "add it"
+            for batch in table.iter_batches(batch_size=BATCH) if not missing else ():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path.name}, row {number}", row
+    except CatalogueError:
+        raise
+    # Of Arrow, of the system, and of Python's decoding: damage has many names.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        what = f"not a Parquet file, or a damaged one ({reason})"
+        what += f", and the rows after row {number} are not read" if number else ""
+    if what:
+        report(Problem("file", str(path), what, remedy))
 
 
 LAYOUT = Layout(
