@@ -14,6 +14,10 @@ import numpy as np
 
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.files import resolve_path
+from afmrl_jax.runtime.json_files import read_bytes
+
+MAX_PICTURE = 1 << 28
+"""Bytes of the largest picture file that is read."""
 
 SPLITS = ("distill", "train", "reward", "test")
 ROLES = ("query", "gallery")
@@ -77,18 +81,25 @@ class Listing:
     """In evaluation: `query` only searches, `gallery` is only searched in; None for both."""
 
     def read_image_bytes(self) -> bytes:
-        """The encoded picture."""
+        """The encoded picture.
+
+        Raises:
+            CatalogueError: its file cannot be read, is larger than `MAX_PICTURE`, or is a pipe or a
+                device.
+        """
         if isinstance(self.image, bytes):
             return self.image
         if not isinstance(self.image, str):
             return self.image.read()
         try:
-            return resolve_path(self.image).read_bytes()
-        except OSError as error:
-            raise CatalogueError(
-                f"listing {self.listing_id!r}: picture {self.image} cannot be read ({error}); "
-                "restore the file or remove the listing"
-            ) from error
+            return read_bytes(
+                resolve_path(self.image),
+                limit=MAX_PICTURE,
+                error=CatalogueError,
+                remedy="restore the file or remove the listing",
+            )
+        except CatalogueError as error:
+            raise CatalogueError(f"listing {self.listing_id!r}: picture {error}") from error
 
     @property
     def true_product(self) -> str:
