@@ -107,13 +107,20 @@ def _picture(image: object, name: str) -> bytes | str | StoredPicture:
             )
         return Pixels(Image.fromarray(image))
     if isinstance(image, str | Path):
-        if not resolve_path(image).is_file():
+        if not _is_file(image):
             raise InputError(f"{name}: there is no picture {image}; correct the path")
         return str(image)
     raise InputError(
         f"{name}: an image must be a path, encoded bytes, a Pillow picture or a uint8 array, not "
         f"{type(image).__name__}"
     )
+
+
+def _is_file(path: str | Path) -> bool:
+    try:
+        return resolve_path(path).is_file()
+    except (OSError, ValueError):  # A name that no file can have.
+        return False
 
 
 def _attributes(value: object, name: str) -> str | None:

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin
 
 from afmrl_jax.errors import CatalogueError
+from afmrl_jax.runtime.memory_budget import MemoryBudget
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Pillow starts external programs for some others, such as Ghostscript for EPS."""
@@ -48,46 +49,22 @@ _BAND = 1 << 20
 """Pixels that are converted at a time, so that intermediate pictures stay small."""
 
 
-class _Budget:
-    """Bytes that threads share; who needs more than is left waits for the others."""
-
-    def __init__(self, total: int):
-        self._free = total
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def hold(self, size: int) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: size <= self._free)
-            self._free -= size
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += size
-                self._changed.notify_all()
-
-
-_BUDGET = _Budget(MAX_DECODING)
+_BUDGET = MemoryBudget(MAX_DECODING)
 # Filters of warnings belong to the process, not to a thread.
 _OPENING = threading.Lock()
 
 
-@dataclass(frozen=True)
+@dataclass
 class OpenedPicture:
     """A picture of acceptable size, of which only the header was read."""
 
-    file: Image.Image
+    size: tuple[int, int]
+    """Width and height of the upright picture, in pixels."""
     turn: Image.Transpose | None
     """What makes it upright."""
     cost: int
     """Bytes that decoding takes, about and at most."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of the upright picture, in pixels."""
-        width, height = self.file.size
-        return (height, width) if self.turn in _SWAPPING else (width, height)
+    _file: Image.Image | None
 
     def decode(self, size: tuple[int, int] | None = None, *, scaled: bool = False) -> Image.Image:
         """The upright RGB picture; transparent ones are placed on white. To be called once.
@@ -100,13 +77,20 @@ class OpenedPicture:
             CatalogueError: it cannot be decoded.
         """
         with _BUDGET.hold(self.cost), _named_surprises(self.cost):
-            if scaled and size is not None:
-                # libjpeg then drops high frequencies, down to an eighth of the size.
-                self.file.draft("RGB", size[::-1] if self.turn in _SWAPPING else size)
-            picture = as_rgb(self.file)
-            if self.turn is not None:
-                picture = picture.transpose(self.turn)
-            return picture if size is None else picture.resize(size, Image.Resampling.BICUBIC)
+            return self._decode(size, scaled)
+
+    def _decode(self, size: tuple[int, int] | None, scaled: bool) -> Image.Image:
+        file, self._file = self._file, None
+        if file is None:
+            raise RuntimeError("the picture has been decoded already")
+        # Buffers must be gone when the memory counts as free: this call holds all references.
+        if scaled and size is not None:
+            # libjpeg then drops high frequencies, down to an eighth of the size.
+            file.draft("RGB", size[::-1] if self.turn in _SWAPPING else size)
+        picture = as_rgb(file)
+        if self.turn is not None:
+            picture = picture.transpose(self.turn)
+        return picture if size is None else picture.resize(size, Image.Resampling.BICUBIC)
 
 
 def open_picture(data: bytes) -> OpenedPicture:
@@ -117,11 +101,12 @@ def open_picture(data: bytes) -> OpenedPicture:
     """
     try:
         with _OPENING, warnings.catch_warnings():
-            # The size is checked below, with a clearer message than Pillow's warning.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # The size is checked below, with a clearer message than Pillow's warning, and tags that
+            # are broken do not matter.
+            warnings.simplefilter("ignore")
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            turn = _turn_of_header(picture, data)
         area = _require_size(picture)
-        turn = _turn_of_header(picture, data)
         per_pixel = _bytes_per_pixel(picture, data)
     except CatalogueError:
         raise
@@ -134,13 +119,14 @@ def open_picture(data: bytes) -> OpenedPicture:
             "the picture cannot be read (broken, or not a JPEG, PNG, WebP, GIF, BMP or TIFF); "
             "replace the file"
         ) from error
-    cost = area * (per_pixel + (4 if turn is not None else 0))
+    (width, height), cost = picture.size, area * (per_pixel + (4 if turn is not None else 0))
     if cost > MAX_DECODING:
         raise CatalogueError(
-            f"the picture is {picture.width} x {picture.height} pixels and takes "
+            f"the picture is {width} x {height} pixels and takes "
             f"{cost // 10**6} MB to decode, more than {MAX_DECODING // 10**6} MB; scale it down"
         )
-    return OpenedPicture(picture, turn, cost)
+    size = (height, width) if turn in _SWAPPING else (width, height)
+    return OpenedPicture(size, turn, cost, picture)
 
 
 def decode(data: bytes) -> Image.Image:
