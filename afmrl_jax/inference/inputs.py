@@ -107,7 +107,7 @@ def _picture(image: object, name: str) -> bytes | str | StoredPicture:
             )
         return Pixels(Image.fromarray(image))
     if isinstance(image, str | Path):
-        if not _is_file(image):
+        if not _is_file(resolve_path(image)):
             raise InputError(f"{name}: there is no picture {image}; correct the path")
         return str(image)
     raise InputError(
@@ -116,10 +116,10 @@ def _picture(image: object, name: str) -> bytes | str | StoredPicture:
     )
 
 
-def _is_file(path: str | Path) -> bool:
+def _is_file(path: Path) -> bool:
     try:
-        return resolve_path(path).is_file()
-    except (OSError, ValueError):  # A name that no file can have.
+        return path.is_file()
+    except OSError:  # A name that is too long.
         return False
 
 

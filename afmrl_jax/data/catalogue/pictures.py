@@ -299,7 +299,7 @@ def _on_white(picture: Image.Image) -> Image.Image:
 def _bits(picture: Image.Image) -> int:
     """How many bits of a pixel count, at least 8."""
     tags = getattr(picture, "tag_v2", {})
-    bits, signed = tags.get(258, (32,))[0], tags.get(339, (2,))[0] == 2
+    bits, signed = tags.get(258, (32,))[0], tags.get(339, (1,))[0] == 2 or not tags
     if picture.mode != "I":
         return max(8, bits) if tags else 16
     low, high = cast(tuple[int, int], picture.getextrema())
