@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from afmrl_jax.data.attributes.text_format import (
     parse_attributes,
 )
 from afmrl_jax.data.batching.tokenizer import Tokenizer
+from afmrl_jax.data.catalogue.pictures import to_png
 from afmrl_jax.data.catalogue.records import Listing, StoredPicture
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import CatalogueError, InputError
@@ -46,14 +46,12 @@ class Pixels:
     picture: Image.Image
 
     def read(self) -> bytes:
-        """A PNG."""
-        picture = self.picture
-        if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
-            # PNG has no CMYK, YCbCr or float; the models read RGB in any case.
-            picture = picture.convert("RGB")
-        file = io.BytesIO()
-        picture.save(file, "PNG", compress_level=1)
-        return file.getvalue()
+        """A PNG.
+
+        Raises:
+            CatalogueError: the picture cannot be used.
+        """
+        return to_png(self.picture)
 
 
 def read_inputs(items: Sequence[Item], *, first: int = 0) -> list[Input]:
@@ -109,13 +107,20 @@ def _picture(image: object, name: str) -> bytes | str | StoredPicture:
             )
         return Pixels(Image.fromarray(image))
     if isinstance(image, str | Path):
-        if not resolve_path(image).is_file():
+        if not _is_file(resolve_path(image)):
             raise InputError(f"{name}: there is no picture {image}; correct the path")
         return str(image)
     raise InputError(
         f"{name}: an image must be a path, encoded bytes, a Pillow picture or a uint8 array, not "
         f"{type(image).__name__}"
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # A name that is too long.
+        return False
 
 
 def _attributes(value: object, name: str) -> str | None:

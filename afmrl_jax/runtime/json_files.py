@@ -128,9 +128,12 @@ def read_bytes(
             device would never end), or is larger than `limit` bytes.
     """
     hint = f"; {remedy}" if remedy else ""
+    path = path if isinstance(path, os.PathLike) else Path(path)
     try:
         with open_regular(path, error=error) as file:
-            found = file.read(limit + 1)
+            # Reading to a limit takes memory for all of it at once.
+            size = os.fstat(file.fileno()).st_size if isinstance(path, Path) else limit
+            found = file.read(min(size, limit) + 1)
     except (OSError, ValueError) as problem:
         reason = getattr(problem, "strerror", None) or problem
         raise error(f"{path} cannot be read ({reason}){hint}") from problem

@@ -9,14 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
-from PIL import Image
 
 from afmrl_jax.config import ImageConfig
-from afmrl_jax.data.catalogue.pictures import _decoded, open_picture
-from afmrl_jax.errors import CatalogueError
+from afmrl_jax.data.catalogue.pictures import OpenedPicture, open_picture
 from afmrl_jax.types import AnyArray, Float
-
-MAX_ASPECT = 200
 
 
 @dataclass(frozen=True)
@@ -56,15 +52,7 @@ class Patches(NamedTuple):
 def smart_resize(
     height: int, width: int, factor: int, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
-    """The nearest size whose sides `factor` divides and whose area is within bounds.
-
-    Raises:
-        CatalogueError: aspect ratio above 200.
-    """
-    if max(height, width) / min(height, width) > MAX_ASPECT:
-        raise CatalogueError(
-            f"the picture is {width} x {height} pixels, longer than {MAX_ASPECT} to 1; crop it"
-        )
+    """The nearest size whose sides `factor` divides and whose area is within bounds."""
     rows, columns = round(height / factor) * factor, round(width / factor) * factor
     if rows * columns > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
@@ -85,19 +73,15 @@ def patchify(data: bytes, config: ImageConfig) -> Patches:
     """
     opened = open_picture(data)
     rows, columns = _size(opened, config)
-    if config.scaled_decoding:
-        # For a JPEG, libjpeg then drops high frequencies, down to an eighth of the size.
-        opened.draft("RGB", (columns, rows))
-    resized = _decoded(opened).resize((columns, rows), Image.Resampling.BICUBIC)
+    resized = opened.decode((columns, rows), scaled=config.scaled_decoding)
     return _cut(np.asarray(resized), config)
 
 
-def _size(picture: Image.Image, config: ImageConfig) -> tuple[int, int]:
+def _size(picture: OpenedPicture, config: ImageConfig) -> tuple[int, int]:
     """Rows and columns of pixels that a picture is resized to."""
     factor = config.patch_size * config.merge_size
-    rows, columns = smart_resize(
-        picture.height, picture.width, factor, config.min_pixels, config.max_pixels
-    )
+    width, height = picture.size
+    rows, columns = smart_resize(height, width, factor, config.min_pixels, config.max_pixels)
     limit = config.max_patches * config.patch_size**2
     if rows * columns > limit:
         # A very long picture keeps one merged row; its length is cut to the patch budget.

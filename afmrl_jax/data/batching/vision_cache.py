@@ -23,6 +23,7 @@ from numpy.typing import DTypeLike
 
 from afmrl_jax.config import ImageConfig
 from afmrl_jax.data.batching.images import Patches
+from afmrl_jax.data.catalogue.pictures import DECODING
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.errors import CatalogueError, RunError
 from afmrl_jax.runtime.files import atomic_path, is_writer, locked, write_json
@@ -51,9 +52,10 @@ def picture_hash(listing: Listing) -> str:
 
 
 def preprocessing(config: ImageConfig) -> JsonObject:
-    """The settings that determine a picture's pixels, without those of the bins."""
+    """What determines a picture's pixels, without the settings of the bins."""
     names = ("patch_size", "merge_size", "temporal_patch_size", "min_pixels", "max_pixels")
-    return {name: getattr(config, name) for name in (*names, "mean", "std")}
+    settings = {name: getattr(config, name) for name in (*names, "mean", "std")}
+    return {"decoding": DECODING, **settings}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.files import resolve_path
 from afmrl_jax.runtime.json_files import read_bytes
 
+MAX_PICTURE = 1 << 28
+"""Bytes of the largest picture file that is read."""
+
 SPLITS = ("distill", "train", "reward", "test")
 ROLES = ("query", "gallery")
 
@@ -81,15 +84,20 @@ class Listing:
         """The encoded picture.
 
         Raises:
-            CatalogueError: it cannot be read, or is larger than any picture.
+            CatalogueError: its file cannot be read, is larger than `MAX_PICTURE`, or is a pipe or a
+                device.
         """
         if isinstance(self.image, bytes):
             return self.image
         if not isinstance(self.image, str):
             return self.image.read()
-        remedy = "restore the file or remove the listing"
         try:
-            return read_bytes(resolve_path(self.image), error=CatalogueError, remedy=remedy)
+            return read_bytes(
+                resolve_path(self.image),
+                limit=MAX_PICTURE,
+                error=CatalogueError,
+                remedy="restore the file or remove the listing",
+            )
         except CatalogueError as error:
             raise CatalogueError(f"listing {self.listing_id!r}: picture {error}") from error
 

@@ -144,11 +144,11 @@ def _compare(
         apart = np.abs(ours - fast) * np.mean(config.std) * 255
         mean.append(float(apart.mean()))
         largest.append(float(apart.max()))
-    opened = open_picture(pictures[0])
+    width, height = open_picture(pictures[0]).size
     return {
         "mean": round(float(np.mean(mean)), 3),
         "largest": round(max(largest), 1),
-        "pixels_decoded": opened.width * opened.height,
+        "pixels_decoded": width * height,
     }
 
 

@@ -16,7 +16,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -27,14 +27,12 @@ from transformers.utils import cached_file
 
 SETTINGS = "afmrl_embedder.json"
 KEYS = ("text", "image", "attributes")
-ARGUMENTS = (
-    "input_ids",
-    "attention_mask",
-    "mm_token_type_ids",
-    "pixel_values",
-    "image_grid_thw",
-)
-MAX_ASPECT = 200
+ARGUMENTS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""For some of the others Pillow starts programs."""
+MAX_SIDE, MAX_PIXELS, MAX_BYTES, MAX_ASPECT = 20_000, 100_000_000, 900_000_000, 200
+TURNS = {x + 2: Image.Transpose(t) for x, t in enumerate((0, 3, 1, 5, 4, 6, 2))}
+"""What makes a picture upright, by its EXIF orientation."""
 Picture = Image.Image | str | os.PathLike[str] | IO[bytes]
 """A PIL picture, a path, or an open file."""
 
@@ -61,24 +59,73 @@ class Settings(NamedTuple):
 
 
 class Pixels(NamedTuple):
-    """A picture as the vision tower takes it."""
+    """A picture as the vision tower takes it, with its rows and columns of patches."""
 
     values: np.ndarray
     """float32 [p d]; d = 3 * frames * side * side"""
     grid: tuple[int, int]
-    """Rows and columns of patches."""
 
 
 def decode(picture: Picture) -> Image.Image:
-    """An RGB picture; transparent ones are placed on white."""
-    if not isinstance(picture, Image.Image):
-        with Image.open(picture) as opened:
-            opened.load()
-            picture = opened
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return picture.convert("RGB")
+    """An upright RGB picture; transparent ones are placed on white, and unusable ones refused."""
+    try:
+        if isinstance(picture, Image.Image):
+            return upright(picture)
+        if isinstance(picture, str | os.PathLike) and not Path(picture).is_file():
+            raise ValueError(f"there is no file {picture}")
+        with Image.open(picture, formats=FORMATS) as opened:
+            return upright(opened)
+    except Exception as error:  # Decoders raise anything.
+        raise ValueError(f"the picture cannot be used: {error}") from error
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """See `decode`."""
+    (width, height), per_pixel = picture.size, 21 if picture.format == "WEBP" else 8
+    if max(width, height) > MAX_SIDE or width * height > min(MAX_PIXELS, MAX_BYTES // per_pixel):
+        raise ValueError(f"it is too large, {width} x {height} pixels; scale it down")
+    picture.load()
+    found = to_rgb(picture)
+    try:
+        turn = TURNS.get(picture.getexif().get(0x0112, 1))
+    except Exception:  # A broken tag says nothing.
+        turn = None
+    return found if turn is None else found.transpose(turn)
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """Converted in bands of rows, so that little memory is needed."""
+    clear = picture.info.get("transparency")
+    if picture.mode == "RGB" and clear is None:
+        return picture
+    (width, height), shift = picture.size, bits(picture) - 8
+    out, step = Image.new("RGB", picture.size), max(1, 2**20 // width)
+    for top in range(0, height, step):
+        band = picture.crop((0, top, width, min(top + step, height)))
+        if picture.mode.startswith("I"):
+            values = np.asarray(band)
+            values = values.view(np.uint32) if values.dtype == np.int32 else values
+            grey = (values >> shift).astype(np.uint8)
+            band = Image.fromarray(np.where(values == clear, np.uint8(255), grey))
+        elif clear is not None or picture.mode in ("RGBA", "RGBa", "LA", "PA"):
+            layer = band.convert("RGBA")
+            band = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        out.paste(band.convert("RGB"), (0, top))
+    return out
+
+
+def bits(picture: Image.Image) -> int:
+    """Bits of a channel; of 32-bit numbers the fewest of 8, 16 and 32 that hold the brightest."""
+    tags = getattr(picture, "tag_v2", {})
+    depth, signed = tags.get(258, (32,))[0], tags.get(339, (1,))[0] == 2 or not tags
+    low, high = (0, 0) if picture.mode != "I" else cast(tuple[int, int], picture.getextrema())
+    if picture.mode == "F" or (signed and low < 0):
+        raise ValueError("its pixels are floating-point or negative; save it with 8 or 16 bits")
+    if picture.mode != "I":
+        return (max(8, depth) if tags else 16) if picture.mode.startswith("I") else 8
+    if depth < 32 or low < 0:
+        return depth - signed
+    return next(x for x in (8, 16, 32 - signed) if high < 1 << x)
 
 
 def target_size(height: int, width: int, settings: Settings) -> tuple[int, int]:
@@ -253,23 +300,11 @@ class AfmrlEmbedder(torch.nn.Module):
     ) -> AfmrlEmbedder:
         """Read an exported folder, local or on a hub.
 
-        Args:
-            model_name_or_path: the folder, or the name of a repository.
-            subfolder: of the files.
-            token: for a private repository.
-            cache_folder: where downloaded files go.
-            revision: of the repository.
-            local_files_only: never ask the hub.
-            model_kwargs: for `AutoModel.from_pretrained`, such as `dtype`.
-            kwargs: other arguments that sentence-transformers passes to modules; ignored.
+        The arguments are those of `from_pretrained`; `model_kwargs` are for the model's, such as
+        `dtype`, and others, which sentence-transformers passes to all modules, are ignored.
         """
-        where = {
-            "subfolder": subfolder,
-            "token": token,
-            "cache_dir": cache_folder,
-            "revision": revision,
-            "local_files_only": local_files_only,
-        }
+        where = {"subfolder": subfolder, "token": token, "cache_dir": cache_folder}
+        where |= {"revision": revision, "local_files_only": local_files_only}
         files = [
             cached_file(model_name_or_path, name, **where) for name in (SETTINGS, "tokenizer.json")
         ]
