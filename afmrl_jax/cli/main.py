@@ -48,6 +48,9 @@ class Embed(OnCatalogue):
     """How the index is searched."""
     split: Literal["all", "distill", "train", "reward", "test"] = "all"
     """Listings to embed."""
+    update: bool = False
+    """Embed only listings that are new or changed since --out was written, and drop those that are
+    gone. The result is that of embedding everything."""
 
     def execute(self) -> None:
         """Run the command."""
@@ -59,6 +62,7 @@ class Embed(OnCatalogue):
             self.out,
             attributes=self.attributes,
             settings=self.index,
+            update=self.update,
         )
         print(f"{len(catalogue.listings)} listings: {self.out}")
 

@@ -79,7 +79,8 @@ class IndexFile:
         return found
 
 
-OLD_FILES = ("*.npy", "*.pb", "*.pbtxt")
+PATTERNS = ("*.npy", "*.pb", "*.pbtxt")
+"""Files of indexes whose `index.json` does not name them."""
 
 
 def index_files(folder: Path) -> set[str] | None:
@@ -88,5 +89,5 @@ def index_files(folder: Path) -> set[str] | None:
         about = read_checked(folder / NAME, IndexFile)
     except RunError:
         return None
-    older = (x.name for pattern in OLD_FILES for x in folder.glob(pattern))
+    older = (x.name for pattern in PATTERNS for x in folder.glob(pattern))
     return {NAME, *(about.files if about.format else older)}

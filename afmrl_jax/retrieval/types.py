@@ -107,9 +107,7 @@ def open_vectors(path: Path, dtype: DTypeLike, count: int) -> np.ndarray:
         open_regular(path).close()
         found = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError) as error:
-        raise RunError(
-            f"{path} holds no vectors ({error}); embed the catalogue again"
-        ) from error
+        raise RunError(f"{path} holds no vectors ({error}); embed the catalogue again") from error
     if found.ndim != 2 or found.dtype != dtype or len(found) != count or not found.shape[1]:
         raise RunError(
             f"{path} holds {found.dtype} {list(found.shape)}, not {count} vectors; embed the "
