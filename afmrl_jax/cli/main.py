@@ -30,6 +30,7 @@ from afmrl_jax.runs.export import export
 from afmrl_jax.runs.search import Query, Searcher
 from afmrl_jax.runtime.distributed import launched_together
 from afmrl_jax.runtime.object_store import working_copy
+from afmrl_jax.runtime.outputs import is_marked, require_own_output
 from afmrl_jax.runtime.setup import reported, set_up
 
 
@@ -164,11 +165,14 @@ class Report:
     def execute(self) -> None:
         """Run the command."""
         # Imports matplotlib, which takes seconds.
-        from afmrl_jax.reporting.report import build_report
+        from afmrl_jax.reporting.report import PAGE_TITLE, build_report
 
         folder = working_copy(self.run)
         here = None if folder == self.run else Path("report.html")
-        print(build_report(folder, self.out or here))
+        out = self.out or here
+        if out is not None:
+            require_own_output(out, "afmrl report", file=lambda x: is_marked(x, PAGE_TITLE))
+        print(build_report(folder, out))
 
 
 @dataclass(frozen=True)

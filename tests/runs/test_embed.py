@@ -187,7 +187,7 @@ def test_an_update_of_another_kind_is_refused(run, shop, embedded, options, mess
 def test_an_update_by_another_embedder_is_refused(run, shop, embedded, name):
     about = json.loads((embedded / "embedded.json").read_text())
     (embedded / "embedded.json").write_text(json.dumps(about | {name: "other"}))
-    with pytest.raises(RunError, match="has another .*: other, not .*leave --update out"):
+    with pytest.raises(RunError, match=r"has another .*: other, not .*leave --update out"):
         embed(run, shop, embedded, update=True)
 
 
@@ -231,9 +231,9 @@ def test_a_killed_update_leaves_the_old_index_and_goes_on(run, written_run, shop
 def test_of_two_at_once_the_second_is_told(run, shop, tmp_path):
     # S3: two writers shared one file of vectors.
     out = tmp_path / "index"
-    with only_writer(out, "afmrl embed"):
-        with pytest.raises(RunError, match="another `afmrl embed` is writing .*; wait"):
-            embed(run, shop, out)
+    told = pytest.raises(RunError, match=r"another `afmrl embed` is writing .*; wait")
+    with only_writer(out, "afmrl embed"), told:
+        embed(run, shop, out)
     embed(run, shop, out)
 
 
