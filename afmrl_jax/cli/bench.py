@@ -39,6 +39,7 @@ from afmrl_jax.performance.benchmarks import (
     search,
     throughput,
 )
+from afmrl_jax.performance.record import FOLDER
 from afmrl_jax.runtime.setup import reported
 
 FLAT = tyro.conf.arg(name="")
@@ -63,7 +64,7 @@ class Bench:
 class Models(Bench):
     """Speed of the models: against torch, of compilation, and on an accelerator."""
 
-    out: Path = Path("bench_models.json")
+    out: Path = FOLDER / "bench_models.json"
     settings: Annotated[models.Settings, FLAT] = field(default_factory=models.Settings)
     module: ClassVar[ModuleType] = models
 
@@ -78,7 +79,7 @@ class Agcl(Bench):
     favorable ratio of the symmetric and the one-directional loss, and the JSON has both.
     """
 
-    out: Path = Path("bench_agcl.json")
+    out: Path = FOLDER / "bench_agcl.json"
     settings: Annotated[agcl.Settings, FLAT] = field(default_factory=agcl.Settings)
     module: ClassVar[ModuleType] = agcl
 
@@ -91,7 +92,7 @@ class Bm25(Bench):
     The others' indexes, query ids and matrices are built before the clock starts.
     """
 
-    out: Path = Path("bench_bm25.json")
+    out: Path = FOLDER / "bench_bm25.json"
     settings: Annotated[bm25.Settings, FLAT] = field(default_factory=bm25.Settings)
     module: ClassVar[ModuleType] = bm25
 
@@ -105,7 +106,7 @@ class Grpo(Bench):
     of queries and gallery and with sorting; sorting is timed on some queries and scaled up.
     """
 
-    out: Path = Path("bench_grpo.json")
+    out: Path = FOLDER / "bench_grpo.json"
     settings: Annotated[grpo.Settings, FLAT] = field(default_factory=grpo.Settings)
     module: ClassVar[ModuleType] = grpo
 
@@ -117,7 +118,7 @@ class Decode(Bench):
     Requests to the host are counted in the compiled program.
     """
 
-    out: Path = Path("bench_decode.json")
+    out: Path = FOLDER / "bench_decode.json"
     settings: Annotated[decode.Settings, FLAT] = field(default_factory=decode.Settings)
     module: ClassVar[ModuleType] = decode
 
@@ -131,7 +132,7 @@ class Input(Bench):
     loader processes must be the same.
     """
 
-    out: Path = Path("bench_input.json")
+    out: Path = FOLDER / "bench_input.json"
     settings: Annotated[pictures.Settings, FLAT] = field(default_factory=pictures.Settings)
     module: ClassVar[ModuleType] = pictures
 
@@ -144,7 +145,7 @@ class Search(Bench):
     place, and changed. A million vectors take about a quarter of an hour on two cores, and 6 GB.
     """
 
-    out: Path = Path("bench_search.json")
+    out: Path = FOLDER / "bench_search.json"
     settings: Annotated[search.Settings, FLAT] = field(default_factory=search.Settings)
     module: ClassVar[ModuleType] = search
 
@@ -158,7 +159,7 @@ class Evaluate(Bench):
     agree.
     """
 
-    out: Path = Path("bench_evaluate.json")
+    out: Path = FOLDER / "bench_evaluate.json"
     settings: Annotated[evaluate.Settings, FLAT] = field(default_factory=evaluate.Settings)
     module: ClassVar[ModuleType] = evaluate
 

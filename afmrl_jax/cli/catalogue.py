@@ -23,6 +23,7 @@ from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.runs.oracle import oracle_by_checkpoint, oracle_by_endpoint
 from afmrl_jax.runtime.json_files import parse_json
 from afmrl_jax.runtime.terminal import printable
+from afmrl_jax.training.annotate import require_attributes_file
 from afmrl_jax.types import JsonObject
 
 NAMELESS = tyro.conf.arg(metavar="CATALOGUE")
@@ -152,6 +153,7 @@ class Annotate(OnCatalogue):
 
     def execute(self) -> None:
         """Run the command."""
+        require_attributes_file(self.out)
         catalogue = serving.read(self.catalogue, self.split, skip_bad=self.skip_bad)
         texts = serving.annotate_catalogue(
             FinishedRun(self.run), self.generator, catalogue, self.out
@@ -190,6 +192,7 @@ class Oracle:
         """Run the command."""
         if (self.checkpoint is None) == (self.url is None or self.model is None):
             raise ConfigError("name an endpoint with --url and --model, or a folder: --checkpoint")
+        require_attributes_file(self.out)
         catalogue = serving.read(self.catalogue, self.split, skip_bad=self.skip_bad)
         if self.checkpoint is not None:
             texts = oracle_by_checkpoint(catalogue, self.checkpoint, self.out)

@@ -12,12 +12,22 @@ import tyro
 from afmrl_jax.cli.catalogue import OnCatalogue
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.evaluation.compare import compare, find_values
-from afmrl_jax.evaluation.evaluate import write_evaluation
+from afmrl_jax.evaluation.evaluate import is_evaluation, write_evaluation
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.reporting.comparison import comparison_table
 from afmrl_jax.reporting.tables import text_table
 from afmrl_jax.runs.evaluate import evaluate, evaluate_baselines
 from afmrl_jax.runtime.files import write_json
+from afmrl_jax.runtime.outputs import require_own_output, whole_record
+
+
+def _is_baselines(path: Path) -> bool:
+    return {"catalogue", "rows"} <= whole_record(path).keys() <= {"catalogue", "rows", "per_query"}
+
+
+def _is_comparison(path: Path) -> bool:
+    return {"a", "b", "metrics"} <= whole_record(path).keys()
+
 
 Split = Literal["all", "distill", "train", "reward", "test"]
 
@@ -31,6 +41,7 @@ class Evaluate(OnCatalogue):
 
     def execute(self) -> None:
         """Run the command."""
+        require_own_output(self.out, "afmrl evaluate", file=is_evaluation)
         evaluation = evaluate(
             FinishedRun(self.run), self.catalogue, self.split, self.out, skip_bad=self.skip_bad
         )
@@ -69,6 +80,8 @@ class Baselines:
 
     def execute(self) -> None:
         """Run the command."""
+        if self.out is not None:
+            require_own_output(self.out, "afmrl baselines", file=_is_baselines)
         found = evaluate_baselines(
             self.catalogue,
             self.split,
@@ -118,6 +131,8 @@ class Compare:
 
     def execute(self) -> None:
         """Run the command."""
+        if self.out is not None:
+            require_own_output(self.out, "afmrl compare", file=_is_comparison)
         for name in ("resamples", "permutations"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} {getattr(self, name)}: give one or more")

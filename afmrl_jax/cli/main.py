@@ -30,6 +30,7 @@ from afmrl_jax.runs.export import export
 from afmrl_jax.runs.search import Query, Searcher
 from afmrl_jax.runtime.distributed import launched_together
 from afmrl_jax.runtime.object_store import working_copy
+from afmrl_jax.runtime.outputs import is_marked, require_own_output
 from afmrl_jax.runtime.setup import reported, set_up
 from afmrl_jax.runtime.terminal import printable
 
@@ -49,6 +50,9 @@ class Embed(OnCatalogue):
     """How the index is searched."""
     split: Literal["all", "distill", "train", "reward", "test"] = "all"
     """Listings to embed."""
+    update: bool = False
+    """Embed only listings that are new or changed since --out was written, and drop those that are
+    gone. The result is that of embedding everything."""
 
     def execute(self) -> None:
         """Run the command."""
@@ -60,6 +64,7 @@ class Embed(OnCatalogue):
             self.out,
             attributes=self.attributes,
             settings=self.index,
+            update=self.update,
         )
         print(f"{len(catalogue.listings)} listings: {self.out}")
 
@@ -159,11 +164,14 @@ class Report:
     def execute(self) -> None:
         """Run the command."""
         # Imports matplotlib, which takes seconds.
-        from afmrl_jax.reporting.report import build_report
+        from afmrl_jax.reporting.report import PAGE_TITLE, build_report
 
         folder = working_copy(self.run)
         here = None if folder == self.run else Path("report.html")
-        print(build_report(folder, self.out or here))
+        out = self.out or here
+        if out is not None:
+            require_own_output(out, "afmrl report", file=lambda x: is_marked(x, PAGE_TITLE))
+        print(build_report(folder, out))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from afmrl_jax.evaluation.truncation import truncation_curve
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.runtime.files import write_json
+from afmrl_jax.runtime.outputs import whole_record
 from afmrl_jax.runtime.preemption import heed
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.types import JsonObject
@@ -217,6 +218,12 @@ def write_evaluation(
         kept = write_query_values(folder / FOLDER, found.per_query)
         way["per_query"] = Path(os.path.relpath(kept.absolute(), out.absolute().parent)).as_posix()
     write_json(out, found.evaluation | way | (more or {}))
+
+
+def is_evaluation(path: Path) -> bool:
+    """Whether a file is what `afmrl evaluate` writes; a run's own has its cost too."""
+    found = whole_record(path)
+    return {"catalogue", "rows", "comparisons"} <= found.keys() and "peak_memory_gb" not in found
 
 
 def peak_memory() -> float:

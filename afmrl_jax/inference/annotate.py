@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,10 @@ from afmrl_jax.data.catalogue.load import load_catalogue, say_skipped
 from afmrl_jax.data.catalogue.records import Catalogue
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.inference.finished_run import FinishedRun
-from afmrl_jax.training.annotate import annotate
+from afmrl_jax.models.architecture import Architecture, Params
+from afmrl_jax.runtime.files import is_writer
+from afmrl_jax.runtime.outputs import only_writer
+from afmrl_jax.training.annotate import annotate, require_attributes_file
 
 
 def read(name: str, split: str, *, skip_bad: bool = False) -> Catalogue:
@@ -31,11 +36,44 @@ def select(catalogue: Catalogue, split: str) -> Catalogue:
 
 
 def annotate_catalogue(
-    run: FinishedRun, generator: str, catalogue: Catalogue, out: Path
+    run: FinishedRun,
+    generator: str,
+    catalogue: Catalogue,
+    out: Path,
+    *,
+    model: tuple[Architecture, Params] | None = None,
+    known: Mapping[str, str] | None = None,
+    key: str = "",
 ) -> dict[str, str]:
-    """Attributes by listing id, written to `out`; if killed, the next call resumes."""
-    architecture, params = run.model(generator)
+    """Attributes by listing id, written to `out`; if killed, the next call resumes.
+
+    Args:
+        run: has the generator.
+        generator: the stage that trained it.
+        catalogue: the listings.
+        out: JSON lines.
+        model: the generator, if it was loaded before.
+        known: see `annotate`.
+        key: see `annotate`.
+
+    Raises:
+        ConfigError: `out` is not a file of attributes.
+        RunError: another process is writing it.
+    """
+    require_attributes_file(out)
+    architecture, params = model or run.model(generator)
     everything = np.arange(len(catalogue.listings))
-    return annotate(
-        architecture, params, run.rows(catalogue), everything, out, mesh=run.mesh, label="annotate"
-    )
+    # Of the processes of one job only the first writes.
+    alone = only_writer(out, "afmrl annotate") if is_writer() else nullcontext()
+    with alone:
+        return annotate(
+            architecture,
+            params,
+            run.rows(catalogue),
+            everything,
+            out,
+            mesh=run.mesh,
+            label="annotate",
+            known=known,
+            key=key,
+        )

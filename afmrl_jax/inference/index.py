@@ -14,8 +14,10 @@ from afmrl_jax.errors import ConfigError, RunError
 from afmrl_jax.models.embedder import UNIT_TOLERANCE
 from afmrl_jax.retrieval.exact import Dtype, ExactIndex
 from afmrl_jax.retrieval.index import load_index
+from afmrl_jax.retrieval.index_file import index_files
 from afmrl_jax.retrieval.scann import ScannIndex, ScannSettings
 from afmrl_jax.retrieval.types import CHECKED_ROWS, SearchIndex, SearchResult
+from afmrl_jax.runtime.outputs import require_own_output
 from afmrl_jax.runtime.progress import log_info
 
 TUNED_ON = 1000
@@ -90,7 +92,8 @@ class Index:
             mesh: devices that share the vectors of an exact index; None for one device.
 
         Raises:
-            RunError: there is no index, or another embedder made it.
+            RunError: there is no index, another embedder made it, or its files are not those that
+                were written.
         """
         folder = Path(folder)
         embedded = folder / "index"  # Where `afmrl embed` keeps it, next to the listings.
@@ -133,6 +136,11 @@ class Index:
             raise ConfigError(
                 f"queries must be [q d], not {list(queries.shape)}; for one, give vectors[:1]"
             )
+        if queries.shape[1] != self.inner.dim:
+            raise ConfigError(
+                f"queries have dimension {queries.shape[1]}, the index {self.inner.dim}; encode "
+                "them with the embedder of the index"
+            )
         return self.inner.search(queries, k)
 
     def add(self, ids: Sequence[str], vectors: np.ndarray) -> None:
@@ -153,7 +161,12 @@ class Index:
         self.inner.delete(ids)
 
     def save(self, folder: Path | str) -> None:
-        """Write the index as a folder, whole or not at all."""
+        """Write the index as a folder, whole or not at all.
+
+        Raises:
+            RunError: the folder holds something else than an index.
+        """
+        require_own_output(Path(folder), "Index.save", folder=index_files, error=RunError)
         self.inner.save(Path(folder))
 
 

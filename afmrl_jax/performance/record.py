@@ -12,6 +12,7 @@ import numpy as np
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.hardware import machine
+from afmrl_jax.runtime.outputs import OwnFile, require_own_output, whole_record
 from afmrl_jax.types import JsonObject
 
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "peft", "numpy")
@@ -49,14 +50,30 @@ def versions() -> dict[str, str]:
     return found
 
 
-def check_writable(path: Path) -> None:
-    """Reject a file that cannot be written, before anything is measured.
+FOLDER = Path("runs")
+"""Where benchmarks write by default; it is made where it is missing."""
+
+
+def check_writable(path: Path, own: OwnFile) -> None:
+    """Reject a file that cannot or must not be written, before anything is measured.
+
+    Args:
+        path: of the file.
+        own: whether an existing file is an earlier output of the benchmark.
 
     Raises:
-        ConfigError: its folder does not exist.
+        ConfigError: its folder does not exist, or it is something else than an earlier output.
     """
+    if path.parent == FOLDER:
+        FOLDER.mkdir(exist_ok=True)
     if not path.parent.is_dir():
         raise ConfigError(f"{path.parent} is not a folder; create it, or choose another --out")
+    require_own_output(path, "afmrl bench", file=own)
+
+
+def is_record_of(bench: str) -> OwnFile:
+    """Recognizes the JSON of a benchmark."""
+    return lambda path: whole_record(path).get("bench") == bench
 
 
 def write_record(

@@ -38,6 +38,9 @@ LISTS = {
 }
 """Title of each list of pairs, and what it shows."""
 
+PAGE_TITLE = "<title>Negatives of "
+"""By which a page is known as one of these."""
+
 
 @dataclass(frozen=True)
 class Side:

@@ -22,6 +22,9 @@ from afmrl_jax.training.rar.monitor import raised
 from afmrl_jax.training.rar.sample_log import read_samples
 from afmrl_jax.types import JsonObject
 
+PAGE_TITLE = "<title>AFMRL report: "
+"""By which a page is known as a report."""
+
 
 @dataclass(frozen=True)
 class Tile:

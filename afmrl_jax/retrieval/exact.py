@@ -14,11 +14,20 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from numpy.typing import DTypeLike
 
+from afmrl_jax.errors import RunError
 from afmrl_jax.parallel.layout import AXES
+from afmrl_jax.retrieval.index_file import IndexFile
 from afmrl_jax.retrieval.top_k import padded_rows, search_part
-from afmrl_jax.retrieval.types import SearchResult, check_known, check_new, check_vectors
-from afmrl_jax.runtime.files import atomic_path, write_json
-from afmrl_jax.types import JsonObject
+from afmrl_jax.retrieval.types import (
+    SearchResult,
+    check_known,
+    check_new,
+    check_vectors,
+    open_vectors,
+)
+from afmrl_jax.runtime.files import atomic_path
+
+VECTORS = "vectors.npy"
 
 PART_BYTES = 1 << 28
 """Bytes of vectors that are sent to the devices and searched at a time."""
@@ -78,13 +87,18 @@ class ExactIndex:
         """Ids in order of place, including those of deleted vectors."""
         return self._ids
 
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self._parts[0].shape[1]
+
     def __len__(self) -> int:
         return int(self._alive.sum())
 
     def add(self, ids: Sequence[str], vectors: np.ndarray) -> None:
         """See `Index.add`."""
         check_new(ids, self._place)
-        vectors = check_vectors(ids, vectors, TYPES[self.dtype], self._parts[0].shape[1])
+        vectors = check_vectors(ids, vectors, TYPES[self.dtype], self.dim)
         self._place |= {x: n for n, x in enumerate(ids, len(self._ids))}
         self._ids += ids
         rest = vectors
@@ -155,8 +169,8 @@ class ExactIndex:
             temporary.mkdir()
             # NumPy's file format does not know bfloat16.
             kept = np.dtype(np.uint16 if self.dtype == "bfloat16" else np.float32)
-            shape = (len(ids), self._parts[0].shape[1])
-            path = temporary / "vectors.npy"
+            shape = (len(ids), self.dim)
+            path = temporary / VECTORS
             out = np.lib.format.open_memmap(path, mode="w+", dtype=kept, shape=shape)
             row = offset = 0
             for part in self._parts:
@@ -164,17 +178,23 @@ class ExactIndex:
                 out[row : row + len(chosen)] = chosen.view(kept)
                 row, offset = row + len(chosen), offset + len(part)
             out.flush()
-            about = {"kind": self.kind, "embedder": self.embedder, "dtype": self.dtype, "ids": ids}
-            write_json(temporary / "index.json", about)
+            IndexFile("exact", self.embedder, ids, dtype=self.dtype).write(temporary)
 
     @classmethod
-    def load(cls, folder: Path, about: JsonObject, mesh: Mesh | None = None) -> ExactIndex:
-        """Read what `save` wrote; the vectors stay in their file until they are searched."""
-        dtype: Dtype = about.get("dtype", "float32")
-        vectors = np.load(folder / "vectors.npy", mmap_mode="r")
-        if dtype == "bfloat16":
+    def load(cls, folder: Path, about: IndexFile, mesh: Mesh | None = None) -> ExactIndex:
+        """Read what `save` wrote; the vectors stay in their file until they are searched.
+
+        Raises:
+            RunError: `vectors.npy` does not hold a vector for each id.
+        """
+        kept = np.dtype(np.uint16 if about.dtype == "bfloat16" else np.float32)
+        vectors = open_vectors(folder / VECTORS, kept, len(about.ids))
+        if about.dtype == "bfloat16":
             vectors = vectors.view(ml_dtypes.bfloat16)
-        return cls(about["ids"], vectors, about["embedder"], dtype=dtype, mesh=mesh)
+        try:
+            return cls(about.ids, vectors, about.embedder, dtype=about.dtype, mesh=mesh)
+        except RunError as error:
+            raise RunError(f"{folder}: {error}") from error
 
 
 def _budget(mesh: Mesh | None) -> int:

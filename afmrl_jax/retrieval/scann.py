@@ -12,9 +12,19 @@ from typing import Any
 import numpy as np
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.retrieval.types import SearchResult, check_known, check_new, check_vectors
-from afmrl_jax.runtime.files import atomic_path, write_json
-from afmrl_jax.types import JsonObject
+from afmrl_jax.retrieval.index_file import AGAIN, NAME, IndexFile
+from afmrl_jax.retrieval.types import (
+    SearchResult,
+    check_known,
+    check_new,
+    check_vectors,
+    open_vectors,
+)
+from afmrl_jax.runtime.files import atomic_path
+from afmrl_jax.runtime.json_files import checked
+
+DATASET = "dataset.npy"
+"""Where ScaNN keeps the vectors as they were given."""
 
 HASH_FROM, TREE_FROM = 20_000, 100_000
 """Numbers of vectors from which hashing, and a tree before it, pay off by ScaNN's guidelines."""
@@ -96,6 +106,11 @@ class ScannIndex:
         """Ids by place; the last id takes the place of a deleted one."""
         return self._ids
 
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self._dim
+
     def __len__(self) -> int:
         return len(self._ids)
 
@@ -173,19 +188,29 @@ class ScannIndex:
             temporary.mkdir()
             # ScaNN stores the paths of its parts; relative ones survive a move.
             self._searcher.serialize(str(temporary.absolute()), relative_path=True)
-            about = {"kind": self.kind, "embedder": self.embedder, "dim": self._dim}
-            about |= {"settings": asdict(self.settings), "ids": self._ids}
-            write_json(temporary / "index.json", about)
+            about = IndexFile("scann", self.embedder, self._ids, dim=self._dim)
+            replace(about, settings=asdict(self.settings)).write(temporary)
 
     @classmethod
-    def load(cls, folder: Path, about: JsonObject) -> ScannIndex:
-        """Read what `save` wrote."""
-        if "settings" not in about:
+    def load(cls, folder: Path, about: IndexFile) -> ScannIndex:
+        """Read what `save` wrote.
+
+        Raises:
+            RunError: an older version wrote it, or its files are not those of such an index.
+        """
+        if about.settings is None or about.dim is None:
             raise RunError(f"{folder} was written by an older version; embed the catalogue again")
+        where = folder / NAME
+        settings = checked(ScannSettings, about.settings, where, remedy=AGAIN)
+        open_vectors(folder / DATASET, np.float32, len(about.ids))
         index = cls.__new__(cls)
-        searcher = _scann().load_searcher(str(folder.absolute())).searcher
-        settings = ScannSettings(**about["settings"])
-        index._hold(about["ids"], searcher, about["embedder"], settings, about["dim"])
+        try:
+            searcher = _scann().load_searcher(str(folder.absolute())).searcher
+        except RunError:
+            raise
+        except Exception as error:  # ScaNN raises whatever its parsers do.
+            raise RunError(f"{folder} holds no ScaNN index ({error}); {AGAIN}") from error
+        index._hold(about.ids, searcher, about.embedder, settings, about.dim)
         return index
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from afmrl_jax.errors import RunError
+from afmrl_jax.runtime.json_files import open_regular
 
 CHECKED_ROWS = 65_536
 """Vectors checked at a time, so that a mapped file need not fit in memory."""
@@ -42,6 +43,11 @@ class SearchIndex(Protocol):
 
     def __len__(self) -> int:
         """Number of vectors that can be found."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
         ...
 
     def search(self, queries: np.ndarray, k: int) -> SearchResult:
@@ -89,6 +95,25 @@ def check_vectors(
         if not np.isfinite(vectors[begin : begin + CHECKED_ROWS]).all():
             raise RunError("an index cannot hold non-finite vectors; embed them again")
     return vectors.astype(dtype, copy=False)
+
+
+def open_vectors(path: Path, dtype: DTypeLike, count: int) -> np.ndarray:
+    """The vectors [n d] of a `.npy` file, mapped.
+
+    Raises:
+        RunError: the file is missing or cut, or does not hold `count` vectors of that type.
+    """
+    try:
+        open_regular(path).close()
+        found = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} holds no vectors ({error}); embed the catalogue again") from error
+    if found.ndim != 2 or found.dtype != dtype or len(found) != count or not found.shape[1]:
+        raise RunError(
+            f"{path} holds {found.dtype} {list(found.shape)}, not {count} vectors; embed the "
+            "catalogue again"
+        )
+    return found
 
 
 def check_new(ids: Sequence[str], known: Container[str] = ()) -> None:

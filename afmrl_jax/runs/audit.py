@@ -24,9 +24,10 @@ from afmrl_jax.evaluation.pair_audit import Masking, Pairs, examples, summarise
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.inference.systems import ANNOTATIONS, TEXTS
 from afmrl_jax.objectives.bm25 import Bm25Statistics, bm25_scores
-from afmrl_jax.reporting.audit import write_page
+from afmrl_jax.reporting.audit import PAGE_TITLE, write_page
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.runtime.files import write_json
+from afmrl_jax.runtime.outputs import is_marked, require_own_output, whole_record
 from afmrl_jax.runtime.progress import Progress
 from afmrl_jax.training.agcl import MINED, contrastive_source, term_statistics
 from afmrl_jax.training.cit import cit_settings, cycle_attributes
@@ -128,6 +129,7 @@ def audit(
         raise AfmrlError(f"--out {out} is a page; give it a name that ends in .html")
     if batches < 1 or shown < 1:
         raise AfmrlError("--batches and --shown must be at least 1")
+    _require_own(out)
     catalogue = load_catalogue(run.config.catalogue, skip_bad=run.config.skip_bad).subset("train")
     listings = catalogue.listings
     own = Stage.of(run, stage, [x.listing_id for x in listings])
@@ -158,6 +160,15 @@ def audit(
     write_page(found, pictures, out)
     write_json(out.with_suffix(".json"), found)
     return found
+
+
+def _require_own(out: Path) -> None:
+    command = "afmrl audit-negatives"
+    require_own_output(out, command, file=lambda x: is_marked(x, PAGE_TITLE))
+    figures = {"run", "stage", "masked", "examples"}
+    require_own_output(
+        out.with_suffix(".json"), command, file=lambda x: figures <= whole_record(x).keys()
+    )
 
 
 SIDES = ("query", "candidate")

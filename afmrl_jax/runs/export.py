@@ -29,6 +29,7 @@ from afmrl_jax.models.lora import merge_lora
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.runtime.files import atomic_path, write_json, write_text
 from afmrl_jax.runtime.json_files import read_json
+from afmrl_jax.runtime.outputs import require_own_output
 
 PORTABLE = Path(__file__).parent / "portable"
 MODULE = "afmrl_embedder.py"
@@ -85,7 +86,7 @@ def export(
     Args:
         run: a finished run.
         system_name: row of its results table; None for the last.
-        out: folder that does not exist yet.
+        out: folder that is empty or does not exist yet.
         dtype: of the weights. Adapters are merged in float32 first.
         check: embed some listings here and with torch from the folder, and compare.
         catalogue: where those listings come from; None for the run's own.
@@ -94,11 +95,11 @@ def export(
         The result of the check; None if it was not wanted, or torch is not installed.
 
     Raises:
-        RunError: `out` exists, the run has no such system, the embedder is not trained yet, or its
-            vectors here and in torch differ by more than `TOLERANCE`; then nothing is written.
+        RunError: `out` is not empty, the run has no such system, the embedder is not trained yet,
+            or its vectors here and in torch differ by more than `TOLERANCE`; then nothing is
+            written.
     """
-    if out.exists():
-        raise RunError(f"{out} exists; choose another --out, or delete it")
+    require_own_output(out, "afmrl export", error=RunError)
     system = run.system(system_name)
     checking = check and importlib.util.find_spec("torch") is not None
     # Before any weights are read: a missing catalogue should be noticed first.

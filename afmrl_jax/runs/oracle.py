@@ -16,7 +16,7 @@ from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.huggingface.folder import base_folder
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.runtime.files import write_text
-from afmrl_jax.training.annotate import annotate
+from afmrl_jax.training.annotate import annotate, require_attributes_file
 from afmrl_jax.training.partition import read_model
 
 
@@ -26,9 +26,10 @@ def oracle_by_endpoint(catalogue: Catalogue, endpoint: Endpoint, out: Path) -> R
     Every reply is kept in `OUT.replies.jsonl`, from which the next call resumes.
 
     Raises:
-        ConfigError: the endpoint refuses key or model.
+        ConfigError: the endpoint refuses key or model, or `out` is no file of attributes.
         RunError: it does not answer.
     """
+    require_attributes_file(out)
     cache = out.with_name(f"{out.name}.replies.jsonl")
     replies = ask_endpoint(catalogue.listings, endpoint, cache)
     lines = (
@@ -55,6 +56,7 @@ def oracle_by_checkpoint(
     Raises:
         RunError: the folder cannot be read.
     """
+    require_attributes_file(out)
     config, mesh = RunConfig.pretrained(), make_mesh(-1, 1)
     architecture, params = read_model(weights, config.generator, mesh)
     tokenizer = BpeTokenizer.load(base_folder(weights))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from afmrl_jax.data.catalogue.pictures import decode
-from afmrl_jax.errors import AfmrlError, CatalogueError, RunError
+from afmrl_jax.errors import AfmrlError, CatalogueError
 from afmrl_jax.inference.embedder import Embedder
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.inference.index import Index
-from afmrl_jax.runs.embed import ABOUT, LISTINGS
-from afmrl_jax.runtime.json_files import read_json
+from afmrl_jax.runs.embedded import INDEX, About, EmbeddedListings
+from afmrl_jax.runtime.json_files import checked, lines_of, parse_json, read_bytes
 from afmrl_jax.types import JsonObject
 
 BATCH = 256
@@ -34,17 +33,20 @@ class Query:
         """A valid query.
 
         Raises:
-            AfmrlError: there is nothing to search for, or no such picture.
+            AfmrlError: there is nothing to search for, the text is not Unicode, or there is no such
+                picture.
         """
         text = (text or "").strip() or None
+        if text is not None and not _is_unicode(text):
+            raise AfmrlError("the text has half of a surrogate pair; write it in UTF-8")
         if text is None and image is None:
             raise AfmrlError("a search needs --text, --image, or both")
         path = None if image is None else Path(image)
         if path is not None:
-            if not path.is_file():
-                raise AfmrlError(f"there is no picture {path}")
+            if not _is_file(path):
+                raise AfmrlError(f"there is no picture {str(path)[:200]!r}")
             try:
-                decode(path.read_bytes())
+                decode(read_bytes(path, error=CatalogueError))
             except CatalogueError as error:
                 raise AfmrlError(f"{path}: {error}") from error
         return cls(name, text, path)
@@ -70,24 +72,45 @@ def read_queries(path: Path) -> Iterator[Query]:
     Raises:
         AfmrlError: names the line.
     """
-    if not path.is_file():
+    if not _is_file(path):
         raise AfmrlError(f"there is no file {path}; write one JSON object per line")
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                image = row.get("image")
-                name = str(row.get("id") or number)
-                yield Query.of(name, row.get("text"), path.parent / image if image else None)
-            except (ValueError, AttributeError, TypeError) as error:
-                raise AfmrlError(
-                    f"{path}, line {number}: not a query ({error}); write an object with `text`, "
-                    "`image` or both"
-                ) from error
-            except AfmrlError as error:
-                raise AfmrlError(f"{path}, line {number}: {error}") from error
+    for number, line in lines_of(path, error=AfmrlError):
+        where = f"{path}, line {number}"
+        row = checked(
+            _Row, parse_json(line, where, error=AfmrlError), where, error=AfmrlError, remedy=REMEDY
+        )
+        image = path.parent / row.image if row.image else None
+        try:
+            yield Query.of(str(row.id or number), row.text, image)
+        except AfmrlError as error:
+            raise AfmrlError(f"{where}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A line of a file of queries."""
+
+    id: str | int | None = None
+    text: str | None = None
+    image: str | None = None
+
+
+REMEDY = "a query is an object with `text`, `image` or both, and `id`"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # A name that is too long.
+        return False
 
 
 class Searcher:
@@ -98,16 +121,16 @@ class Searcher:
         folder: a folder that `embed_catalogue` wrote.
 
     Raises:
-        RunError: the folder holds no embedded catalogue, or another embedder made it.
+        RunError: the folder holds no embedded catalogue, another embedder made it, or its files are
+            not those that were written.
     """
 
     def __init__(self, run: FinishedRun, folder: Path):
-        if not (folder / ABOUT).is_file():
-            raise RunError(f"{folder} holds no embedded catalogue; write one with `afmrl embed`")
-        self._folder = folder
-        self._embedder = Embedder.of(run, run.system(read_json(folder / ABOUT)["system"]))
+        about = About.read(folder)
+        self._embedder = Embedder.of(run, run.system(about.system))
         identity = self._embedder.identity
-        self._index = Index.load(folder / "index", embedder=identity, mesh=run.mesh)
+        self._index = Index.load(folder / INDEX, embedder=identity, mesh=run.mesh)
+        self._listings = EmbeddedListings(folder, self._index.ids)
 
     def search(self, queries: Sequence[Query], k: int) -> list[Found]:
         """The k best listings of each query."""
@@ -116,12 +139,11 @@ class Searcher:
         items = [{"text": x.text, "image": x.image} for x in queries]
         vectors, texts = self._embedder.encode_with_attributes(items)
         result = self._index.search(vectors, k)
-        lines = self._lines({int(p) for row in result.positions for p in row})
         return [
             Found(
                 x.name,
                 [
-                    {"score": round(float(score), 4), **json.loads(lines[int(place)])}
+                    {"score": round(float(score), 4), **self._listings.shown(int(place))}
                     for place, score in zip(places, scores, strict=True)
                 ],
                 text,
@@ -136,9 +158,3 @@ class Searcher:
         queries = read_queries(path)
         while some := list(islice(queries, BATCH)):
             yield from self.search(some, k)
-
-    def _lines(self, places: set[int]) -> dict[int, str]:
-        """Lines of the listings' file, counted from 0."""
-        last = max(places, default=-1)
-        with (self._folder / LISTINGS).open(encoding="utf-8", newline="\n") as file:
-            return {n: line for n, line in enumerate(islice(file, last + 1)) if n in places}

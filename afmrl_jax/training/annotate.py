@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from afmrl_jax.runtime.distributed import barrier, to_host
 from afmrl_jax.runtime.files import disk_full, is_disk_full, is_writer
 from afmrl_jax.runtime.json_files import read_records
 from afmrl_jax.runtime.object_store import keep
+from afmrl_jax.runtime.outputs import first_record, require_own_output
 from afmrl_jax.runtime.preemption import heed
 from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.types import JsonObject
@@ -116,20 +117,40 @@ def annotate(
     mesh: Mesh,
     batch_size: int = 128,
     label: str = "annotate",
+    known: Mapping[str, str] | None = None,
+    key: str = "",
 ) -> dict[str, str]:
     """Write the attributes of some listings to `out`, one JSON object a line.
 
     A killed run goes on after the last whole line. A malformed list is kept as written under
     `raw`; `attributes` then holds what can be read of it. How many there were is said at the end.
 
+    Args:
+        architecture: of the generator.
+        params: its weights.
+        builder: rows of a list of listings.
+        indices: which of them.
+        out: the file.
+        mesh: devices that share a batch.
+        batch_size: listings at a time.
+        label: name of the progress bar.
+        known: attributes by listing id that are taken over and not written anew.
+        key: what a killed call must share with the one that goes on, besides the generator.
+
     Returns:
         Attribute text by listing id.
+
+    Raises:
+        ConfigError: `out` exists and is no file of attributes.
     """
+    require_attributes_file(out)
     # Lines of another generator under the same name must not be continued.
     # No name of a passing file: what is written goes home with the run.
-    partial_path = out.with_name(f"{out.name}.{identity(architecture, params)}.partial")
+    partial_path = out.with_name(f"{out.name}.{identity(architecture, params)}{key}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
     done = _read_partial(partial_path)
+    taken = {i: _record(i, text, False) for i, text in (known or {}).items() if i not in done}
+    done |= taken
     # All have read what a killed run left before the first one goes on with it.
     barrier(f"{label} starts")
     rest = [int(i) for i in indices if builder.listings[int(i)].listing_id not in done]
@@ -141,11 +162,12 @@ def annotate(
         # Of several processes one writes; the others have no file.
         kept = partial_path if is_writer() else Path(os.devnull)
         with kept.open("a", encoding="utf-8") as file, Progress(label, len(rest)) as bar:
+            file.writelines(_line(record) for record in taken.values())
             for batch in batches:
                 for index, text, malformed in batch:
                     record = _record(builder.listings[index].listing_id, text, malformed)
                     done[record["listing_id"]] = record
-                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                    file.write(_line(record))
                 file.flush()
                 written += len(batch)
                 bar.update(written)
@@ -165,6 +187,25 @@ def annotate(
             f"({100 * len(bad) / len(done):.1f} %), {repaired} of them repaired"
         )
     return {key: record["attributes"] for key, record in done.items()}
+
+
+def require_attributes_file(out: Path) -> None:
+    """Refuse a file that `annotate` must not replace.
+
+    Raises:
+        ConfigError: it is neither empty nor a file of attributes.
+    """
+    require_own_output(out, "afmrl annotate", file=_is_own)
+
+
+def _is_own(path: Path) -> bool:
+    """Whether the first line is a record as they are written here."""
+    found = first_record(path).keys()
+    return {"listing_id", "attributes"} <= found <= {"listing_id", "attributes", "raw"}
+
+
+def _line(record: JsonObject) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def _record(listing_id: str, text: str, malformed: bool) -> JsonObject:

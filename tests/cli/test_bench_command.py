@@ -1,4 +1,4 @@
-"""`afmrl bench`: the benchmarks by name, files in the current folder, and no import by others."""
+"""`afmrl bench`: the benchmarks by name, files in `runs`, and no import by others."""
 
 import subprocess
 import sys
@@ -23,10 +23,11 @@ def test_every_benchmark_has_a_help(name, capsys):
     assert "--out" in shown
 
 
-def test_files_go_to_the_current_folder():
+def test_files_go_to_the_folder_of_runs():
     for name, kind in bench.BENCHMARKS.items():
-        assert str(kind().out) in (f"bench_{name}.json", f"{name}.json")
-    assert not any(x.is_absolute() for x in (scaling.Scaling().page, throughput.Sweep().rows))
+        assert str(kind().out) in (f"runs/bench_{name}.json", f"runs/{name}.json")
+    for path in (scaling.Scaling().page, throughput.Sweep().rows):
+        assert path.parent == Path("runs")
     for path in PACKAGE.rglob("*.py"):
         assert "experiments/results" not in path.read_text(encoding="utf-8"), path
 

@@ -38,3 +38,28 @@ def test_a_full_disk_is_said_before_anything_is_embedded(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_allocate", full)
     with pytest.raises(RunError, match="no space left"):
         VectorFile(tmp_path / "v", (10, 3), "key")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("progress.json", b"[]", "progress.json"),
+        ("progress.json", b'{"shape": [10, 3], "key": "key", "done": 11}', "does not fit"),
+        ("vectors.npy", b"cut", "is damaged"),
+    ],
+)
+def test_damaged_work_is_said_with_what_to_do(tmp_path, name, content, message):
+    # F13
+    VectorFile(tmp_path / "v", (10, 3), "key").append(np.ones((4, 3), np.float32))
+    (tmp_path / "v" / name).write_bytes(content)
+    with pytest.raises(RunError, match=f"{message}.*(delete|again)"):
+        VectorFile(tmp_path / "v", (10, 3), "key")
+
+
+def test_only_its_own_files_are_removed(tmp_path):
+    # S1
+    VectorFile(tmp_path / "v", (10, 3), "key")
+    (tmp_path / "v" / "notes").write_text("mine")
+    VectorFile(tmp_path / "v", (10, 3), "other")
+    module.remove_vectors(tmp_path / "v")
+    assert [x.name for x in (tmp_path / "v").iterdir()] == ["notes"]

@@ -40,6 +40,7 @@ from afmrl_jax.runtime.files import (
     unwritable,
     write_json,
 )
+from afmrl_jax.runtime.outputs import require_own_output
 from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.runtime.terminal import printable
 from afmrl_jax.types import JsonObject
@@ -78,7 +79,7 @@ def convert(source: RowSource, out: Path, how: Conversion) -> JsonObject:
 
     Args:
         source: of the records.
-        out: folder, which must not exist.
+        out: folder, which must be empty or not exist.
         how: settings.
 
     Returns:
@@ -91,8 +92,7 @@ def convert(source: RowSource, out: Path, how: Conversion) -> JsonObject:
     """
     if not is_local(resolve_path(out)):
         raise ConfigError(f"{out}: write the store to this machine, then copy the folder there")
-    if out.exists():
-        raise ConfigError(f"{out} exists; choose another --out, or remove it")
+    require_own_output(out, "afmrl catalogue-convert")
     work = out.with_name(f".{out.name}.partial")
     try:
         with _held(work, out):

@@ -26,7 +26,7 @@ from afmrl_jax.performance.benchmarks.agcl_reference import (
 )
 from afmrl_jax.performance.benchmarks.gradcache import GradcacheSettings
 from afmrl_jax.performance.benchmarks.texts import attribute_texts
-from afmrl_jax.performance.record import check_writable, ratios, spread, write_record
+from afmrl_jax.performance.record import check_writable, is_record_of, ratios, spread, write_record
 from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.types import AnyArray, JsonObject
 
@@ -230,7 +230,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
         ConfigError: `out` cannot be written; before anything is measured.
         RuntimeError: two sides disagree.
     """
-    check_writable(out)
+    check_writable(out, is_record_of("agcl"))
     figures: dict[str, float] = {}
     details: list[JsonObject] = []
     for part in settings.parts:

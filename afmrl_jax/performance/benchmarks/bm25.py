@@ -16,7 +16,7 @@ from afmrl_jax.data.attributes.bm25_terms import batch_vocabulary
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.objectives.bm25 import Bm25Statistics, bm25_scores, fit_bm25
 from afmrl_jax.performance.benchmarks.texts import attribute_texts
-from afmrl_jax.performance.record import check_writable, ratios, spread, write_record
+from afmrl_jax.performance.record import check_writable, is_record_of, ratios, spread, write_record
 from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.types import AnyArray, JsonObject
 
@@ -161,7 +161,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
         ConfigError: `out` cannot be written, or a library is not installed.
         RuntimeError: the scores of two sides differ, so timing is meaningless.
     """
-    check_writable(out)
+    check_writable(out, is_record_of("bm25"))
     texts = [
         attribute_texts(settings.batch, settings.vocab, settings.longest, settings.seed + side)
         for side in range(2)

@@ -15,7 +15,7 @@ from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.performance.benchmarks.workload import TOKEN, Size, make_rows
-from afmrl_jax.performance.record import check_writable, spread, write_record
+from afmrl_jax.performance.record import check_writable, is_record_of, spread, write_record
 from afmrl_jax.runtime.progress import Progress
 
 HOST = re.compile(r"callback|infeed|outfeed|\bsend\(|\brecv\(")
@@ -40,7 +40,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
     Raises:
         ConfigError: `out` cannot be written.
     """
-    check_writable(out)
+    check_writable(out, is_record_of("decode"))
     size = settings.size
     architecture = Architecture.of(size.config, Execution())
     params, prompts = architecture.init(settings.seed), make_rows(size, settings.prompts)

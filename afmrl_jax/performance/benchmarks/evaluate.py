@@ -17,7 +17,7 @@ import numpy as np
 from afmrl_jax.evaluation.metrics import depth, metric_values
 from afmrl_jax.evaluation.ranking import VectorScorer, rank_gallery
 from afmrl_jax.evaluation.tasks import TASKS
-from afmrl_jax.performance.record import check_writable, spread, write_record
+from afmrl_jax.performance.record import check_writable, is_record_of, spread, write_record
 from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.types import JsonObject
 
@@ -171,7 +171,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
         RuntimeError: the metrics of more than one in a hundred checked queries differ; a few may,
             where scores differ only in the last digit.
     """
-    check_writable(out)
+    check_writable(out, is_record_of("evaluate"))
     # A new process has none of this one's memory, so its peak is its own.
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         found = pool.apply(measure, (settings,))

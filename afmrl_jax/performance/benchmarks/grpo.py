@@ -20,7 +20,7 @@ from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.objectives.ranks import rank_positives
 from afmrl_jax.performance.benchmarks.grpo_naive import naive_gradient, repeated
 from afmrl_jax.performance.benchmarks.workload import FIRST_WORD, TOKEN, Size, make_rows
-from afmrl_jax.performance.record import check_writable, ratios, spread, write_record
+from afmrl_jax.performance.record import check_writable, is_record_of, ratios, spread, write_record
 from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.training.rar.policy_gradient import Samples, completion_scores, policy_gradient
 from afmrl_jax.types import JsonObject
@@ -63,7 +63,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
         ConfigError: `out` cannot be written.
         RuntimeError: two sides disagree, so timing is meaningless.
     """
-    check_writable(out)
+    check_writable(out, is_record_of("grpo"))
     parts = {"update": measure_update, "flops": count_flops, "reward": measure_reward}
     figures: dict[str, float] = {}
     details = []

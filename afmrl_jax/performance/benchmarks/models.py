@@ -19,7 +19,7 @@ from afmrl_jax.performance.benchmarks.accelerator import measure_accelerator
 from afmrl_jax.performance.benchmarks.compile_time import measure_compile
 from afmrl_jax.performance.benchmarks.workers import Worker, restrict
 from afmrl_jax.performance.benchmarks.workload import Size
-from afmrl_jax.performance.record import check_writable, ratios, spread, write_record
+from afmrl_jax.performance.record import check_writable, is_record_of, ratios, spread, write_record
 from afmrl_jax.runtime.hardware import cores
 from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.types import JsonObject
@@ -152,7 +152,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
     Raises:
         ConfigError: `out` cannot be written, or a library is missing; before anything is measured.
     """
-    check_writable(out)
+    check_writable(out, is_record_of("models"))
     figures, details = compare(settings)
     if "compile" in settings.parts:
         found, detail = measure_compile(settings.layers, settings.compile_repeats)

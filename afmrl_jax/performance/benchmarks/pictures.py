@@ -16,7 +16,7 @@ from afmrl_jax.config import ImageConfig
 from afmrl_jax.data.batching.images import patchify
 from afmrl_jax.data.catalogue.pictures import open_picture
 from afmrl_jax.data.sources.loader import iterate
-from afmrl_jax.performance.record import check_writable, ratios, spread, write_record
+from afmrl_jax.performance.record import check_writable, is_record_of, ratios, spread, write_record
 from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.types import JsonObject
 
@@ -73,7 +73,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
         RuntimeError: patches differ from the reference's in any bit at equal decoding, or batches
             depend on the number of workers.
     """
-    check_writable(out)
+    check_writable(out, is_record_of("input"))
     pictures = photographs(settings)
     figures: dict[str, float] = {}
     details: list[JsonObject] = []

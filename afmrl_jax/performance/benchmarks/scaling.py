@@ -20,12 +20,13 @@ from pathlib import Path
 from afmrl_jax.parallel.mesh import simulate_devices
 from afmrl_jax.performance.plan import Request
 from afmrl_jax.performance.record import check_writable, versions
-from afmrl_jax.performance.sweep.page import page
+from afmrl_jax.performance.sweep.page import HEAD, page
 from afmrl_jax.performance.sweep.predict import Assumptions
 from afmrl_jax.performance.sweep.programs import Case, exchanged
 from afmrl_jax.runtime.files import write_json, write_text
 from afmrl_jax.runtime.hardware import machine
 from afmrl_jax.runtime.json_files import read_json
+from afmrl_jax.runtime.outputs import is_marked, whole_record
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.types import JsonObject
 
@@ -53,9 +54,9 @@ class Scaling:
     """
 
     given: Assumptions = field(default_factory=Assumptions)
-    out: Path = Path("bench_scaling.json")
+    out: Path = Path("runs/bench_scaling.json")
     """JSON file of the compiled programs' figures; the next call reads it back."""
-    page: Path = Path("bench_scaling.md")
+    page: Path = Path("runs/bench_scaling.md")
     """The page to write."""
     most: int = 256
     """Largest number of chips for which programs are compiled."""
@@ -64,8 +65,9 @@ class Scaling:
 
     def execute(self) -> None:
         """Compile what is missing, predict, write the page."""
-        for path in (self.out, self.page):
-            check_writable(path)
+        parts = {"programs", "versions", "assumptions"}
+        check_writable(self.out, lambda x: parts <= whole_record(x).keys())
+        check_writable(self.page, lambda x: is_marked(x, HEAD.splitlines()[0]))
         kept = {} if self.again else _kept(self.out)
         simulate_devices(self.most)
         for name, case, mesh in _wanted(self.most):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from afmrl_jax.performance.record import check_writable, ratios, spread, write_record
+from afmrl_jax.performance.record import check_writable, is_record_of, ratios, spread, write_record
 from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.retrieval.index import load_index
 from afmrl_jax.retrieval.scann import ScannIndex, ScannSettings, recall_of
@@ -63,7 +63,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
         ConfigError: `out` cannot be written.
         RuntimeError: an index returns wrong results.
     """
-    check_writable(out)
+    check_writable(out, is_record_of("search"))
     rng = np.random.default_rng([settings.seed, 1])
     vectors = clustered(settings.gallery, settings, rng)
     queries = clustered(settings.queries, settings, rng)

@@ -43,13 +43,14 @@ from afmrl_jax.errors import AfmrlError, ConfigError
 from afmrl_jax.models.families import ROLES
 from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.parallel.mesh import simulate_devices
-from afmrl_jax.performance.record import check_writable, versions
+from afmrl_jax.performance.record import check_writable, is_record_of, versions
 from afmrl_jax.performance.sweep.cell import Cell, Task, changes, largest_batch, plan_of
 from afmrl_jax.performance.sweep.measure import Peak, capacity, compiling_anew, measure
 from afmrl_jax.performance.sweep.tables import draw, markdown, with_one_peak
 from afmrl_jax.runtime.files import write_json, write_text
 from afmrl_jax.runtime.hardware import machine
 from afmrl_jax.runtime.json_files import read_records
+from afmrl_jax.runtime.outputs import first_record
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.types import JsonObject
 
@@ -99,9 +100,9 @@ class Sweep:
     """Measure previously failed rows again."""
     note: str = ""
     """Note stored with every row, such as what else was running."""
-    out: Path = Path("throughput.json")
+    out: Path = Path("runs/throughput.json")
     """JSON file to write; the table and the plot go next to it as .md and .png."""
-    rows: Path = Path("throughput_rows.jsonl")
+    rows: Path = Path("runs/throughput_rows.jsonl")
     """File of the finished rows of all sweeps, which are not measured again."""
 
     def cells(self) -> Iterator[Cell]:
@@ -139,7 +140,13 @@ class Sweep:
 
     def execute(self) -> None:
         """Measure what is missing, and write everything."""
-        check_writable(self.out)
+        own = is_record_of("throughput")
+        check_writable(self.out, own)
+        # The table and the plot are those of the JSON file.
+        beside = self.out.is_file() and own(self.out)
+        for suffix in (".md", ".png"):
+            check_writable(self.out.with_suffix(suffix), lambda _: beside)
+        check_writable(self.rows, lambda x: {"key", "cell"} <= first_record(x).keys())
         if self.devices:
             simulate_devices(self.devices)
         where = {"machine": machine(), "versions": versions(), "devices": len(jax.devices())}

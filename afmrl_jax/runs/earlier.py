@@ -1,0 +1,129 @@
+"""What `afmrl embed --update` takes over from an embedded catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from afmrl_jax.errors import RunError
+from afmrl_jax.retrieval.exact import VECTORS
+from afmrl_jax.retrieval.index_file import IndexFile
+from afmrl_jax.retrieval.scann import DATASET
+from afmrl_jax.retrieval.types import open_vectors
+from afmrl_jax.runs.embedded import INDEX, About, EmbeddedListings
+
+ROWS = 65_536
+"""Vectors taken over at a time."""
+ANEW = "leave --update out to embed everything anew"
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """An embedded catalogue that fits the embedder and the settings."""
+
+    folder: Path
+    about: About
+    place: dict[str, int]
+    """The place of each listing, by id."""
+    contents: list[str]
+    """`content_of`, by place."""
+    texts: list[str | None]
+    """Attributes, by place."""
+    stored: np.ndarray
+    """The vectors as they are stored, mapped."""
+
+    @classmethod
+    def read(cls, folder: Path, wanted: About, *, strict: bool) -> Earlier:
+        """Read and check a folder that `embed_catalogue` wrote.
+
+        Args:
+            folder: where.
+            wanted: what it will be after the update.
+            strict: refuse another index than the wanted one.
+
+        Raises:
+            RunError: it is damaged, or older, or of another embedder, system or settings.
+        """
+        about = About.read(folder)
+        if not about.format:
+            raise RunError(f"{folder} was written by an older version; {ANEW}")
+        differing = [
+            (name, found, other)
+            for name, found, other in (
+                ("system", about.system, wanted.system),
+                ("embedder", about.embedder, wanted.embedder),
+                ("settings of pictures and texts", about.reads, wanted.reads),
+                ("index", about.settings, wanted.settings if strict else about.settings),
+            )
+            if found != other
+        ]
+        if differing:
+            name, found, other = differing[0]
+            raise RunError(f"{folder} has another {name}: {found}, not {other}; {ANEW}")
+        index = IndexFile.read(folder / INDEX, embedder=wanted.embedder)
+        listings = EmbeddedListings(folder, index.ids)
+        lines = [listings[n] for n in range(len(listings))]
+        kept = np.dtype(np.uint16 if index.dtype == "bfloat16" else np.float32)
+        name = VECTORS if index.kind == "exact" else DATASET
+        return cls(
+            folder,
+            about,
+            {x: n for n, x in enumerate(index.ids)},
+            [str(x.get("content")) for x in lines],
+            [x.get("attributes") for x in lines],
+            open_vectors(folder / INDEX / name, kept, len(index.ids)),
+        )
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return int(self.stored.shape[1])
+
+    def require_generator(self, writer: str) -> None:
+        """Check that attributes come from the same generator.
+
+        Raises:
+            RunError: they came from another one, or from a file.
+        """
+        if self.about.attributes != writer:
+            raise RunError(
+                f"{self.folder} has attributes of {self.about.attributes}, not of the generator "
+                f"{writer}; give them with --attributes, or {ANEW}"
+            )
+
+    def attributes(self, ids: Sequence[str], contents: Sequence[str]) -> dict[str, str]:
+        """Attributes by listing id, of the listings with the same title and picture as then."""
+        found: dict[str, str] = {}
+        for listing_id, content in zip(ids, contents, strict=True):
+            at = self.place.get(listing_id)
+            if at is not None and self.contents[at] == content:
+                text = self.texts[at]
+                if text is not None:
+                    found[listing_id] = text
+        return found
+
+    def places(
+        self, ids: Sequence[str], contents: Sequence[str], texts: Sequence[str | None]
+    ) -> np.ndarray:
+        """The place of each unchanged listing, int64 [n]; -1 for new and changed ones."""
+        out = np.full(len(ids), -1)
+        for n, known in enumerate(zip(ids, contents, texts, strict=True)):
+            at = self.place.get(known[0])
+            if at is not None and (self.contents[at], self.texts[at]) == known[1:]:
+                out[n] = at
+        return out
+
+    def gone(self, ids: Sequence[str]) -> int:
+        """How many listings are no longer among these."""
+        return len(self.place.keys() - set(ids))
+
+    def vectors(self, places: np.ndarray) -> np.ndarray:
+        """float32 [n d]."""
+        found = self.stored[places]
+        if found.dtype == np.uint16:
+            found = found.view(ml_dtypes.bfloat16)
+        return np.asarray(found.astype(np.float32))

@@ -1,0 +1,182 @@
+"""The folder of an embedded catalogue: an index, the listings that results show, and their seals.
+
+`embedded.json` seals all other files, so that a file that was changed, cut or exchanged is noticed
+when the folder is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from afmrl_jax.data.catalogue.records import Listing
+from afmrl_jax.errors import CatalogueError, RunError
+from afmrl_jax.inference.index import IndexSettings
+from afmrl_jax.retrieval.index_file import NAME, PATTERNS, index_files
+from afmrl_jax.runtime.files import write_json
+from afmrl_jax.runtime.json_files import MAX_LINE, checked, open_regular, parse_json, read_json
+from afmrl_jax.runtime.outputs import whole_record
+from afmrl_jax.runtime.seals import Seal, require_sealed
+from afmrl_jax.types import JsonObject
+
+ABOUT = "embedded.json"
+LISTINGS = "listings.jsonl"
+INDEX = "index"
+SEALED = (LISTINGS, f"{INDEX}/{NAME}")
+FORMAT = 1
+"""Since this format, the folder is sealed and listings have the hash of their content."""
+AGAIN = "embed the catalogue again with `afmrl embed`"
+
+
+@dataclass(frozen=True)
+class About:
+    """The contents of `embedded.json`."""
+
+    system: str
+    """Row of the run's results table."""
+    catalogue: str
+    embedder: str = ""
+    """Identity of the embedder."""
+    reads: str = ""
+    """A hash of the run's settings of pictures and texts."""
+    attributes: str | None = None
+    """Identity of the generator that wrote them, `file`, or None if the embedder reads none."""
+    settings: IndexSettings = field(default_factory=IndexSettings)
+    format: int = 0
+    """0 for folders of older versions."""
+    files: dict[str, Seal] = field(default_factory=dict)
+    """The listings, and the file of the index that seals the others."""
+
+    def write(self, folder: Path) -> None:
+        """Write it last: it seals files that are in the folder by then."""
+        files = {name: asdict(Seal.of(folder / name)) for name in SEALED}
+        write_json(folder / ABOUT, asdict(self) | {"format": FORMAT, "files": files})
+
+    @classmethod
+    def read(cls, folder: Path) -> About:
+        """Read it, and check the files that it seals.
+
+        Raises:
+            RunError: the folder holds no embedded catalogue, or a file was changed.
+        """
+        path = folder / ABOUT
+        if not path.is_file():
+            raise RunError(f"{folder} holds no embedded catalogue; write one with `afmrl embed`")
+        found = checked(cls, read_json(path, remedy=AGAIN), path, remedy=AGAIN)
+        if found.format > FORMAT:
+            raise RunError(
+                f"{folder} has format {found.format} of a newer version; update afmrl-jax, or "
+                f"{AGAIN}"
+            )
+        if found.format and found.files.keys() != set(SEALED):
+            raise RunError(f"{path} does not name {' and '.join(SEALED)}; {AGAIN}")
+        require_sealed(folder, found.files, remedy=AGAIN)
+        return found
+
+
+def embedded_files(folder: Path) -> set[str] | None:
+    """What `afmrl embed` wrote in a folder, by name; None if the folder is no output of it."""
+    about = whole_record(folder / ABOUT)
+    if not isinstance(about.get("system"), str):
+        return None
+    index = folder / INDEX
+    files = index_files(index)
+    if files is None:  # It is broken.
+        files = {NAME, *(x.name for pattern in PATTERNS for x in index.glob(pattern))}
+    return {ABOUT, LISTINGS, *(f"{INDEX}/{name}" for name in files)}
+
+
+def content_of(x: Listing) -> str:
+    """A hash of what models read of a listing: title and encoded picture."""
+    picture = hashlib.sha256(x.read_image_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps([x.title, picture]).encode()).hexdigest()[:32]
+
+
+def shown_line(x: Listing, content: str, attributes: str | None) -> bytes:
+    """A line of the listings' file.
+
+    Raises:
+        CatalogueError: a text cannot be written in UTF-8.
+    """
+    shown = {"listing_id": x.listing_id, "product_id": x.product_id, "title": x.title}
+    if attributes is not None:
+        shown["attributes"] = attributes
+    try:
+        return json.dumps(shown | {"content": content}, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError as error:
+        raise CatalogueError(
+            f"listing {x.listing_id!r} has half of a surrogate pair in a text; correct the text, "
+            "or leave the listing out"
+        ) from error
+
+
+class EmbeddedListings:
+    """The listings that results show, in the order of an index; their file is mapped.
+
+    Args:
+        folder: of the embedded catalogue.
+        ids: of the index, by place.
+
+    Raises:
+        RunError: the file cannot be read, or its listings are not those of the index.
+    """
+
+    def __init__(self, folder: Path, ids: Iterable[str]):
+        self.path = path = folder / LISTINGS
+        place = {x: n for n, x in enumerate(ids)}
+        self._bounds = np.full((len(place), 2), -1, np.int64)
+        self._data = _mapped(path)
+        begin, number = 0, 0
+        while begin < len(self._data):
+            number += 1
+            end = self._data.find(b"\n", begin, begin + MAX_LINE)
+            end = len(self._data) if end < 0 else end
+            if end - begin > MAX_LINE:
+                raise RunError(f"{path}:{number} is longer than {MAX_LINE:,} bytes; {AGAIN}")
+            found = self._parsed(begin, end, f"{path}:{number}")
+            at = place.get(found["listing_id"])
+            if at is None or self._bounds[at, 0] >= 0:
+                what = "is not in the index" if at is None else "stands twice"
+                raise RunError(f"{path}:{number}: listing {found['listing_id']!r} {what}; {AGAIN}")
+            self._bounds[at] = begin, end
+            begin = end + 1
+        missing = np.flatnonzero(self._bounds[:, 0] < 0)
+        if len(missing):
+            name = list(place)[missing[0]]
+            raise RunError(
+                f"{path} lacks listing {name!r} of the index and {len(missing) - 1} more; {AGAIN}"
+            )
+
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+    def __getitem__(self, place: int) -> JsonObject:
+        """The line of the listing at a place of the index."""
+        begin, end = self._bounds[place].tolist()
+        return self._parsed(begin, end, self.path)
+
+    def shown(self, place: int) -> JsonObject:
+        """What results show of the listing at a place of the index."""
+        return {name: x for name, x in self[place].items() if name != "content"}
+
+    def _parsed(self, begin: int, end: int, where: object) -> JsonObject:
+        line: Any = parse_json(self._data[begin:end], where, remedy=AGAIN)
+        names = ("listing_id", "product_id", "title")
+        if not isinstance(line, dict) or not all(isinstance(line.get(x), str) for x in names):
+            raise RunError(f"{where} is not an object with texts {', '.join(names)}; {AGAIN}")
+        return line
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    try:
+        with open_regular(path) as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read ({error}); {AGAIN}") from error
