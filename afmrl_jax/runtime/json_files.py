@@ -302,7 +302,7 @@ def _first(problem: ValidationError) -> str:
     details = problem.errors(include_url=False, include_context=True)
     found = details[0]
     cause = found.get("ctx", {}).get("error")
-    message = str(cause) if isinstance(cause, AfmrlError) else found["msg"]
+    message = str(cause) if isinstance(cause, Exception) else found["msg"]
     if found["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         message = "unknown name"
     message = message[0].lower() + message[1:]
