@@ -63,7 +63,7 @@ class ImageConfig(Settings):
             and list(self.pack_shares) == sorted(set(self.pack_shares))
             and self.pack_shares[:1] > (0,)
             and self.pack_shares[-1] == 1,
-            f"pack_shares {self.pack_shares} must be positive, ascend, end with 1 and be 64 at most",
+            f"pack_shares {self.pack_shares} must be positive, ascend and end with 1, 64 at most",
         )
         require(self.min_pixels <= self.max_pixels, "min_pixels must not exceed max_pixels")
         require(

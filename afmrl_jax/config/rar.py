@@ -16,6 +16,9 @@ from afmrl_jax.config.validation import (
     require,
 )
 
+MAX_CYCLES = 1000
+"""Most cycles; each is a stage and a row of the results."""
+
 
 @dataclass(frozen=True)
 class RarConfig(Settings):
@@ -133,6 +136,5 @@ class CitConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Every cycle is a stage and a row of the results.
-        self._within(cycles=(0, 1000), steps=(1, MAX_STEPS), learning_rate=(TINY, MAX_FACTOR))
+        self._within(cycles=(0, MAX_CYCLES), steps=(1, MAX_STEPS), learning_rate=(TINY, MAX_FACTOR))
         require(0 < self.share <= 1, "share must lie in (0, 1]")

@@ -105,7 +105,7 @@ class Pipeline:
 
     def evaluation(self) -> JsonObject:
         """The finished run's `evaluation.json`."""
-        return read_json(self.run.folder / "evaluation.json")
+        return read_json(self.run.folder / "evaluation.json", nan=True)
 
     @cached_property
     def mesh(self) -> Mesh:
