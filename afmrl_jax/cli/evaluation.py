@@ -18,6 +18,7 @@ from afmrl_jax.reporting.comparison import comparison_table
 from afmrl_jax.reporting.tables import text_table
 from afmrl_jax.runs.evaluate import evaluate, evaluate_baselines
 from afmrl_jax.runtime.files import write_json
+from afmrl_jax.runtime.provenance import provenance
 
 Split = Literal["all", "distill", "train", "reward", "test"]
 
@@ -81,7 +82,8 @@ class Baselines:
         )
         print(text_table(found.evaluation))
         if self.out is not None:
-            write_evaluation(self.out, self.out.parent if self.per_query else None, found)
+            folder = self.out.parent if self.per_query else None
+            write_evaluation(self.out, folder, found, provenance())
             print(self.out)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from afmrl_jax.config import RunConfig, fingerprint, migrated, to_dict
+from afmrl_jax.config import RunConfig, fingerprint, from_dict, migrated, to_dict
 from afmrl_jax.config.run import PLACEMENT
 from afmrl_jax.errors import RunError
 from afmrl_jax.runtime.distributed import (
@@ -57,11 +58,16 @@ class Run:
     def _check_config(self) -> None:
         path = self.folder / "config.json"
         wanted = migrated(to_dict(self.config))
-        found = migrated(read_json(path)) if path.is_file() else wanted
+        found = wanted
+        if path.is_file():
+            found = read_json(path)
+            from_dict(RunConfig, found, path)  # Names a setting that is broken.
+            found = migrated(found)
         # Where a run is computed may change; what is computed may not.
         before, now = ({k: v for k, v in x.items() if k not in PLACEMENT} for x in (found, wanted))
         if before == now:
-            if not path.is_file() or found != wanted:
+            # That of a new run is written by its first stage.
+            if found != wanted:
                 write_json(path, to_dict(self.config))
         else:
             differing = ", ".join(_differences(before, now)[:6])
@@ -69,6 +75,21 @@ class Run:
                 f"{self.folder} belongs to another config ({differing}); choose another --out, "
                 "repeat its settings, or delete the folder"
             )
+
+    def _begin(self, begun: Path, current: JsonObject) -> None:
+        path = self.folder / "config.json"
+        if not path.is_file():
+            write_json(path, to_dict(self.config))
+        write_json(begun, current)
+
+    def _forget(self, begun: Path) -> None:
+        """Remove the config and the inputs of a stage unless some stage has made a step: the next
+        start may have other settings.
+        """
+        logs = self.folder.glob("*/metrics.jsonl")
+        if not any(x.stat().st_size for x in logs) and not any(self.folder.glob("*/checkpoints/*")):
+            begun.unlink(missing_ok=True)
+            (self.folder / "config.json").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -115,9 +136,15 @@ class Run:
             return folder
         heed()
         self.did_something = True
-        write_json(begun, current)
+        run_on_first(partial(self._begin, begun, current), name)
         started = time.monotonic()
-        work(folder)
+        try:
+            work(folder)
+        except Exception:
+            # Without waiting for the others, which may never come here.
+            if is_first_process():
+                self._forget(begun)
+            raise
         seconds = round(time.monotonic() - started, 1)
 
         def finish() -> None:

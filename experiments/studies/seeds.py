@@ -21,6 +21,7 @@ from afmrl_jax.runtime.distributed import first_task
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.metrics_log import read_metrics
+from afmrl_jax.runtime.provenance import provenance
 from afmrl_jax.runtime.setup import reported
 from afmrl_jax.types import JsonObject
 from experiments.reliability.local_job import AFMRL
@@ -42,7 +43,7 @@ class Seeds:
 
 def summarise(runs: list[Path]) -> JsonObject:
     """Rows, steps and RAR over finished runs."""
-    evaluations = [read_json(run / "evaluation.json") for run in runs]
+    evaluations = [read_json(run / "evaluation.json", nan=True) for run in runs]
     names = [row["name"] for row in evaluations[0]["rows"]]
     rows: JsonObject = {}
     for place, name in enumerate(names):
@@ -78,7 +79,7 @@ def reinforcement(run: Path) -> JsonObject:
     names = ("reward", "recall", "malformed_share", "attribute_count", "attribute_tokens")
     dead = [x["dead_group_share"] for x in lines if "dead_group_share" in x]
     return {
-        "k": read_json(run / "rar" / "held_out_start" / "start.json")["k"],
+        "k": read_json(run / "rar" / "held_out_start" / "start.json", nan=True)["k"],
         "gain": judged[-1]["held_out/gain"],
         "gain_error": judged[-1]["held_out/gain_error"],
         "dead_group_share": float(np.mean(dead)),
@@ -97,7 +98,7 @@ def main(settings: Seeds) -> None:
     if not first_task():
         return
     result = {"seeds": list(settings.seeds), **summarise(runs)}
-    write_json(settings.result, result)
+    write_json(settings.result, provenance() | result)
     print(json.dumps({name: x["verdict"] for name, x in result["steps"].items()}, indent=1))
     print(settings.result)
 

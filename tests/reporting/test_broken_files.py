@@ -76,6 +76,15 @@ def whole(tmp_path_factory):
     return run
 
 
+def complaint(run):
+    """What is wrong with a run, or nothing if it has a report."""
+    try:
+        build_report(run)
+    except RunError as error:
+        return str(error)
+    return ""
+
+
 @pytest.fixture
 def undrawn(monkeypatch):
     """No curves and no pictures, which take most of the time."""
@@ -100,11 +109,9 @@ def test_a_field_that_is_gone_or_of_another_type_is_shown_as_missing_or_named(wh
         for place in found:
             for other in (KeyError, *rng.sample(OTHERS, 2)):
                 write_file(whole, name, broken(original, place, other))
-                try:
-                    assert build_report(whole).is_file()
-                except RunError as error:
-                    refused += 1
-                    assert re.search(rf"{name}(:\d+)?: .+; ", str(error)), str(error)
+                said = complaint(whole)
+                refused += said != ""
+                assert not said or re.search(rf"{name}(:\d+)?: .+; ", said), said
         assert refused or name in ("timings.json", "config.json")
     finally:
         write_file(whole, name, original)
@@ -117,12 +124,10 @@ def test_a_file_of_another_kind_is_named(whole, name, data):  # F2, F12
     before = (whole / name).read_bytes()
     (whole / name).write_bytes(data + b"\n")
     try:
-        try:
-            build_report(whole)
-        except RunError as error:
-            assert name in str(error)
-        else:
-            assert (name, data) in {("gallery.json", b"[]\n")} or name.endswith(".jsonl")
+        said = complaint(whole)
+        # An empty file of lines has no lines, and a gallery may have no queries.
+        fine = (name, data) == ("gallery.json", b"[]\n")
+        assert fine or name in said
     finally:
         (whole / name).write_bytes(before)
 
