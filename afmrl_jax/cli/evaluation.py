@@ -19,6 +19,7 @@ from afmrl_jax.reporting.tables import text_table
 from afmrl_jax.runs.evaluate import evaluate, evaluate_baselines
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.outputs import require_own_output, whole_record
+from afmrl_jax.runtime.provenance import provenance
 
 
 def _is_baselines(path: Path) -> bool:
@@ -94,7 +95,8 @@ class Baselines:
         )
         print(text_table(found.evaluation))
         if self.out is not None:
-            write_evaluation(self.out, self.out.parent if self.per_query else None, found)
+            folder = self.out.parent if self.per_query else None
+            write_evaluation(self.out, folder, found, provenance())
             print(self.out)
 
 

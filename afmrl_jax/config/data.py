@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from afmrl_jax.config.validation import require
+from afmrl_jax.config.validation import MAX_COUNT, MAX_TOKENS, Settings, require
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 
@@ -14,7 +14,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
-class ImageConfig:
+class ImageConfig(Settings):
     """How a picture becomes patches; the defaults of the field names follow Qwen2-VL."""
 
     patch_size: int = 8
@@ -46,13 +46,24 @@ class ImageConfig:
     its row, counted as `bad_pictures` in the log and named once."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self._within(
+            patch_size=(1, 1024),
+            merge_size=(1, 64),
+            temporal_patch_size=(1, 64),
+            min_pixels=(1, MAX_COUNT),
+            max_pixels=(1, MAX_COUNT),
+            max_pictures=(1, 1024),
+            mean=(-1000, 1000),
+            std=(1e-3, 1000),
+        )
         factor = self.patch_size * self.merge_size
-        require(self.max_pictures > 0, "max_pictures must be positive")
         require(
-            list(self.pack_shares) == sorted(set(self.pack_shares))
+            len(self.pack_shares) <= 64
+            and list(self.pack_shares) == sorted(set(self.pack_shares))
             and self.pack_shares[:1] > (0,)
             and self.pack_shares[-1] == 1,
-            f"pack_shares {self.pack_shares} must be positive, ascend and end with 1",
+            f"pack_shares {self.pack_shares} must be positive, ascend and end with 1, 64 at most",
         )
         require(self.min_pixels <= self.max_pixels, "min_pixels must not exceed max_pixels")
         require(
@@ -89,7 +100,7 @@ class ImageConfig:
 
 
 @dataclass(frozen=True)
-class TextBudget:
+class TextBudget(Settings):
     """Fixed sequence shapes: a batch takes the smallest bucket its longest row fits."""
 
     buckets: tuple[int, ...] = (24, 48, 64, 80, 112)
@@ -111,16 +122,22 @@ class TextBudget:
     """Text before the title in the embedder's prompt, in the chat layout."""
 
     def __post_init__(self) -> None:
-        require(self.max_title_tokens > 0, "max_title_tokens must be positive")
-        require(self.max_attribute_tokens > 1, "max_attribute_tokens must hold a token and the end")
+        super().__post_init__()
+        # An attribute text holds a token and the end.
+        self._within(
+            buckets=(1, MAX_TOKENS),
+            max_title_tokens=(1, MAX_TOKENS),
+            max_attribute_tokens=(2, MAX_TOKENS),
+            max_terms=(1, MAX_TOKENS),
+        )
         require(
-            len(self.buckets) > 0 and list(self.buckets) == sorted(set(self.buckets)),
-            f"buckets {self.buckets} must ascend",
+            0 < len(self.buckets) <= 64 and list(self.buckets) == sorted(set(self.buckets)),
+            f"buckets {self.buckets} must ascend, and be 64 at most",
         )
 
 
 @dataclass(frozen=True)
-class InputDropout:
+class InputDropout(Settings):
     """Which parts of a listing are hidden from the embedder, drawn afresh for each training row.
 
     This keeps the embedder from memorizing the few training products and prepares it for the
@@ -141,13 +158,14 @@ class InputDropout:
     """Probability that the pixels of a visual token are erased."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value in vars(self).items():
             require(0 <= value < 1, f"{name} must lie in [0, 1)")
         require(self.title + self.picture < 1, "title and picture dropout leave nothing")
 
 
 @dataclass(frozen=True)
-class OracleConfig:
+class OracleConfig(Settings):
     """The oracle that the generator is distilled from: how often it departs from the true
     attributes, or a file that another oracle wrote.
     """
@@ -171,5 +189,6 @@ class OracleConfig:
     catalogue's attributes."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value in vars(self).items():
             require(name == "file" or 0 <= value <= 1, f"{name} must lie in [0, 1]")

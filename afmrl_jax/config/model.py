@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from afmrl_jax.config.validation import require
+from afmrl_jax.config.validation import Settings, require
 
 
 def _require_positive(config: VisionConfig | TextConfig, part: str, but: tuple[str, ...]) -> None:
@@ -16,7 +16,7 @@ def _require_positive(config: VisionConfig | TextConfig, part: str, but: tuple[s
 
 
 @dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(Settings):
     """The vision tower of Qwen2-VL or Qwen2.5-VL."""
 
     depth: int
@@ -47,7 +47,7 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
-class TextConfig:
+class TextConfig(Settings):
     """The causal decoder: RMSNorm, grouped-query attention with QKV bias, SwiGLU, M-RoPE."""
 
     vocab_size: int
@@ -84,7 +84,7 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
-class InitConfig:
+class InitConfig(Settings):
     """How random weights are drawn."""
 
     embedding: float = 0.02
@@ -108,7 +108,7 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 
 @dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(Settings):
     """Low-rank adapters on the decoder (Hu et al., arXiv 2106.09685), as in VLM2Vec.
 
     The vision tower has none.
@@ -121,6 +121,7 @@ class LoraConfig:
     """Linear maps of every decoder layer that get an adapter."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.rank > 0, "lora rank must be positive")
         require(self.alpha > 0, "lora alpha must be positive")
         unknown = sorted(set(self.targets) - set(LORA_TARGETS))
@@ -136,7 +137,7 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
-class Execution:
+class Execution(Settings):
     """How a model is computed: affects speed and memory, not the model."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -154,7 +155,7 @@ class Execution:
 
 
 @dataclass(frozen=True)
-class QwenVLConfig:
+class QwenVLConfig(Settings):
     """A Qwen2-VL (`qwen2_vl`) or Qwen2.5-VL (`qwen2_5_vl`) model, or one of another family."""
 
     family: str
@@ -174,7 +175,7 @@ class QwenVLConfig:
 
 
 @dataclass(frozen=True)
-class ModelSettings:
+class ModelSettings(Settings):
     """Where a model's weights come from, which of them are trained, and how it is computed."""
 
     weights: str | None = None

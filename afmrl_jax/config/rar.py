@@ -6,11 +6,22 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from afmrl_jax.config.stages import OptimizerConfig
-from afmrl_jax.config.validation import require
+from afmrl_jax.config.validation import (
+    MAX_COUNT,
+    MAX_FACTOR,
+    MAX_ROWS,
+    MAX_STEPS,
+    TINY,
+    Settings,
+    require,
+)
+
+MAX_CYCLES = 1000
+"""Most cycles; each is a stage and a row of the results."""
 
 
 @dataclass(frozen=True)
-class RarConfig:
+class RarConfig(Settings):
     """Retrieval-aware reinforcement: GRPO on the generator, rewarded by the frozen embedder."""
 
     steps: int = 30
@@ -78,22 +89,36 @@ class RarConfig:
     )
 
     def __post_init__(self) -> None:
-        require(self.steps > 0, "rar needs steps > 0")
-        require(self.group_size > 1, "a group needs at least two samples")
-        require(self.temperature > 0, "rar samples; temperature must be positive")
-        require(self.k is None or self.k > 0, "k must be positive")
-        require(self.samples_every > 0, "samples_every must be positive")
-        require(self.margin_negatives > 0, "margin_negatives must be positive")
+        super().__post_init__()
+        # Two samples make a group, whose mean is the baseline.
+        self._within(
+            steps=(1, MAX_STEPS),
+            queries=(1, MAX_ROWS),
+            group_size=(2, MAX_ROWS),
+            k=(1, MAX_COUNT),
+            margin_negatives=(1, MAX_ROWS),
+            malformed_reward=(-MAX_FACTOR, MAX_FACTOR),
+            temperature=(TINY, MAX_FACTOR),
+            top_p=(TINY, 1),
+            top_k=(0, MAX_COUNT),
+            clip_low=(0, MAX_FACTOR),
+            clip_high=(0, MAX_FACTOR),
+            kl_coefficient=(0, MAX_FACTOR),
+            chunk_tokens=(1, MAX_COUNT),
+            updates_per_rollout=(1, 10_000),
+            evaluate_every=(1, MAX_STEPS),
+            evaluation_samples=(1, MAX_ROWS),
+            patience=(1, MAX_STEPS),
+            samples_every=(1, MAX_STEPS),
+        )
         require(0 <= self.length_price < 1, "length_price must lie in [0, 1)")
         require(self.ratio_cap is None or self.ratio_cap > 1, "ratio_cap must exceed 1")
-        require(self.chunk_tokens is None or self.chunk_tokens > 0, "chunk_tokens must be positive")
-        require(self.patience is None or self.patience > 0, "patience must be positive")
         require(0 < self.held_out_share < 1, "held_out_share must lie in (0, 1)")
         require("reward" in self.gallery_splits, "the gallery must hold the reward split")
 
 
 @dataclass(frozen=True)
-class CitConfig:
+class CitConfig(Settings):
     """Cyclic training: the reinforced generator annotates a share of the listings again, and the
     embedder continues training on them.
     """
@@ -110,5 +135,6 @@ class CitConfig:
     learning_rate: float = 3e-4
 
     def __post_init__(self) -> None:
-        require(self.cycles >= 0, "cycles must not be negative")
+        super().__post_init__()
+        self._within(cycles=(0, MAX_CYCLES), steps=(1, MAX_STEPS), learning_rate=(TINY, MAX_FACTOR))
         require(0 < self.share <= 1, "share must lie in (0, 1]")

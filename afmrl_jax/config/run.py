@@ -19,11 +19,11 @@ from afmrl_jax.config.stages import (
     EvaluationConfig,
     OptimizerConfig,
 )
-from afmrl_jax.config.validation import require
+from afmrl_jax.config.validation import MAX_COUNT, MAX_ROWS, MAX_STEPS, Settings, require
 
 
 @dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Settings):
     """How many devices share the batch and the matrices."""
 
     data: int = -1
@@ -31,9 +31,14 @@ class MeshConfig:
     model: int = 1
     """Devices that share each matrix (tensor parallelism)."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._within(data=(-1, MAX_ROWS), model=(1, MAX_ROWS))
+        require(self.data != 0, "mesh.data must be -1 or a number of devices")
+
 
 @dataclass(frozen=True)
-class KeptCheckpoints:
+class KeptCheckpoints(Settings):
     """Which checkpoints of a stage stay on disk."""
 
     newest: int = 2
@@ -42,12 +47,12 @@ class KeptCheckpoints:
     """Also keep those whose step is a multiple of this. None keeps no others."""
 
     def __post_init__(self) -> None:
-        require(self.newest >= 1, "checkpoints.newest must be 1 or more")
-        require(self.every is None or self.every > 0, "checkpoints.every must be positive")
+        super().__post_init__()
+        self._within(newest=(1, MAX_STEPS), every=(1, MAX_STEPS))
 
 
 @dataclass(frozen=True)
-class GuardConfig:
+class GuardConfig(Settings):
     """When training stops on its own."""
 
     explosion: float | None = 20.0
@@ -59,8 +64,9 @@ class GuardConfig:
     error that says where it is stuck; 0 never does."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.explosion is None or self.explosion > 1, "guard.explosion must exceed 1")
-        require(self.stall_after >= 0, "guard.stall_after must not be negative")
+        self._within(stall_after=(0, MAX_COUNT))
 
 
 PLACEMENT = ("save_every", "workers", "mesh", "checkpoints", "guard")
@@ -69,7 +75,7 @@ with other values of these."""
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Settings):
     """One run of the whole method, stage by stage."""
 
     catalogue: str = "furniture"
@@ -104,8 +110,14 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        require(self.vocab_size >= 264, "vocab_size must hold 256 bytes and the special tokens")
-        require(self.save_every > 0, "save_every must be positive")
+        super().__post_init__()
+        # A vocabulary holds 256 bytes and the special tokens; stages add to the seed.
+        self._within(
+            seed=(0, MAX_COUNT - 10**6),
+            vocab_size=(264, 10**6),
+            save_every=(1, MAX_STEPS),
+            workers=(0, 1024),
+        )
         if self.visual_cache is not None:
             require(
                 self.embedder.trained != "all",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from typing import TYPE_CHECKING, TypeVar, cast, get_args, get_type_hints
+from typing import TYPE_CHECKING, TypeVar, cast
 
-from afmrl_jax.config.validation import require
+from afmrl_jax.errors import ConfigError
+from afmrl_jax.runtime.json_files import checked
 from afmrl_jax.types import JsonObject
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ def to_dict(config: DataclassInstance) -> JsonObject:
 
 
 T = TypeVar("T")
+REMEDY = "`afmrl config` prints every setting"
 RENAMED = {"optimiser": "optimizer", "normalisation": "normalization"}
 """Old names of settings, as in older run directories, and their present names."""
 _FIRST_NAMES = {new: old for old, new in RENAMED.items()}
@@ -52,28 +54,21 @@ def migrated(value: T) -> T:
     return cast(T, _without_added(_with_names(value, RENAMED)))
 
 
-def from_dict(kind: type[T], value: object) -> T:
+def from_dict(kind: type[T], value: object, where: object = "the settings") -> T:
     """A config from what `to_dict` made of it.
+
+    Whole numbers where a number belongs become one: a stage's inputs are hashed, and there 1 must
+    equal 1.0.
 
     Args:
         kind: the dataclass.
         value: plain JSON values.
+        where: what the error calls them, such as the path of their file.
 
     Raises:
-        ConfigError: a setting is unknown or out of range.
+        ConfigError: a setting is unknown, of another type or out of range.
     """
-    types, found = get_type_hints(kind), cast(JsonObject, migrated(value))
-    unknown = sorted(set(found) - set(types))
-    require(not unknown, f"unknown setting {', '.join(unknown)} in {kind}")
-    return kind(**{k: _field(types[k], v) for k, v in found.items()})
-
-
-def _field(kind: object, value: object) -> object:
-    """A field of a config, of the type `kind`, from plain JSON values."""
-    nested = [x for x in (kind, *get_args(kind)) if dataclasses.is_dataclass(x)]
-    if nested and (value is not None or nested[0] is kind):
-        return from_dict(cast(type, nested[0]), value)
-    return tuple(value) if isinstance(value, list) else value
+    return checked(kind, migrated(value), where, error=ConfigError, remedy=REMEDY)
 
 
 def fingerprint(value: object) -> str:

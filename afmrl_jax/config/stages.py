@@ -7,11 +7,19 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from afmrl_jax.config.data import InputDropout
-from afmrl_jax.config.validation import require
+from afmrl_jax.config.validation import (
+    MAX_COUNT,
+    MAX_FACTOR,
+    MAX_ROWS,
+    MAX_STEPS,
+    TINY,
+    Settings,
+    require,
+)
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Settings):
     """AdamW with linear warm-up and cosine decay to a tenth."""
 
     learning_rate: float = 1e-3
@@ -26,12 +34,18 @@ class OptimizerConfig:
     """Largest global gradient norm."""
 
     def __post_init__(self) -> None:
-        require(self.learning_rate > 0, "learning_rate must be positive")
+        super().__post_init__()
+        self._within(
+            learning_rate=(TINY, MAX_FACTOR),
+            final_share=(0, MAX_FACTOR),
+            weight_decay=(0, MAX_FACTOR),
+            clip_norm=(TINY, 1e12),
+        )
         require(0 <= self.warmup_share < 1, "warmup_share must lie in [0, 1)")
 
 
 @dataclass(frozen=True)
-class DistillConfig:
+class DistillConfig(Settings):
     """Supervised distillation of the generator from the oracle's attribute lists."""
 
     steps: int = 800
@@ -55,17 +69,19 @@ class DistillConfig:
     )
 
     def __post_init__(self) -> None:
-        require(self.steps > 0, "distill needs steps > 0")
-        require(self.batch_size > 1, "distill needs batch_size > 1")
-        require(0 <= self.swap_share <= 1, "swap_share must lie in [0, 1]")
-        require(self.contrastive_weight >= 0, "contrastive_weight must not be negative")
-        require(self.structure_weight > 0, "structure_weight must be positive")
-        at_once = self.logits_at_once
-        require(at_once is None or at_once > 0, "logits_at_once must be positive")
+        super().__post_init__()
+        self._within(
+            steps=(1, MAX_STEPS),
+            batch_size=(2, MAX_ROWS),
+            swap_share=(0, 1),
+            contrastive_weight=(0, MAX_FACTOR),
+            structure_weight=(TINY, MAX_FACTOR),
+            logits_at_once=(1, MAX_COUNT),
+        )
 
 
 @dataclass(frozen=True)
-class MiningConfig:
+class MiningConfig(Settings):
     """Hard negatives: listings that the embedder confuses with a query's product.
 
     Every `every` steps the embedder encodes the training listings and finds the nearest neighbors
@@ -87,9 +103,13 @@ class MiningConfig:
     """Fraction of the positives' mean score above which a listing is dropped. None keeps all."""
 
     def __post_init__(self) -> None:
-        require(self.hard_negatives >= 0, "hard_negatives must not be negative")
-        require(self.every > 0, "mining.every must be positive")
-        require(self.skip >= 0, "mining.skip must not be negative")
+        super().__post_init__()
+        self._within(
+            hard_negatives=(0, MAX_ROWS),
+            every=(1, MAX_STEPS),
+            depth=(0, MAX_COUNT),
+            skip=(0, MAX_COUNT),
+        )
         require(self.margin is None or 0 < self.margin <= 1, "mining.margin must lie in (0, 1]")
         require(
             self.depth >= self.skip + self.hard_negatives,
@@ -98,7 +118,7 @@ class MiningConfig:
 
 
 @dataclass(frozen=True)
-class AgclConfig:
+class AgclConfig(Settings):
     """Contrastive training of the embedder. With `gamma=0` and no masks it is InfoNCE."""
 
     steps: int = 60
@@ -152,11 +172,19 @@ class AgclConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(2e-3))
 
     def __post_init__(self) -> None:
-        chunk = self.chunk_tokens
-        require(chunk is None or chunk > 0, "agcl.chunk_tokens must be positive, or None for off")
-        require(self.steps > 0, "agcl needs steps > 0")
-        require(self.batch_size > 1, "a contrastive batch needs at least two products")
-        require(self.temperature > 0, "temperature must be positive")
+        super().__post_init__()
+        # A contrastive batch needs at least two products.
+        self._within(
+            steps=(1, MAX_STEPS),
+            batch_size=(2, MAX_ROWS),
+            category_batch=(2, MAX_ROWS),
+            temperature=(TINY, MAX_FACTOR),
+            gamma=(-MAX_FACTOR, MAX_FACTOR),
+            delta=(-MAX_FACTOR, MAX_FACTOR),
+            agreement_rho=(-MAX_FACTOR, MAX_FACTOR),
+            agreement_epsilon=(-MAX_FACTOR, MAX_FACTOR),
+            chunk_tokens=(1, MAX_COUNT),
+        )
         shares = {x: getattr(self, f"{x}_share") for x in ("sibling", "category", "duplicate")}
         for name, share in shares.items():
             require(0 <= share <= 1, f"{name}_share must lie in [0, 1]")
@@ -165,7 +193,6 @@ class AgclConfig:
             "sibling_share, category_share and duplicate_share divide one batch, but "
             f"add up to {sum(shares.values()):.2f}; lower one",
         )
-        require(self.category_batch > 1, "a category_batch needs at least two products")
         require(0 <= self.prefix_weight < 1, "prefix_weight must lie in [0, 1)")
 
     def infonce(self) -> AgclConfig:
@@ -174,7 +201,7 @@ class AgclConfig:
 
 
 @dataclass(frozen=True)
-class BackboneConfig:
+class BackboneConfig(Settings):
     """InfoNCE from random weights: the embedder from which every row of the results starts.
 
     It has seen pictures, titles and attribute lists, as the paper's pretrained Qwen2-VL has.
@@ -187,8 +214,9 @@ class BackboneConfig:
     """Probability that a row has no attributes at all."""
 
     def __post_init__(self) -> None:
-        require(self.steps >= 0, "backbone steps must not be negative")
-        require(self.batch_size > 1, "a contrastive batch needs at least two products")
+        super().__post_init__()
+        self._within(steps=(0, MAX_STEPS), batch_size=(2, MAX_ROWS))
+        require(0 <= self.whole_list < 1, "whole_list must lie in [0, 1)")
 
     def settings(self, agcl: AgclConfig) -> AgclConfig:
         """How the backbone is trained: like the rows, without weights and masks."""
@@ -200,7 +228,7 @@ class BackboneConfig:
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Settings):
     """What the evaluation does with the frozen models."""
 
     batch_size: int = 128
@@ -210,3 +238,7 @@ class EvaluationConfig:
     """Measure how long encoding and searching take."""
     gallery_queries: int = 12
     """Queries shown in the report's gallery."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._within(batch_size=(1, MAX_ROWS), bootstrap=(1, MAX_ROWS), gallery_queries=(0, 10_000))

@@ -10,12 +10,17 @@ import numpy as np
 from afmrl_jax.errors import RunError
 from afmrl_jax.evaluation.per_query import FOLDER, QueryValues, read_query_values
 from afmrl_jax.evaluation.statistics import intervals, sign_flip_p_value
-from afmrl_jax.runtime.json_files import read_json
+from afmrl_jax.runtime.json_files import read_checked
 from afmrl_jax.runtime.object_store import working_copy
 from afmrl_jax.types import JsonObject
 
 NAMED = 3
 """Most listings named in a message."""
+
+
+@dataclass(frozen=True)
+class _Named:
+    per_query: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def find_values(path: Path, catalogue: str | None = None) -> Side:
         raise RunError(
             f"{path} is not a run with an evaluation.json; finish the run, or evaluate it"
         )
-    name = read_json(file, nan=True).get("per_query")
+    name = read_checked(file, _Named, nan=True).per_query
     if name is None:
         raise RunError(
             f"{file} names no per-query values: it was written by an older version; evaluate "

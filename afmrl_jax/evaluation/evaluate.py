@@ -30,6 +30,7 @@ from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.outputs import whole_record
 from afmrl_jax.runtime.preemption import heed
 from afmrl_jax.runtime.progress import log_info
+from afmrl_jax.runtime.provenance import provenance
 from afmrl_jax.types import JsonObject
 
 Texts = Mapping[str, str]
@@ -224,6 +225,24 @@ def is_evaluation(path: Path) -> bool:
     """Whether a file is what `afmrl evaluate` writes; a run's own has its cost too."""
     found = whole_record(path)
     return {"catalogue", "rows", "comparisons"} <= found.keys() and "peak_memory_gb" not in found
+
+
+def write_results(
+    run: Path, stage: Path, found: Evaluated, cards: list[JsonObject], seconds: dict[str, float]
+) -> None:
+    """Write what the evaluation of a run leaves: `evaluation.json`, `gallery.json`, provenance.
+
+    Args:
+        run: the run directory.
+        stage: the stage's folder, for what is not hashed: where the results come from.
+        found: what to write.
+        cards: of the gallery.
+        seconds: that each stage took.
+    """
+    write_json(stage / "provenance.json", provenance())
+    write_json(run / "gallery.json", cards)
+    cost = {"seconds": seconds, "peak_memory_gb": peak_memory()}
+    write_evaluation(run / "evaluation.json", run, found, cost)
 
 
 def peak_memory() -> float:

@@ -15,8 +15,10 @@ from afmrl_jax.data.catalogue.records import Catalogue, Listing
 from afmrl_jax.errors import RunError
 from afmrl_jax.evaluation.tasks import PerQuery
 from afmrl_jax.runtime.files import atomic_path
+from afmrl_jax.runtime.json_files import checked, parse_json
 
 FORM = 1
+REMEDY = "delete it and evaluate the run again"
 FOLDER = "evaluations"
 """Folder next to `evaluation.json`."""
 
@@ -106,6 +108,22 @@ def write_query_values(folder: Path, values: QueryValues) -> Path:
     return folder / values.name
 
 
+@dataclass(frozen=True)
+class _About:
+    """What a file says about itself."""
+
+    form: int
+    catalogue: str
+    split: str
+    fingerprint: str
+    systems: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class _Form:
+    form: int
+
+
 def read_query_values(path: Path) -> QueryValues:
     """What `write_query_values` wrote.
 
@@ -116,24 +134,43 @@ def read_query_values(path: Path) -> QueryValues:
         raise RunError(f"there are no per-query values {path}; evaluate the run again")
     try:
         table = pq.read_table(path)
-        about = json.loads(table.schema.metadata[b"afmrl"])
-    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-        raise RunError(
-            f"{path} contains no per-query values ({error}); delete it and evaluate the run again"
-        ) from error
-    if about["form"] != FORM:
+        raw = (table.schema.metadata or {})[b"afmrl"]
+    # A flipped bit in a page is an OSError or one of Arrow's own, depending on where it is.
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise _broken(path, error) from error
+    found = parse_json(raw, path, remedy=REMEDY)
+    if checked(_Form, found, path, remedy=REMEDY).form != FORM:
         raise RunError(f"{path} has the format of another version; evaluate the run again")
-    count = table.num_rows // max(len(about["systems"]), 1)
-    systems: dict[str, PerQuery] = {}
-    for place, (name, keys) in enumerate(about["systems"].items()):
-        rows = table.slice(place * count, count)
-        systems[name] = {key: rows[key].to_numpy() for key in keys}
-    first = table.slice(0, count)
+    about = checked(_About, found, path, remedy=REMEDY)
+    count = table.num_rows // max(len(about.systems), 1)
+    if count * len(about.systems) != table.num_rows:
+        raise _broken(path, f"{table.num_rows} rows of {len(about.systems)} systems")
+    try:
+        systems = {
+            name: {key: _column(table, key, place * count, count) for key in keys}
+            for place, (name, keys) in enumerate(about.systems.items())
+        }
+        listing_ids, families = (
+            tuple(map(str, table[name].slice(0, count).to_pylist()))
+            for name in ("listing_id", "family")
+        )
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise _broken(path, error) from error
     return QueryValues(
-        catalogue=about["catalogue"],
-        split=about["split"],
-        fingerprint=about["fingerprint"],
-        listing_ids=tuple(first["listing_id"].to_pylist()),
-        families=tuple(first["family"].to_pylist()),
+        catalogue=about.catalogue,
+        split=about.split,
+        fingerprint=about.fingerprint,
+        listing_ids=listing_ids,
+        families=families,
         systems=systems,
     )
+
+
+def _column(table: pa.Table, key: str, begin: int, count: int) -> np.ndarray:
+    if not pa.types.is_float64(table[key].type):
+        raise TypeError(f"{key} has type {table[key].type}")
+    return np.asarray(table[key].slice(begin, count).to_numpy())
+
+
+def _broken(path: Path, reason: object) -> RunError:
+    return RunError(f"{path} contains no per-query values ({reason}); {REMEDY}")

@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> None:
     folder, config = map(Path, arguments)
     folder = open_run(folder)
     log_info(f"on {machine()['device']}")
-    Pipeline(folder, from_dict(RunConfig, read_json(config))).execute()
+    Pipeline(folder, from_dict(RunConfig, read_json(config), config)).execute()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
-"""What a benchmark writes: machine, versions, samples with their spread."""
+"""What a benchmark writes: commit, machine, versions, samples with their spread."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,11 +9,9 @@ import numpy as np
 
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.runtime.files import write_json
-from afmrl_jax.runtime.hardware import machine
 from afmrl_jax.runtime.outputs import OwnFile, require_own_output, whole_record
+from afmrl_jax.runtime.provenance import provenance
 from afmrl_jax.types import JsonObject
-
-PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "peft", "numpy")
 
 
 def spread(samples: Sequence[float]) -> dict[str, float]:
@@ -37,17 +33,6 @@ def ratios(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
         3.0
     """
     return spread([a / b for a, b in zip(theirs, ours, strict=True)])
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the installed libraries that affect speed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 FOLDER = Path("runs")
@@ -94,8 +79,7 @@ def write_record(
         path,
         {
             "bench": bench,
-            "machine": machine(),
-            "versions": versions(),
+            **provenance(),
             "figures": dict(figures),
             "details": list(details),
         },

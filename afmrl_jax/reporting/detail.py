@@ -52,6 +52,11 @@ def _text(value: object) -> str:
     return MISSING if found is None else f"{found:.2f}"
 
 
+def _count(value: object) -> str:
+    found = number(value)
+    return MISSING if found is None else f"{found:.0f}"
+
+
 def _by_row(
     rows: Sequence[JsonObject],
     columns: Sequence[tuple[str, str, str]],
@@ -110,7 +115,7 @@ def category_table(evaluation: Evaluation | None) -> Table | None:
     named = [(key.split(".", 1), key) for key in keys]
     head = ("Category", "Queries", *(f"{titles.get(t, t)} {m}" for (t, m), _ in named))
     lines = [
-        (name, str(values["queries"]), *(_text(values.get(key)) for key in keys))
+        (name, _count(values.get("queries")), *(_text(values.get(key)) for key in keys))
         for name, values in found.items()
     ]
     return Table(f"By category: {rows[-1]['name']}", "In percent.", head, lines)
@@ -186,7 +191,7 @@ def truncation_plots(evaluation: Evaluation | None) -> list[Drawn]:
         for row in rows_of(evaluation):
             found = row.get("truncation") or {}
             points = zip(found.get("dims") or [], found.get(metric) or [], strict=False)
-            lines = [{"step": size, metric: value} for size, value in points]
+            lines = [{"step": size, metric: value} for size, value in points if size > 0]
             curves.append(Curve(str(row["name"]), lines, metric, points=True))
         plot = Plot(
             f"Shorter vectors: {metric}",

@@ -6,18 +6,18 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from markupsafe import Markup
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.reporting import plots, stages, tables
+from afmrl_jax.reporting import plots, records, stages, tables
 from afmrl_jax.reporting.gallery import Attributes, compare_attributes, read_gallery, thumbnail
 from afmrl_jax.reporting.page import render
 from afmrl_jax.reporting.report import duration
-from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.types import JsonObject
 
+T = TypeVar("T")
 SHOWN_TASKS = ("fine", "coarse", "image_to_multimodal")
 """Tasks of the table that fit the width of a notebook."""
 
@@ -46,8 +46,7 @@ def status(run: Path, seconds: float, last: str = "", *, running: bool = True) -
         last: last line of its output.
         running: whether it is still running.
     """
-    path = run / "config.json"
-    chain = stages.read_stages(run, read_json(path, nan=True) if path.is_file() else {})
+    chain = stages.read_stages(run, records.read_settings(run))
     return _fragment(
         "status", stages=chain, seconds=seconds, last=last, running=running, duration=duration
     )
@@ -59,11 +58,10 @@ def curves(run: Path) -> str:
     return _fragment("curves", plots=drawn)
 
 
-def _read(run: Path, name: str) -> Any:
-    path = run / name
-    if not path.is_file():
+def _present(found: T | None, path: Path) -> T:
+    if found is None:
         raise RunError(f"{path} is missing: let the run finish first, then show its results")
-    return read_json(path, nan=True)
+    return found
 
 
 def results(run: Path) -> str:
@@ -72,7 +70,7 @@ def results(run: Path) -> str:
     Raises:
         RunError: the run is not evaluated yet.
     """
-    evaluation = _read(run, "evaluation.json")
+    evaluation = _present(records.read_evaluation(run), run / "evaluation.json")
     return _fragment(
         "results",
         rows=tables.rows_of(evaluation),
@@ -92,7 +90,8 @@ def gallery(run: Path, count: int) -> str:
     Raises:
         RunError: the run is not evaluated yet.
     """
-    return _fragment("gallery", queries=read_gallery(_read(run, "gallery.json")[:count]))
+    cards = _present(records.read_cards(run), run / "gallery.json")
+    return _fragment("gallery", queries=read_gallery(cards[:count]))
 
 
 def found(

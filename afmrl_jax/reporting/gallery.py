@@ -7,7 +7,6 @@ pictures are decoded and checked here before they enter the page.
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,7 +113,7 @@ def thumbnail(data: str | None) -> str | None:
     """
     try:
         picture = decode(base64.b64decode(data or "", validate=True))
-    except (binascii.Error, CatalogueError):
+    except (ValueError, CatalogueError):
         return None
     picture = picture.convert("RGB")
     picture.thumbnail((SIDE, SIDE))

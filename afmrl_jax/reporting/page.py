@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
-def render(template: str, context: Mapping[str, object]) -> str:
-    """A page from a template of this package; texts are escaped, a missing value is an error."""
-    environment = Environment(
+@functools.cache
+def _environment() -> Environment:
+    return Environment(
         loader=PackageLoader("afmrl_jax.reporting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(context)
+
+
+def render(template: str, context: Mapping[str, object]) -> str:
+    """A page from a template of this package; texts are escaped, a missing value is an error."""
+    return _environment().get_template(template).render(context)

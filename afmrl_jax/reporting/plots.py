@@ -14,7 +14,6 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from afmrl_jax.errors import RunError
 from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.types import JsonObject
 
@@ -199,18 +198,11 @@ def read_stages(run: Path) -> dict[str, Lines]:
     """The metrics of every stage of a run that has any.
 
     Raises:
-        RunError: a line in the middle of a file is broken.
+        RunError: a whole line of a file is broken.
     """
     found = {}
     for path in sorted(run.glob("*/metrics.jsonl")):
-        try:
-            lines = read_metrics(path)
-        except ValueError as error:
-            raise RunError(
-                f"{path} holds a line that is not JSON ({error}); delete the line, or the folder "
-                "to run its stage again"
-            ) from error
-        if lines:
+        if lines := read_metrics(path):
             found[path.parent.name] = lines
     return found
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.reporting import detail, paper, plots, stages, tables
+from afmrl_jax.reporting import detail, paper, plots, records, stages, tables
 from afmrl_jax.reporting.gallery import read_gallery
 from afmrl_jax.reporting.page import render
 from afmrl_jax.runtime.files import write_text
-from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.training.rar.monitor import raised
 from afmrl_jax.training.rar.sample_log import read_samples
 from afmrl_jax.types import JsonObject
@@ -54,10 +52,6 @@ class Step:
     after: str
     shown: list[Forest]
     others: list[tables.Difference]
-
-
-def _optional(path: Path) -> Any:
-    return read_json(path, nan=True) if path.is_file() else None
 
 
 def duration(seconds: float) -> str:
@@ -152,9 +146,9 @@ def _millions(count: int | None) -> str:
 
 
 def _context(run: Path) -> dict[str, object]:
-    evaluation = _optional(run / "evaluation.json")
-    config = _optional(run / "config.json") or {}
-    gallery = _optional(run / "gallery.json")
+    evaluation = records.read_evaluation(run)
+    config = records.read_settings(run)
+    gallery = records.read_cards(run)
     chain = stages.read_stages(run, config)
     drawn = plots.stage_plots(run)
     recorded = plots.read_stages(run)
@@ -184,7 +178,9 @@ def _context(run: Path) -> dict[str, object]:
         "headings": tables.HEADINGS,
         "plots": [(plot, Markup(plot.svg)) for plot in drawn],
         "without_curves": [x for x in expected if x not in recorded],
-        "start": _optional(run / "rar" / "held_out_start" / "start.json"),
+        "start": records.read_record(
+            run / "rar" / "held_out_start" / "start.json", records.StartRecord
+        ),
         "reinforced": "rar" in recorded,
         "alarms": raised(recorded.get("rar", [])),
         "samples": read_samples(run / "rar" / "samples.jsonl")[-3:],

@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.huggingface.safetensors import stored_tensors
+from afmrl_jax.reporting.records import DoneRecord, read_record
 from afmrl_jax.reporting.tables import number
-from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.types import JsonObject
 
 ORDER = (
@@ -68,10 +69,14 @@ def _strings(value: object) -> Iterator[str]:
             yield from _strings(inner)
 
 
+def _outputs(done: JsonObject) -> dict[str, str]:
+    return done.get("outputs") or {}
+
+
 def read_timings(run: Path) -> dict[str, float]:
     """The numbers of `timings.json`, if a run has one: seconds by stage, and other figures."""
     path = run / "timings.json"
-    found = read_json(path, nan=True) if path.is_file() else {}
+    found = read_record(path, dict[str, Any]) or {}
     numbers = {str(name): number(value) for name, value in found.items()}
     return {name: value for name, value in numbers.items() if value is not None}
 
@@ -83,10 +88,11 @@ def read_stages(run: Path, config: JsonObject) -> list[Stage]:
         run: the run directory.
         config: its `config.json`; an empty one means the defaults.
     """
-    done = {path.parent.name: read_json(path) for path in run.glob("*/DONE.json")}
+    done = {path.parent.name: read_record(path, DoneRecord) for path in run.glob("*/DONE.json")}
+    done = {name: found for name, found in done.items() if found is not None}
     begun = {path.parent.name for path in run.glob("*/inputs.json")}
     timings = read_timings(run)
-    makers = {digest: name for name, found in done.items() for digest in found["outputs"].values()}
+    makers = {digest: name for name, found in done.items() for digest in _outputs(found).values()}
     out = []
     for name in sorted({*expected_stages(config), *done, *begun}, key=_rank):
         if name not in done:
@@ -95,7 +101,7 @@ def read_stages(run: Path, config: JsonObject) -> list[Stage]:
             continue
         found = done[name]
         read = {makers[x] for x in _strings(found.get("inputs")) if x in makers} - {name}
-        outputs = [(file, digest[:SHOWN_DIGITS]) for file, digest in found["outputs"].items()]
+        outputs = [(file, digest[:SHOWN_DIGITS]) for file, digest in _outputs(found).items()]
         seconds = number(found.get("seconds"))
         out.append(
             Stage(

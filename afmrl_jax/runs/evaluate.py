@@ -26,6 +26,7 @@ from afmrl_jax.inference.annotate import annotate_catalogue, read, select
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.inference.systems import systems_of
 from afmrl_jax.runtime.progress import log_info
+from afmrl_jax.runtime.provenance import provenance
 from afmrl_jax.types import JsonObject
 
 
@@ -57,7 +58,7 @@ def evaluate(
     )
     data = EvaluationData(run.rows(test), run.rows(train), split)
     found = evaluate_subjects(subjects, data, run.config, test.name)
-    write_evaluation(out, run.folder, found)
+    write_evaluation(out, run.folder, found, provenance())
     return found.evaluation
 
 

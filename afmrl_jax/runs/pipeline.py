@@ -21,13 +21,12 @@ from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.data.catalogue.load import load_catalogue, require_teaching, say_skipped
 from afmrl_jax.data.catalogue.records import Catalogue
 from afmrl_jax.data.sources.row_builder import RowBuilder
-from afmrl_jax.evaluation.evaluate import EvaluationData, peak_memory, write_evaluation
+from afmrl_jax.evaluation.evaluate import EvaluationData, write_results
 from afmrl_jax.inference.systems import TEXTS, evaluate_systems, systems_of
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.objectives.rewards import find_reward
 from afmrl_jax.parallel.mesh import host_share, make_mesh
 from afmrl_jax.retrieval.encoder import Encoder
-from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.training.agcl import train_agcl
@@ -336,7 +335,7 @@ class Pipeline:
             build_report(self.run.folder)
         return report
 
-    def _evaluate_systems(self, _: Path) -> None:
+    def _evaluate_systems(self, folder: Path) -> None:
         found, cards = evaluate_systems(
             self.config,
             EvaluationData(self._split_builder("test"), self._split_builder("train")),
@@ -345,6 +344,4 @@ class Pipeline:
             self._texts("annotate-reinforced"),
             self.catalogue.name,
         )
-        cost = {"seconds": self.run.seconds(), "peak_memory_gb": peak_memory()}
-        write_json(self.run.folder / "gallery.json", cards)
-        write_evaluation(self.run.folder / "evaluation.json", self.run.folder, found, cost)
+        write_results(self.run.folder, folder, found, cards, self.run.seconds())

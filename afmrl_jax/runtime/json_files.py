@@ -182,10 +182,11 @@ def read_checked(
     *,
     error: Errors = RunError,
     remedy: str = "delete it and run again",
+    nan: bool = False,
 ) -> T:
     """A JSON file as a value of a type; see `read_json` and `checked`."""
-    found = read_json(path, error=error, remedy=remedy)
-    return checked(kind, found, path, error=error, remedy=remedy)
+    found = read_json(path, error=error, remedy=remedy, nan=nan)
+    return checked(kind, found, path, error=error, remedy=remedy, nan=nan)
 
 
 def lines_of(
@@ -253,7 +254,13 @@ def _adapter(kind: Hashable) -> TypeAdapter[Any]:
 
 
 def checked(
-    kind: type[T], value: object, where: object, *, error: Errors = RunError, remedy: str = ""
+    kind: type[T],
+    value: object,
+    where: object,
+    *,
+    error: Errors = RunError,
+    remedy: str = "",
+    nan: bool = False,
 ) -> T:
     """Plain JSON values as a value of a type: a dataclass, NamedTuple, TypedDict or the like.
 
@@ -265,6 +272,7 @@ def checked(
         where: what the error calls it.
         error: the kind that is raised.
         remedy: what the user should do, at the end of the message.
+        nan: accept NaN and infinities.
 
     Raises:
         AfmrlError: of the kind `error`; it names the first field that does not fit.
@@ -272,13 +280,25 @@ def checked(
     from pydantic import ValidationError
 
     try:
-        text = json.dumps(value, allow_nan=False)
+        text = json.dumps(value, allow_nan=nan)
         return cast(T, _adapter(cast(Hashable, kind)).validate_json(text, strict=True))
     except ValidationError as problem:
         reason = _first(problem)
     except ValueError:
-        reason = "has a number that is not finite"
+        reason = ".".join(_place_of_infinite(value) or []) + ": a number that is not finite"
     raise error(f"{where}: {reason}" + (f"; {remedy}" if remedy else ""))
+
+
+def _place_of_infinite(value: object) -> list[str] | None:
+    """The names that lead to the first number that is not finite; None if there is none."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else []
+    parts: Any = value.items() if isinstance(value, dict) else ()
+    parts = enumerate(value) if isinstance(value, list | tuple) else parts
+    for name, inner in parts:
+        if (place := _place_of_infinite(inner)) is not None:
+            return [str(name), *place]
+    return None
 
 
 def _first(problem: ValidationError) -> str:
@@ -286,7 +306,9 @@ def _first(problem: ValidationError) -> str:
     details = problem.errors(include_url=False, include_context=True)
     found = details[0]
     cause = found.get("ctx", {}).get("error")
-    message = str(cause) if isinstance(cause, AfmrlError) else found["msg"]
+    message = str(cause) if isinstance(cause, Exception) else found["msg"]
+    if found["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        message = "unknown name"
     message = message[0].lower() + message[1:]
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     # Names of models are in the place where a union was tried; they say nothing to a user.

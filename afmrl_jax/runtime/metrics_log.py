@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from afmrl_jax.runtime.files import disk_full, is_disk_full, is_writer, write_text
-from afmrl_jax.runtime.json_files import read_records
+from afmrl_jax.runtime.json_files import checked, read_records
 from afmrl_jax.types import JsonObject
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
+
+
+REMEDY = "delete the line, or the stage's folder to run it again"
+
+
+@dataclass(frozen=True)
+class _Line:
+    step: int
 
 
 class MetricsLog:
@@ -73,5 +82,14 @@ def resident_memory() -> dict[str, float]:
 
 
 def read_metrics(path: Path) -> list[JsonObject]:
-    """The metrics of each step; from a file that is being written, those of its complete lines."""
-    return read_records(path)
+    """The metrics of each step; from a file that is being written, those of its complete lines.
+
+    Raises:
+        RunError: a whole line is broken; the message names it.
+    """
+    lines = read_records(path, remedy=REMEDY)
+    for number, line in enumerate(lines, 1):
+        where = f"{path}:{number}"
+        checked(_Line, line, where, remedy=REMEDY, nan=True)
+        checked(dict[str, float], line, where, remedy=REMEDY, nan=True)
+    return lines

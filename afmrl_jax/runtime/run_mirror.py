@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -24,9 +23,22 @@ from afmrl_jax.runtime.files import (
     take_lock,
     write_json,
 )
-from afmrl_jax.runtime.json_files import read_json
+from afmrl_jax.runtime.home_state import (
+    BRINGING,
+    STATE,
+    HomeState,
+    KeptFile,
+    KnownState,
+    SentFile,
+    is_inside,
+    parse_home,
+    read_if_there,
+    read_known,
+    read_names,
+    require_no_link_out,
+    write_known,
+)
 from afmrl_jax.runtime.progress import Progress, log_info
-from afmrl_jax.types import JsonObject
 
 T = TypeVar("T")
 KNOWN = ".home.json"
@@ -35,21 +47,14 @@ NEXT = ".home.next.json"
 """In a working copy: the next `KNOWN`, valid once the state being sent is at home."""
 SENDING = ".home.sending.json"
 """In a working copy: files that may be at home although no state there names them."""
-STATE = "afmrl_state.json"
-"""At home: the files that belong to the run; written last, so other files there are unfinished. A
-file that replaces an older one may be `at` another name for a while; `rubbish` may be removed."""
 LOCK = ".lock"
 """In a run directory: held by the job that works on it."""
 FINISHED = "evaluate/DONE.json"
 """No job works on a run that has this file."""
-BRINGING = "bringing"
-"""Placeholder for a state that is still being fetched."""
 TRIES = 4
 WORTH_A_WORD = 10.0
 """Seconds of sending from which it is logged."""
 BLOCK = 1 << 24
-NOTHING: JsonObject = {"state": None, "files": {}}
-"""State of a run that was never sent."""
 
 
 class WorkingCopy:
@@ -77,40 +82,40 @@ class WorkingCopy:
 
     def _bring(self) -> None:
         known, there = self._known(), self._there()
-        if there["state"] is None:
-            if known["state"] == BRINGING:
+        if there.state is None:
+            if known.state == BRINGING:
                 self._put_aside()  # Its home has been deleted, and this is only a part of it.
             return
-        if there["state"] == known["state"]:
+        if there.state == known.state:
             return
         here = self._here()
-        sent = {x: y["sent"] for x, y in known["files"].items() if x in here}
-        if known["state"] != BRINGING and _changed(known["files"], here):
+        sent = {x: y.sent for x, y in known.files.items() if x in here}
+        if known.state != BRINGING and _changed(known.files, here):
             self._put_aside()
             sent = {}
         # Until everything is here.
-        write_json(self.folder / KNOWN, NOTHING | {"state": BRINGING})
+        write_known(self.folder / KNOWN, KnownState(BRINGING))
         while True:
             problem = self._bring_state(there, sent)
             before, there = there, self._there()
-            if there["state"] is None or (problem and there["state"] == before["state"]):
+            if there.state is None or (problem and there.state == before.state):
                 raise problem or RunError(f"{self.home} was deleted while it was being fetched")
             # A job that saves meanwhile replaces and removes files of the state that was read.
-            if there["state"] == before["state"]:
+            if there.state == before.state:
                 break
         here = self._here()
-        files = {x: {"sent": sent[x], "stamp": here[x]} for x in there["files"]}
-        write_json(self.folder / KNOWN, {"state": there["state"], "files": files})
+        files = {x: KeptFile(sent[x], here[x]) for x in there.files}
+        write_known(self.folder / KNOWN, KnownState(there.state, files))
 
-    def _bring_state(self, there: JsonObject, sent: dict[str, str]) -> RunError | None:
+    def _bring_state(self, there: HomeState, sent: dict[str, str]) -> RunError | None:
         """Fetch the files of a state that are not in `sent`, and add them to it; the error of the
         first that cannot be fetched.
         """
-        wanted = there["files"]
+        wanted = there.files
         for name in self._here().keys() - wanted.keys():
             (self.folder / name).unlink()
             _remove_empty((self.folder / name).parent, self.folder)
-        missing = sorted(x for x in wanted if sent.get(x) != wanted[x]["sent"])
+        missing = sorted(x for x in wanted if sent.get(x) != wanted[x].sent)
         log_info(f"{self.home}: fetching {len(missing)} of {len(wanted)} files to {self.folder}")
         with Progress("fetch", len(missing)) as progress:
             for number, name in enumerate(missing, 1):
@@ -118,7 +123,7 @@ class WorkingCopy:
                     self._tried(partial(self._bring_one, name, wanted[name]), name)
                 except RunError as error:
                     return error
-                sent[name] = wanted[name]["sent"]
+                sent[name] = wanted[name].sent
                 progress.update(number)
         return None
 
@@ -138,14 +143,14 @@ class WorkingCopy:
     def _take_home(self) -> None:
         began = time.monotonic()
         known, here = self._known(), self._here()
-        stamps = {x: y["stamp"] for x, y in known["files"].items()}
-        if known["state"] == BRINGING or stamps == here:
+        stamps = {x: y.stamp for x, y in known.files.items()}
+        if known.state == BRINGING or stamps == here:
             return
         there = self._there()
-        if there["state"] is None:
-            known = NOTHING  # There is no home yet, or it has been deleted.
-        moved = there["state"] != known["state"]
-        if not self.held and (moved or FINISHED not in there["files"]):
+        if there.state is None:
+            known = KnownState()  # There is no home yet, or it has been deleted.
+        moved = there.state != known.state
+        if not self.held and (moved or FINISHED not in there.files):
             log_info(
                 f"{self.home}: a job may be working on it, so the files that this command wrote "
                 f"into the run stay in {self.folder}"
@@ -153,8 +158,8 @@ class WorkingCopy:
             return
         if moved:
             raise self._another()
-        changed = _changed(known["files"], here)
-        self._send(changed, here, known["files"], there)
+        changed = _changed(known.files, here)
+        self._send(changed, here, known.files, there)
         seconds = time.monotonic() - began
         if seconds > WORTH_A_WORD:
             amount = sum(here[x][0] for x in changed) / 1e6
@@ -172,34 +177,34 @@ class WorkingCopy:
     def _send(
         self,
         changed: set[str],
-        here: dict[str, list[int]],
-        before: JsonObject,
-        there: JsonObject,
+        here: dict[str, tuple[int, int]],
+        before: dict[str, KeptFile],
+        there: HomeState,
     ) -> None:
-        held, state = there["files"], secrets.token_hex(8)
+        held, state = there.files, secrets.token_hex(8)
         files = {
-            x: {"sent": state if x in changed else before[x]["sent"], "stamp": here[x]}
-            for x in here
+            x: KeptFile(state if x in changed else before[x].sent, stamp)
+            for x, stamp in here.items()
         }
         rubbish = {x for x in held if x not in here}
-        if self._cleaned != there["state"]:
-            rubbish |= {*there.get("rubbish", [])}
+        if self._cleaned != there.state:
+            rubbish |= {*there.rubbish}
         at = {}
         for name, about in held.items():
-            if "at" in about and name in here and name not in changed:
-                at[name] = about["at"]
-            elif "at" in about:
-                rubbish.add(about["at"])
+            if about.at is not None and name in here and name not in changed:
+                at[name] = about.at
+            elif about.at is not None:
+                rubbish.add(about.at)
         # What the state at home names must not be overwritten yet.
-        aside = {x: f"{x}.{self._sender()}-{there['state']}" for x in changed if x in held}
+        aside = {x: f"{x}.{self._sender()}-{there.state}" for x in changed if x in held}
         sending = self.folder / SENDING
-        rubbish |= {*read_json(sending)} if sending.is_file() else set()
+        rubbish |= read_names(sending) if sending.is_file() else set()
         write_json(sending, sorted(rubbish | {aside.get(x, x) for x in changed}))
         # Files that mark something as finished go last.
         for name in sorted(changed, key=lambda x: (x.endswith("DONE.json"), x)):
             self._send_one(name, aside.get(name, name))
         at |= aside
-        self._tell(there["state"], state, files, at, rubbish)
+        self._tell(there.state, state, files, at, rubbish)
         sending.unlink()
         if at:
             # Now they can take their own names, under which they are easier to find.
@@ -226,18 +231,18 @@ class WorkingCopy:
         self,
         before: str | None,
         state: str,
-        files: JsonObject,
+        files: dict[str, KeptFile],
         at: dict[str, str],
         rubbish: set[str],
     ) -> None:
         """Make a state the one at home, as the successor of `before`."""
         sent = {
-            x: {"sent": y["sent"], "size": y["stamp"][0]} | ({"at": at[x]} if x in at else {})
+            x: {"sent": y.sent, "size": y.stamp[0]} | ({"at": at[x]} if x in at else {})
             for x, y in files.items()
         }
-        if self._there()["state"] != before:
+        if self._there().state != before:
             raise self._another()
-        write_json(self.folder / NEXT, {"state": state, "files": files})
+        write_known(self.folder / NEXT, KnownState(state, files))
         note = {"state": state, "files": sent, "rubbish": sorted(rubbish)}
         path = write_json(self.folder / f".{STATE}", note)
         self._tried(partial(_copy, path, self.home / STATE), STATE)
@@ -269,36 +274,35 @@ class WorkingCopy:
             f"were never sent there; they were moved to {aside}"
         )
 
-    def _there(self) -> JsonObject:
+    def _there(self) -> HomeState:
         """The state at home."""
         path = self.home / STATE
+        raw = self._tried(partial(read_if_there, path), STATE)
+        return HomeState() if raw is None else parse_home(raw, path)
 
-        def read() -> JsonObject:
-            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else NOTHING
-
-        return self._tried(read, STATE)
-
-    def _known(self) -> JsonObject:
+    def _known(self) -> KnownState:
         path, coming = self.folder / KNOWN, self.folder / NEXT
         if coming.is_file():
             # Interrupted in `_tell`, before or after the moment from which the state counts.
-            if self._there()["state"] == read_json(coming)["state"]:
+            if self._there().state == read_known(coming).state:
                 os.replace(coming, path)
             coming.unlink(missing_ok=True)
-        return read_json(path) if path.is_file() else NOTHING
+        return read_known(path) if path.is_file() else KnownState()
 
-    def _here(self) -> dict[str, list[int]]:
+    def _here(self) -> dict[str, tuple[int, int]]:
         """Size and modification time, in ns, of each file that counts."""
         found = {}
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
-            if path.is_file() and not _passing(name):
+            # A link could name any file of this machine.
+            if path.is_file() and not path.is_symlink() and is_inside(name):
                 status = path.stat()
-                found[name] = [status.st_size, status.st_mtime_ns]
+                found[name] = status.st_size, status.st_mtime_ns
         return found
 
-    def _bring_one(self, name: str, wanted: JsonObject) -> None:
-        source, size = self.home / wanted.get("at", name), wanted["size"]
+    def _bring_one(self, name: str, wanted: SentFile) -> None:
+        source, size = self.home / (wanted.at or name), wanted.size
+        require_no_link_out(self.folder / name, self.folder)
         with atomic_path(self.folder / name) as temporary:
             _copy(source, temporary)
             # A log is sent before the state that names its size, and may be longer.
@@ -323,15 +327,9 @@ class WorkingCopy:
                 time.sleep(2**number)
 
 
-def _changed(before: JsonObject, here: dict[str, list[int]]) -> set[str]:
+def _changed(before: dict[str, KeptFile], here: dict[str, tuple[int, int]]) -> set[str]:
     """The files that have changed since they were sent or fetched."""
-    return {x for x in here if before.get(x, {}).get("stamp") != here[x]}
-
-
-def _passing(name: str) -> bool:
-    """Whether a file is a lock, or unfinished."""
-    parts = name.split("/")
-    return any(x.startswith(".") or "orbax-checkpoint-tmp" in x for x in parts)
+    return {x for x in here if x not in before or before[x].stamp != here[x]}
 
 
 def _remove_empty(folder: Path, root: Path) -> None:

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from afmrl_jax.config import RunConfig, fingerprint, migrated, to_dict
+from afmrl_jax.config import RunConfig, fingerprint, from_dict, migrated, to_dict
 from afmrl_jax.config.run import PLACEMENT
 from afmrl_jax.errors import RunError
 from afmrl_jax.runtime.distributed import (
@@ -104,11 +103,14 @@ class Run:
         found = wanted
         if path.is_file():
             remedy = "put it back, or choose another --out"
-            found = migrated(read_checked(path, dict[str, Any], remedy=remedy))
+            found = read_checked(path, dict[str, Any], remedy=remedy)
+            from_dict(RunConfig, found, path)  # Names a setting that is broken.
+            found = migrated(found)
         # Where a run is computed may change; what is computed may not.
         before, now = ({k: v for k, v in x.items() if k not in PLACEMENT} for x in (found, wanted))
         if before == now:
-            if not path.is_file() or found != wanted:
+            # That of a new run is written by its first stage.
+            if found != wanted:
                 write_json(path, to_dict(self.config))
         else:
             differing = ", ".join(_differences(before, now)[:6])
@@ -116,6 +118,21 @@ class Run:
                 f"{self.folder} belongs to another config ({differing}); choose another --out, "
                 "repeat its settings, or delete the folder"
             )
+
+    def _begin(self, begun: Path, current: JsonObject) -> None:
+        path = self.folder / "config.json"
+        if not path.is_file():
+            write_json(path, to_dict(self.config))
+        write_json(begun, current)
+
+    def _forget(self, begun: Path) -> None:
+        """Remove the config and the inputs of a stage unless some stage has made a step: the next
+        start may have other settings.
+        """
+        logs = self.folder.glob("*/metrics.jsonl")
+        if not any(x.stat().st_size for x in logs) and not any(self.folder.glob("*/checkpoints/*")):
+            begun.unlink(missing_ok=True)
+            (self.folder / "config.json").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -168,9 +185,15 @@ class Run:
             return folder
         heed()
         self.did_something = True
-        write_json(begun, current)
+        run_on_first(partial(self._begin, begun, current), name)
         started = time.monotonic()
-        work(folder)
+        try:
+            work(folder)
+        except Exception:
+            # Without waiting for the others, which may never come here.
+            if is_first_process():
+                self._forget(begun)
+            raise
         seconds = round(time.monotonic() - started, 1)
 
         def finish() -> None:

@@ -29,6 +29,7 @@ from afmrl_jax.models.huggingface.safetensors import TensorToWrite, write_tensor
 from afmrl_jax.models.huggingface.write import SHARD_BYTES, divide
 from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.runtime.files import write_json
+from afmrl_jax.runtime.provenance import provenance
 from afmrl_jax.types import JsonObject
 
 GIGABYTE = 10**9
@@ -118,7 +119,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     result = measure(arguments.size)
-    write_json(arguments.out, result)
+    write_json(arguments.out, provenance() | result)
     print(json.dumps(result, indent=1))
     sys.exit(not result["within"])
 

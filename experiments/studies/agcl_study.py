@@ -36,6 +36,7 @@ from afmrl_jax.runs.pipeline import TEXTS, Pipeline
 from afmrl_jax.runtime.files import write_json, write_text
 from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.runtime.progress import log_info, print_result
+from afmrl_jax.runtime.provenance import provenance
 from afmrl_jax.runtime.setup import open_run, reported
 from afmrl_jax.training.model_store import WEIGHTS
 from afmrl_jax.types import JsonObject
@@ -164,7 +165,7 @@ def main(study: Study) -> None:
         done.append(SeedScores.read(folder, seed, families, stages))
         result = summarise(done, chosen, resamples=base.evaluation.bootstrap)
         result["pair_figures"] = PAIR_FIGURES
-        write_json(study.result, result)
+        write_json(study.result, provenance() | result)
         draw_study(result, study.plot)
     print_result(table(result))
     print_result(str(study.result))

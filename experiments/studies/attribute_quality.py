@@ -29,6 +29,7 @@ from afmrl_jax.evaluation.metrics import positive_ranks, recall_at_k
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.inference.systems import ANNOTATIONS
 from afmrl_jax.runtime.files import write_json
+from afmrl_jax.runtime.provenance import provenance
 from afmrl_jax.runtime.setup import reported, set_up
 from afmrl_jax.types import JsonObject
 
@@ -78,7 +79,7 @@ def main(settings: AttributeQuality) -> None:
         recall[name] = round(100 * float(recall_at_k(ranks, 1).mean()), 2)
     result = {"accuracy": quality, "R@1 of agcl+distilled": recall}
     print(json.dumps(result, indent=1))
-    write_json(settings.result, result)
+    write_json(settings.result, provenance() | result)
 
 
 if __name__ == "__main__":

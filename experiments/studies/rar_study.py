@@ -27,6 +27,7 @@ from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.runtime.progress import log_info, print_result
+from afmrl_jax.runtime.provenance import provenance
 from afmrl_jax.runtime.setup import open_run, reported
 from afmrl_jax.training.rar.monitor import raised
 from afmrl_jax.types import JsonObject
@@ -109,7 +110,7 @@ def main(study: Study) -> None:
     result: JsonObject = {"fast": study.fast, "seeds": {}}
 
     def keep() -> None:
-        write_json(study.result, result)
+        write_json(study.result, provenance() | result)
         draw_rar_study(result, study.plot)
 
     for seed in study.seeds:

@@ -21,6 +21,7 @@ from afmrl_jax.runtime.distributed import first_task
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.metrics_log import read_metrics
+from afmrl_jax.runtime.provenance import provenance
 from afmrl_jax.runtime.setup import reported
 from afmrl_jax.types import JsonObject
 from experiments.reliability.local_job import AFMRL
@@ -97,7 +98,7 @@ def main(settings: Seeds) -> None:
     if not first_task():
         return
     result = {"seeds": list(settings.seeds), **summarise(runs)}
-    write_json(settings.result, result)
+    write_json(settings.result, provenance() | result)
     print(json.dumps({name: x["verdict"] for name, x in result["steps"].items()}, indent=1))
     print(settings.result)
 

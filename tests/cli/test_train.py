@@ -97,15 +97,19 @@ def test_config_takes_options_too(capsys):
 @pytest.mark.parametrize(
     ("name", "text", "complaint"),
     [
-        ("a.yaml", "agcl: {gama: 1}", "unknown setting agcl.gama"),
-        ("a.json", '{"sed": 1}', "unknown setting sed"),
-        ("a.yaml", "agcl: {steps: many}", "agcl.steps must be a whole number, found 'many'"),
-        ("a.yaml", "rar: {baseline: ppo}", "rar.baseline must be grpo or dr_grpo or rloo"),
-        ("a.yaml", "agcl: 3", "agcl must hold settings by name"),
+        ("a.yaml", "agcl: {gama: 1}", "agcl.gama: unknown name"),
+        ("a.json", '{"sed": 1}', "sed: unknown name"),
+        ("a.yaml", "agcl: {steps: many}", "agcl.steps: input should be a valid integer"),
+        (
+            "a.yaml",
+            "rar: {baseline: ppo}",
+            "rar.baseline: input should be 'grpo', 'dr_grpo' or 'rloo'",
+        ),
+        ("a.yaml", "agcl: 3", "agcl: input should be an object"),
         ("a.yaml", "- 1", "the file must hold settings by name"),
-        ("a.yaml", "save_every: 0", "save_every must be positive"),
+        ("a.yaml", "save_every: 0", "save_every must lie between 1 and"),
         ("a.yaml", "a: [1", "while parsing"),
-        ("a.json", "{", "Expecting property name"),
+        ("a.json", "{", "line 1 column 2"),
         ("a.toml", "", "must end in .yaml, .yml, .json"),
     ],
 )
@@ -114,7 +118,7 @@ def test_a_mistake_in_a_file_is_told_with_its_name(tmp_path, name, text, complai
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:
         read_config(file, RunConfig.fast())
-    assert str(caught.value).startswith(f"{file}: ")
+    assert str(caught.value).startswith(str(file))
     assert complaint in str(caught.value)
 
 
@@ -123,7 +127,7 @@ def test_a_mistake_in_a_file_is_told_with_its_name(tmp_path, name, text, complai
     [
         (["--preset", "large"], "no preset 'large'; choose from demo, fast, pretrained"),
         (["--fast", "--preset", "demo"], "--fast is short for --preset fast"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
         (["--preset", "pretrained"], "give --embedder.weights"),
         (["--preset", "pretrained", "--embedder.weights", "r"], "give --generator.weights"),
     ],

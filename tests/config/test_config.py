@@ -1,12 +1,22 @@
 """Settings refuse nonsense and survive a round trip through JSON."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 from afmrl_jax.config import (
     AgclConfig,
+    BackboneConfig,
     CitConfig,
+    DistillConfig,
+    EvaluationConfig,
+    GuardConfig,
     ImageConfig,
     InputDropout,
+    KeptCheckpoints,
+    MeshConfig,
     MiningConfig,
     OptimizerConfig,
     OracleConfig,
@@ -18,6 +28,7 @@ from afmrl_jax.config import (
     VisionConfig,
     fingerprint,
     from_dict,
+    read_config,
     to_dict,
 )
 from afmrl_jax.errors import ConfigError
@@ -99,3 +110,139 @@ def test_qwens_pictures_have_256_visual_tokens_by_default():
     assert (config.min_pixels, config.max_pixels) == (3136, 200_704)
     assert config.max_patches == config.bin_patches == 4 * 256
     assert ImageConfig(max_pictures=3).bin_patches == 3 * ImageConfig().max_patches
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RunConfig(vocab_size=10**9),
+        lambda: RunConfig(seed=-1),
+        lambda: RunConfig(save_every=10**12),
+        lambda: RunConfig(workers=10**6),
+        lambda: MeshConfig(data=0),
+        lambda: MeshConfig(model=0),
+        lambda: KeptCheckpoints(newest=0),
+        lambda: GuardConfig(explosion=float("inf")),
+        lambda: ImageConfig(std=(0.0, 0.0, 0.0)),
+        lambda: ImageConfig(mean=(float("nan"), 0.0, 0.0)),
+        lambda: ImageConfig(scaled_decoding="<script>"),
+        lambda: ImageConfig(patch_size=0),
+        lambda: ImageConfig(patch_size=10**6),
+        lambda: TextBudget(buckets=(10**9,)),
+        lambda: TextBudget(buckets=(0, 10)),
+        lambda: TextBudget(buckets=tuple(range(100, 1000))),
+        lambda: AgclConfig(gamma=float("inf")),
+        lambda: AgclConfig(batch_size=10**9),
+        lambda: AgclConfig(steps=10**12),
+        lambda: DistillConfig(steps=10**12),
+        lambda: DistillConfig(batch_size=10**9),
+        lambda: BackboneConfig(whole_list=2.0),
+        lambda: OptimizerConfig(clip_norm=0.0),
+        lambda: OptimizerConfig(weight_decay=float("nan")),
+        lambda: RarConfig(evaluate_every=0),
+        lambda: RarConfig(queries=10**9),
+        lambda: RarConfig(group_size=10**9),
+        lambda: RarConfig(top_p=0.0),
+        lambda: CitConfig(cycles=10**9),
+        lambda: CitConfig(steps=0),
+        lambda: EvaluationConfig(batch_size=10**9),
+        lambda: EvaluationConfig(bootstrap=10**9),
+        lambda: EvaluationConfig(gallery_queries=-1),
+    ],
+)
+def test_absurd_amounts_are_refused_when_they_are_built(make):  # W6, F11
+    with pytest.raises(ConfigError):
+        make()
+
+
+ABSURD = [  # W6, F11
+    ("embedder.trained", "x"),
+    ("image.scaled_decoding", "<script>"),
+    ("image.std", [0, 0, 0]),
+    ("image.std", [1, 1]),
+    ("image.patch_size", "8"),
+    ("agcl.gamma", float("inf")),
+    ("agcl.gamma", float("nan")),
+    ("agcl.steps", True),
+    ("agcl.steps", 3.5),
+    ("agcl.mining.every", "often"),
+    ("vocab_size", 10**9),
+    ("evaluation.batch_size", 10**9),
+    ("text.buckets", [10**9]),
+    ("text.buckets", 7),
+    ("cit.cycles", 10**9),
+    ("rar.optimizer.learning_rate", [1]),
+    ("generator.lora.rank", None),
+    ("mesh", []),
+    ("seed", {}),
+    ("catalogue", 3),
+]
+
+
+@pytest.mark.parametrize(("setting", "value"), ABSURD, ids=str)
+@pytest.mark.parametrize("suffix", [".json", ".yaml"])
+def test_a_broken_setting_in_a_file_is_named(tmp_path, suffix, setting, value):
+    for name in reversed(setting.split(".")):
+        value = {name: value}
+    path = tmp_path / f"config{suffix}"
+    text = json.dumps(value).replace("Infinity", ".inf").replace("NaN", ".nan")
+    path.write_text(json.dumps(value) if suffix == ".json" else text)
+    with pytest.raises(ConfigError) as caught:
+        read_config(path, RunConfig.demo())
+    for word in (str(path), *setting.split(".")):
+        assert word in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        from_dict(RunConfig, value, path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, 3, "text", [], [[]], {"agcl": None}])
+def test_settings_that_are_none_are_refused(value):
+    with pytest.raises(ConfigError):
+        from_dict(RunConfig, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.json", b"\xff{}"),
+        ("a.json", b"[" * 100_000),
+        ("a.json", b'{"seed": ' + b"7" * 5000 + b"}"),
+        ("a.json", b'{"seed": 1, "seed": 2}'),
+        ("a.json", b" " * (2 << 20)),
+        ("a.yaml", b"\xff\xfe\xff"),
+        ("a.yaml", b"[" * 100_000),
+        ("a.yaml", b"seed: " + b"7" * 5000),
+        ("a.yaml", b"seed: 2020-13-45"),
+        ("a.yaml", b"2020-01-01: 3"),
+        ("a.yaml", b"seed: 2020-01-01"),
+        ("a.yaml", b"seed: !!bool what"),
+        ("a.yaml", b"seed: !!python/object/apply:os.system [echo]"),
+        ("a.yaml", b"&a [*a]"),
+        (
+            "a.yaml",
+            b"a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+            + b"".join(
+                b"%c: &%c [*%c, *%c, *%c, *%c, *%c, *%c, *%c, *%c, *%c, *%c]\n"
+                % (n + 1, n + 1, n, n, n, n, n, n, n, n, n, n)
+                for n in range(ord("a"), ord("k"))
+            ),
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_parsed_is_named(tmp_path, name, data):  # F2, W6
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ConfigError, match=name):
+        read_config(tmp_path / name, RunConfig.demo())
+
+
+def test_a_whole_number_is_the_same_setting_as_a_number(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"agcl": {"gamma": 1}}')
+    one, other = read_config(path, RunConfig()), from_dict(RunConfig, {"agcl": {"gamma": 1.0}})
+    assert fingerprint(one) == fingerprint(other)
+
+
+def test_the_package_and_its_settings_do_without_pydantic():
+    code = "import sys, afmrl_jax, afmrl_jax.config; assert 'pydantic' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,5 +1,6 @@
 """Per-query values on disk, and `afmrl compare` on them."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -166,3 +167,22 @@ def test_the_command_prints_a_table_and_writes_json(runs, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["compare", str(runs[0]), str(tmp_path)])
     assert "not a run with an evaluation.json" in capsys.readouterr().err
+
+
+def test_a_flipped_bit_is_an_error_or_changes_nothing_else(tmp_path):  # F6
+    path = write_query_values(tmp_path, values_of(0))
+    whole = path.read_bytes()
+    read, count = 0, 0
+    for bit in range(0, 8 * len(whole), 97):
+        count += 1
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        with contextlib.suppress(RunError):
+            read_query_values(path)
+            read += 1
+    assert read < count - 20
+    for data in (b"", whole[: len(whole) // 2], b"PAR1" * 5):
+        path.write_bytes(data)
+        with pytest.raises(RunError, match=r"evaluate the run again"):
+            read_query_values(path)

@@ -10,7 +10,7 @@ import pytest
 
 def figures_of(path: Path, bench: str) -> dict[str, float]:
     record = json.loads(path.read_text())
-    assert record.keys() == {"bench", "machine", "versions", "figures", "details"}
+    assert record.keys() == {"bench", "commit", "machine", "versions", "figures", "details"}
     assert record["bench"] == bench
     assert record["details"]
     for name, value in record["figures"].items():

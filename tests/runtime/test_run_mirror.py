@@ -13,8 +13,9 @@ from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime import object_store as storage
 from afmrl_jax.runtime import run_mirror as copies
 from afmrl_jax.runtime.files import resolve_path
+from afmrl_jax.runtime.home_state import STATE, is_passing
 from afmrl_jax.runtime.object_store import hold, keep, keep_all, working_copy
-from afmrl_jax.runtime.run_mirror import FINISHED, STATE
+from afmrl_jax.runtime.run_mirror import FINISHED
 from afmrl_jax.runtime.setup import reported
 from afmrl_jax.training import annotate as annotating
 from afmrl_jax.training import loop
@@ -48,7 +49,7 @@ def names(folder):
 
 
 def files(folder):
-    return {x: (folder / x).read_bytes() for x in names(folder) if not copies._passing(x)}
+    return {x: (folder / x).read_bytes() for x in names(folder) if not is_passing(x)}
 
 
 def write(folder, **contents):
@@ -411,3 +412,134 @@ def test_a_stage_cut_off_on_one_machine_ends_on_another(
     assert done[0]["outputs"] == done[1]["outputs"]
     machine("third")
     assert files(working_copy(HOME)) == files(folder)
+
+
+OUTSIDE = [
+    "../../planted",
+    "a/../../planted",
+    "/tmp/planted",
+    "",
+    ".",
+    "a//b",
+    "a/",
+    "a\\..\\b",
+    "c:/planted",
+    "a\0b",
+    "a\x1b[2J",
+    ".lock",
+    "a/.home.json",
+    STATE,
+    "a/" * 600 + "b",
+    "4.orbax-checkpoint-tmp-1/d",
+]
+SENT = {"sent": "s1", "size": 4}
+
+
+def plant(bucket, state):
+    bucket.pipe(f"{HOME}/evil", b"evil")
+    text = state if isinstance(state, str) else json.dumps(state)
+    bucket.pipe(f"{HOME}/{STATE}", text.encode())
+
+
+def everything(folder):
+    return {x: x.lstat().st_mtime_ns for x in folder.rglob("*") if not x.is_dir()}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("kind", ["name", "at", "rubbish"])
+def test_a_home_names_nothing_outside_of_it(bucket, machine, tmp_path, name, kind):  # S2
+    state = {
+        "name": {"state": "s1", "files": {name: SENT | {"at": "evil"}}},
+        "at": {"state": "s1", "files": {"a": SENT | {"at": name}}},
+        "rubbish": {"state": "s1", "files": {}, "rubbish": [name]},
+    }[kind]
+    plant(bucket, state)
+    before = everything(tmp_path)
+    with pytest.raises(RunError, match=rf"{STATE}: .*no name of a file.*another --out") as caught:
+        working_copy(HOME)
+    assert "runs/a" in str(caught.value)
+    locks = {tmp_path / "first/s3/bucket/runs/.a.lock"}
+    assert everything(tmp_path).keys() - locks == before.keys()
+    assert bucket.cat(f"{HOME}/evil") == b"evil"
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        "",
+        "{",
+        "[" * 100_000,
+        "[]",
+        "3",
+        {"state": 3, "files": {}},
+        {"state": "s1", "files": None},
+        {"state": "s1", "files": []},
+        {"state": "s1", "files": {"a": None}},
+        {"state": "s1", "files": {"a": {"sent": "s1"}}},
+        {"state": "s1", "files": {"a": {"sent": "s1", "size": "4"}}},
+        {"state": "s1", "files": {"a": {"sent": "s1", "size": -4}}},
+        {"state": "s1", "files": {"a": SENT, "a/b": SENT}},
+        {"state": "s1", "files": {}, "rubbish": "abc"},
+        {"state": "../s1", "files": {}},
+        {"state": "bringing", "files": {}},
+    ],
+    ids=lambda x: str(x)[:40],
+)
+def test_a_broken_state_of_a_home_is_named(bucket, machine, tmp_path, state):  # F17
+    plant(bucket, state)
+    with pytest.raises(RunError, match=rf"runs/a/{STATE}.*another --out"):
+        working_copy(HOME)
+    assert not [x for x in tmp_path.rglob("*") if x.is_file() and not x.name.endswith(".lock")]
+
+
+def test_a_link_in_a_working_copy_is_not_followed_out_of_it(bucket, machine, tmp_path):  # S2
+    folder = at_work()
+    write(folder, a="1", rar__b="2")
+    keep(folder)
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    (folder / "link").symlink_to(secret)
+    (folder / "zero").symlink_to("/dev/zero")
+    write(folder, a="1 and more")
+    keep(folder)
+    assert {x.removeprefix(f"{HOME}/") for x in bucket.find(HOME)} == {STATE, "a", "rar/b"}
+    machine("second")
+    second = storage.working_folder(HOME)
+    second.mkdir(parents=True)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (second / "rar").symlink_to(outside)
+    with pytest.raises(RunError, match=r"rar is a link that leads out of.*remove it"):
+        working_copy(HOME)
+    assert not any(outside.iterdir())
+
+
+def test_names_that_no_home_may_have_are_not_sent(bucket, machine):
+    folder = at_work()
+    write(folder, a="1")
+    (folder / "a\\b").write_text("2")
+    (folder / STATE).write_text("{}")
+    keep(folder)
+    machine("second")
+    assert files(working_copy(HOME)) == {"a": b"1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (copies.KNOWN, '{"state": "s", "files": {"../x": {"sent": "s", "stamp": [1, 2]}}}'),
+        (copies.KNOWN, '{"state": "s", "files": {"x": {"sent": "s", "stamp": [1]}}}'),
+        (copies.KNOWN, "[]"),
+        (copies.NEXT, "\xff"),
+        (copies.SENDING, '["../x"]'),
+        (copies.SENDING, "{}"),
+    ],
+)
+def test_a_broken_note_in_a_working_copy_is_named(bucket, machine, name, text):  # F17
+    folder = at_work()
+    write(folder, a="1")
+    keep(folder)
+    write(folder, a="2")
+    (folder / name).write_text(text, encoding="latin-1")
+    with pytest.raises(RunError, match=rf"{name}.*remove the working copy"):
+        keep(folder)

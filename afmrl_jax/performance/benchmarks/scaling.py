@@ -19,15 +19,15 @@ from pathlib import Path
 
 from afmrl_jax.parallel.mesh import simulate_devices
 from afmrl_jax.performance.plan import Request
-from afmrl_jax.performance.record import check_writable, versions
+from afmrl_jax.performance.record import check_writable
 from afmrl_jax.performance.sweep.page import HEAD, page
 from afmrl_jax.performance.sweep.predict import Assumptions
 from afmrl_jax.performance.sweep.programs import Case, exchanged
 from afmrl_jax.runtime.files import write_json, write_text
-from afmrl_jax.runtime.hardware import machine
 from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.outputs import is_marked, whole_record
 from afmrl_jax.runtime.progress import log_info
+from afmrl_jax.runtime.provenance import provenance, versions
 from afmrl_jax.types import JsonObject
 
 R = Request("qwen2vl_2b", "agcl", batch_size=16, trained="lora")
@@ -83,7 +83,7 @@ class Scaling:
 
     def _write(self, kept: JsonObject) -> None:
         given = dataclasses.asdict(self.given)
-        record = {"machine": machine(), "versions": versions(), "assumptions": given}
+        record = provenance() | {"assumptions": given}
         write_json(self.out, record | {"programs": kept})
 
 

@@ -43,7 +43,7 @@ from afmrl_jax.errors import AfmrlError, ConfigError
 from afmrl_jax.models.families import ROLES
 from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.parallel.mesh import simulate_devices
-from afmrl_jax.performance.record import check_writable, is_record_of, versions
+from afmrl_jax.performance.record import check_writable, is_record_of
 from afmrl_jax.performance.sweep.cell import Cell, Task, changes, largest_batch, plan_of
 from afmrl_jax.performance.sweep.measure import Peak, capacity, compiling_anew, measure
 from afmrl_jax.performance.sweep.tables import draw, markdown, with_one_peak
@@ -52,6 +52,7 @@ from afmrl_jax.runtime.hardware import machine
 from afmrl_jax.runtime.json_files import read_records
 from afmrl_jax.runtime.outputs import first_record
 from afmrl_jax.runtime.progress import log_info
+from afmrl_jax.runtime.provenance import commit, versions
 from afmrl_jax.types import JsonObject
 
 
@@ -209,7 +210,13 @@ class Sweep:
     def _write(self, rows: list[JsonObject], where: JsonObject) -> None:
         rows = with_one_peak(rows)
         shown = [{k: v for k, v in x.items() if k not in where} for x in rows]
-        record = {"bench": "throughput", **where, "note": self.note, "rows": shown}
+        record = {
+            "bench": "throughput",
+            "commit": commit(),
+            **where,
+            "note": self.note,
+            "rows": shown,
+        }
         write_json(self.out, record)
         write_text(self.out.with_suffix(".md"), markdown(rows))
         if any(x["status"] == "done" for x in rows):

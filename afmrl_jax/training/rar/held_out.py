@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from afmrl_jax.config import RarConfig
+from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.objectives.rewards import Outcome, Reward
 from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.runtime.distributed import barrier, check_on_first
 from afmrl_jax.runtime.files import atomic_path, write_json
-from afmrl_jax.runtime.json_files import read_json
+from afmrl_jax.runtime.json_files import read_checked
 from afmrl_jax.training.rar.environment import RarEnvironment
 from afmrl_jax.training.rar.rollout import Rollout, sample
 from afmrl_jax.types import JsonObject
 
 CANDIDATE_K = (1, 2, 3, 5, 10, 20, 50, 100)
 BATCH = 32
+
+
+REMEDY = "delete the stage's folder to run it again"
+
+
+@dataclass(frozen=True)
+class Start:
+    """`start.json`: what the distilled generator reaches."""
+
+    k: int
+    means: dict[str, float]
 
 
 def cluster_error(values: np.ndarray, groups: np.ndarray) -> float:
@@ -99,17 +112,16 @@ class HeldOutEvaluator:
                 start = {"k": k, "recall_at": recalls, "means": means}
                 write_json(temporary / "start.json", start)
             barrier("the start of reinforcement is measured")
-        start = read_json(path / "start.json", nan=True)
-        rewards = np.load(path / "rewards.npy")
+        found, rewards = _read_start(path, len(environment.held_out_queries))
         return cls(
             settings,
             architecture,
             environment,
             reward,
             seed,
-            int(start["k"]),
+            found.k,
             rewards,
-            start["means"],
+            found.means,
         )
 
     def __call__(self, params: Params) -> dict[str, float]:
@@ -124,6 +136,20 @@ class HeldOutEvaluator:
             self.k,
         )
         return _means(rollouts, self._start, self._environment)
+
+
+def _read_start(folder: Path, queries: int) -> tuple[Start, np.ndarray]:
+    """`start.json`, and the first reward of each held-out query."""
+    # With a single family the standard error of a mean is not a number.
+    start = read_checked(folder / "start.json", Start, remedy=REMEDY, nan=True)
+    path = folder / "rewards.npy"
+    try:
+        rewards = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise RunError(f"{path} cannot be read ({error}); {REMEDY}") from error
+    if rewards.shape != (queries,) or rewards.dtype.kind != "f":
+        raise RunError(f"{path} does not hold the rewards of {queries} queries; {REMEDY}")
+    return start, rewards
 
 
 def _means(

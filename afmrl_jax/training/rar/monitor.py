@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from afmrl_jax.runtime.files import atomic_path, write_json
-from afmrl_jax.runtime.json_files import read_json
+from afmrl_jax.runtime.json_files import read_checked
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.types import JsonObject
 
@@ -18,6 +18,17 @@ KL_LIMIT = 0.5
 """Nats a token; a useful generator of this method stays below a tenth of it."""
 FIRST = 5
 """Steps whose mean entropy is the start."""
+
+
+REMEDY = "delete the stage's folder to run it again"
+
+
+@dataclass(frozen=True)
+class Best:
+    """`best.json`: the evaluation with the highest held-out reward."""
+
+    step: int
+    reward: float
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,7 @@ class RarMonitor:
         self._patience = patience
         self._known: set[str] = set()
         path = folder / "best" / "best.json"
-        self._best = read_json(path, nan=True) if path.is_file() else None
+        self._best = read_checked(path, Best, remedy=REMEDY) if path.is_file() else None
 
     @property
     def best_folder(self) -> Path | None:
@@ -99,20 +110,20 @@ class RarMonitor:
         """
         best = self._best
         # A resumed stage evaluates again what it evaluated before it was killed.
-        if best is not None and best["step"] != step and best["reward"] >= reward:
+        if best is not None and best.step != step and best.reward >= reward:
             return
         with atomic_path(self._folder / "best") as temporary:
             temporary.mkdir()
             save(temporary)
             write_json(temporary / "best.json", {"step": step, "reward": reward})
-        self._best = {"step": step, "reward": reward}
+        self._best = Best(step, reward)
 
     def should_stop(self, lines: list[JsonObject]) -> bool:
         """Whether the last `patience` evaluations brought nothing better."""
         if self._patience is None or self._best is None:
             return False
         seen = [x["step"] for x in lines if "held_out/reward" in x]
-        return sum(step > self._best["step"] for step in seen) >= self._patience
+        return sum(step > self._best.step for step in seen) >= self._patience
 
     def watch(self, lines: list[JsonObject]) -> Mapping[str, float]:
         """Alarms as metrics, `alarm/NAME`: 1; each is also said, the first time."""

@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.runtime.files import is_writer, write_text
-from afmrl_jax.runtime.json_files import read_records
+from afmrl_jax.runtime.json_files import checked, read_records
 from afmrl_jax.training.rar.rollout import Rollout
 from afmrl_jax.types import JsonObject
 
 QUERIES = 3
 """Queries of a step that are kept."""
+
+
+REMEDY = "delete the line; the samples are only for reading"
+
+
+@dataclass(frozen=True)
+class SampledList:
+    """An attribute list, what it earned, and the rank at which it found the product."""
+
+    text: str
+    reward: float
+    rank: float
+    malformed: bool
+
+
+@dataclass(frozen=True)
+class SampledQuery:
+    """A line of `samples.jsonl`."""
+
+    step: int
+    listing_id: str
+    title: str
+    lists: list[SampledList]
 
 
 class SampleLog:
@@ -57,5 +81,12 @@ class SampleLog:
 
 
 def read_samples(path: Path) -> list[JsonObject]:
-    """What was kept, in the order of steps; nothing where there is no file."""
-    return read_records(path)
+    """What was kept, in the order of steps; nothing where there is no file.
+
+    Raises:
+        RunError: a whole line is broken; the message names it.
+    """
+    found = read_records(path, remedy=REMEDY)
+    for number, record in enumerate(found, 1):
+        checked(SampledQuery, record, f"{path}:{number}", remedy=REMEDY, nan=True)
+    return found
