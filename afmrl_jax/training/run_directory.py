@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from afmrl_jax.config import RunConfig, fingerprint, from_dict, migrated, to_dict
 from afmrl_jax.config.run import PLACEMENT
