@@ -12,6 +12,7 @@ outside its folder, takes what is known to be broken, or refuses what is good.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def load_targets() -> None:
 
     import afmrl_jax.cli.main
     import afmrl_jax.reporting.fragments
-    import afmrl_jax.reporting.report
+    import afmrl_jax.reporting.report  # noqa: F401
     from experiments.reliability.fuzz import (  # noqa: F401
         catalogues,
         commands,
@@ -130,7 +131,9 @@ def kinds_of(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
     for x in outcomes:
         if x.verdict in FAILING:
             _, bracket, place = x.line.rpartition(" [")
-            what = (place, x.line.partition(":")[0]) if bracket else ("", x.line[:60])
+            # Names and numbers differ from case to case.
+            plain = re.sub(r"\S*[/\d]\S*|'[^']*'", "", x.line)[:60]
+            what = (place, x.line.partition(":")[0]) if bracket else ("", plain)
             groups.setdefault((x.target, x.verdict, *what), []).append(x)
     return sorted(groups.values(), key=len, reverse=True)
 

@@ -293,7 +293,7 @@ def attributes(room: Room) -> Case:
     def act() -> None:
         for name, text in read_attributes(path).items():
             if not isinstance(name, str) or not isinstance(text, str):
-                raise AcceptedWrongError(f"{type(text).__name__} as attributes was taken")
+                raise AcceptedWrongError(f"{name!r}: {text!r} was taken, which are no texts")
             if broken_text(text) or broken_text(name):
                 raise AcceptedWrongError("control characters were taken")
             salvage_attributes(text)

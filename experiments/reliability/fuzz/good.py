@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -94,11 +94,13 @@ def _parquet(shop: Path, folder: Path) -> None:
 
 def _models(folder: Path, shop: Path) -> None:
     tokenizer = BpeTokenizer.train([x.title for x in load_catalogue(shop).listings], 300)
-    about = {"vocab_size": tokenizer.vocab_size, "image_token_id": tokenizer.image_pad_id}
-    plain = Architecture.of(tiny_config(**about))
+    config_of = partial(
+        tiny_config, vocab_size=tokenizer.vocab_size, image_token_id=tokenizer.image_pad_id
+    )
+    plain = Architecture.of(config_of())
     params = plain.init(0)
     save_model(folder / "hub", plain, params, tokenizer=tokenizer)
-    other = Architecture.of(tiny_config("qwen2_5_vl", tie_embeddings=False, **about))
+    other = Architecture.of(config_of("qwen2_5_vl", tie_embeddings=False))
     small = {n: x.astype("bfloat16") for n, x in other.init(1).items()}
     save_model(folder / "hub25", other, small, tokenizer=tokenizer, shard_bytes=20_000)
     lora = LoraConfig(rank=2, alpha=4.0)
@@ -153,13 +155,17 @@ def _home(folder: Path) -> None:
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
-    return (
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    )
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png_of(
-    width: int, height: int, *, depth: int = 8, colour: int = 2, more: bytes = b"", empty: bool = False
+    width: int,
+    height: int,
+    *,
+    depth: int = 8,
+    colour: int = 2,
+    more: bytes = b"",
+    empty: bool = False,
 ) -> bytes:
     """A black PNG of any size, made without holding its pixels.
 
@@ -196,8 +202,3 @@ def bombs() -> dict[str, bytes]:
         "comment.png": png_of(8, 8, more=text),
         "just_below.png": png_of(10_000, 9_999),
     }
-
-
-def family_of(architecture: Architecture) -> dict[str, object]:
-    """The configuration of a model as plain values."""
-    return dataclasses.asdict(architecture.config)

@@ -40,7 +40,7 @@ def spoil_bytes(data: bytes, rng: Rng) -> tuple[bytes, Spoiled]:
     if not data:
         return b"\x00", Spoiled("one NUL")
     kind, at = pick(rng, _BYTE_KINDS), int(rng.integers(len(data)))
-    count = int(min(len(data) - at, 2 ** rng.integers(0, 9)))
+    count = min(len(data) - at, 2 ** int(rng.integers(0, 9)))
     if kind == "flip":
         changed = bytearray(data)
         for _ in range(int(pick(rng, (1, 1, 1, 4, 32)))):

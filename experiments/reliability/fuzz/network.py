@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -38,10 +39,8 @@ class Server:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                try:
+                with suppress(OSError):  # It waited no longer.
                     owner.answer(self)
-                except OSError:
-                    pass  # It waited no longer.
 
             def log_message(self, *_: object) -> None:
                 pass

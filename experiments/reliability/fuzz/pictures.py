@@ -23,7 +23,10 @@ from experiments.reliability.fuzz.catalogues import use_catalogue
 from experiments.reliability.fuzz.mutate import Rng, pick, spoil_bytes
 
 ORIENTATION = 0x0112
-EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 30 30\n%%EndComments\n(x) print\nshowpage\n%%EOF\n"
+EPS = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 30 30\n%%EndComments\n"
+    b"(x) print\nshowpage\n%%EOF\n"
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def _ordinary(rng: Rng) -> Picture:
     mode = pick(rng, ("RGB", "L", "P", "1", "RGBA", "LA", "CMYK", "YCbCr"))
     try:
         data = encoded(drawing().convert(mode), kind)
-    except OSError:
+    except (OSError, ValueError):
         mode = "RGB"
         data = encoded(drawing(), kind)
     wanted = np.asarray(drawing()) if mode == "RGB" and kind != "GIF" else None

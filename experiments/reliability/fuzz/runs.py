@@ -192,7 +192,7 @@ def _searcher(room: Room, folder: Path) -> Searcher:
                 known[system.name] = plain(run, system)
             return known[system.name]
 
-        Embedder.of = of  # type: ignore[method-assign,assignment]
+        Embedder.of = of  # type: ignore[method-assign]
     return Searcher(room.kept["run"], folder)
 
 
@@ -291,7 +291,7 @@ def remote(room: Room) -> Case:
 
     def act() -> None:
         # Failed transfers are tried again after pauses.
-        run_mirror.time.sleep = lambda _: None  # type: ignore[attr-defined,assignment]
+        run_mirror.time.sleep = lambda _: None
         copy = WorkingCopy(home, folder)
         copy.bring()
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -49,8 +49,8 @@ def _plant(folder: Path, good: Path) -> dict[str, str]:
 class _Worker:
     """What a process of cases does."""
 
-    def __init__(self, good: Path, work: Path, seed: int, begun: Any):
-        self.begun = begun
+    def __init__(self, good: Path, work: Path, seed: int, begin: Callable[[str], None]):
+        self.begin = begin
         self.good, self.seed, self.kept = good, seed, dict[str, Any]()
         self.work = work / f"worker-{os.getpid()}"
         self.work.mkdir(parents=True)
@@ -66,16 +66,17 @@ class _Worker:
         tempfile.tempdir = None
         os.chdir(folder)
         try:
-            return self._run(job, Room(self.good, folder, rng_of(self.seed, job), self.kept), planted)
+            room = Room(self.good, folder, rng_of(self.seed, job), self.kept)
+            return self._run(job, room, planted)
         finally:
             os.chdir(self.work)
             shutil.rmtree(folder, ignore_errors=True)
 
     def _run(self, job: Job, room: Room, planted: dict[str, str]) -> Outcome:
         case = TARGETS[job[0]](room)
+        self.begin(case.what[:200])
         forget_peak()
         began, error = time.monotonic(), None
-        self.begun.value = began
         with self.guard.armed(room.folder, self.compiled):
             try:
                 case.act()
@@ -94,9 +95,7 @@ class _Worker:
         return Outcome(*job, verdict, case.what[:200], line, round(seconds, 3), peak)
 
 
-def _serve(
-    pipe: Connection, begun: Any, good: Path, work: Path, seed: int, loud: bool
-) -> None:
+def _serve(pipe: Connection, begun: Any, good: Path, work: Path, seed: int, loud: bool) -> None:
     """The main function of a worker."""
     import jax
 
@@ -108,7 +107,7 @@ def _serve(
     os.environ["NO_PROXY"] = "127.0.0.1"
     jax.config.update("jax_compilation_cache_dir", str(good / COMPILED))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    worker = _Worker(good, work, seed, begun)
+    worker = _Worker(good, work, seed, pipe.send)
     while True:
         job = pipe.recv()
         if job is None:
@@ -117,7 +116,8 @@ def _serve(
             pipe.send(worker.run(job))
         except Exception:
             # The campaign itself is broken; that must be seen.
-            pipe.send(Outcome(*job, "foreign", "the case could not be made", traceback.format_exc()))
+            line = "the case could not be made: " + traceback.format_exc()
+            pipe.send(Outcome(job[0], job[1], "foreign", "", line))
 
 
 @dataclass
@@ -126,10 +126,12 @@ class _Slot:
 
     process: Any
     pipe: Connection
-    begun: Any
-    """When its case began to act; 0 while the case is being made."""
     job: Job | None = None
     given: float = 0.0
+    """When it got its job."""
+    begun: float | None = None
+    """When the case began to act; None while it is being made."""
+    what: str = ""
     cases: int = 0
 
 
@@ -148,12 +150,11 @@ class Pool:
     def _start(self) -> _Slot:
         context = multiprocessing.get_context("fork")
         ours, theirs = context.Pipe()
-        begun = context.Value("d", 0.0, lock=False)
-        arguments = (theirs, begun, self.good, self.work, self.seed, self.loud)
+        arguments = (theirs, self.good, self.work, self.seed, self.loud)
         process = context.Process(target=_serve, args=arguments, daemon=True)
         process.start()
         theirs.close()
-        return _Slot(process, ours, begun)
+        return _Slot(process, ours)
 
     def _end(self, slot: _Slot, *, kill: bool) -> None:
         if not kill:
@@ -173,7 +174,8 @@ class Pool:
                     self._slots.append(self._start())
                 for slot in self._slots:
                     if slot.job is None and waiting:
-                        slot.job, slot.given, slot.begun.value = waiting.pop(), time.monotonic(), 0
+                        slot.job, slot.given = waiting.pop(), time.monotonic()
+                        slot.begun, slot.what = None, ""
                         slot.pipe.send(slot.job)
                 yield from self._ended()
         finally:
@@ -187,17 +189,7 @@ class Pool:
         ready = wait(list(busy), timeout=0.05)
         for pipe, slot in busy.items():
             assert slot.job is not None
-            outcome = None
-            if pipe in ready:
-                try:
-                    outcome = slot.pipe.recv()
-                except EOFError:
-                    slot.process.join()
-                    code = slot.process.exitcode
-                    outcome = Outcome(*slot.job, "foreign", "", f"the process ended with {code}")
-                    self._drop(slot)
-            else:
-                outcome = self._too_much(slot)
+            outcome = self._received(slot) if pipe in ready else self._too_much(slot)
             if outcome is not None:
                 slot.job, slot.cases = None, slot.cases + 1
                 yield outcome
@@ -205,21 +197,36 @@ class Pool:
                     self._end(slot, kill=False)
                     self._slots.remove(slot)
 
+    def _received(self, slot: _Slot) -> Outcome | None:
+        """The outcome that a worker has sent; None if it only says that its case begins."""
+        assert slot.job is not None
+        try:
+            found = slot.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            slot.process.join()
+            line = f"the process ended with {slot.process.exitcode}"
+            self._drop(slot)
+            return Outcome(*slot.job, "foreign", slot.what, line)
+        if isinstance(found, Outcome):
+            return found
+        slot.begun, slot.what = time.monotonic(), str(found)
+        return None
+
     def _too_much(self, slot: _Slot) -> Outcome | None:
         """The outcome of a case that takes too long or too much memory; its worker is killed."""
         assert slot.job is not None
-        now, begun, size = time.monotonic(), slot.begun.value, resident_mb(slot.process.pid)
-        seconds = now - begun if begun else 0.0
+        now, size = time.monotonic(), resident_mb(slot.process.pid)
+        seconds = 0.0 if slot.begun is None else now - slot.begun
         if size > MEMORY_MB:
             verdict, line = "memory", f"{size} MB after {seconds:.0f} s"
         elif seconds > SECONDS:
             verdict, line = "hang", f"killed after {seconds:.0f} s"
-        elif not begun and now - slot.given > TO_MAKE:
+        elif slot.begun is None and now - slot.given > TO_MAKE:
             verdict, line = "foreign", f"the case was not made in {TO_MAKE:.0f} s"
         else:
             return None
         self._drop(slot)
-        return Outcome(*slot.job, verdict, "", line, round(seconds, 1), size)
+        return Outcome(*slot.job, verdict, slot.what, line, round(seconds, 1), size)
 
     def _drop(self, slot: _Slot) -> None:
         self._end(slot, kill=True)
