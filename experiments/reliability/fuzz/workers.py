@@ -95,7 +95,7 @@ class _Worker:
         return Outcome(*job, verdict, case.what[:200], line, round(seconds, 3), peak)
 
 
-def _serve(pipe: Connection, begun: Any, good: Path, work: Path, seed: int, loud: bool) -> None:
+def _serve(pipe: Connection, good: Path, work: Path, seed: int, loud: bool) -> None:
     """The main function of a worker."""
     import jax
 
