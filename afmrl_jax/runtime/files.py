@@ -126,7 +126,10 @@ _SHOWN = 40
 
 def _temporary_name(path: Path) -> Path:
     own = f"{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
-    return path.with_name(f".{path.name[:_SHOWN]}.{own}.partial")
+    # In the block of another one: left behind, it is found by the name that both are for.
+    outer = _TEMPORARY.fullmatch(path.name)
+    shown = (outer[1] if outer else path.name)[:_SHOWN]
+    return path.with_name(f".{shown}.{own}.partial")
 
 
 def _remove_abandoned(path: Path) -> None:

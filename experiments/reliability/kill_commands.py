@@ -281,7 +281,8 @@ def main(settings: KillCommands) -> None:
     write_record(settings.result, "kill_commands", total, found)
     print(total)
     print(settings.result)
-    if total["equal"] != total["trials"] or total["damaged_under_final_name"]:
+    lost = total["equal"] != total["trials"] or total["damaged_under_final_name"]
+    if lost or total["left_behind"]:
         sys.exit(1)
 
 
