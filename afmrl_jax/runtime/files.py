@@ -232,6 +232,8 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         if "RESOURCE_EXHAUSTED" in str(error) and "No space left" in str(error):
             return True
+        if "database or disk is full" in str(error):  # SQLite's words.
+            return True
         error = error.__cause__ or error.__context__
     return False
 

@@ -78,7 +78,7 @@ import json, os, sys, time
 from pathlib import Path
 from experiments.reliability.fuzz import workers
 from experiments.reliability.fuzz.case import TARGETS, Case
-workers.SECONDS, workers.MEMORY_MB = 1.5, 900
+workers.PATIENCE, workers.MEMORY_MB = 3, 900
 outside = Path(sys.argv[1]) / "outside.txt"
 ACTS = {
     "fine": lambda: None,

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,7 @@ def test_a_full_disk_is_recognised_behind_other_errors():
     wrapped = ValueError("wrapped")
     wrapped.__cause__ = OSError(errno.ENOSPC, "full")
     assert is_disk_full(wrapped)
+    assert is_disk_full(sqlite3.OperationalError("database or disk is full"))
     assert not is_disk_full(OSError(errno.EACCES, "no"))
     assert not is_disk_full(None)
 

@@ -4,9 +4,10 @@
     python -m experiments.reliability.fuzz --seed 0 --only store:17     # one case again, in full
 
 Each case mutates a small good input, decided by seed, target and number, and uses it as a command
-would, in a process that is killed when it takes 20 s or 1.5 GB. Exit status 1 if any case ends
-with an exception that is not the package's own, hangs, takes too much memory, touches anything
-outside its folder, takes what is known to be broken, or refuses what is good.
+would, in a process that is killed when it computes for 20 s, takes a minute, or takes 1.5 GB. Exit
+status 1 if any case ends with an exception that is not the package's own, hangs, takes too much
+memory, touches anything outside its folder, takes what is known to be broken, or refuses what is
+good.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ VERDICTS = (
 )
 """An error that names file or record; one that does not; a good input taken; an input taken that
 may be good; one taken that is known to be broken; a good one refused; an exception of no kind of
-ours; 20 seconds; too much memory; something touched outside the case's folder."""
+ours; no end in sight; too much memory; something touched outside the case's folder."""
 FAILING = ("accepted-wrong", "refused", "foreign", "hang", "memory", "outside")
 
 

@@ -122,6 +122,16 @@ def resident_mb(process: int | str = "self") -> int:
     return _status("VmRSS", process)
 
 
+def cpu_seconds(process: int) -> float:
+    """Seconds that all threads of a process have computed for; 0 if there is none."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="ascii") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def peak_mb() -> int:
     """The most memory since `forget_peak`, MB."""
     return _status("VmHWM")

@@ -75,7 +75,7 @@ class Server:
             for _ in range(HUGE >> 20):
                 handler.wfile.write(b" " * (1 << 20))
         elif self.manner == "drip":
-            for _ in range(150):
+            for _ in range(600):
                 handler.wfile.write(b" ")
                 handler.wfile.flush()
                 time.sleep(0.2)

@@ -20,10 +20,20 @@ import numpy as np
 from experiments.reliability.fuzz.case import TARGETS, Outcome, Room, verdict_of
 from experiments.reliability.fuzz.commands import tree_of
 from experiments.reliability.fuzz.good import COMPILED
-from experiments.reliability.fuzz.guard import OUTSIDE, Guard, forget_peak, peak_mb, resident_mb
+from experiments.reliability.fuzz.guard import (
+    OUTSIDE,
+    Guard,
+    cpu_seconds,
+    forget_peak,
+    peak_mb,
+    resident_mb,
+)
 
 SECONDS = 20.0
-"""A case that takes longer hangs."""
+"""A case that computes for longer hangs."""
+PATIENCE = 60.0
+"""A case that takes longer by the clock hangs too: other processes may slow it down, but not so
+much."""
 TO_MAKE = 120.0
 """Seconds in which a case must be made; the first of a worker loads models."""
 MEMORY_MB = 1500
@@ -131,6 +141,8 @@ class _Slot:
     """When it got its job."""
     begun: float | None = None
     """When the case began to act; None while it is being made."""
+    computed: float = 0.0
+    """Seconds that its process had computed for until then."""
     what: str = ""
     cases: int = 0
 
@@ -210,6 +222,7 @@ class Pool:
         if isinstance(found, Outcome):
             return found
         slot.begun, slot.what = time.monotonic(), str(found)
+        slot.computed = cpu_seconds(slot.process.pid)
         return None
 
     def _too_much(self, slot: _Slot) -> Outcome | None:
@@ -217,9 +230,10 @@ class Pool:
         assert slot.job is not None
         now, size = time.monotonic(), resident_mb(slot.process.pid)
         seconds = 0.0 if slot.begun is None else now - slot.begun
+        computed = 0.0 if seconds < SECONDS else cpu_seconds(slot.process.pid) - slot.computed
         if size > MEMORY_MB:
             verdict, line = "memory", f"{size} MB after {seconds:.0f} s"
-        elif seconds > SECONDS:
+        elif computed > SECONDS or seconds > PATIENCE:
             verdict, line = "hang", f"killed after {seconds:.0f} s"
         elif slot.begun is None and now - slot.given > TO_MAKE:
             verdict, line = "foreign", f"the case was not made in {TO_MAKE:.0f} s"

@@ -37,10 +37,9 @@ def commands(run, shop, url):
 
 def fill(disk, free):
     """Leave only so many bytes."""
-    with (disk / "filler").open("wb") as file, contextlib.suppress(OSError):
+    with (disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(4096))
-            file.flush()
     size = (disk / "filler").stat().st_size
     os.truncate(disk / "filler", max(0, size - free))
 
