@@ -46,7 +46,7 @@ WEIGHTS = {
     "picture": 184,
     "portable": 53,
     "queries": 76,
-    "report": 106,
+    "report": 60,
     "run": 123,
     "store": 108,
     "tokenizer": 53,
