@@ -127,7 +127,10 @@ _SHOWN = 40
 
 def _temporary_name(path: Path) -> Path:
     own = f"{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
-    return path.with_name(f".{path.name[:_SHOWN]}.{own}.partial")
+    # In the block of another one: left behind, it is found by the name that both are for.
+    outer = _TEMPORARY.fullmatch(path.name)
+    shown = (outer[1] if outer else path.name)[:_SHOWN]
+    return path.with_name(f".{shown}.{own}.partial")
 
 
 def _remove_abandoned(path: Path) -> None:
@@ -229,6 +232,8 @@ def is_disk_full(error: BaseException | None) -> bool:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             return True
         if "RESOURCE_EXHAUSTED" in str(error) and "No space left" in str(error):
+            return True
+        if "database or disk is full" in str(error):  # SQLite's words.
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -22,7 +23,7 @@ from afmrl_jax.runtime.distributed import (
     is_multiprocess,
     lost_after,
 )
-from afmrl_jax.runtime.files import is_disk_full, user_cache
+from afmrl_jax.runtime.files import is_disk_full, unwritable, user_cache
 from afmrl_jax.runtime.object_store import keep_all, working_copy, working_folder
 from afmrl_jax.runtime.preemption import STATUS, Preempted, watch
 from afmrl_jax.runtime.terminal import printable
@@ -104,6 +105,8 @@ def reported() -> Iterator[None]:
                 "command again: finished work is kept and continued",
                 1,
             )
+        if isinstance(error, OSError) and error.errno == errno.EROFS:
+            _end(f"error: {unwritable(error.filename or 'a file', error)}", 1)
         if not is_multiprocess():
             raise
         traceback.print_exc()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,7 @@ def test_a_full_disk_is_recognised_behind_other_errors():
     wrapped = ValueError("wrapped")
     wrapped.__cause__ = OSError(errno.ENOSPC, "full")
     assert is_disk_full(wrapped)
+    assert is_disk_full(sqlite3.OperationalError("database or disk is full"))
     assert not is_disk_full(OSError(errno.EACCES, "no"))
     assert not is_disk_full(None)
 
@@ -105,6 +107,21 @@ def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(tmp_path
         assert mine.exists()
         assert not dead.exists()
     assert path.read_text() == "half"
+
+
+def test_what_a_killed_process_left_in_a_block_inside_another_is_removed_too(tmp_path):
+    path = tmp_path / "folder"
+    with atomic_path(path) as outer, atomic_path(outer) as inner:
+        own, process = f"-{os.getpid()}-", subprocess.Popen([sys.executable, "-c", ""])
+        process.wait()
+        for left in (outer, inner):
+            left.with_name(left.name.replace(own, f"-{process.pid}-")).mkdir()
+        inner.mkdir()
+    write_text(path.with_name("folder.txt"), "beside")
+    assert len(list(tmp_path.iterdir())) == 4
+    with atomic_path(path) as temporary:
+        temporary.mkdir()
+    assert {x.name for x in tmp_path.iterdir()} == {"folder", "folder.txt"}
 
 
 def test_names_may_be_as_long_as_the_file_system_allows(tmp_path):

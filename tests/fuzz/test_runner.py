@@ -1,0 +1,119 @@
+"""The campaign itself: it can be repeated, sees what it must see, and survives what it provokes."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from afmrl_jax.errors import CatalogueError, RunError
+from experiments.reliability.fuzz import __main__ as campaign
+from experiments.reliability.fuzz.case import AcceptedWrongError, Case, Outcome, verdict_of
+from experiments.reliability.fuzz.mutate import spoil_bytes, spoil_json, spoil_line
+
+VALUE = {"a": {"b": [1, 2.5, "x"]}, "c": None, "d": "text"}
+
+
+def case(**about):
+    return Case("a case", lambda: None, **about)
+
+
+@pytest.mark.parametrize(
+    ("about", "error", "verdict"),
+    [
+        ({}, None, "accepted"),
+        ({"good": True}, None, "ok"),
+        ({"wrong": True}, None, "accepted-wrong"),
+        ({"wrong": True}, RunError("run/config.json is broken; write it again"), "clean"),
+        ({}, CatalogueError("listing 'x': no title; add one"), "clean"),
+        ({}, RunError("num_heads must divide by num_kv_heads"), "vague"),
+        ({"good": True}, RunError("x.json is broken"), "refused"),
+        ({}, AcceptedWrongError("other weights"), "accepted-wrong"),
+        ({}, KeyError("outputs"), "foreign"),
+        ({}, KeyboardInterrupt(), "foreign"),
+    ],
+)
+def test_verdicts(about, error, verdict):
+    assert verdict_of(case(**about), error)[0] == verdict
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_same_generator_breaks_the_same_way(seed):
+    one, two = (np.random.default_rng(seed) for _ in range(2))
+    assert spoil_json(VALUE, one) == spoil_json(VALUE, two)
+    assert spoil_bytes(b"0123456789", one) == spoil_bytes(b"0123456789", two)
+    line = json.dumps(VALUE).encode() + b"\n"
+    assert spoil_line(line * 3, one) == spoil_line(line * 3, two)
+
+
+def test_a_value_changes_in_one_place_and_the_good_one_stays():
+    before = json.dumps(VALUE)
+    for seed in range(200):
+        found = spoil_json(VALUE, np.random.default_rng(seed))
+        assert json.dumps(VALUE) == before
+        assert found.text != before.encode()
+
+
+def test_every_target_has_its_share_and_cases_are_numbered():
+    jobs = campaign.jobs_of(300, ["store", "remote", "overwrite"])
+    assert len(set(jobs)) == len(jobs)
+    numbers = [n for name, n in jobs if name == "store"]
+    assert numbers == list(range(len(numbers)))
+    assert len(numbers) > len(jobs) / 3
+
+
+def test_cases_that_ended_alike_are_listed_once():
+    same = [
+        Outcome("store", n, "foreign", "x", f"KeyError: '{n}' [afmrl_jax/a.py:1 f]")
+        for n in range(3)
+    ]
+    other = Outcome("store", 9, "clean", "x", "RunError: fine")
+    assert campaign.kinds_of([*same, other]) == [same]
+    assert "| store | 4 | 1 |" in campaign.table_of([*same, other])
+
+
+TOYS = """
+import json, os, sys, time
+from pathlib import Path
+from experiments.reliability.fuzz import workers
+from experiments.reliability.fuzz.case import TARGETS, Case
+workers.PATIENCE, workers.MEMORY_MB = 3, 900
+outside = Path(sys.argv[1]) / "outside.txt"
+ACTS = {
+    "fine": lambda: None,
+    "hangs": lambda: time.sleep(60),
+    "grows": lambda: bytes(range(256)) * (1 << 22) and time.sleep(60),
+    "dies": lambda: os._exit(3),
+    "raises": lambda: {}["x"],
+    "writes": lambda: outside.write_text("x"),
+    "reads": lambda: Path("outside/secret.png").read_bytes(),
+    "starts": lambda: os.system("true"),
+    "own": lambda: Path("own.txt").write_text("x"),
+}
+for name, act in ACTS.items():
+    TARGETS[name] = lambda room, act=act: Case("a toy", act)
+jobs = [(name, n) for n in range(2) for name in ACTS]
+pool = workers.Pool(Path(sys.argv[2]), Path(sys.argv[1]) / "work", 0, 2)
+print(json.dumps([[x.target, x.verdict] for x in pool.run(jobs)]))
+"""
+
+
+def test_what_hangs_grows_or_dies_costs_only_its_worker(tmp_path):
+    (tmp_path / "good" / "texts").mkdir(parents=True)
+    (tmp_path / "good" / "texts" / "photo.png").write_bytes(b"secret")
+    command = [sys.executable, "-c", TOYS, str(tmp_path), str(tmp_path / "good")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = sorted(map(tuple, json.loads(done.stdout)))
+    wanted = {
+        "fine": "accepted",
+        "own": "accepted",
+        "hangs": "hang",
+        "grows": "memory",
+        "dies": "foreign",
+        "raises": "foreign",
+        "writes": "outside",
+        "reads": "outside",
+        "starts": "outside",
+    }
+    assert found == sorted((name, verdict) for name, verdict in wanted.items() for _ in range(2))

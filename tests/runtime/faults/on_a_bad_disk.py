@@ -1,0 +1,88 @@
+"""Runs every command that writes on a disk that is full or cannot be written; started by a test.
+
+It needs a mount namespace of its own (`unshare -m`). Prints a JSON object for each command.
+"""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from afmrl_jax.cli.main import main
+from experiments.reliability.fuzz.network import Server, good_reply
+
+FREE = {"full": 0, "nearly-full": 12_288}
+"""Bytes that are left."""
+
+
+def commands(run, shop, url):
+    """The arguments of every command, without --out."""
+    on = ["--run", str(run), "--catalogue", str(shop)]
+    few = ["--resamples", "20"]
+    return {
+        "embed": ["embed", *on, "--system", "infonce"],
+        "annotate": ["annotate", *on],
+        "oracle": ["oracle", *on[2:], "--url", url, "--model", "x", "--split", "all"],
+        "catalogue-convert": ["catalogue-convert", str(shop)],
+        "export": ["export", "--run", str(run), "--no-check"],
+        "compare": ["compare", str(run), str(run), *few, "--permutations", "20"],
+        "baselines": ["baselines", *on[2:], *few],
+        "report": ["report", "--run", str(run)],
+        "evaluate": ["evaluate", *on],
+    }
+
+
+def fill(disk, free):
+    """Leave only so many bytes."""
+    with (disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    size = (disk / "filler").stat().st_size
+    os.truncate(disk / "filler", max(0, size - free))
+
+
+def tried(arguments, out):
+    """What a command does when told to write `out`."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            main([*arguments, "--out", str(out)])
+            status = 0
+        except SystemExit as ended:
+            status = ended.code
+        except BaseException as error:
+            status = repr(error)
+    lines = said.getvalue().strip().splitlines() or [""]
+    return {
+        "command": arguments[0],
+        "status": status,
+        "said": lines[-1],
+        "traced": any("Traceback" in x for x in lines),
+        "there": out.exists(),
+    }
+
+
+def run_all(kind, run, shop, disk):
+    """Mount the disk, and try every command on it."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(disk)], check=True)
+    (disk / "kept.txt").write_text("kept")
+    server = Server()
+    server.body = json.dumps(good_reply()).encode()
+    for name, arguments in commands(run, shop, server.url).items():
+        out = disk / "work" / name / ("out.json" if name in ("compare", "baselines") else "out")
+        if kind in FREE:
+            # Others before it may have left something to go on from.
+            subprocess.run(["rm", "-rf", str(disk / "work"), str(disk / "filler")], check=True)
+            out.parent.mkdir(parents=True)
+            fill(disk, FREE[kind])
+        elif name == "embed":
+            subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        print(json.dumps(tried(arguments, out)), flush=True)
+    assert (disk / "kept.txt").read_text() == "kept"
+
+
+if __name__ == "__main__":
+    run_all(sys.argv[1], *map(Path, sys.argv[2:]))

@@ -1,0 +1,41 @@
+"""Every command that writes, on a full or a read-only disk: nothing half-written, one line."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.runtime.faults import on_a_bad_disk
+
+pytestmark = pytest.mark.slow
+
+
+def may_mount():
+    return subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not may_mount(), reason="mounts need root, or a user namespace")
+@pytest.mark.parametrize("kind", ["full", "nearly-full", "read-only"])
+def test_commands_that_cannot_write_say_so_and_leave_nothing_half_written(
+    kind, whole_run, tiny_run, tmp_path
+):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["unshare", "-m", sys.executable, "-m", on_a_bad_disk.__name__, kind]
+    command += [str(whole_run), tiny_run.catalogue, str(disk)]
+    environment = os.environ | {"NO_PROXY": "127.0.0.1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(x) for x in done.stdout.splitlines() if x.startswith("{")]
+    assert len(found) == 9
+    word = "cannot be written" if kind == "read-only" else "no space left on the disk"
+    wrong = []
+    for x in found:
+        # What is small enough may fit; then it is whole.
+        fits = kind == "nearly-full" and x["status"] == 0 and x["there"]
+        refused = x["status"] == 1 and not x["there"] and word in x["said"] and not x["traced"]
+        if not fits and not refused:
+            wrong.append(x)
+    assert not wrong, "\n".join(map(str, wrong))
