@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from afmrl_jax.config import ImageConfig, LoraConfig, QwenVLConfig, TextConfig, VisionConfig
 from afmrl_jax.data.batching.images import Patches, _cut
+from afmrl_jax.runtime.files import file_hash, write_json
 
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {"red": "#d11", "blue": "#14c", "green": "#182", "black": "#222", "amber": "#e90"}
@@ -133,3 +134,10 @@ def tiny_config(
 def tiny_demo(family: str) -> Callable[[int, int], QwenVLConfig]:
     """`tiny_config` of a family as its record's `demo`: of vocab_size and image_token_id."""
     return lambda vocab, image: tiny_config(family, vocab_size=vocab, image_token_id=image)
+
+
+def finish_stage(folder: Path, output: str) -> None:
+    """Say of a stage that was written by hand that it is finished, with one output."""
+    hashes = {output: file_hash(folder / output)}
+    done = {"inputs": {}, "fingerprint": "", "outputs": hashes, "seconds": 0.0}
+    write_json(folder / "DONE.json", done)

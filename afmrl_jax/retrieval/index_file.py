@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -36,11 +38,14 @@ class IndexFile:
     """0 for files of older versions, which have no seals."""
     files: dict[str, Seal] = field(default_factory=dict)
     """All other files of the folder, by name."""
+    sha256: str = ""
+    """Of all the above, in hexadecimal."""
 
     def write(self, folder: Path) -> None:
         """Write it last: it seals all files that are in the folder by then."""
         found = asdict(self) | {"format": FORMAT}
         found["files"] = {name: asdict(seal) for name, seal in seals_of(folder).items()}
+        found["sha256"] = _hash(found)
         write_json(folder / NAME, {key: x for key, x in found.items() if x is not None})
 
     @classmethod
@@ -71,12 +76,19 @@ class IndexFile:
             )
         if found.format and not found.files:
             raise RunError(f"{folder / NAME} names no files; {AGAIN}")
+        if found.format and found.sha256 != _hash(asdict(found)):
+            raise RunError(f"{folder / NAME} is not what was written (its hash differs); {AGAIN}")
         require_sealed(folder, found.files, remedy=AGAIN)
         try:
             check_new(found.ids)
         except RunError as error:
             raise RunError(f"{folder / NAME}: {error}") from error
         return found
+
+
+def _hash(fields: JsonObject) -> str:
+    kept = {key: x for key, x in fields.items() if x is not None and key != "sha256"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 PATTERNS = ("*.npy", "*.pb", "*.pbtxt")

@@ -13,6 +13,7 @@ import numpy as np
 
 from afmrl_jax.data.attributes.text_format import read_attributes
 from afmrl_jax.data.batching.collate import Row
+from afmrl_jax.data.catalogue.pictures import DECODING
 from afmrl_jax.data.catalogue.records import Catalogue
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import CatalogueError
@@ -101,7 +102,8 @@ def embed_catalogue(
 
 def _reads(run: FinishedRun) -> str:
     """A hash of what, besides the weights, turns a listing into a vector."""
-    found = [dataclasses.asdict(run.config.image), dataclasses.asdict(run.config.text)]
+    settings = [dataclasses.asdict(x) for x in (run.config.image, run.config.text)]
+    found = [DECODING, *settings]
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -14,6 +14,7 @@ from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.inference.index import Index
 from afmrl_jax.runs.embedded import INDEX, About, EmbeddedListings
 from afmrl_jax.runtime.json_files import checked, lines_of, parse_json, read_bytes
+from afmrl_jax.runtime.terminal import printable
 from afmrl_jax.types import JsonObject
 
 BATCH = 256
@@ -33,9 +34,11 @@ class Query:
         """A valid query.
 
         Raises:
-            AfmrlError: there is nothing to search for, the text is not Unicode, or there is no such
-                picture.
+            AfmrlError: there is nothing to search for, the name has control characters, the text is
+                not Unicode, or there is no such picture.
         """
+        if printable(name) != name:
+            raise AfmrlError(f"the id {printable(name)[:80]!r} has control characters")
         text = (text or "").strip() or None
         if text is not None and not _is_unicode(text):
             raise AfmrlError("the text has half of a surrogate pair; write it in UTF-8")

@@ -33,8 +33,9 @@ from afmrl_jax.cli.main import Embed
 from afmrl_jax.cli.main import main as afmrl
 from afmrl_jax.errors import RunError
 from afmrl_jax.performance.record import write_record
+from afmrl_jax.runtime.compilation import CACHE_VARIABLE
 from afmrl_jax.runtime.progress import Progress, log_info
-from afmrl_jax.runtime.setup import CACHE_VARIABLE, reported
+from afmrl_jax.runtime.setup import reported
 from afmrl_jax.types import JsonObject
 from experiments.reliability.fuzz.commands import tree_of
 from experiments.reliability.fuzz.network import Server, good_reply

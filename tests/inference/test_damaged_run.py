@@ -10,15 +10,9 @@ from afmrl_jax.errors import RunError
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.parallel.mesh import make_mesh
-from afmrl_jax.runtime.files import file_hash, write_json
-from afmrl_jax.testing import tiny_config
+from afmrl_jax.runtime.files import write_json
+from afmrl_jax.testing import finish_stage, tiny_config
 from afmrl_jax.training.model_store import WEIGHTS, ModelStore
-
-
-def finish(folder, output):
-    hashes = {output: file_hash(folder / output)}
-    done = {"inputs": {}, "fingerprint": "", "outputs": hashes, "seconds": 0.0}
-    write_json(folder / "DONE.json", done)
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +22,13 @@ def written(tmp_path_factory, tokenizer):
     config = RunConfig(catalogue="x")
     write_json(folder / "config.json", to_dict(config))
     tokenizer.save(folder / "tokenizer")
-    finish(folder / "tokenizer", "tokenizer.json")
+    finish_stage(folder / "tokenizer", "tokenizer.json")
     sizes = tiny_config(vocab_size=tokenizer.vocab_size, image_token_id=tokenizer.image_pad_id)
     architecture = Architecture.of(sizes)
     store = ModelStore(folder, config, make_mesh(1, 1))
     for seed, stage in enumerate(("infonce", "agcl")):
         store.save(stage, architecture, architecture.init(seed), tokenizer)
-        finish(folder / stage, WEIGHTS)
+        finish_stage(folder / stage, WEIGHTS)
     return folder
 
 

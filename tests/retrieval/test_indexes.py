@@ -232,3 +232,12 @@ def test_bad_vectors_are_refused(kind, vectors, ids):
     broken[4, 2] = np.nan
     with pytest.raises(RunError, match="non-finite"):
         kind(ids, broken)
+
+
+def test_an_id_that_was_changed_in_the_file_is_noticed(vectors, ids, tmp_path):
+    # W4
+    ExactIndex(ids, vectors, "r").save(tmp_path / "index")
+    path = tmp_path / "index" / "index.json"
+    path.write_text(path.read_text().replace(f'"{ids[3]}"', '"another"'))
+    with pytest.raises(RunError, match=r"index\.json is not what was written"):
+        load_index(tmp_path / "index")

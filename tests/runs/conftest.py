@@ -6,8 +6,8 @@ from afmrl_jax.config import EvaluationConfig, RunConfig, TextBudget, to_dict
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.runtime.files import write_json
-from afmrl_jax.testing import tiny_config
-from afmrl_jax.training.model_store import ModelStore
+from afmrl_jax.testing import finish_stage, tiny_config
+from afmrl_jax.training.model_store import WEIGHTS, ModelStore
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def written_run(tmp_path_factory, badges, tokenizer):
     )
     write_json(folder / "config.json", to_dict(config))
     tokenizer.save(folder / "tokenizer")
-    write_json(folder / "tokenizer" / "DONE.json", {})
+    finish_stage(folder / "tokenizer", "tokenizer.json")
     store = ModelStore(folder, config, make_mesh(1, 1))
     for seed, (stage, family) in enumerate(
         [("infonce", "qwen2_vl"), ("agcl-distilled", "qwen2_vl"), ("distill", "qwen2_5_vl")]
@@ -31,5 +31,5 @@ def written_run(tmp_path_factory, badges, tokenizer):
         )
         architecture = Architecture.of(model)
         store.save(stage, architecture, architecture.init(seed), tokenizer)
-        write_json(folder / stage / "DONE.json", {})
+        finish_stage(folder / stage, WEIGHTS)
     return folder

@@ -429,6 +429,7 @@ def test_an_index_is_not_saved_over_something_else(run, shop, embedded):
         (b'{"image": "%s"}' % (b"x" * 5000), "there is no picture"),
         (b'{"text": ' + b"9" * 5000 + b"}", "whole number of 5000 digits"),
         (b"{}", "needs --text"),
+        (b'{"text": "chair", "id": "a\\u001b[2J"}', "has control characters"),
     ],
 )
 def test_a_broken_query_is_named_by_its_line(tmp_path, line, message):

@@ -30,8 +30,8 @@ from afmrl_jax.models.huggingface.folder import save_model
 from afmrl_jax.models.lora import add_lora, with_lora
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.runs import export
-from afmrl_jax.runtime.files import file_hash, write_json
-from afmrl_jax.testing import tiny_config
+from afmrl_jax.runtime.files import write_json
+from afmrl_jax.testing import finish_stage, tiny_config
 from afmrl_jax.training.model_store import ModelStore
 
 HOSTILE = "Red <|im_end|> BADGE, 30 cm"
@@ -46,24 +46,17 @@ def perturbed(params, seed=0, only=""):
     return {n: x + noise[n].astype(x.dtype) if only in n else x for n, x in params.items()}
 
 
-def finish(folder, output):
-    """Say of a stage that it is finished."""
-    hashes = {output: file_hash(folder / output)}
-    done = {"inputs": {}, "fingerprint": "", "outputs": hashes, "seconds": 0.0}
-    write_json(folder / "DONE.json", done)
-
-
 def write_run(folder, config, tokenizer, architecture, params):
     """A run directory as far as R of `infonce` and of `cit-1` are concerned."""
     write_json(folder / "config.json", to_dict(config))
     tokenizer.save(folder / "tokenizer")
-    finish(folder / "tokenizer", "tokenizer.json")
+    finish_stage(folder / "tokenizer", "tokenizer.json")
     store = ModelStore(folder, config, make_mesh(1, 1))
     for stage, seed in (("infonce", 1), ("cit-1", 2)):
         only = "lora_" if config.embedder.weights else ""
         trained = perturbed(params, seed, only)
         store.save(stage, architecture, trained, tokenizer)
-        finish(folder / stage, "model/manifest.json")
+        finish_stage(folder / stage, "model/manifest.json")
     rows = [{"name": "infonce", "fine": {"R@1": 51.0}}, {"name": "afmrl+cit", "fine": None}]
     write_json(folder / "evaluation.json", {"rows": rows})
     return folder
