@@ -60,6 +60,7 @@ def oracle_by_checkpoint(
     config, mesh = RunConfig.pretrained(), make_mesh(-1, 1)
     architecture, params = read_model(weights, config.generator, mesh)
     tokenizer = BpeTokenizer.load(base_folder(weights))
+    tokenizer.check_model(architecture.config.text.vocab_size, architecture.config.image_token_id)
     builder = RowBuilder.of(catalogue.listings, tokenizer, config.image, config.text)
     everything = np.arange(len(catalogue.listings))
     return annotate(
