@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +70,17 @@ def _took(event: str, duration_secs: float, **_: str | int) -> None:
 def _happened(event: str, **_: str | int) -> None:
     if event == HIT:
         _total.hits += 1
+
+
+@contextmanager
+def compiling_anew() -> Iterator[None]:
+    """Disable the compile cache inside: what compiling takes or writes is wanted."""
+    before = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
 
 
 def keep_programs(default: Path) -> None:

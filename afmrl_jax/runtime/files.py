@@ -204,11 +204,18 @@ def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
         yield
 
 
+_PLACE = (
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    errno.ENAMETOOLONG,
+)
+"""Errors of a place that the user chose."""
+
+
 def unwritable(path: Path | str, error: OSError) -> RunError | None:
     """What to tell the user of an error in writing, or None if that is not theirs to mend."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return disk_full(path)
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG):
+    if error.errno in _PLACE:
         return RunError(
             f"{path} cannot be written ({error.strerror}); choose another place, or make this one "
             "writable"

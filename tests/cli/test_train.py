@@ -109,7 +109,7 @@ def test_config_takes_options_too(capsys):
         ("a.yaml", "- 1", "the file must hold settings by name"),
         ("a.yaml", "save_every: 0", "save_every must lie between 1 and"),
         ("a.yaml", "a: [1", "while parsing"),
-        ("a.json", "{", "line 1 column 2"),
+        ("a.json", "{", "at column 2"),
         ("a.toml", "", "must end in .yaml, .yml, .json"),
     ],
 )

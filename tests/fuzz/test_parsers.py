@@ -129,13 +129,11 @@ def test_kept_replies_are_texts_or_an_error_that_names_the_line(folder, records)
     path = folder / "replies.jsonl"
     path.write_text("".join(json.dumps(x) + "\n" for x in records))
     try:
-        cache = ReplyCache(path)
+        with ReplyCache(path) as cache:
+            for record in records:
+                assert isinstance(cache.get(record["key"]), str)
     except AfmrlError as error:
         assert "replies.jsonl" in str(error)  # noqa: PT017
-        return
-    cache.close()
-    for record in records:
-        assert isinstance(cache.get(record["key"]), str)
 
 
 GOOD = {

@@ -45,8 +45,9 @@ from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.parallel.mesh import simulate_devices
 from afmrl_jax.performance.record import check_writable, is_record_of
 from afmrl_jax.performance.sweep.cell import Cell, Task, changes, largest_batch, plan_of
-from afmrl_jax.performance.sweep.measure import Peak, capacity, compiling_anew, measure
+from afmrl_jax.performance.sweep.measure import Peak, capacity, measure
 from afmrl_jax.performance.sweep.tables import draw, markdown, with_one_peak
+from afmrl_jax.runtime.compilation import compiling_anew
 from afmrl_jax.runtime.files import write_json, write_text
 from afmrl_jax.runtime.hardware import machine
 from afmrl_jax.runtime.json_files import read_records

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
@@ -58,17 +57,6 @@ def product_peak(side: int = 1536, repeats: int = 9) -> float:
             jax.block_until_ready(product(x))
             best = max(best, 2 * side**3 / (time.perf_counter() - began))
     return best
-
-
-@contextmanager
-def compiling_anew() -> Iterator[None]:
-    """Disable the compile cache inside, because compile time is one of the figures."""
-    before = jax.config.values["jax_enable_compilation_cache"]
-    jax.config.update("jax_enable_compilation_cache", False)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", before)
 
 
 class Peak:

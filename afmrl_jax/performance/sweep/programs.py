@@ -28,6 +28,7 @@ from afmrl_jax.parallel.layout import fit_spec
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.performance.collectives import Collective, bytes_by_axis, collectives
 from afmrl_jax.performance.plan import Request, batch_shapes, lowered
+from afmrl_jax.runtime.compilation import compiling_anew
 from afmrl_jax.types import JsonObject
 
 Struct = jax.ShapeDtypeStruct
@@ -113,7 +114,8 @@ def exchanged(case: Case, data: int, model: int) -> JsonObject:
             "xla_dump_to": folder,
             "xla_dump_hlo_pass_re": "spmd-partitioning",
         }
-        finished = program.compile(compiler_options=dumped | QUICK)
+        with compiling_anew():
+            finished = program.compile(compiler_options=dumped | QUICK)
         parted = [x for x in Path(folder).iterdir() if "after_spmd-partitioning" in x.name]
         if len(parted) != 1:
             raise RunError(f"XLA wrote {len(parted)} texts after its partitioner, not 1")
