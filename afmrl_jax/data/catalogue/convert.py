@@ -101,11 +101,17 @@ def convert(source: RowSource, out: Path, how: Conversion) -> JsonObject:
             # Not before: while it is there, no other process takes the work for abandoned.
             (out / LOCK).unlink()
     except (OSError, sqlite3.Error, RuntimeError) as error:
-        if is_disk_full(error) or "disk is full" in str(error):
+        if is_disk_full(error) or _has_no_room(error, out.parent):
             raise disk_full(out) from error
         known = unwritable(out, error) if isinstance(error, OSError) else None
         raise (known or error) from error
     return manifest
+
+
+def _has_no_room(error: Exception, folder: Path) -> bool:
+    """Whether SQLite failed to write for want of space, which it often calls an I/O error."""
+    few = 1 << 20
+    return isinstance(error, sqlite3.OperationalError) and shutil.disk_usage(folder).free < few
 
 
 @contextmanager
