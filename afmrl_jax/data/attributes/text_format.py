@@ -9,6 +9,7 @@ import numpy as np
 
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.json_files import lines_of, parse_json
+from afmrl_jax.runtime.terminal import printable
 
 
 class MalformedAttributes(ValueError):
@@ -100,5 +101,7 @@ def read_attributes(path: Path) -> dict[str, str]:
                 f"{where}: not a record with `listing_id` and `attributes`, both of them text; "
                 f"{remedy}"
             )
+        if printable(name) != name:
+            raise CatalogueError(f"{where}: control characters in the listing_id; {remedy}")
         found[name] = text
     return found

@@ -98,3 +98,10 @@ def test_files_of_attributes_that_are_no_files_are_named(tmp_path):  # F17
     for name in ("pipe", "zero", "gone", "."):
         with pytest.raises(CatalogueError, match=r"cannot be read|is a pipe or a device"):
             read_attributes(tmp_path / name)
+
+
+def test_an_id_with_control_characters_is_named_by_its_line(tmp_path):
+    path = tmp_path / "attributes.jsonl"
+    path.write_text('{"listing_id": "a\\u0000", "attributes": "color: red"}\n')
+    with pytest.raises(CatalogueError, match="line 1: control characters in the listing_id"):
+        read_attributes(path)
