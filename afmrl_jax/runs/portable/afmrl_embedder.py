@@ -30,7 +30,7 @@ KEYS = ("text", "image", "attributes")
 ARGUMENTS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """For some of the others Pillow starts programs."""
-MAX_SIDE, MAX_PIXELS, MAX_BYTES, MAX_ASPECT = 20_000, 100_000_000, 900_000_000, 200
+MAX_SIDE, MAX_PIXELS, MAX_BYTES, MAX_ASPECT = 20_000, 100_000_000, 800_000_000, 200
 TURNS = {x + 2: Image.Transpose(t) for x, t in enumerate((0, 3, 1, 5, 4, 6, 2))}
 """What makes a picture upright, by its EXIF orientation."""
 Picture = Image.Image | str | os.PathLike[str] | IO[bytes]
