@@ -38,6 +38,7 @@ from afmrl_jax.runtime.home_state import (
     require_no_link_out,
     write_known,
 )
+from afmrl_jax.runtime.json_files import open_regular
 from afmrl_jax.runtime.progress import Progress, log_info
 
 T = TypeVar("T")
@@ -341,5 +342,5 @@ def _remove_empty(folder: Path, root: Path) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open("rb") as read, target.open("wb") as write:
+    with open_regular(source) as read, target.open("wb") as write:
         shutil.copyfileobj(read, write, BLOCK)
