@@ -1,13 +1,15 @@
-"""Size and hash of files, kept where they are described, so that a change is noticed."""
+"""Sizes and hashes of files, kept where they are described, so that a change is noticed."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from afmrl_jax.errors import AfmrlError, RunError
+from afmrl_jax.runtime.files import file_hash
 from afmrl_jax.runtime.json_files import open_regular
 
 
@@ -30,6 +32,15 @@ class Seal:
         with open_regular(path) as file:
             digest = hashlib.file_digest(file, "sha256")
             return cls(file.tell(), digest.hexdigest())
+
+    def fits(self, path: Path) -> bool:
+        """Whether a file is still what was sealed; one of another size is not read.
+
+        Raises:
+            RunError: it is a pipe or a device.
+            OSError: it cannot be read.
+        """
+        return path.stat().st_size == self.bytes and Seal.of(path) == self
 
 
 def seals_of(folder: Path) -> dict[str, Seal]:
@@ -58,11 +69,37 @@ def require_sealed(
         if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
             raise error(f"{folder} should hold a file {name!r}, which is no name in it; {remedy}")
         try:
-            size = path.stat().st_size
-            # A file of another size need not be read.
-            same = size == seal.bytes and Seal.of(path) == seal
+            same = seal.fits(path)
         except (OSError, ValueError) as problem:
             reason = getattr(problem, "strerror", None) or problem
             raise error(f"{path} cannot be read ({reason}); {remedy}") from problem
         if not same:
             raise error(f"{path} is not what was written (its size or hash differs); {remedy}")
+
+
+def check_hashes(folder: Path, wanted: Mapping[str, str], remedy: str) -> None:
+    """See that files are still what was written, by records that hold a hash and no size.
+
+    Args:
+        folder: what the names are relative to.
+        wanted: SHA-256 by name.
+        remedy: what the user should do, at the end of the message.
+
+    Raises:
+        RunError: a file is gone or has other bytes; the message names the first.
+    """
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda name: _state(folder / name, wanted[name]), wanted)
+        for name, problem in zip(wanted, found, strict=True):
+            if problem:
+                raise RunError(f"{folder / name} {problem}; {remedy}")
+
+
+def _state(path: Path, wanted: str) -> str | None:
+    try:
+        same = file_hash(path) == wanted
+    except (FileNotFoundError, NotADirectoryError):
+        return "is missing"
+    except (OSError, ValueError) as error:
+        return f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    return None if same else "has changed since it was written"

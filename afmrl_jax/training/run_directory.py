@@ -19,12 +19,12 @@ from afmrl_jax.runtime.distributed import (
     run_on_first,
 )
 from afmrl_jax.runtime.files import file_hash, open_lock, take_lock, write_json
-from afmrl_jax.runtime.hashes import check_hashes
 from afmrl_jax.runtime.json_files import read_checked
 from afmrl_jax.runtime.object_store import hold, keep
 from afmrl_jax.runtime.preemption import heed
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.runtime.run_mirror import LOCK
+from afmrl_jax.runtime.seals import check_hashes
 from afmrl_jax.types import JsonObject
 
 DONE, BEGUN = "DONE.json", "inputs.json"

@@ -10,8 +10,8 @@ from pathlib import Path
 from afmrl_jax.data.catalogue.records import Problem
 from afmrl_jax.data.catalogue.tfds_examples import DESCRIPTIONS, PART
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.runtime.files import file_hash
 from afmrl_jax.runtime.json_files import checked, read_json
+from afmrl_jax.runtime.seals import Seal
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -43,13 +43,13 @@ class StoredFile:
     @classmethod
     def of(cls, path: Path) -> StoredFile:
         """The record of a file that has been written."""
-        return cls(path.name, path.stat().st_size, file_hash(path))
+        seal = Seal.of(path)
+        return cls(path.name, seal.bytes, seal.sha256)
 
     def is_intact(self, folder: Path) -> bool:
         """Whether a folder has the file, with these bytes."""
         path = folder / self.file
-        found = path.is_file() and path.stat().st_size == self.bytes
-        return found and file_hash(path) == self.sha256
+        return path.is_file() and Seal(self.bytes, self.sha256).fits(path)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.runtime.files import file_hash, write_json
-from afmrl_jax.runtime.hashes import check_hashes
 from afmrl_jax.runtime.json_files import read_checked
+from afmrl_jax.runtime.seals import check_hashes
 
 MANIFEST = "manifest.json"
 """Hashes of a folder's weights, which stand for the model where its identity is asked for."""
