@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,17 @@ class Begun:
 
     inputs: JsonObject
     fingerprint: str
+
+    def fits(self, wanted: Begun) -> bool:
+        """Whether the result depends on the same as `wanted`.
+
+        Older versions kept the whole numbers that a notebook gave for numbers, and 1 and 1.0 are
+        equal but have other fingerprints.
+        """
+        if self.fingerprint == wanted.fingerprint:
+            return True
+        sound = self.fingerprint == fingerprint(self.inputs)
+        return sound and migrated(self.inputs) == migrated(wanted.inputs)
 
 
 @dataclass(frozen=True)
@@ -120,11 +132,11 @@ class Run:
                 "repeat its settings, or delete the folder"
             )
 
-    def _begin(self, begun: Path, current: JsonObject) -> None:
+    def _begin(self, begun: Path, current: Begun) -> None:
         path = self.folder / "config.json"
         if not path.is_file():
             write_json(path, to_dict(self.config))
-        write_json(begun, current)
+        write_json(begun, dataclasses.asdict(current))
 
     def _forget(self, begun: Path) -> None:
         """Remove the config and the inputs of a stage unless some stage has made a step: the next
@@ -167,7 +179,7 @@ class Run:
         """
         folder = self.folder / name
         done, begun = folder / DONE, folder / BEGUN
-        current = {"inputs": inputs, "fingerprint": fingerprint(inputs)}
+        current = Begun(inputs, fingerprint(inputs))
         kinds: tuple[tuple[Path, type[Begun]], ...] = ((done, Done), (begun, Begun))
         found = {
             path: read_checked(path, kind, remedy=_again(folder))
@@ -175,8 +187,8 @@ class Run:
             if check_on_first(path.is_file)
         }
         for before in found.values():
-            if before.fingerprint != current["fingerprint"]:
-                changed = ", ".join(_differences(before.inputs, inputs))
+            if not before.fits(current):
+                changed = ", ".join(_differences(*map(migrated, (before.inputs, inputs))))
                 raise RunError(
                     f"{folder} was begun with other inputs ({changed}); choose another --out or "
                     f"delete {folder} to do this stage and those after it again"
@@ -184,6 +196,7 @@ class Run:
         if done in found:
             run_on_first(partial(check_finished, folder, outputs), f"checking {name}")
             return folder
+        current = found.get(begun, current)
         heed()
         self.did_something = True
         run_on_first(partial(self._begin, begun, current), name)
@@ -199,7 +212,7 @@ class Run:
 
         def finish() -> None:
             hashes = {x: file_hash(folder / x) for x in outputs}
-            write_json(done, current | {"outputs": hashes, "seconds": seconds})
+            write_json(done, dataclasses.asdict(current) | {"outputs": hashes, "seconds": seconds})
             keep(folder)
 
         run_on_first(finish, name)
