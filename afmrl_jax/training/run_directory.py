@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from afmrl_jax.config import RunConfig, fingerprint, from_dict, migrated, to_dict
 from afmrl_jax.config.run import PLACEMENT
@@ -19,7 +19,7 @@ from afmrl_jax.runtime.distributed import (
     is_first_process,
     run_on_first,
 )
-from afmrl_jax.runtime.files import file_hash, open_lock, take_lock, write_json
+from afmrl_jax.runtime.files import claim, file_hash, write_json
 from afmrl_jax.runtime.json_files import read_checked
 from afmrl_jax.runtime.object_store import hold, keep
 from afmrl_jax.runtime.preemption import heed
@@ -93,7 +93,7 @@ class Run:
         self.config = config
         self.did_something = False
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open_lock(folder / LOCK) if is_first_process() else None
+        self._lock: IO[str] | None = None
         try:
             run_on_first(self._hold, f"taking {folder}")
             check_shared(folder)
@@ -103,11 +103,8 @@ class Run:
             raise
 
     def _hold(self) -> None:
-        assert self._lock is not None
-        if not take_lock(self._lock):
-            raise RunError(
-                f"{self.folder} is in use by another process; wait for it or choose another --out"
-            )
+        busy = f"{self.folder} is in use by another process; wait for it or choose another --out"
+        self._lock = claim(self.folder / LOCK, busy)
         hold(self.folder, True)
 
     def _check_config(self) -> None:

@@ -267,6 +267,22 @@ def test_annotating_over_the_listings_is_refused(written_run, shop, capsys):
     assert files(shop) == before
 
 
+@pytest.mark.parametrize("options", [(), ("--as-json",)], ids=["table", "json"])
+def test_what_a_search_finds_does_not_control_the_terminal(
+    run, written_run, shop, tmp_path, capsys, options
+):
+    # S9
+    catalogue = load_catalogue(shop)
+    object.__setattr__(catalogue.listings[3], "title", "chair \x1b]0;own\x07 \u202eseat")
+    embed_catalogue(run, "infonce", catalogue, tmp_path / "index")
+    capsys.readouterr()
+    asked = ["--run", str(written_run), "--index", str(tmp_path / "index"), "-k", "30"]
+    cli.main(["search", *asked, "--text", "chair", *options])
+    told = capsys.readouterr().out
+    assert "own" in told
+    assert not set(told) & set("\x1b\x07\u202e")
+
+
 def test_half_a_surrogate_pair_is_said_before_anything_is_embedded(run, shop, tmp_path, seen):
     # F3
     catalogue = load_catalogue(shop)

@@ -92,6 +92,26 @@ def test_a_record_that_is_no_text(run):
         run.output_hash("first", "result.txt")
 
 
+# S6
+def test_the_lock_of_a_run_follows_no_link(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(precious)
+    with pytest.raises(RunError, match=r"\.lock should be a lock file and is a link.*remove it"):
+        Run(tmp_path / "run", RunConfig(catalogue="x"))
+    assert precious.read_text() == "kept"
+
+
+# S3
+def test_a_run_in_use_is_not_opened_again(run):
+    with pytest.raises(RunError, match="is in use by another process; wait for it"):
+        Run(run.folder, run.config)
+    run.close()
+    Run(run.folder, run.config).close()
+
+
+# S8
 def test_an_output_without_a_hash_is_not_taken_on_trust(run):
     folder = do(run)
     (folder / "more.txt").write_text("more")
