@@ -18,7 +18,9 @@ from afmrl_jax.errors import AfmrlError, CatalogueError, ConfigError, RunError
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.inference.index import Index, IndexSettings
 from afmrl_jax.retrieval.encoder import Encoder
+from afmrl_jax.runs import embedded as embedded_folder
 from afmrl_jax.runs.embed import embed_catalogue
+from afmrl_jax.runs.embedded import content_of, contents_of
 from afmrl_jax.runs.search import Query, Searcher, read_queries
 from afmrl_jax.runtime.outputs import only_writer
 from afmrl_jax.testing import draw_badge, write_badge_catalogue
@@ -226,6 +228,14 @@ def test_a_killed_update_leaves_the_old_index_and_goes_on(run, written_run, shop
     assert not seen, "its vectors were kept"
     assert list(vectors_of(out)) == [x["listing_id"] for x in records(shop)]
     assert {x.name for x in tmp_path.iterdir()} == {"shop", "index"}
+
+
+def test_contents_come_in_the_order_of_the_listings(shop, monkeypatch):
+    monkeypatch.setattr(embedded_folder, "READ_AT_ONCE", 7)
+    listings = load_catalogue(shop).listings
+    found = contents_of(listings)
+    assert found == [content_of(x) for x in listings]
+    assert len(set(found)) == len(listings) == 30
 
 
 def test_of_two_at_once_the_second_is_told(run, shop, tmp_path):
