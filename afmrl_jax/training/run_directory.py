@@ -185,7 +185,7 @@ class Run:
         }
         for before in found.values():
             if not before.fits(current):
-                changed = ", ".join(_differences(*map(migrated, (before.inputs, inputs))))
+                changed = ", ".join(_differences(migrated(before.inputs), migrated(inputs)))
                 raise RunError(
                     f"{folder} was begun with other inputs ({changed}); choose another --out or "
                     f"delete {folder} to do this stage and those after it again"
