@@ -19,11 +19,14 @@ from afmrl_jax.reporting.tables import text_table
 from afmrl_jax.runs.evaluate import evaluate, evaluate_baselines
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.outputs import require_own_output, whole_record
-from afmrl_jax.runtime.provenance import provenance
+from afmrl_jax.runtime.provenance import PROVENANCE, provenance
+from afmrl_jax.runtime.terminal import printable_lines
 
 
 def _is_baselines(path: Path) -> bool:
-    return {"catalogue", "rows"} <= whole_record(path).keys() <= {"catalogue", "rows", "per_query"}
+    found = whole_record(path).keys()
+    # Earlier versions wrote no provenance.
+    return {"catalogue", "rows"} <= found <= {"catalogue", "rows", "per_query", *PROVENANCE}
 
 
 def _is_comparison(path: Path) -> bool:
@@ -46,7 +49,7 @@ class Evaluate(OnCatalogue):
         evaluation = evaluate(
             FinishedRun(self.run), self.catalogue, self.split, self.out, skip_bad=self.skip_bad
         )
-        print(text_table(evaluation))
+        print(printable_lines(text_table(evaluation)))
         print(self.out)
 
 
@@ -93,7 +96,7 @@ class Baselines:
             resamples=self.resamples,
             seed=self.seed,
         )
-        print(text_table(found.evaluation))
+        print(printable_lines(text_table(found.evaluation)))
         if self.out is not None:
             folder = self.out.parent if self.per_query else None
             write_evaluation(self.out, folder, found, provenance())
@@ -147,6 +150,8 @@ class Compare:
             permutations=self.permutations,
             seed=self.seed,
         )
-        print(json.dumps(found, indent=1) if self.as_json else comparison_table(found, self.task))
+        whole = found | provenance()
+        shown = json.dumps(whole, indent=1)
+        print(shown if self.as_json else printable_lines(comparison_table(found, self.task)))
         if self.out is not None:
-            write_json(self.out, found)
+            write_json(self.out, whole)

@@ -17,6 +17,7 @@ from afmrl_jax.types import AnyArray
 
 PIXEL_SIDE = 32
 HISTOGRAM_BINS = 6
+PIXELS_AT_ONCE = 1 << 20
 FINE = Task("fine", "both", "both", "product", RECALL)
 Sides = tuple[np.ndarray | None, np.ndarray | None]
 
@@ -40,10 +41,14 @@ def histogram_vectors(listings: Sequence[Listing]) -> np.ndarray:
     """Square roots of RGB histograms: their products are Bhattacharyya coefficients, [n d]."""
     out = []
     for x in listings:
-        pixels = np.asarray(decode(x.read_image_bytes())).reshape(-1, 3)
-        bins = (pixels.astype(int) * HISTOGRAM_BINS) // 256
-        flat = (bins[:, 0] * HISTOGRAM_BINS + bins[:, 1]) * HISTOGRAM_BINS + bins[:, 2]
-        counts = np.bincount(flat, minlength=HISTOGRAM_BINS**3)
+        picture = np.asarray(decode(x.read_image_bytes()))
+        counts = np.zeros(HISTOGRAM_BINS**3, np.int64)
+        # The numbers of a large picture's bins take many times its memory.
+        rows = max(1, PIXELS_AT_ONCE // picture.shape[1])
+        for top in range(0, len(picture), rows):
+            bins = picture[top : top + rows].reshape(-1, 3).astype(int) * HISTOGRAM_BINS // 256
+            flat = (bins[:, 0] * HISTOGRAM_BINS + bins[:, 1]) * HISTOGRAM_BINS + bins[:, 2]
+            counts += np.bincount(flat, minlength=HISTOGRAM_BINS**3)
         out.append(np.sqrt(counts / counts.sum()))
     return np.stack(out)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from afmrl_jax.data.catalogue.pictures import decode
 from afmrl_jax.data.catalogue.records import Listing
@@ -15,7 +16,9 @@ from afmrl_jax.evaluation.baselines import unit
 from afmrl_jax.runtime.progress import Progress
 
 AT_ONCE = 256
-"""Listings whose pictures are in memory at a time."""
+"""Most listings whose pictures are in memory at a time."""
+PIXELS_AT_ONCE = 1 << 28
+"""Pixels of pictures in memory, 4 bytes each, from which on no further picture is read."""
 
 
 class OutsideEmbedder:
@@ -89,8 +92,7 @@ class OutsideEmbedder:
     ) -> np.ndarray:
         parts = []
         with Progress(f"{self.name}: {what}", len(listings)) as progress:
-            for begin in range(0, len(listings), AT_ONCE):
-                inputs = [made(x) for x in listings[begin : begin + AT_ONCE]]
+            for inputs in _groups(map(made, listings)):
                 parts.append(
                     self._model.encode(
                         inputs,
@@ -99,5 +101,24 @@ class OutsideEmbedder:
                         show_progress_bar=False,
                     )
                 )
-                progress.update(begin + len(inputs))
+                progress.update(sum(map(len, parts)))
         return unit(np.concatenate(parts).astype(np.float32))
+
+
+def _groups(inputs: Iterable[object]) -> Iterator[list[object]]:
+    """The inputs in lists of at most `AT_ONCE`, fewer where the pictures are large.
+
+    A list is emptied before the next one is made, so that only one is in memory.
+    """
+    group: list[object] = []
+    pixels = 0
+    for x in inputs:
+        group.append(x)
+        picture = x.get("image") if isinstance(x, dict) else x
+        pixels += picture.width * picture.height if isinstance(picture, Image.Image) else 0
+        if len(group) == AT_ONCE or pixels >= PIXELS_AT_ONCE:
+            yield group
+            group.clear()
+            pixels = 0
+    if group:
+        yield group

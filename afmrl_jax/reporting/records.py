@@ -139,14 +139,6 @@ class CardRecord(_Card, total=False):
     true_attributes: str | None
 
 
-class DoneRecord(TypedDict, total=False):
-    """`DONE.json` of a stage."""
-
-    inputs: Any
-    outputs: dict[str, str]
-    seconds: Number
-
-
 class _Steps(TypedDict, total=False):
     steps: int
 

@@ -11,8 +11,10 @@ from typing import Any
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.huggingface.safetensors import stored_tensors
-from afmrl_jax.reporting.records import DoneRecord, read_record
+from afmrl_jax.reporting.records import REMEDY, read_record
 from afmrl_jax.reporting.tables import number
+from afmrl_jax.runtime.json_files import read_checked
+from afmrl_jax.training.run_directory import BEGUN, DONE, Done
 from afmrl_jax.types import JsonObject
 
 ORDER = (
@@ -69,10 +71,6 @@ def _strings(value: object) -> Iterator[str]:
             yield from _strings(inner)
 
 
-def _outputs(done: JsonObject) -> dict[str, str]:
-    return done.get("outputs") or {}
-
-
 def read_timings(run: Path) -> dict[str, float]:
     """The numbers of `timings.json`, if a run has one: seconds by stage, and other figures."""
     path = run / "timings.json"
@@ -88,11 +86,11 @@ def read_stages(run: Path, config: JsonObject) -> list[Stage]:
         run: the run directory.
         config: its `config.json`; an empty one means the defaults.
     """
-    done = {path.parent.name: read_record(path, DoneRecord) for path in run.glob("*/DONE.json")}
-    done = {name: found for name, found in done.items() if found is not None}
-    begun = {path.parent.name for path in run.glob("*/inputs.json")}
+    records = (path for path in run.glob(f"*/{DONE}") if path.is_file())
+    done = {path.parent.name: read_checked(path, Done, remedy=REMEDY) for path in records}
+    begun = {path.parent.name for path in run.glob(f"*/{BEGUN}")}
     timings = read_timings(run)
-    makers = {digest: name for name, found in done.items() for digest in _outputs(found).values()}
+    makers = {digest: name for name, found in done.items() for digest in found.outputs.values()}
     out = []
     for name in sorted({*expected_stages(config), *done, *begun}, key=_rank):
         if name not in done:
@@ -100,18 +98,10 @@ def read_stages(run: Path, config: JsonObject) -> list[Stage]:
             out.append(Stage(name, state, timings.get(name)))
             continue
         found = done[name]
-        read = {makers[x] for x in _strings(found.get("inputs")) if x in makers} - {name}
-        outputs = [(file, digest[:SHOWN_DIGITS]) for file, digest in _outputs(found).items()]
-        seconds = number(found.get("seconds"))
-        out.append(
-            Stage(
-                name,
-                "done",
-                timings.get(name) if seconds is None else seconds,
-                tuple(sorted(read, key=_rank)),
-                tuple(outputs),
-            )
-        )
+        read = {makers[x] for x in _strings(found.inputs) if x in makers} - {name}
+        outputs = tuple((file, digest[:SHOWN_DIGITS]) for file, digest in found.outputs.items())
+        made_from = tuple(sorted(read, key=_rank))
+        out.append(Stage(name, "done", found.seconds, made_from, outputs))
     return out
 
 

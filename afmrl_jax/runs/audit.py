@@ -29,6 +29,7 @@ from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.outputs import is_marked, require_own_output, whole_record
 from afmrl_jax.runtime.progress import Progress
+from afmrl_jax.runtime.provenance import provenance
 from afmrl_jax.training.agcl import MINED, contrastive_source, term_statistics
 from afmrl_jax.training.cit import cit_settings, cycle_attributes
 from afmrl_jax.types import JsonObject
@@ -158,7 +159,7 @@ def audit(
     found["listings"] = {str(n): _card(listings[n], own.texts) for n in sorted(numbers)}
     pictures = {n: base64.b64encode(listings[n].read_image_bytes()).decode() for n in numbers}
     write_page(found, pictures, out)
-    write_json(out.with_suffix(".json"), found)
+    write_json(out.with_suffix(".json"), found | provenance())
     return found
 
 

@@ -31,7 +31,7 @@ from afmrl_jax.runs.embedded import (
     INDEX,
     LISTINGS,
     About,
-    content_of,
+    contents_of,
     embedded_files,
     shown_line,
 )
@@ -89,7 +89,7 @@ def embed_catalogue(
             _reads(run),
             settings=settings or IndexSettings(),
         )
-        contents = [content_of(x) for x in catalogue.listings]
+        contents = contents_of(catalogue.listings)
         earlier = None
         if update and (out / ABOUT).is_file():
             # The default says nothing about which index is wanted.

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ INDEX = "index"
 SEALED = (LISTINGS, f"{INDEX}/{NAME}")
 FORMAT = 1
 """Since this format, the folder is sealed and listings have the hash of their content."""
+READERS = 4
+"""Threads that hash pictures; each holds one."""
+READ_AT_ONCE = 1024
+"""Listings that wait for them."""
 AGAIN = "embed the catalogue again with `afmrl embed`"
 
 
@@ -97,6 +102,20 @@ def content_of(x: Listing) -> str:
     """A hash of what models read of a listing: title and encoded picture."""
     picture = hashlib.sha256(x.read_image_bytes()).hexdigest()
     return hashlib.sha256(json.dumps([x.title, picture]).encode()).hexdigest()[:32]
+
+
+def contents_of(listings: Sequence[Listing]) -> list[str]:
+    """`content_of` each listing, read by a few threads.
+
+    They are known before anything is embedded, because they decide what an earlier or a killed call
+    has done already; so a picture that is embedded is read twice.
+    """
+    out: list[str] = []
+    with ThreadPoolExecutor(READERS) as readers:
+        for begin in range(0, len(listings), READ_AT_ONCE):
+            end = min(begin + READ_AT_ONCE, len(listings))
+            out += readers.map(content_of, [listings[n] for n in range(begin, end)])
+    return out
 
 
 def shown_line(x: Listing, content: str, attributes: str | None) -> bytes:

@@ -194,6 +194,23 @@ def open_lock(path: Path | str) -> IO[str]:
     return os.fdopen(handle, "r+")
 
 
+def claim(path: Path | str, busy: str) -> IO[str]:
+    """A lock file that this process holds until it is closed.
+
+    Args:
+        path: see `open_lock`.
+        busy: the message if another process holds it.
+
+    Raises:
+        RunError: another process holds it, or the file cannot be opened.
+    """
+    file = open_lock(path)
+    if not take_lock(file):
+        file.close()
+        raise RunError(busy)
+    return file
+
+
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Hold the lock of a file; calls `waiting` before waiting for another process that holds it."""

@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from afmrl_jax.errors import AfmrlError, ConfigError, RunError
-from afmrl_jax.runtime.files import is_local, open_lock, take_lock
+from afmrl_jax.errors import AfmrlError, ConfigError
+from afmrl_jax.runtime.files import claim, is_local
 from afmrl_jax.runtime.json_files import lines_of, open_regular, parse_json, read_json
 from afmrl_jax.types import JsonObject
 
@@ -143,13 +143,9 @@ def only_writer(out: Path, command: str) -> Iterator[None]:
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     path = out.with_name(f".{out.name}.lock")
+    busy = f"another `{command}` is writing {out}; wait until it has ended, or choose another --out"
     while True:
-        with open_lock(path) as file:
-            if not take_lock(file):
-                raise RunError(
-                    f"another `{command}` is writing {out}; wait until it has ended, or choose "
-                    "another --out"
-                )
+        with claim(path, busy) as file:
             if not _is_at(path, file.fileno()):
                 continue  # Whoever held it has just removed it: the next may hold another file.
             try:

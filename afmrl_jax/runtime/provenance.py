@@ -13,6 +13,8 @@ from afmrl_jax.types import JsonObject
 
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "peft", "numpy")
 DISTRIBUTION = "afmrl-jax"
+PROVENANCE = ("commit", "versions", "machine")
+"""What a file of results says of its origin."""
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 10.0
 """Longest wait for git."""
@@ -53,5 +55,5 @@ def commit(root: Path = ROOT) -> str | None:
 
 
 def provenance() -> JsonObject:
-    """What every file of results records: `commit`, `versions` and `machine`."""
-    return {"commit": commit(), "versions": versions(), "machine": machine()}
+    """What every file of results records: the entries named in `PROVENANCE`."""
+    return dict(zip(PROVENANCE, (commit(), versions(), machine()), strict=True))

@@ -26,7 +26,7 @@ from afmrl_jax.runtime.distributed import (
 from afmrl_jax.runtime.files import is_disk_full, unwritable, user_cache
 from afmrl_jax.runtime.object_store import keep_all, working_copy, working_folder
 from afmrl_jax.runtime.preemption import STATUS, Preempted, watch
-from afmrl_jax.runtime.terminal import printable
+from afmrl_jax.runtime.terminal import printable_lines
 
 LOST = ("Gloo", "gloo", "Connection", "UNAVAILABLE", "heartbeat", "NCCL")
 """Words in errors caused by a lost process."""
@@ -91,7 +91,7 @@ def reported() -> Iterator[None]:
         _keep_together()
     except AfmrlError as error:
         # It may repeat what a catalogue or a file of a stranger says.
-        _end("\n".join(map(printable, f"error: {error}".split("\n"))), 1)
+        _end(printable_lines(f"error: {error}"), 1)
     except KeyboardInterrupt:
         _end("interrupted; run the same command to resume from the last checkpoint", 130)
     except Preempted:

@@ -11,14 +11,14 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def cleaned(text: str) -> str:
-    r"""A text with a space in place of every control character but line ends and tabs.
+def cleaned(text: str, *, instead: str = " ") -> str:
+    r"""A text with `instead` in place of every control character but line ends and tabs.
 
     Example:
         >>> cleaned("Chair\x00 oak\x1b[31m")
         'Chair  oak [31m'
     """
-    return text if text.isprintable() else _CONTROLS.sub(" ", text)
+    return text if text.isprintable() else _CONTROLS.sub(instead, text)
 
 
 def printable(text: str) -> str:
@@ -33,3 +33,8 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def printable_lines(text: str) -> str:
+    """As `printable`, line by line."""
+    return "\n".join(map(printable, text.split("\n")))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from afmrl_jax.config import RunConfig, fingerprint, from_dict, migrated, to_dict
 from afmrl_jax.config.run import PLACEMENT
@@ -18,7 +19,7 @@ from afmrl_jax.runtime.distributed import (
     is_first_process,
     run_on_first,
 )
-from afmrl_jax.runtime.files import file_hash, open_lock, take_lock, write_json
+from afmrl_jax.runtime.files import claim, file_hash, write_json
 from afmrl_jax.runtime.json_files import read_checked
 from afmrl_jax.runtime.object_store import hold, keep
 from afmrl_jax.runtime.preemption import heed
@@ -36,6 +37,17 @@ class Begun:
 
     inputs: JsonObject
     fingerprint: str
+
+    def fits(self, wanted: Begun) -> bool:
+        """Whether the result depends on the same as `wanted`.
+
+        Older versions kept the whole numbers that a notebook gave for numbers, and 1 and 1.0 are
+        equal but have other fingerprints.
+        """
+        if self.fingerprint == wanted.fingerprint:
+            return True
+        sound = self.fingerprint == fingerprint(self.inputs)
+        return sound and migrated(self.inputs) == migrated(wanted.inputs)
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,7 @@ class Run:
         self.config = config
         self.did_something = False
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open_lock(folder / LOCK) if is_first_process() else None
+        self._lock: IO[str] | None = None
         try:
             run_on_first(self._hold, f"taking {folder}")
             check_shared(folder)
@@ -91,11 +103,8 @@ class Run:
             raise
 
     def _hold(self) -> None:
-        assert self._lock is not None
-        if not take_lock(self._lock):
-            raise RunError(
-                f"{self.folder} is in use by another process; wait for it or choose another --out"
-            )
+        busy = f"{self.folder} is in use by another process; wait for it or choose another --out"
+        self._lock = claim(self.folder / LOCK, busy)
         hold(self.folder, True)
 
     def _check_config(self) -> None:
@@ -120,11 +129,11 @@ class Run:
                 "repeat its settings, or delete the folder"
             )
 
-    def _begin(self, begun: Path, current: JsonObject) -> None:
+    def _begin(self, begun: Path, current: Begun) -> None:
         path = self.folder / "config.json"
         if not path.is_file():
             write_json(path, to_dict(self.config))
-        write_json(begun, current)
+        write_json(begun, dataclasses.asdict(current))
 
     def _forget(self, begun: Path) -> None:
         """Remove the config and the inputs of a stage unless some stage has made a step: the next
@@ -167,7 +176,7 @@ class Run:
         """
         folder = self.folder / name
         done, begun = folder / DONE, folder / BEGUN
-        current = {"inputs": inputs, "fingerprint": fingerprint(inputs)}
+        current = Begun(inputs, fingerprint(inputs))
         kinds: tuple[tuple[Path, type[Begun]], ...] = ((done, Done), (begun, Begun))
         found = {
             path: read_checked(path, kind, remedy=_again(folder))
@@ -175,8 +184,8 @@ class Run:
             if check_on_first(path.is_file)
         }
         for before in found.values():
-            if before.fingerprint != current["fingerprint"]:
-                changed = ", ".join(_differences(before.inputs, inputs))
+            if not before.fits(current):
+                changed = ", ".join(_differences(migrated(before.inputs), migrated(inputs)))
                 raise RunError(
                     f"{folder} was begun with other inputs ({changed}); choose another --out or "
                     f"delete {folder} to do this stage and those after it again"
@@ -184,6 +193,7 @@ class Run:
         if done in found:
             run_on_first(partial(check_finished, folder, outputs), f"checking {name}")
             return folder
+        current = found.get(begun, current)
         heed()
         self.did_something = True
         run_on_first(partial(self._begin, begun, current), name)
@@ -199,7 +209,7 @@ class Run:
 
         def finish() -> None:
             hashes = {x: file_hash(folder / x) for x in outputs}
-            write_json(done, current | {"outputs": hashes, "seconds": seconds})
+            write_json(done, dataclasses.asdict(current) | {"outputs": hashes, "seconds": seconds})
             keep(folder)
 
         run_on_first(finish, name)

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from afmrl_jax.cli import main as cli
+from afmrl_jax.cli.evaluation import _is_baselines, _is_comparison
 from afmrl_jax.evaluation.evaluate import is_evaluation
 from afmrl_jax.reporting import audit, report
 from afmrl_jax.runtime.outputs import is_marked
+from afmrl_jax.runtime.provenance import provenance
 
 LISTING = '{"listing_id": "a", "product_id": "b", "title": "chair"}\n'
 
@@ -48,6 +50,17 @@ def test_a_file_of_someone_else_is_refused(command, tmp_path, monkeypatch, capsy
     assert "choose another --out" in error
     assert out.read_text() == LISTING
     assert {x.name for x in tmp_path.iterdir()} == {"run", "mine.html"}
+
+
+def test_baselines_and_comparisons_may_be_written_again(tmp_path):  # S1
+    for own, known in (
+        ({"catalogue": "shop", "rows": []}, _is_baselines),
+        ({"a": {}, "b": {}, "metrics": {}}, _is_comparison),
+    ):
+        path = tmp_path / "own.json"
+        for entries in (own, own | provenance()):
+            path.write_text(json.dumps(entries))
+            assert known(path)
 
 
 def test_pages_are_known_by_their_titles():

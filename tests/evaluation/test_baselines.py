@@ -7,13 +7,14 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from afmrl_jax.cli import main as cli
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
 from afmrl_jax.data.attributes.text_format import format_attributes
 from afmrl_jax.data.catalogue.load import load_catalogue
 from afmrl_jax.errors import RunError
-from afmrl_jax.evaluation import latency
+from afmrl_jax.evaluation import baselines, external_embedders, latency
 from afmrl_jax.evaluation.baselines import Bm25Scorer, bm25_texts, run_baselines
 from afmrl_jax.evaluation.external_embedders import OutsideEmbedder
 from afmrl_jax.objectives.bm25 import bm25_scores, fit_bm25
@@ -72,6 +73,23 @@ def test_attributes_are_added_by_their_values(badge_listings):
     assert text.split()[-4:] == [*map(str, x.attributes.values())]
     assert text.startswith(x.title)
     assert bm25_texts([x], None) == [x.title]
+
+
+# S5
+def test_large_pictures_are_counted_in_bands(badge_listings, monkeypatch):
+    whole = baselines.histogram_vectors(badge_listings[:5])
+    monkeypatch.setattr(baselines, "PIXELS_AT_ONCE", 100)
+    np.testing.assert_array_equal(baselines.histogram_vectors(badge_listings[:5]), whole)
+
+
+# S5
+def test_fewer_large_pictures_are_given_to_a_model_at_once(monkeypatch):
+    monkeypatch.setattr(external_embedders, "AT_ONCE", 3)
+    monkeypatch.setattr(external_embedders, "PIXELS_AT_ONCE", 200)
+    small, large = Image.new("RGB", (5, 5)), {"text": "x", "image": Image.new("RGB", (20, 20))}
+    given = [small, "text", small, large, small, large, small]
+    sizes = [len(x) for x in external_embedders._groups(given)]
+    assert sizes == [3, 1, 2, 1]
 
 
 def test_roles_hold_for_baselines(badge_listings):

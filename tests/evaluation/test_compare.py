@@ -14,6 +14,7 @@ from afmrl_jax.evaluation.per_query import QueryValues, read_query_values, write
 from afmrl_jax.evaluation.statistics import paired_difference, sign_flip_p_value
 from afmrl_jax.reporting.comparison import comparison_table
 from afmrl_jax.runtime.files import write_json
+from afmrl_jax.runtime.provenance import PROVENANCE, provenance
 
 N = 40
 FAMILIES = tuple(f"family {n // 4}" for n in range(N))
@@ -151,11 +152,23 @@ def test_files_that_are_missing_or_old_are_named(runs, tmp_path):
         compare(*map(find_values, runs), "best")
 
 
+# S9
+def test_names_in_an_evaluation_do_not_control_the_terminal(runs, tmp_path, capsys):
+    values = values_of(2)
+    systems = {"afmrl\x1b]0;own\x07\u202e": values.systems["afmrl"]}
+    other = write_run(tmp_path / "c", dataclasses.replace(values, systems=systems))
+    cli.main(["compare", str(runs[0]), str(other)])
+    told = capsys.readouterr().out
+    assert "own" in told
+    assert not set(told) & set("\x1b\x07\u202e")
+
+
 def test_the_command_prints_a_table_and_writes_json(runs, tmp_path, capsys):
     out = tmp_path / "compared.json"
     cli.main(["compare", *map(str, runs), "--system-a", "infonce", "--out", str(out)])
     text = capsys.readouterr().out
     found = json.loads(out.read_text())
+    assert {x: found[x] for x in PROVENANCE} == provenance()
     x = found["metrics"]["fine.R@1"]
     assert f"{x['difference']:+.2f}" in text
     assert f"{x['p']:.4f}" in text

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from afmrl_jax.errors import CatalogueError, RunError
+from afmrl_jax.errors import CatalogueError, ConfigError, RunError
 from experiments.reliability.fuzz import __main__ as campaign
 from experiments.reliability.fuzz.case import AcceptedWrongError, Case, Outcome, verdict_of
 from experiments.reliability.fuzz.mutate import spoil_bytes, spoil_json, spoil_line
@@ -61,6 +61,15 @@ def test_every_target_has_its_share_and_cases_are_numbered():
     numbers = [n for name, n in jobs if name == "store"]
     assert numbers == list(range(len(numbers)))
     assert len(numbers) > len(jobs) / 3
+
+
+def test_a_target_without_its_package_says_what_it_needs(monkeypatch):
+    monkeypatch.setattr(campaign, "TARGETS", {"store": None})
+    with pytest.raises(ConfigError, match="'portable' needs torch, which is not installed"):
+        campaign._require_target("portable")
+    with pytest.raises(ConfigError, match="'stores' does not exist; choose from store"):
+        campaign._require_target("stores")
+    campaign._require_target("store")
 
 
 def test_cases_that_ended_alike_are_listed_once():

@@ -1,5 +1,6 @@
 """Both indexes behind one interface, on clustered vectors."""
 
+import json
 import shutil
 
 import jax
@@ -240,4 +241,52 @@ def test_an_id_that_was_changed_in_the_file_is_noticed(vectors, ids, tmp_path):
     path = tmp_path / "index" / "index.json"
     path.write_text(path.read_text().replace(f'"{ids[3]}"', '"another"'))
     with pytest.raises(RunError, match=r"index\.json is not what was written"):
+        load_index(tmp_path / "index")
+
+
+def without_seals(folder):
+    """The folder as versions before the first format wrote it."""
+    path = folder / "index.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps({k: about[k] for k in about.keys() - {"format", "files", "sha256"}}))
+
+
+# W4, F13
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_changed_bit_in_any_file_of_an_index_is_noticed(kind, vectors, ids, tmp_path):
+    kind(ids, vectors).save(tmp_path / "index")
+    paths = [x for x in (tmp_path / "index").iterdir() if x.name != "index.json"]
+    assert paths
+    for path in paths:
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        with pytest.raises(RunError, match=f"{path.name} is not what was written"):
+            load_index(tmp_path / "index")
+        path.write_bytes(data)
+    load_index(tmp_path / "index")
+
+
+# F13
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\xff"], ids=["gone", "empty", "bytes"])
+def test_damage_to_an_older_scann_index_is_named(vectors, ids, tmp_path, content):
+    ScannIndex(ids, vectors).save(tmp_path / "index")
+    without_seals(tmp_path / "index")
+    load_index(tmp_path / "index")
+    for name in ("dataset.npy", "scann_assets.pbtxt", "scann_config.pb"):
+        path = tmp_path / "index" / name
+        data = path.read_bytes()
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(RunError, match="; embed the catalogue again"):
+            load_index(tmp_path / "index")
+        path.write_bytes(data)
+
+
+# F13
+@pytest.mark.parametrize("settings", [7, {"leaves": "many"}, {"hashed": None}])
+def test_odd_settings_of_a_scann_index_are_named(vectors, ids, tmp_path, settings):
+    ScannIndex(ids, vectors).save(tmp_path / "index")
+    without_seals(tmp_path / "index")
+    path = tmp_path / "index" / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": settings}))
+    with pytest.raises(RunError, match=r"index\.json: .*; embed the catalogue again"):
         load_index(tmp_path / "index")

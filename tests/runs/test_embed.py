@@ -18,7 +18,9 @@ from afmrl_jax.errors import AfmrlError, CatalogueError, ConfigError, RunError
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.inference.index import Index, IndexSettings
 from afmrl_jax.retrieval.encoder import Encoder
+from afmrl_jax.runs import embedded as embedded_folder
 from afmrl_jax.runs.embed import embed_catalogue
+from afmrl_jax.runs.embedded import content_of, contents_of
 from afmrl_jax.runs.search import Query, Searcher, read_queries
 from afmrl_jax.runtime.outputs import only_writer
 from afmrl_jax.testing import draw_badge, write_badge_catalogue
@@ -228,6 +230,14 @@ def test_a_killed_update_leaves_the_old_index_and_goes_on(run, written_run, shop
     assert {x.name for x in tmp_path.iterdir()} == {"shop", "index"}
 
 
+def test_contents_come_in_the_order_of_the_listings(shop, monkeypatch):
+    monkeypatch.setattr(embedded_folder, "READ_AT_ONCE", 7)
+    listings = load_catalogue(shop).listings
+    found = contents_of(listings)
+    assert found == [content_of(x) for x in listings]
+    assert len(set(found)) == len(listings) == 30
+
+
 def test_of_two_at_once_the_second_is_told(run, shop, tmp_path):
     # S3: two writers shared one file of vectors.
     out = tmp_path / "index"
@@ -265,6 +275,22 @@ def test_annotating_over_the_listings_is_refused(written_run, shop, capsys):
             cli.main([command, *options])
         assert "would be replaced" in capsys.readouterr().err
     assert files(shop) == before
+
+
+@pytest.mark.parametrize("options", [(), ("--as-json",)], ids=["table", "json"])
+def test_what_a_search_finds_does_not_control_the_terminal(
+    run, written_run, shop, tmp_path, capsys, options
+):
+    # S9
+    catalogue = load_catalogue(shop)
+    object.__setattr__(catalogue.listings[3], "title", "chair \x1b]0;own\x07 \u202eseat")
+    embed_catalogue(run, "infonce", catalogue, tmp_path / "index")
+    capsys.readouterr()
+    asked = ["--run", str(written_run), "--index", str(tmp_path / "index"), "-k", "30"]
+    cli.main(["search", *asked, "--text", "chair", *options])
+    told = capsys.readouterr().out
+    assert "own" in told
+    assert not set(told) & set("\x1b\x07\u202e")
 
 
 def test_half_a_surrogate_pair_is_said_before_anything_is_embedded(run, shop, tmp_path, seen):

@@ -60,6 +60,7 @@ for number in range(int(sys.argv[3])):
 """
 
 
+# S3
 def test_no_read_is_torn_while_two_processes_write(tmp_path):
     path = tmp_path / "shared.txt"
     write_text(path, "a" * 2_000_000)
@@ -95,6 +96,7 @@ def test_a_folder_is_there_at_every_moment_of_its_replacement(tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
+# S3
 def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(tmp_path):
     path = tmp_path / "file.txt"
     with atomic_path(path) as temporary:
@@ -130,6 +132,7 @@ def test_names_may_be_as_long_as_the_file_system_allows(tmp_path):
     assert path.read_text() == "x"
 
 
+# S6
 def test_a_lock_follows_no_link_and_empties_nothing(tmp_path):
     precious = tmp_path / "precious"
     precious.write_text("kept")

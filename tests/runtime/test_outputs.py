@@ -6,7 +6,7 @@ import os
 import pytest
 
 from afmrl_jax.errors import ConfigError, RunError
-from afmrl_jax.runtime import outputs
+from afmrl_jax.runtime import files, outputs
 from afmrl_jax.runtime.outputs import only_writer, require_own_output
 
 
@@ -98,7 +98,7 @@ def test_one_process_writes_and_the_lock_goes_with_it(tmp_path):
 
 
 def test_a_lock_that_was_removed_while_it_was_taken_is_taken_anew(tmp_path, monkeypatch):
-    out, take, calls = tmp_path / "out", outputs.take_lock, []
+    out, take, calls = tmp_path / "out", files.take_lock, []
 
     def slow(file):
         calls.append(file)
@@ -106,7 +106,7 @@ def test_a_lock_that_was_removed_while_it_was_taken_is_taken_anew(tmp_path, monk
             (tmp_path / ".out.lock").unlink()
         return take(file)
 
-    monkeypatch.setattr(outputs, "take_lock", slow)
+    monkeypatch.setattr(files, "take_lock", slow)
     with only_writer(out, "afmrl try"):
         assert (tmp_path / ".out.lock").exists()
     assert len(calls) == 2

@@ -1,11 +1,14 @@
 """A finished stage counts only while its record and its outputs are what it wrote."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
-from afmrl_jax.config import RunConfig
+from afmrl_jax.config import AgclConfig, RunConfig, fingerprint, from_dict, to_dict
 from afmrl_jax.errors import RunError
+from afmrl_jax.runtime.files import file_hash
 from afmrl_jax.runtime.json_files import read_checked
 from afmrl_jax.training.run_directory import Done, Run, check_finished
 
@@ -33,6 +36,32 @@ def test_a_finished_stage_is_not_done_again(run):
     run.did_something = False
     assert do(run) == folder
     assert not run.did_something
+
+
+@pytest.mark.parametrize("record", ["DONE.json", "inputs.json"])
+def test_whole_numbers_where_numbers_belong_are_the_same_inputs(tmp_path, record):
+    """As older versions recorded the settings of a notebook, in the config and in the inputs."""
+    config = dataclasses.replace(RunConfig(), agcl=AgclConfig(gamma=2, temperature=1))
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    inputs = {"settings": to_dict(config.agcl)}
+    first = {"inputs": inputs, "fingerprint": fingerprint(inputs)}
+    path = tmp_path / "first" / record
+    path.parent.mkdir()
+    (path.parent / "result.txt").write_text("seven")
+    done = {"outputs": {"result.txt": file_hash(path.parent / "result.txt")}, "seconds": 1.0}
+    path.write_text(json.dumps(first | (done if record == "DONE.json" else {})))
+    today = from_dict(RunConfig, json.loads((tmp_path / "config.json").read_text()))
+    now = {"settings": to_dict(today.agcl)}
+    assert fingerprint(now) != first["fingerprint"]
+    run = Run(tmp_path, today)
+    run.stage("first", now, ["result.txt"], work)
+    assert run.did_something == (record != "DONE.json")
+    kept = read_checked(path.parent / "DONE.json", Done)
+    assert (kept.inputs, kept.fingerprint) == (inputs, first["fingerprint"])
+    now["settings"]["gamma"] = 2.5
+    with pytest.raises(RunError, match=r"other inputs \(settings\.gamma: 2 -> 2\.5\)"):
+        run.stage("first", now, ["result.txt"], work)
+    run.close()
 
 
 # S8
@@ -63,6 +92,26 @@ def test_a_record_that_is_no_text(run):
         run.output_hash("first", "result.txt")
 
 
+# S6
+def test_the_lock_of_a_run_follows_no_link(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(precious)
+    with pytest.raises(RunError, match=r"\.lock should be a lock file and is a link.*remove it"):
+        Run(tmp_path / "run", RunConfig(catalogue="x"))
+    assert precious.read_text() == "kept"
+
+
+# S3
+def test_a_run_in_use_is_not_opened_again(run):
+    with pytest.raises(RunError, match="is in use by another process; wait for it"):
+        Run(run.folder, run.config)
+    run.close()
+    Run(run.folder, run.config).close()
+
+
+# S8
 def test_an_output_without_a_hash_is_not_taken_on_trust(run):
     folder = do(run)
     (folder / "more.txt").write_text("more")

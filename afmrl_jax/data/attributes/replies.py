@@ -13,6 +13,7 @@ from afmrl_jax.data.attributes.text_format import is_malformed, salvage_attribut
 from afmrl_jax.errors import RunError
 from afmrl_jax.runtime.files import take_lock, unwritable
 from afmrl_jax.runtime.json_files import checked, parse_json, read_records
+from afmrl_jax.runtime.terminal import cleaned
 
 MAX_BODY = 1 << 20
 """Bytes of an endpoint's answer with all that surrounds the reply; the rest is not read."""
@@ -27,7 +28,7 @@ _ESCAPE_CODE = re.compile(
 )
 _LINE_END = re.compile(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 # Marks of direction stay, but not what turns the text around it.
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff]")
+_TURNING = re.compile(r"[\u202a-\u202e\u2066-\u2069\ufeff]")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def without_controls(text: str) -> str:
         >>> without_controls("\x1b[31mcolor\x1b[0m:\x00 red\r\n")
         'color: red\n'
     """
-    return _CONTROL.sub("", _LINE_END.sub("\n", _ESCAPE_CODE.sub("", text)))
+    text = _LINE_END.sub("\n", _ESCAPE_CODE.sub("", text))
+    return _TURNING.sub("", cleaned(text, instead=""))
 
 
 def tidy(reply: str) -> tuple[str, bool]:
@@ -94,10 +96,10 @@ def tidy(reply: str) -> tuple[str, bool]:
         >>> tidy("Color: red; type: chair.")
         ('color: red; type: chair', True)
     """
-    cleaned = without_controls(reply)
-    text = _FENCE.sub("", cleaned.strip()).strip()
+    whole = without_controls(reply).strip()
+    text = _FENCE.sub("", whole).strip()
     if text and not is_malformed(text) and "\n" not in text:
-        return text, cleaned.strip() != reply.strip()
+        return text, whole != reply.strip()
     # Captioners often answer with one pair per line, bullets and periods.
     lines = (line.strip(" -*\u2022\t").rstrip(".") for line in text.splitlines())
     return salvage_attributes("; ".join(line for line in lines if ":" in line)), True

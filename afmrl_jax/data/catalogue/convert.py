@@ -29,14 +29,13 @@ from afmrl_jax.data.catalogue.readers import RowSource
 from afmrl_jax.data.catalogue.records import Problem
 from afmrl_jax.data.catalogue.store import serialise
 from afmrl_jax.data.catalogue.tfds_examples import COLUMNS, DESCRIPTIONS, PART, features
-from afmrl_jax.errors import ConfigError, RunError
+from afmrl_jax.errors import ConfigError
 from afmrl_jax.runtime.files import (
+    claim,
     disk_full,
     is_disk_full,
     is_local,
-    open_lock,
     resolve_path,
-    take_lock,
     unwritable,
     write_json,
 )
@@ -120,11 +119,8 @@ def _held(work: Path, out: Path) -> Iterator[None]:
     if work.is_symlink() or work.is_file():
         raise ConfigError(f"{work} should be a folder of unfinished work and is none; remove it")
     work.mkdir(parents=True, exist_ok=True)
-    with open_lock(work / LOCK) as file:
-        if not take_lock(file):
-            raise RunError(
-                f"another process is converting to {out}; wait for it, or choose another --out"
-            )
+    busy = f"another process is converting to {out}; wait for it, or choose another --out"
+    with claim(work / LOCK, busy):
         if out.exists():
             with suppress(OSError):
                 (work / LOCK).unlink()

@@ -72,11 +72,12 @@ def decode(picture: Picture) -> Image.Image:
         if isinstance(picture, Image.Image):
             return upright(picture)
         if isinstance(picture, str | os.PathLike) and not Path(picture).is_file():
-            raise ValueError(f"there is no file {picture}")
+            raise ValueError("there is no such file")
         with Image.open(picture, formats=FORMATS) as opened:
             return upright(opened)
     except Exception as error:  # Decoders raise anything.
-        raise ValueError(f"the picture cannot be used: {error}") from error
+        which = picture if isinstance(picture, str | os.PathLike) else "the picture"
+        raise ValueError(f"{which} cannot be used: {error}") from error
 
 
 def upright(picture: Image.Image) -> Image.Image:
@@ -131,9 +132,7 @@ def bits(picture: Image.Image) -> int:
 def target_size(height: int, width: int, settings: Settings) -> tuple[int, int]:
     """Rows and columns of pixels after resizing: whole merged patches, an area within bounds."""
     if max(height, width) > MAX_ASPECT * min(height, width):
-        raise ValueError(
-            f"the picture is {width} x {height} pixels, longer than {MAX_ASPECT} to 1; crop it"
-        )
+        raise ValueError(f"it is {width} x {height} pixels, longer than {MAX_ASPECT} to 1; crop it")
     factor = settings.patch_size * settings.merge_size
     rows, columns = round(height / factor) * factor, round(width / factor) * factor
     if rows * columns > settings.max_pixels:

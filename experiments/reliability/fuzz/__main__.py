@@ -54,6 +54,8 @@ WEIGHTS = {
     "remote": 60,
 }
 """Shares of the targets in the cases."""
+NEEDS = {"portable": "torch"}
+"""Packages without which a target is left out."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,12 @@ def good_inputs(settings: Settings) -> Path:
     return settings.good.absolute()
 
 
+def _require_target(name: str) -> None:
+    if name not in TARGETS:
+        why = f"needs {NEEDS[name]}, which is not installed" if name in NEEDS else "does not exist"
+        raise ConfigError(f"target {name!r} {why}; choose from {', '.join(sorted(TARGETS))}")
+
+
 def run_cases(settings: Settings) -> list[Outcome]:
     """Run the chosen cases.
 
@@ -177,12 +185,14 @@ def run_cases(settings: Settings) -> list[Outcome]:
     good = good_inputs(settings)
     load_targets()
     for name in settings.target:
-        if name not in TARGETS:
-            raise ConfigError(f"no target {name!r}; choose from {', '.join(sorted(TARGETS))}")
+        _require_target(name)
+    for name in sorted(NEEDS.keys() - TARGETS.keys()):
+        print(f"{name} is left out: it needs {NEEDS[name]}", file=sys.stderr)
     jobs = jobs_of(settings.cases, settings.target or sorted(TARGETS))
     if settings.only is not None:
         name, colon, number = settings.only.partition(":")
-        if name not in TARGETS or not colon or not number.isdigit():
+        _require_target(name)
+        if not colon or not number.isdigit():
             raise ConfigError(f"--only {settings.only}: give TARGET:NUMBER, such as store:17")
         jobs = [(name, int(number))]
     work = Path(tempfile.mkdtemp(prefix="afmrl-fuzz-"))

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from afmrl_jax.config import ImageConfig
+from afmrl_jax.data.batching.images import patchify
 from afmrl_jax.data.catalogue.load import load_catalogue
 from afmrl_jax.data.catalogue.pictures import decode
 from experiments.reliability.fuzz.case import AcceptedWrongError, Case, Room, target
@@ -202,7 +204,8 @@ def _bomb(room: Room, folder: Path) -> Case:
     def at_once() -> None:
         listings = load_catalogue(folder).listings[:4]
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda x: decode(x.read_image_bytes()), listings))
+            # As embedding and training do; nothing keeps several pictures at their full size.
+            list(pool.map(lambda x: patchify(x.read_image_bytes(), ImageConfig()), listings))
 
     return Case(f"{bomb.name} four times at once", at_once)
 
