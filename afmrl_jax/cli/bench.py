@@ -1,8 +1,9 @@
 """Measure how fast this package is: `afmrl bench agcl`.
 
 `models`: embedding, a training step of the embedder on adapters and greedy decoding, against
-transformers on the same weights and cores; compilation, looped, unrolled and from a warm cache; and
-on a GPU or TPU the real sizes with random weights. `agcl`: memory and time of the loss's value and
+transformers on the same weights and cores; compilation, looped, unrolled and from a warm cache.
+`accelerator`: everything that matters about a GPU or TPU, at real sizes with random weights, within
+a time limit. `agcl`: memory and time of the loss's value and
 gradient, against the literal formula, leaner dense forms and row chunks, and a training step in
 chunks against one at once; about ten minutes on two cores.
 `bm25`: scores of all pairs of a batch, against rank_bm25, bm25s and SciPy. `grpo`: RAR's update
@@ -39,6 +40,7 @@ from afmrl_jax.performance.benchmarks import (
     search,
     throughput,
 )
+from afmrl_jax.performance.benchmarks.accelerator import run as accelerator
 from afmrl_jax.performance.record import FOLDER
 from afmrl_jax.runtime.setup import reported
 
@@ -62,11 +64,28 @@ class Bench:
 
 @dataclass(frozen=True)
 class Models(Bench):
-    """Speed of the models: against torch, of compilation, and on an accelerator."""
+    """Speed of the models: against torch, and of compilation."""
 
     out: Path = FOLDER / "bench_models.json"
     settings: Annotated[models.Settings, FLAT] = field(default_factory=models.Settings)
     module: ClassVar[ModuleType] = models
+
+
+@dataclass(frozen=True)
+class Accelerator(Bench):
+    """Real sizes with random weights on one GPU or TPU, what matters most first, within a limit.
+
+    Peaks of products and memory; agreement of fused attention and AGCL's tiles with their dense
+    forms; decoding of Qwen2.5-VL-3B; the training step of Qwen2-VL-2B; RAR end to end, with the
+    embedder and its gallery; the reward, AGCL, BM25 and exact search by themselves; and pictures to
+    patches. The record is written after each part, with a table beside it; a part that fails or
+    for which no time is left is named there, and the same command measures what is missing.
+    """
+
+    out: Path = FOLDER / "accelerator"
+    """Folder for accelerator.json and accelerator.md."""
+    settings: Annotated[accelerator.Settings, FLAT] = field(default_factory=accelerator.Settings)
+    module: ClassVar[ModuleType] = accelerator
 
 
 @dataclass(frozen=True)
@@ -166,6 +185,7 @@ class Evaluate(Bench):
 
 BENCHMARKS: dict[str, Callable[..., Command]] = {
     "models": Models,
+    "accelerator": Accelerator,
     "agcl": Agcl,
     "bm25": Bm25,
     "grpo": Grpo,

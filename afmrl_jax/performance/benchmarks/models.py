@@ -1,4 +1,4 @@
-"""Speed of the models: against torch, of compilation, and on an accelerator."""
+"""Speed of the models: against torch, and of compilation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from afmrl_jax.config import Execution
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.huggingface.folder import save_model
-from afmrl_jax.performance.benchmarks.accelerator import measure_accelerator
 from afmrl_jax.performance.benchmarks.compile_time import measure_compile
 from afmrl_jax.performance.benchmarks.workers import Worker, restrict
 from afmrl_jax.performance.benchmarks.workload import Size
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from afmrl_jax.performance.benchmarks.jax_side import JaxSide
     from afmrl_jax.performance.benchmarks.torch_side import TorchSide
 
-Part = Literal["forward", "train", "decode", "compile", "accelerator"]
+Part = Literal["forward", "train", "decode", "compile"]
 FIGURES = {
     "forward": "forward_speedup_vs_torch",
     "train": "train_step_speedup_vs_torch",
@@ -43,8 +42,7 @@ AGREE = {"forward": 1e-4, "train": 1e-4}
 class Settings:
     """What is measured, and how often."""
 
-    parts: tuple[Part, ...] = ("forward", "train", "decode", "compile", "accelerator")
-    """The accelerator part is skipped if JAX has none."""
+    parts: tuple[Part, ...] = ("forward", "train", "decode", "compile")
     repeats: int = 9
     """Pairs of measurements against torch; the median of their ratios is reported."""
     compile_repeats: int = 3
@@ -88,7 +86,7 @@ def compare(settings: Settings) -> tuple[dict[str, float], list[JsonObject]]:
         if not _installed(name):
             raise ConfigError(
                 f"comparing with torch needs {name}: `pip install 'afmrl-jax[bench]'`, or choose "
-                "`--parts compile accelerator`"
+                "`--parts compile`"
             )
     chosen = cores()[: settings.threads or None]
     figures, details = {}, []
@@ -157,11 +155,5 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
     if "compile" in settings.parts:
         found, detail = measure_compile(settings.layers, settings.compile_repeats)
         figures, details = figures | found, [*details, *detail]
-    if "accelerator" in settings.parts:
-        if jax.default_backend() == "cpu":
-            log_info("accelerator: JAX has none here, skipped")
-        else:
-            found, detail = measure_accelerator()
-            figures, details = figures | found, [*details, *detail]
     write_record(out, "models", figures, details)
     return figures

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from numpy.typing import DTypeLike
 
 from afmrl_jax.config import RarConfig
 from afmrl_jax.data.attributes.text_format import parse_attributes
@@ -115,6 +116,8 @@ class RarEnvironment:
             builder, np.arange(len(listings)), attributes, label="reward gallery"
         )
         self.gallery = self._placed(vectors, settings.gallery_dtype)
+        self.size = len(listings)
+        """Vectors in the gallery, without the zeros behind them."""
         self.grammar = self._grammar(attributes, vocab_size) if settings.constrained else None
         """Tables on the devices, or None for free sampling."""
 
@@ -122,12 +125,19 @@ class RarEnvironment:
         """Places of the listings of the same product, the listing itself included."""
         return self._of_product[self.builder.listings[listing].product_id]
 
-    def _placed(self, vectors: np.ndarray, dtype: str) -> jax.Array:
+    def _placed(self, vectors: np.ndarray, dtype: DTypeLike) -> jax.Array:
         """The gallery over all devices; rows of zeros make the parts equal."""
         devices = math.prod(self.mesh.shape.values())
         padded = np.pad(vectors, ((0, -len(vectors) % devices), (0, 0)))
         spread = NamedSharding(self.mesh, PartitionSpec(AXES))
         return to_devices(padded.astype(jnp.dtype(dtype)), spread)
+
+    def fill_up(self, vectors: np.ndarray | jax.Array) -> None:
+        """Let vectors [m d] that belong to no listing stand in the gallery as further negatives."""
+        own = to_host(self.gallery)[: self.size]
+        whole = np.concatenate([own, np.asarray(vectors).astype(own.dtype)])
+        self.gallery = self._placed(whole, own.dtype)
+        self.size = len(whole)
 
     def _grammar(self, attributes: Mapping[str, str], vocab_size: int | None) -> Grammar:
         """Of the keys in the attributes that the distilled generator wrote."""
@@ -242,7 +252,7 @@ class RarEnvironment:
                 gallery=self.gallery,
                 positives=places,
                 own=index.astype(np.int32),
-                size=len(builder.listings),
+                size=self.size,
                 every=every,
                 negatives=negatives,
             )

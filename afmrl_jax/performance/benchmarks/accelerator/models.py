@@ -26,7 +26,6 @@ from afmrl_jax.parallel.param_paths import is_adapter
 from afmrl_jax.performance.benchmarks.jax_side import settings
 from afmrl_jax.performance.benchmarks.workload import Size, make_rows
 from afmrl_jax.performance.record import spread
-from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.training.agcl import make_agcl_step
 from afmrl_jax.training.state import initial_state, make_optimizer
 from afmrl_jax.types import JsonObject
@@ -55,6 +54,13 @@ class Load:
         """Qwen2.5-VL-3B on 64 prompts of 256 visual and 64 text tokens, 128 tokens each."""
         return cls(preset("qwen2_5vl_3b"), Size(side=16, new_tokens=128), 64)
 
+    @classmethod
+    def tiny(cls, *, adapted: bool) -> Load:
+        """For a rehearsal on a CPU, with adapters or without."""
+        size = Size.tiny()
+        config = dataclasses.replace(size.config, lora=size.lora) if adapted else size.config
+        return cls(config, size, 4)
+
     @property
     def batch(self) -> VLBatch:
         """Rows with this model's image token id."""
@@ -81,7 +87,8 @@ def forward_flops(config: QwenVLConfig, visual: int, text: int) -> tuple[float, 
     return vision.depth * block + ends, decoder.num_layers * layer
 
 
-def _median_seconds(call: Callable[[], object], repeats: int) -> list[float]:
+def seconds_of_calls(call: Callable[[], object], repeats: int) -> list[float]:
+    """Seconds of each of some calls, after one that is not timed; each is waited for."""
     jax.block_until_ready(call())
     samples = []
     for _ in range(repeats):
@@ -95,14 +102,14 @@ def peaks(side: int, repeats: int) -> tuple[float, float]:
     """Measured peaks: bfloat16 FLOP/s of a product of two [side side], and bytes/s of reading."""
     x = jnp.ones((side, side), jnp.bfloat16)
     product = jax.jit(lambda x: x @ x)
-    seconds = np.median(_median_seconds(lambda: product(x), repeats))
+    seconds = np.median(seconds_of_calls(lambda: product(x), repeats))
     big = jnp.ones((16, side, side), jnp.bfloat16)
     total = jax.jit(lambda x: jnp.sum(x, dtype=jnp.float32))
-    read = np.median(_median_seconds(lambda: total(big), repeats))
+    read = np.median(seconds_of_calls(lambda: total(big), repeats))
     return 2 * side**3 / float(seconds), big.nbytes / float(read)
 
 
-def _random(shapes: dict[str, jax.ShapeDtypeStruct], dtype: DTypeLike) -> Params:
+def random_params(shapes: dict[str, jax.ShapeDtypeStruct], dtype: DTypeLike) -> Params:
     """Small random weights, created on the device one at a time."""
 
     @partial(jax.jit, static_argnums=(1,))
@@ -113,9 +120,10 @@ def _random(shapes: dict[str, jax.ShapeDtypeStruct], dtype: DTypeLike) -> Params
     return {n: make(k, tuple(x.shape)) for k, (n, x) in zip(keys, shapes.items(), strict=True)}
 
 
-def _memory() -> dict[str, int]:
+def device_memory() -> dict[str, int]:
+    """Bytes of the first device: the most in use so far, and the limit; empty if it has neither."""
     found = jax.devices()[0].memory_stats() or {}
-    return {f"{k}": found[k] for k in ("peak_bytes_in_use", "bytes_limit") if k in found}
+    return {k: found[k] for k in ("peak_bytes_in_use", "bytes_limit") if k in found}
 
 
 def train_step(load: Load, peak: float, repeats: int) -> tuple[dict[str, float], JsonObject]:
@@ -124,10 +132,12 @@ def train_step(load: Load, peak: float, repeats: int) -> tuple[dict[str, float],
     """
     architecture = Architecture.of(load.config, load.execution)
     own = {n: x for n, x in architecture.shapes.items() if is_adapter(n)}
-    frozen = _random({n: x for n, x in architecture.shapes.items() if n not in own}, jnp.bfloat16)
+    frozen = random_params(
+        {n: x for n, x in architecture.shapes.items() if n not in own}, jnp.bfloat16
+    )
     configured = settings(1000)
     optimizer = make_optimizer(configured.optimizer, configured.steps)
-    holder = [initial_state(_random(own, jnp.float32), optimizer)]
+    holder = [initial_state(random_params(own, jnp.float32), optimizer)]
     step = make_agcl_step(architecture, configured, None, optimizer)
     products = jnp.arange(load.rows // 2, dtype=jnp.int32)
     batch = ContrastiveBatch(load.batch, products)
@@ -136,7 +146,7 @@ def train_step(load: Load, peak: float, repeats: int) -> tuple[dict[str, float],
         holder[0], metrics = step(frozen, holder[0], batch, jax.random.key(0))
         return holder[0], metrics
 
-    samples = _median_seconds(call, repeats)
+    samples = seconds_of_calls(call, repeats)
     vision, decoder = forward_flops(load.config, load.size.side**2, load.size.text_tokens)
     rate = load.rows / float(np.median(samples))
     figures = {
@@ -144,13 +154,26 @@ def train_step(load: Load, peak: float, repeats: int) -> tuple[dict[str, float],
         "r_tflops": rate * (vision + 3 * decoder) / 1e12,
         "r_share_of_peak": rate * (vision + 3 * decoder) / peak,
     }
-    return figures, {"part": "r_step", "rows": load.rows, "seconds": spread(samples), **_memory()}
+    return figures, {
+        "part": "r_step",
+        "rows": load.rows,
+        "seconds": spread(samples),
+        **device_memory(),
+    }
+
+
+def _cache_bytes(load: Load) -> float:
+    """Keys and values that a token reads on average: the prompts', and half of what is written."""
+    text, size = load.config.text, load.size
+    places = size.side**2 + size.text_tokens + size.new_tokens / 2
+    width = 2 * text.num_kv_heads * text.head_dim * jnp.dtype(load.execution.dtype).itemsize
+    return load.rows * places * text.num_layers * width
 
 
 def decode(load: Load, bandwidth: float, repeats: int) -> tuple[dict[str, float], JsonObject]:
     """The generator's decoding: tokens/s, and as a share of reading all weights once per token."""
     architecture = Architecture.of(load.config, load.execution)
-    params, batch = _random(architecture.shapes, jnp.bfloat16), load.batch
+    params, batch = random_params(architecture.shapes, jnp.bfloat16), load.batch
 
     @partial(jax.jit, static_argnums=2)
     def write(params: Params, batch: VLBatch, count: int) -> jax.Array:
@@ -165,8 +188,8 @@ def decode(load: Load, bandwidth: float, repeats: int) -> tuple[dict[str, float]
             pad_id=0,
         ).tokens
 
-    whole = _median_seconds(lambda: write(params, batch, load.size.new_tokens), repeats)
-    first = _median_seconds(lambda: write(params, batch, 1), repeats)
+    whole = seconds_of_calls(lambda: write(params, batch, load.size.new_tokens), repeats)
+    first = seconds_of_calls(lambda: write(params, batch, 1), repeats)
     # Without the prompt: seconds of each further token.
     seconds = float(np.median(whole) - np.median(first)) / (load.size.new_tokens - 1)
     # The vision tower is not read while decoding.
@@ -174,35 +197,13 @@ def decode(load: Load, bandwidth: float, repeats: int) -> tuple[dict[str, float]
     figures = {
         "g_tokens_per_second": load.rows / seconds,
         "g_share_of_bandwidth": read / bandwidth / seconds,
+        "g_share_of_roofline": (read + _cache_bytes(load)) / bandwidth / seconds,
     }
     detail = {"part": "g_decode", "rows": load.rows, "seconds": spread(whole)}
-    return figures, detail | {"prompt_seconds": spread(first), **_memory()}
+    return figures, detail | {"prompt_seconds": spread(first), **device_memory()}
 
 
-def measure_accelerator(
-    embedder: Load | None = None,
-    generator: Load | None = None,
-    *,
-    side: int = 8192,
-    repeats: int = 5,
-) -> tuple[dict[str, float], list[JsonObject]]:
-    """Figures and details of both models on the first device.
-
-    Args:
-        embedder: the embedder and its batch; `Load.embedder` by default.
-        generator: the generator and its prompts; `Load.generator` by default.
-        side: size of the matrices with which the peaks are measured.
-        repeats: repetitions of every measurement.
-    """
+def measured_peaks(side: int, repeats: int) -> tuple[dict[str, float], JsonObject]:
+    """The peaks as figures."""
     peak, bandwidth = peaks(side, repeats)
-    log_info(f"measured peaks: {peak / 1e12:.0f} TFLOP/s, {bandwidth / 1e12:.2f} TB/s")
-    figures = {"peak_tflops": peak / 1e12, "bandwidth_tb_per_second": bandwidth / 1e12}
-    details = []
-    for found, detail in (
-        train_step(embedder or Load.embedder(), peak, repeats),
-        decode(generator or Load.generator(), bandwidth, repeats),
-    ):
-        log_info(", ".join(f"{name} {value:.3g}" for name, value in found.items()))
-        figures |= found
-        details.append(detail)
-    return figures, details
+    return {"peak_tflops": peak / 1e12, "bandwidth_tb_per_second": bandwidth / 1e12}, {"side": side}

@@ -1,0 +1,1 @@
+"""Everything that matters about an accelerator, measured by one command within a time limit."""
