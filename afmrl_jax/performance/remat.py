@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
+import jax
+
 from afmrl_jax.config import LoraConfig, ModelSettings, Remat, RunConfig
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.families import ROLES, family
@@ -64,9 +66,9 @@ def with_remat(config: RunConfig, folder: Path) -> RunConfig:
 def _chosen(config: RunConfig, role: str) -> Remat:
     settings = config.embedder if role == "embedder" else config.generator
     architecture = _architecture(config, role, settings)
-    return cheapest(
-        architecture, requests(config, role), bytes_here(config.mesh.data * config.mesh.model)
-    )
+    steps = requests(config, role)
+    data, model = steps[0].axes
+    return cheapest(architecture, steps, bytes_here(data * model))
 
 
 def _architecture(config: RunConfig, role: str, settings: ModelSettings) -> Architecture:
@@ -85,10 +87,11 @@ def requests(config: RunConfig, role: str) -> list[Request]:
     settings = config.embedder if role == "embedder" else config.generator
     visual = config.image.bin_patches // config.image.merge_size**2
     text = max(1, config.text.buckets[-1] - visual)
-    devices = config.mesh.data
+    model = config.mesh.model
+    devices = config.mesh.data if config.mesh.data > 0 else max(1, len(jax.devices()) // model)
     asked = partial(
         Request,
-        mesh=f"data={devices},model={config.mesh.model}",
+        mesh=f"data={devices},model={model}",
         visual_tokens=visual,
         trained=settings.trained,
         dtype=settings.execution.dtype,
