@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from afmrl_jax.config import LoraConfig, QwenVLConfig
 from afmrl_jax.models.qwen_vl.presets import preset
@@ -16,7 +17,7 @@ def _adapted(name: str) -> QwenVLConfig:
     return dataclasses.replace(preset(name), lora=LoraConfig())
 
 
-def _table(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> str:
     rows = [head, ("--",) + ("--:",) * (len(head) - 1), *lines]
     return "\n".join("| " + " | ".join(x) + " |" for x in rows)
 

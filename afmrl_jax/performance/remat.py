@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import jax
 
@@ -24,6 +24,7 @@ from afmrl_jax.runtime.progress import log_info
 RECORD = "remat.json"
 """File of a run directory with what was chosen when the run began, by role."""
 ORDER: tuple[Remat, ...] = get_args(Remat)
+Role = Literal["embedder", "generator"]
 
 
 def with_remat(config: RunConfig, folder: Path) -> RunConfig:
@@ -39,7 +40,10 @@ def with_remat(config: RunConfig, folder: Path) -> RunConfig:
     Raises:
         RunError: the record in the folder is broken.
     """
-    asked = {"embedder": config.embedder, "generator": config.generator}
+    asked: dict[Role, ModelSettings] = {
+        "embedder": config.embedder,
+        "generator": config.generator,
+    }
     roles = [n for n, x in asked.items() if x.execution.remat == "auto"]
     if not roles:
         return config
@@ -51,7 +55,6 @@ def with_remat(config: RunConfig, folder: Path) -> RunConfig:
 
     run_on_first(choose, f"choosing what {folder} recomputes")
     found = read_checked(path, dict[str, Remat], remedy=f"delete {path} to choose again")
-    changed = {}
     for role in roles:
         # One that was not open when the run began.
         remat = found.get(role, ORDER[-1])
@@ -59,11 +62,11 @@ def with_remat(config: RunConfig, folder: Path) -> RunConfig:
             f"{role}: remat {remat}, the first of {', '.join(ORDER)} that fits the memory plan"
         )
         execution = dataclasses.replace(asked[role].execution, remat=remat)
-        changed[role] = dataclasses.replace(asked[role], execution=execution)
-    return dataclasses.replace(config, **changed)
+        asked[role] = dataclasses.replace(asked[role], execution=execution)
+    return dataclasses.replace(config, embedder=asked["embedder"], generator=asked["generator"])
 
 
-def _chosen(config: RunConfig, role: str) -> Remat:
+def _chosen(config: RunConfig, role: Role) -> Remat:
     settings = config.embedder if role == "embedder" else config.generator
     architecture = _architecture(config, role, settings)
     steps = requests(config, role)
@@ -71,7 +74,7 @@ def _chosen(config: RunConfig, role: str) -> Remat:
     return cheapest(architecture, steps, bytes_here(data * model))
 
 
-def _architecture(config: RunConfig, role: str, settings: ModelSettings) -> Architecture:
+def _architecture(config: RunConfig, role: Role, settings: ModelSettings) -> Architecture:
     if settings.weights is None:
         found = family(settings.family or ROLES[role]).demo(config.vocab_size, 0)
         return Architecture.of(found, settings.execution)
@@ -82,7 +85,7 @@ def _architecture(config: RunConfig, role: str, settings: ModelSettings) -> Arch
     return architecture
 
 
-def requests(config: RunConfig, role: str) -> list[Request]:
+def requests(config: RunConfig, role: Role) -> list[Request]:
     """What the stages of a role hold at once, in the order of the stages."""
     settings = config.embedder if role == "embedder" else config.generator
     visual = config.image.bin_patches // config.image.merge_size**2
