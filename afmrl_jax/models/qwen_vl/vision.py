@@ -42,7 +42,7 @@ class View:
     """Where the segments of `layout` are computed as rows of their own."""
 
 
-LESS_IN_WINDOWS = 2
+LESS_IN_WINDOWS = 4
 """How many times fewer pairs windows must have as rows than a mask, because rows are copied."""
 
 

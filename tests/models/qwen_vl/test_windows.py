@@ -110,7 +110,7 @@ def test_windows_as_rows_equal_a_mask(scan, form, monkeypatch):
 
     monkeypatch.setattr(vision, "LESS_IN_WINDOWS", 10**9)
     (_, expected), slopes = run()
-    monkeypatch.setattr(vision, "LESS_IN_WINDOWS", 2)
+    monkeypatch.setattr(vision, "LESS_IN_WINDOWS", 4)
     made = []
     real_make = vision.make_windows
     monkeypatch.setattr(vision, "make_windows", lambda *x: made.append(x) or real_make(*x))
