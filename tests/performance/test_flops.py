@@ -1,6 +1,7 @@
 """Useful operations: by hand, by XLA's own count, and against the design's figures."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from afmrl_jax.config import Execution, LoraConfig
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.qwen_vl.presets import preset
+from afmrl_jax.performance.flop_table import embedder_table, rar_table
 from afmrl_jax.performance.flops import (
     Passes,
     adapter_flops,
@@ -94,6 +96,16 @@ def test_logits():
     config = preset("demo_generator")
     assert head_flops(config, 3) == 2 * 3 * 96 * 2048
     assert adapter_flops(config, 3) == 0
+
+
+def test_the_page_holds_the_tables():
+    page = (Path(__file__).parents[2] / "docs" / "flops.md").read_text(encoding="utf-8")
+    assert embedder_table() in page
+    assert rar_table() in page
+    config = dataclasses.replace(preset("qwen2vl_2b"), lora=LoraConfig())
+    found = Passes.over(config, [1024], [320])
+    assert f"| all | {found.forward / 1e12:.3f} |  | {found.step('lora') / 1e12:.3f} |" in page
+    assert found.executed("lora", "dots") == found.step("lora") < found.executed("lora", "full")
 
 
 def test_more_than_the_peak_is_an_error():

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -12,6 +13,7 @@ from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.qwen_vl.presets import PRESETS
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place, shardings
+from afmrl_jax.performance import memory
 from afmrl_jax.performance.memory import (
     Line,
     Load,
@@ -19,6 +21,7 @@ from afmrl_jax.performance.memory import (
     abstract_mesh,
     activation_bytes,
     device_bytes,
+    jax_bytes,
     parse_mesh,
     rows_per_device,
     shard_bytes,
@@ -65,6 +68,40 @@ def test_a_mesh_that_is_none_is_an_error_that_names_the_axes(text):
 def test_an_unknown_device_is_an_error_that_lists_the_known():
     with pytest.raises(ConfigError, match="h200"):
         device_bytes("h300")
+
+
+def test_jax_takes_a_share_of_a_gpu():
+    name = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+    assert jax_bytes("h100", {}) == 60 * 10**9
+    assert jax_bytes("h100", {name: "0.9"}) == 72 * 10**9
+    assert jax_bytes("h100", {"XLA_PYTHON_CLIENT_ALLOCATOR": "platform"}) == 80 * 10**9
+    assert jax_bytes("v5e", {name: "0.5"}) == 16 * 10**9
+    for wrong in ("much", "0", "75"):
+        with pytest.raises(ConfigError, match=f"{name}={wrong}"):
+            jax_bytes("h100", {name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("kind", "stats", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", {"bytes_limit": 7}, 7),
+        ("NVIDIA H100 80GB HBM3", None, 60 * 10**9),
+        ("TPU v5 lite", {}, 16 * 10**9),
+        ("cpu", None, 500),
+    ],
+)
+def test_a_device_is_asked_first(kind, stats, expected, monkeypatch):
+    device = SimpleNamespace(device_kind=kind, memory_stats=lambda: stats)
+    monkeypatch.setattr(memory.jax, "devices", lambda: [device])
+    monkeypatch.setattr(memory, "machine", lambda: {"memory_bytes": 1000})
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    assert memory.bytes_here(2) == expected
+
+
+def test_a_plan_says_what_share_it_counts_on():
+    plan = Plan((), Line("activations", 1, "estimate"), 100, share=0.75)
+    assert "JAX takes 75 %" in plan.text()
+    assert "JAX takes" not in Plan((), plan.formula, 100).text()
 
 
 def test_recomputing_saves_and_dense_scores_cost():

@@ -55,7 +55,7 @@ def test_every_task_is_measured_and_kept(sweep, tmp_path, monkeypatch, capsys):
         assert row["seconds_per_step"]["samples"] == 2
         assert row["samples_per_second"]["median"] > 0
         assert row["images_per_second"]["median"] > 0
-        assert row["mfu"] is None or 0 < row["mfu"] <= 1
+        assert row["mfu"] is None or 0 < row["mfu"] <= row["hfu"] <= 1
         assert 0 <= row["data_wait_share"] < 1
         assert 0 < row["text_padding"] < 1
         assert row["peak_bytes"] > 0
@@ -133,6 +133,19 @@ def test_a_batch_that_the_catalogue_cannot_fill_is_a_failed_row(sweep, tmp_path)
     assert "--catalogue" in row["why"]
 
 
+def test_a_row_that_fails_in_any_way_is_a_row_that_says_so(sweep, tmp_path, monkeypatch):
+    def refuses(*_):
+        raise NotImplementedError("Unsupported sequence length Q 307, KV 307.")
+
+    module = import_module("afmrl_jax.performance.benchmarks.throughput")
+    monkeypatch.setattr(module, "measure", refuses)
+    sweep(model=("tiny_r",), batch=(4, 8)).execute()
+    for row in rows_of(tmp_path):
+        assert (row["status"], row["error"]) == ("failed", "NotImplementedError")
+        assert "Q 307" in row["why"]
+    assert "Q 307" in (tmp_path / "try.md").read_text()
+
+
 def test_rows_share_the_highest_peak_that_was_measured():
     tables = import_module("afmrl_jax.performance.sweep.tables")
     common = {"status": "done", "seconds_per_step": {"median": 2.0}, "mfu": 0.1}
@@ -145,6 +158,12 @@ def test_rows_share_the_highest_peak_that_was_measured():
     ]
     found = tables.with_one_peak(rows)
     assert [x.get("mfu") for x in found] == [0.125, 0.125, 0.1, None]
+    # Rows of earlier sweeps have no count of what was recomputed.
+    assert not any("hfu" in x for x in found)
+    again = tables.with_one_peak(
+        [measured | {"peak_tflops": 4.0, "recomputed_tflop_per_step": 0.5}]
+    )
+    assert again[0]["hfu"] == 0.1875
     assert found[0]["peak_tflops"] == 4.0
 
 
