@@ -23,8 +23,8 @@ if version("jaxlib").startswith("0.10."):
 # Commands must not fill the user's compile cache.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
 
-# A shell makes what it starts in the background deaf to Ctrl-C, and so would be all programs that the
-# tests start and interrupt.
+# What a shell starts in the background ignores Ctrl-C, and so would all programs that the tests
+# start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
