@@ -34,7 +34,12 @@ def _with_names(value: object, names: dict[str, str]) -> object:
     return [_with_names(x, names) for x in value] if isinstance(value, list) else value
 
 
-ADDED: JsonObject = {"family": None, "bm25_reverse": False, "positives": "pair"}
+ADDED: JsonObject = {
+    "family": None,
+    "bm25_reverse": False,
+    "positives": "pair",
+    "vector_precision": "auto",
+}
 """Settings that older run directories lack, and the value that means the old behavior."""
 
 

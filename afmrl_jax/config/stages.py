@@ -158,6 +158,10 @@ class AgclConfig(Settings):
     positives: Literal["pair", "product"] = "pair"
     """What other listings of the query's product are: `pair` leaves them out of the loss, `product`
     counts them as positives, as SupCon does."""
+    vector_precision: Literal["auto", "float32", "bf16_x3"] = "auto"
+    """How cosines and gradients by vectors are multiplied: `float32` exactly, `bf16_x3` as three
+    products of bfloat16 parts, with errors of cosines below 1e-5. `auto` is `bf16_x3` on GPUs with
+    bfloat16 and `float32` elsewhere."""
     prefix_weight: float = 0.5
     """Weight of the loss on the hidden state before the attributes. The lists alone tell most
     products of a batch apart; without this term the embedder stops learning from pictures and

@@ -12,7 +12,12 @@ from jax.sharding import Mesh
 
 from afmrl_jax.models.embedder import UNIT_TOLERANCE
 from afmrl_jax.objectives.agcl_kernels.collective import DATA, Placement
-from afmrl_jax.objectives.agcl_kernels.tile import Plan, accumulator
+from afmrl_jax.objectives.agcl_kernels.products import (
+    VectorPrecision,
+    accumulator,
+    chosen_precision,
+)
+from afmrl_jax.objectives.agcl_kernels.tile import Plan
 from afmrl_jax.objectives.agcl_kernels.vjp import Batch, Stream, padding, streamed_loss, tile_length
 from afmrl_jax.objectives.agcl_reference import dense_loss
 from afmrl_jax.objectives.bm25 import Bm25Terms, bm25_scores
@@ -51,6 +56,7 @@ def agcl_loss(
     bm25_reverse: Float[Array, "q q"] | bool = False,
     form: Form = "auto",
     bm25_form: Bm25Form = "auto",
+    vector_precision: VectorPrecision = "auto",
     tile: tuple[int, int] | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
@@ -121,6 +127,10 @@ def agcl_loss(
             length of the document. True: from the terms. [q q]: given, for `dense`.
         form: how it is computed.
         bm25_form: how a tile of BM25 is computed, see `bm25_scores`.
+        vector_precision: of products of float32 vectors in cosines and gradients. `float32` is
+            exact; `bf16_x3` adds three products of bfloat16 parts, which matrix units do fast, with
+            errors of cosines below 1e-5 (see `agcl_kernels.products`). `auto` is `bf16_x3` on GPUs
+            with bfloat16 and `float32` elsewhere. `dense`, the definition, is always exact.
         tile: most rows and columns of a tile; None for the backend's (512, 512 on a CPU;
                 4096, 512 for `kept`).
         mesh: for `ring` and `gathered`; None for the one of `jax.set_mesh`.
@@ -180,7 +190,8 @@ def agcl_loss(
         )
     vocab = 0 if terms is None else terms.statistics.idf.shape[0]
     keep = placement == "kept"
-    plan = Plan(symmetric, further, bm25_reverse is True, bm25_form, vocab, keep=keep)
+    precision = chosen_precision(vector_precision)
+    plan = Plan(symmetric, further, bm25_reverse is True, bm25_form, vocab, precision, keep=keep)
     where: Placement = "tiled" if placement == "kept" else placement
     stream = _stream(queries, candidates, where, mesh, tile, plan)
     return streamed_loss(stream, queries, candidates, tau, batch)

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from afmrl_jax.models.qwen_vl.attention import MASKED
-from afmrl_jax.objectives.agcl_kernels.tile import BINS, accumulator
+from afmrl_jax.objectives.agcl_kernels.products import accumulator
+from afmrl_jax.objectives.agcl_kernels.tile import BINS
 from afmrl_jax.objectives.agcl_kernels.vjp import Batch
 from afmrl_jax.objectives.bm25 import Bm25Terms, bm25_scores
 from afmrl_jax.types import Array, Bool, Float, Int

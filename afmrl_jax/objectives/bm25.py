@@ -11,6 +11,8 @@ import numpy as np
 from afmrl_jax.types import AnyArray, Array, Float, Int
 
 Form = Literal["auto", "gather", "matmul"]
+ALIGNED = 128
+"""Terms that `matmul` pads its table to a multiple of."""
 
 
 class Bm25Statistics(NamedTuple):
@@ -127,7 +129,8 @@ def bm25_scores(
 
     Both forms make a [v + 1, c] table of term weights. `gather` adds a row of it for each term of a
     query, work q a c and independent of v; `matmul` multiplies the queries' term counts [q v] with
-    it, which suits matrix units. Pass a batch's own terms (`Bm25Terms.localised`) to keep v small.
+    it, in bfloat16 parts without loss, for matrix units that a device has and gathers that it does
+    slowly. Pass a batch's own terms (`Bm25Terms.localised`) to keep v small.
 
     Example:
         >>> statistics = fit_bm25(np.array([[0, 1], [1, 2]]), 3)
@@ -140,8 +143,8 @@ def bm25_scores(
         statistics: of the corpus.
         query: int32 [q a], -1 is padding.
         candidate: int32 [c n], -1 is padding.
-        form: `auto` is `gather` on a CPU, where a [1024 1024] table of scores took 1 ms against
-            the product's 50, and `matmul` elsewhere.
+        form: `auto` is `gather` on CPUs, where a [1024 1024] table of scores took 1 ms against
+            the product's 50, and on GPUs, and `matmul` on TPUs.
 
     Returns:
         [q c] in the type of `statistics.idf`, float32 as fitted.
@@ -191,13 +194,11 @@ def table_scores(
     Raises:
         ValueError: there is no such form.
     """
+    platform = jax.default_backend()
     if form == "auto":
-        form = "gather" if jax.default_backend() == "cpu" else "matmul"
+        form = "matmul" if platform == "tpu" else "gather"
     if form == "matmul":
-        rows = jnp.arange(places.shape[0], dtype=jnp.int32)[:, None]
-        counts = jnp.zeros((places.shape[0], table.shape[0]), table.dtype)
-        counts = counts.at[rows, places].add(jnp.ones((), table.dtype))
-        return jnp.dot(counts, table, precision=jax.lax.Precision.HIGHEST)
+        return _counted(places, table)
     if form != "gather":
         raise ValueError(f"BM25 has the forms auto, gather and matmul, not {form!r}")
 
@@ -206,8 +207,32 @@ def table_scores(
         return total + table.at[place].get(mode="promise_in_bounds")
 
     start = jnp.zeros((places.shape[0], table.shape[1]), table.dtype)
-    # Unrolled by 8, so that XLA adds eight rows in one pass over the scores.
-    return jax.lax.fori_loop(0, places.shape[1], add, start, unroll=8)
+    # Unrolled, so that XLA adds several rows in one pass over the scores; on a GPU mostly all of
+    # them, together with what is made of the scores.
+    at_once = 8 if platform == "cpu" else 16
+    return jax.lax.fori_loop(0, places.shape[1], add, start, unroll=at_once)
+
+
+def _counted(places: jax.Array, table: jax.Array) -> jax.Array:
+    """Term counts times the table, as products of bfloat16 that are summed in float32.
+
+    Counts up to 256 are bfloat16 numbers, and three of them add up to a float32 number.
+    """
+    # Matrix units work on blocks of terms.
+    terms = -(-table.shape[0] // ALIGNED) * ALIGNED
+    table = jnp.pad(table, ((0, terms - table.shape[0]), (0, 0)))
+    kind = table.dtype if table.dtype == jnp.float64 or places.shape[1] > 256 else jnp.bfloat16
+    rows = jnp.arange(places.shape[0], dtype=jnp.int32)[:, None]
+    counts = jnp.zeros((places.shape[0], terms), kind).at[rows, places].add(jnp.ones((), kind))
+    if kind == table.dtype:
+        return jnp.dot(counts, table, precision=jax.lax.Precision.HIGHEST)
+    scores = jnp.zeros((places.shape[0], table.shape[1]), table.dtype)
+    for _ in range(3):
+        # A conversion there and back is one that XLA may drop.
+        part = jax.lax.reduce_precision(table, exponent_bits=8, mantissa_bits=7)
+        scores = scores + jnp.dot(counts, part.astype(kind), preferred_element_type=table.dtype)
+        table = table - part
+    return scores
 
 
 def own_scores(query: TermFactors, document: TermFactors) -> Float[Array, " n"]:

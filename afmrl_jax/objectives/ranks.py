@@ -15,8 +15,12 @@ from afmrl_jax.types import AnyArray, Array, Float, Int
 
 LOWEST_COSINE = -1.0
 BLOCK = 64
-"""Queries whose scores exist at a time: BLOCK x m numbers, which the counting reads while they are
-still near."""
+"""Queries whose scores exist at a time on a CPU: BLOCK x m numbers, which the counting reads while
+they are still near."""
+DEVICE_BLOCK = 512
+"""The most elsewhere, where each block reads the gallery from memory once."""
+DEVICE_SCORES = 2**28
+"""Numbers that the scores of such a block may have, unless those of `BLOCK` have more."""
 
 
 class PositiveRanks(NamedTuple):
@@ -71,7 +75,7 @@ def rank_positives(
         See `PositiveRanks`; equal to `rank_positives_dense`.
     """
     size = gallery.shape[0] if size is None else size
-    rows = min(BLOCK, query.shape[0])
+    rows = min(_block(gallery.shape[0]), query.shape[0])
     blocks = -(-query.shape[0] // rows)
     fill = blocks * rows - query.shape[0]
 
@@ -94,6 +98,13 @@ def rank_positives(
     else:
         found = run(gallery, parts, axes=())
     return jax.tree.map(lambda x: x.reshape(blocks * rows, *x.shape[2:])[: query.shape[0]], found)
+
+
+def _block(gallery: int) -> int:
+    """Queries whose scores exist at a time."""
+    if jax.default_backend() == "cpu":
+        return BLOCK
+    return min(max(DEVICE_SCORES // max(gallery, 1), BLOCK), DEVICE_BLOCK)
 
 
 def _all_blocks(

@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 from afmrl_jax.errors import RunError
 from afmrl_jax.parallel.layout import AXES
 from afmrl_jax.retrieval.index_file import IndexFile
-from afmrl_jax.retrieval.top_k import padded_rows, search_part
+from afmrl_jax.retrieval.top_k import Best, padded_rows, search_part
 from afmrl_jax.retrieval.types import (
     SearchResult,
     check_known,
@@ -30,11 +30,13 @@ from afmrl_jax.runtime.files import atomic_path
 VECTORS = "vectors.npy"
 
 PART_BYTES = 1 << 28
-"""Bytes of vectors that are sent to the devices and searched at a time."""
+"""Bytes of vectors that are sent to the devices and searched at a time, unless all of them are."""
 HELD_BYTES = 8 << 30
 """Bytes of vectors that stay on the devices, if these do not report their memory."""
 QUERIES = (1, 8, 64, 256)
-"""Numbers of queries for which programs are compiled."""
+MANY_QUERIES = (1024, 4096)
+"""Numbers of queries for which programs are compiled; many only where there is a device for them:
+their scores would not stay in the caches of a CPU."""
 
 Dtype = Literal["float32", "bfloat16"]
 TYPES: dict[Dtype, DTypeLike] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
@@ -43,8 +45,8 @@ TYPES: dict[Dtype, DTypeLike] = {"float32": np.float32, "bfloat16": ml_dtypes.bf
 class ExactIndex:
     """Every vector is compared with every query.
 
-    Vectors stay in memory, or in the file from which they are mapped, in parts. If all parts fit on
-    the devices, they are kept there; otherwise each search streams them.
+    Vectors stay in memory, or in the file from which they are mapped. If all fit on the devices,
+    they are kept there, on a GPU or TPU in one part; otherwise each search streams them in parts.
 
     Args:
         ids: one per vector.
@@ -75,12 +77,17 @@ class ExactIndex:
         self.dtype = dtype
         self._mesh = mesh
         vectors = check_vectors(ids, vectors, TYPES[dtype])
-        size = max(1, PART_BYTES // (vectors.shape[1] * vectors.itemsize))
-        self._part_rows = size
+        self._held_bytes = _budget(mesh) if held_bytes is None else held_bytes
+        on_cpu = jax.default_backend() == "cpu"
+        self._sizes = QUERIES if on_cpu else QUERIES + MANY_QUERIES
+        self._part_rows = max(1, PART_BYTES // (vectors.shape[1] * vectors.itemsize))
+        whole = not on_cpu and vectors.nbytes <= self._held_bytes
+        size = max(len(vectors), 1) if whole else self._part_rows
         self._parts = [vectors[i : i + size] for i in range(0, len(vectors), size)]
         self._alive = np.ones(len(vectors), bool)
         self._held: dict[int, jax.Array] = {}
-        self._held_bytes = _budget(mesh) if held_bytes is None else held_bytes
+        self._held_alive: dict[int, jax.Array] = {}
+        self._names: np.ndarray | None = None
 
     @property
     def ids(self) -> list[str]:
@@ -110,11 +117,14 @@ class ExactIndex:
             self._held.pop(len(self._parts) - 1, None)
             rest = rest[room:]
         self._alive = np.concatenate([self._alive, np.ones(len(vectors), bool)])
+        self._held_alive.clear()
+        self._names = None
 
     def delete(self, ids: Sequence[str]) -> None:
         """See `Index.delete`."""
         check_known(ids, self._place)
         self._alive[[self._place.pop(x) for x in ids]] = False
+        self._held_alive.clear()
 
     def search(self, queries: np.ndarray, k: int) -> SearchResult:
         """See `Index.search`; equal scores come in the order of the index."""
@@ -122,28 +132,37 @@ class ExactIndex:
         queries = np.asarray(queries, np.float32)
         scores = np.zeros((len(queries), k), np.float32)
         positions = np.zeros((len(queries), k), np.int32)
-        for begin in range(0, len(queries) if k else 0, QUERIES[-1]):
-            part = queries[begin : begin + QUERIES[-1]]
-            size = next(n for n in QUERIES if n >= len(part))
+        most = self._sizes[-1]
+        for begin in range(0, len(queries) if k else 0, most):
+            part = queries[begin : begin + most]
+            size = next(n for n in self._sizes if n >= len(part))
             padded = np.zeros((size, queries.shape[1]), np.float32)
             padded[: len(part)] = part
             found = self._best(padded, k)
             scores[begin : begin + len(part)] = np.asarray(found[0])[: len(part)]
             positions[begin : begin + len(part)] = np.asarray(found[1])[: len(part)]
-        return SearchResult(positions, scores, [[self.ids[p] for p in row] for row in positions])
+        if self._names is None:
+            self._names = np.array(self._ids, object)
+        return SearchResult(positions, scores, self._names[positions].tolist())
 
-    def _best(self, queries: np.ndarray, k: int) -> tuple[jax.Array, jax.Array]:
-        shape = (len(queries), k)
-        best = (jnp.full(shape, -jnp.inf, jnp.float32), jnp.zeros(shape, jnp.int32))
+    def _best(self, queries: np.ndarray, k: int) -> Best:
+        best: Best | None = None
         offset = 0
         for number, part in enumerate(self._parts):
             vectors = self._on_devices(number)
-            alive = np.zeros(len(vectors), bool)
-            alive[: len(part)] = self._alive[offset : offset + len(part)]
-            begin = np.int32(offset)
-            best = search_part(queries, vectors, self._put(alive), best, k, self._mesh, begin)
+            alive = self._alive_on_devices(number, offset, len(vectors))
+            best = search_part(queries, vectors, alive, best, k, self._mesh, np.int32(offset))
             offset += len(part)
+        assert best is not None, "search asks only where there is a vector"
         return best
+
+    def _alive_on_devices(self, number: int, offset: int, rows: int) -> jax.Array:
+        found = self._held_alive.get(number)
+        if found is None:
+            here = self._alive[offset : offset + len(self._parts[number])]
+            found = self._put(np.pad(here, (0, rows - len(here))))
+            self._held_alive[number] = found
+        return found
 
     def _on_devices(self, number: int) -> jax.Array:
         found = self._held.get(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -18,6 +19,9 @@ BIN = 32
 """Rows that the first stage keeps or drops together."""
 SLACK = 8
 """Bins kept beyond k, in case a score rounds differently in the second stage."""
+
+RESCORED = 64
+"""Queries whose kept rows are scored again at a time; on a CPU 8, whose rows fit its caches."""
 
 Best = tuple[jax.Array, jax.Array]
 """Scores float32 [q k] and places int32 [q k], best first."""
@@ -62,7 +66,7 @@ def top_k(
     earlier. Then the rows of the kept bins are scored again.
 
     Args:
-        queries: [q d].
+        queries: [q d]; cast to the type of the gallery.
         gallery: [m d]; m as `padded_rows` gives it.
         alive: bool [m]; rows that are False are never found.
         k: at most m.
@@ -75,6 +79,7 @@ def top_k(
     if rows <= 4 * bins * BIN:
         return top_k_dense(queries, gallery, alive, k)
     chunks = -(-rows // CHUNK)
+    queries = queries.astype(gallery.dtype)
 
     def best_of_bins(part: tuple[jax.Array, jax.Array]) -> jax.Array:
         scores = jnp.where(part[1][:, None], _scores(part[0], queries), -jnp.inf)
@@ -83,7 +88,7 @@ def top_k(
     parts = (gallery.reshape(chunks, -1, gallery.shape[1]), alive.reshape(chunks, -1))
     best = jax.lax.map(best_of_bins, parts).reshape(-1, queries.shape[0])
     # In the order of the gallery, so that equals keep it.
-    chosen = jnp.sort(jax.lax.top_k(best.T, bins)[1], axis=1)
+    chosen = jnp.sort(top_k_of(best.T, bins)[1], axis=1)
 
     def among(query: jax.Array, chosen: jax.Array) -> Best:
         places = (chosen[:, None] * BIN + jnp.arange(BIN, dtype=jnp.int32)[None]).reshape(-1)
@@ -91,14 +96,37 @@ def top_k(
         found, at = jax.lax.top_k(jnp.where(jnp.take(alive, places), scores, -jnp.inf), k)
         return found, jnp.take(places, at)
 
-    return jax.lax.map(lambda x: among(*x), (queries, chosen), batch_size=8)
+    at_once = 8 if jax.default_backend() == "cpu" else RESCORED
+    return jax.lax.map(lambda x: among(*x), (queries, chosen), batch_size=at_once)
 
 
-def merge(one: Best, other: Best, k: int) -> Best:
-    """The k best of two; those of the first come before their equals of the second."""
-    scores, at = jax.lax.top_k(jnp.concatenate([one[0], other[0]], axis=1), k)
-    places = jnp.concatenate([one[1], other[1]], axis=1)
-    return scores, jnp.take_along_axis(places, at, axis=1)
+def top_k_of(scores: Float[jax.Array, "q n"], k: int) -> Best:
+    """`jax.lax.top_k`, which sorts on a GPU, without sorting all of a long row.
+
+    The best of every 32 neighbors are sorted first, and then the k groups with the best of these,
+    for the reason given in `top_k`.
+    """
+    count = scores.shape[1]
+    if count <= 4 * k * BIN:
+        return jax.lax.top_k(scores, k)
+    scores = jnp.pad(scores, ((0, 0), (0, -count % BIN)), constant_values=-jnp.inf)
+    groups = scores.reshape(len(scores), -1, BIN)
+    chosen = jnp.sort(top_k_of(groups.max(2), k)[1], axis=1)
+    kept = jnp.take_along_axis(groups, chosen[:, :, None], axis=1).reshape(len(scores), -1)
+    found, at = jax.lax.top_k(kept, k)
+    return found, jnp.take_along_axis(chosen, at // BIN, axis=1) * BIN + at % BIN
+
+
+def merge(parts: Sequence[Best], k: int) -> Best:
+    """The k best of all; those of a part come before their equals of later ones.
+
+    Where there are fewer than k, scores of minus infinity follow.
+    """
+    scores, places = (jnp.concatenate(x, axis=1) for x in zip(*parts, strict=True))
+    missing = ((0, 0), (0, max(0, k - scores.shape[1])))
+    scores = jnp.pad(scores, missing, constant_values=-jnp.inf)
+    scores, at = jax.lax.top_k(scores, k)
+    return scores, jnp.take_along_axis(jnp.pad(places, missing), at, axis=1)
 
 
 @partial(jax.jit, static_argnames=("k", "mesh"))
@@ -106,7 +134,7 @@ def search_part(
     queries: Float[jax.Array, "q d"],
     gallery: Float[jax.Array, "m d"],
     alive: jax.Array,
-    best: Best,
+    best: Best | None,
     k: int,
     mesh: Mesh | None,
     offset: Int[AnyArray, ""],
@@ -118,14 +146,18 @@ def search_part(
         gallery: [m d]; with a mesh its rows are split over all devices; each finds its own k best,
             and these are exchanged.
         alive: bool [m], split likewise.
-        best: the best so far.
+        best: the best so far; None for the first part.
         k: static.
         mesh: static; None for one device.
         offset: place of the part's first row.
     """
     if mesh is None:
         scores, places = top_k(queries, gallery, alive, min(k, gallery.shape[0]))
-        return merge(best, (scores, places + offset), k)
+        found = scores, places + offset
+        # They are in order already.
+        if best is None and scores.shape[1] == k:
+            return found
+        return merge([found] if best is None else [best, found], k)
     local = gallery.shape[0] // mesh.size
 
     def own(queries: jax.Array, gallery: jax.Array, alive: jax.Array) -> Best:
@@ -134,8 +166,9 @@ def search_part(
         return scores[None], (places + number * local)[None]
 
     rows = P(AXES)
-    found = jax.shard_map(
+    each = jax.shard_map(
         own, mesh=mesh, in_specs=(P(), rows, rows), out_specs=(rows, rows), check_vma=False
     )(queries, gallery, alive)
-    scores, places = (jnp.moveaxis(x, 0, 1).reshape(queries.shape[0], -1) for x in found)
-    return merge(best, (scores, places + offset), k)
+    scores, places = (jnp.moveaxis(x, 0, 1).reshape(queries.shape[0], -1) for x in each)
+    found = scores, places + offset
+    return merge([found] if best is None else [best, found], k)

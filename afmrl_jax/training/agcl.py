@@ -183,6 +183,7 @@ def make_agcl_step(
                 symmetric=settings.symmetric,
                 positives=settings.positives,
                 bm25_reverse=settings.bm25_reverse,
+                vector_precision=settings.vector_precision,
             )
 
         def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -1,5 +1,6 @@
 """BM25 against bm25s, rank_bm25, hand-worked numbers, and its own second form."""
 
+import re
 from functools import partial
 
 import bm25s
@@ -183,6 +184,30 @@ def test_random_corpora_with_empty_texts_and_unknown_terms(form, seed) -> None:
     scores = form(fit_bm25(corpus, known), jnp.array(queries), jnp.array(corpus))
     assert expected.max() > 1
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_products_of_counts_lose_nothing(corpus) -> None:
+    """Products in bfloat16 alone, and yet equal to float64: three parts make up a float32."""
+    statistics = fit_bm25(corpus, VOCABULARY)
+    queries = random_terms(4, 12)
+    run = jax.jit(partial(bm25_scores, form="matmul"))
+    program = run.lower(statistics, jnp.array(queries), jnp.array(corpus)).as_text()
+    products = [x for x in program.splitlines() if "dot_general" in x]
+    assert len(products) == 3
+    assert all(re.search(r": \(tensor<\w+xbf16>, tensor<\w+xbf16>\)", x) for x in products)
+    table = np.asarray(term_table(term_factors(statistics, jnp.array(corpus)), VOCABULARY))
+    counts = np.stack([np.bincount(x[(x >= 0) & (x < VOCABULARY)], minlength=24) for x in queries])
+    expected = counts.astype(np.float64) @ table
+    scores = run(statistics, jnp.array(queries), jnp.array(corpus))
+    np.testing.assert_allclose(scores, expected, rtol=3e-7, atol=1e-7)
+
+
+def test_more_repeats_than_bfloat16_counts() -> None:
+    query = jnp.full((1, 300), 1, jnp.int32).at[0, 257:].set(0)
+    table = jnp.array([[0.3], [0.7], [0.0]], jnp.float32)
+    np.testing.assert_allclose(
+        table_scores(query, table, "matmul"), 257 * 0.7 + 43 * 0.3, rtol=1e-6
+    )
 
 
 def test_own_scores_are_the_diagonal(corpus) -> None:

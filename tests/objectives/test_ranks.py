@@ -72,6 +72,27 @@ def test_blocks_equal_the_dense_twin(problem, block, monkeypatch):
     np.testing.assert_allclose(found.margin, twin.margin, atol=1e-6)
 
 
+def test_larger_blocks_on_a_device_equal_the_dense_twin(problem, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 4)
+    monkeypatch.setattr(module, "DEVICE_BLOCK", 16)
+    arrays = tuple(map(jnp.asarray, problem))
+
+    def program() -> str:
+        return str(jax.make_jaxpr(lambda *x: rank_positives(*x))(*arrays))
+
+    assert f"f32[4,{GALLERY}]" in program()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert f"f32[16,{GALLERY}]" in program()
+    found = jax.jit(lambda *x: rank_positives(*x, every=True, negatives=3))(*arrays)
+    twin = rank_positives_dense(*arrays, negatives=3)
+    assert found.rank.tolist() == twin.rank.tolist()
+    assert found.ranks.tolist() == twin.ranks.tolist()
+    np.testing.assert_allclose(found.margin, twin.margin, atol=1e-6)
+    # A gallery so large that its scores would fill the memory.
+    monkeypatch.setattr(module, "DEVICE_SCORES", 10 * GALLERY)
+    assert f"f32[10,{GALLERY}]" in program()
+
+
 def test_only_what_is_asked_for_is_computed(problem):
     found = rank_positives(*map(jnp.asarray, problem))
     assert found.ranks is None

@@ -73,6 +73,48 @@ def test_exact_search_is_a_sort(vectors, ids, devices, held, small_parts):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
+def test_a_gpu_searches_the_gallery_in_one_part(vectors, ids, devices, small_parts, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    mesh = make_mesh(devices // 2, 2) if devices > 1 else None
+    index = ExactIndex(ids, vectors, mesh=mesh, held_bytes=vectors.nbytes + 100)
+    streamed = ExactIndex(ids, vectors, mesh=mesh, held_bytes=vectors.nbytes - 1)
+    assert (len(index._parts), len(streamed._parts)) == (1, 3)
+    queries = np.concatenate([vectors, -vectors])  # More at once than a CPU takes.
+    order, scores = by_sorting(vectors, queries, 7)
+    for found in (index.search(queries, 7), streamed.search(queries, 7)):
+        np.testing.assert_array_equal(found.positions, order)
+        np.testing.assert_allclose(found.scores, scores, atol=1e-6)
+    assert index._held
+    assert not streamed._held
+
+
+def test_marks_of_deleted_vectors_are_sent_when_they_change(vectors, ids, monkeypatch):
+    index, sent = ExactIndex(ids, vectors), []
+
+    def put(array):
+        sent.append(array.dtype)
+        return jnp.asarray(array)
+
+    monkeypatch.setattr(index, "_put", put)
+    for _ in range(3):
+        index.search(vectors[:2], 3)
+    assert sent == [np.float32, bool]
+    index.delete(ids[:1])
+    assert index.search(vectors[:1], 1).ids != [ids[:1]]
+    index.search(vectors[:1], 1)
+    assert sent == [np.float32, bool, bool]
+
+
+def test_what_is_added_to_a_large_part_is_a_part_of_its_own(vectors, ids, small_parts, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    index = ExactIndex(ids[:200], vectors[:200])
+    index.add(ids[200:], vectors[200:])
+    assert [len(x) for x in index._parts] == [200, 100]
+    order, _ = by_sorting(vectors, vectors[:9], 7)
+    np.testing.assert_array_equal(index.search(vectors[:9], 7).positions, order)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
 def test_equal_scores_come_in_the_order_of_the_index(devices, small_parts):
     mesh = make_mesh(devices) if devices > 1 else None
     vectors = np.ones((300, 16), np.float32) / 4
@@ -93,6 +135,16 @@ def test_two_stages_find_what_sorting_all_scores_finds(rows, k, rng):
     one, two = kernels.top_k(*asked), kernels.top_k_dense(*asked)
     np.testing.assert_array_equal(one[1], two[1])
     np.testing.assert_allclose(one[0], two[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [3, 300, 1001])
+def test_long_rows_are_sorted_in_groups(count, rng):
+    scores = rng.integers(-5, 5, (6, count)).astype(np.float32)
+    scores[:, ::3] = -np.inf
+    k = min(count, 2)
+    one, two = kernels.top_k_of(jnp.asarray(scores), k), jax.lax.top_k(jnp.asarray(scores), k)
+    np.testing.assert_array_equal(one[0], two[0])
+    np.testing.assert_array_equal(one[1], two[1])
 
 
 def test_no_array_holds_all_scores(rng):

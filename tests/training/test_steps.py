@@ -132,6 +132,7 @@ def test_settings_of_the_loss_reach_it(builder, tokenizer, monkeypatch):
 
     monkeypatch.setattr("afmrl_jax.training.agcl.agcl_loss", recorded)
     own = {"positives": "product", "bm25_reverse": True, "symmetric": False, "gamma": 0.7}
+    own |= {"vector_precision": "bf16_x3"}
     step, batch = agcl_step(builder, model, dropout=InputDropout(), **own)
     with jax.set_mesh(make_mesh(1, 1)):
         state = initial_state(model.init(0), SGD)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from afmrl_jax.objectives.agcl_kernels.products import product
 from afmrl_jax.objectives.agcl_kernels.tile import (
     Counts,
     Plan,
@@ -22,7 +23,6 @@ from afmrl_jax.objectives.agcl_kernels.tile import (
     both,
     compare,
     identities,
-    product,
     start_counts,
     start_sums,
     tile_gradient,
@@ -148,11 +148,11 @@ def stream_gradients(
                 same, pair, _ = identities(plan, side, here)
                 further = same & ~pair
             gradient = _gradient(tile, further, own, denominator)
-            wide = gradient.dtype
+            asked, offered = (x.vectors.astype(gradient.dtype) for x in (side, here))
             # Not stacked by a scan: that would hold the old and the new gradient of all queries.
-            added = product(gradient, here.vectors.astype(wide), (1, 0)) + by_rows[number]
+            added = product(gradient, offered, (1, 0), plan.precision) + by_rows[number]
             by_rows = jax.lax.dynamic_update_index_in_dim(by_rows, added, number, 0)
-            return by_rows, by_cols + product(gradient, side.vectors.astype(wide), (0, 0))
+            return by_rows, by_cols + product(gradient, asked, (0, 0), plan.precision)
 
         return jax.lax.fori_loop(0, by_rows.shape[0], row, (by_rows, by_cols))
 

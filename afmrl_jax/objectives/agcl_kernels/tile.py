@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from afmrl_jax.objectives.agcl_kernels.products import Chosen, product
 from afmrl_jax.objectives.bm25 import Form, TermFactors, table_scores, term_table
 from afmrl_jax.types import Array, Bool, Float, Int
 
@@ -34,6 +35,8 @@ class Plan:
     bm25_form: Form
     vocab: int
     """Number of terms; 0 where nothing is weighted."""
+    precision: Chosen = "float32"
+    """Of products of vectors."""
     padded: bool = False
     """Whether some rows or columns are padding."""
     keep: bool = False
@@ -113,23 +116,6 @@ class Direction(NamedTuple):
     agreement: Bool[Array, "r c"] | None
 
 
-def product(left: jax.Array, right: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    """Matrix product over the named dimensions, accumulated in float32 or, for float64, in it."""
-    kind = accumulator(left)
-    return jax.lax.dot_general(
-        left,
-        right,
-        (((contract[0],), (contract[1],)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=kind,
-    )
-
-
-def accumulator(x: jax.Array) -> jnp.dtype:
-    """The type in which sums over `x` are kept."""
-    return jnp.dtype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
-
-
 def compare(
     plan: Plan,
     rows: Side,
@@ -155,7 +141,7 @@ def compare(
             if plan.exact_reverse:
                 asked = term_table(rows.factors, plan.vocab)
                 reverse = table_scores(cols.factors.places, asked, plan.bm25_form).T
-    scores = product(rows.vectors, cols.vectors, (1, 1))
+    scores = product(rows.vectors, cols.vectors, (1, 1), plan.precision)
     return Pairs(scores, bm25, reverse, *identities(plan, rows, cols))
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from afmrl_jax.objectives.agcl_kernels.collective import Placement, gradients_of, sums_of
+from afmrl_jax.objectives.agcl_kernels.products import accumulator
 from afmrl_jax.objectives.agcl_kernels.stream import Denominator
 from afmrl_jax.objectives.agcl_kernels.tile import (
     BINS,
@@ -22,7 +23,6 @@ from afmrl_jax.objectives.agcl_kernels.tile import (
     Rules,
     Side,
     Sums,
-    accumulator,
 )
 from afmrl_jax.objectives.bm25 import Bm25Terms, TermFactors, own_scores, term_factors
 from afmrl_jax.types import Array, Float, Int
