@@ -23,6 +23,10 @@ class Head(NamedTuple):
     table: bool
     """Whether the vocabulary is the first axis."""
 
+    def cast(self, dtype: DTypeLike) -> Head:
+        """The same weights in another type; for the front of a loop that would cast each turn."""
+        return Head(self.weights.astype(dtype), self.table)
+
     def logits(self, hidden: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
         """All logits [... v] of states [... d], summed in float32 (float64 for float64 states)."""
         weights = (self.weights.T if self.table else self.weights).astype(hidden.dtype)

@@ -1,0 +1,187 @@
+"""The decoder in a loop over tokens: what a turn reads lies ready in front of the loop."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from afmrl_jax.models.qwen_vl.attention import MASKED
+from afmrl_jax.models.qwen_vl.decoder import Decoder, DecoderLayer, KeyValue
+from afmrl_jax.models.qwen_vl.layers import Affine, RMSNorm, side_by_side, unstack
+from afmrl_jax.models.qwen_vl.rope import rotate
+from afmrl_jax.parallel.layout import rows_over_data, splits_matrices
+from afmrl_jax.types import AnyArray, Array, Bool, Float, Int
+
+
+class _Layer(NamedTuple):
+    """A decoder layer as a turn reads it: maps of one input are one, where no mesh splits them."""
+
+    input_norm: RMSNorm
+    qkv: tuple[Affine, ...]
+    out: Affine
+    mlp_norm: RMSNorm
+    gate_up: tuple[Affine, ...]
+    down: Affine
+
+
+class TokenLoop:
+    """One token after the other, several continuations a prompt.
+
+    Each weight is read once a token, in the type of the activations. Inside a loop XLA would cut
+    every layer out of the stack, and cast it, anew for each token: three times the bytes of the
+    weights on an H100, and on a CPU more time than all products. So the layers are taken apart,
+    cast, and their adapters merged in front of the loop, which takes a copy of the decoder in
+    memory. The merged sum is rounded to the activations' type once, so in bfloat16 its
+    log-probabilities differ a little from those of the adapters by themselves.
+
+    Args:
+        decoder: whose layers run.
+        prefix: keys and values of the prompts, [l b n s k]; stored once for a group.
+        prefix_mask: False at padding.
+        start: position of the first token of each prompt's continuations.
+        group: continuations of a prompt.
+        budget: tokens that each may have.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        prefix: KeyValue,
+        prefix_mask: Bool[AnyArray, "b s"],
+        start: Int[Array, " b"],
+        *,
+        group: int,
+        budget: int,
+    ):
+        count = decoder.config.num_layers
+        graphdef, state = nnx.split(decoder.layers)
+        dtype = jnp.dtype(decoder.execution.dtype)
+        parts = [nnx.merge(graphdef, part) for part in unstack(state, count)]
+        self._layers = [_ready(layer, dtype) for layer in parts]
+        self._prefix = unstack(prefix, count)
+        self._prefix_mask = prefix_mask
+        self._start = start
+        self._decoder = decoder
+        self._group, self._budget = group, budget
+
+    def empty(self) -> list[KeyValue]:
+        """Room for the keys and values of all continuations, [b n g u k] of each layer."""
+
+        def room(x: jax.Array) -> jax.Array:
+            shape = (*x.shape[:2], self._group, self._budget, x.shape[-1])
+            return jnp.zeros(shape, x.dtype)
+
+        return [KeyValue(room(x.key), room(x.value)) for x in self._prefix]
+
+    def __call__(
+        self, x: Float[Array, "b g d"], place: Int[Array, ""], cache: list[KeyValue]
+    ) -> tuple[Float[Array, "b g d"], list[KeyValue]]:
+        """Hidden states after the final norm of the tokens at `place` of all continuations.
+
+        Args:
+            x: embeddings of the tokens.
+            place: index in the continuation.
+            cache: of `empty`, or of the place before.
+
+        Returns:
+            Hidden states, and the cache with the new entries.
+        """
+        batch, group, width = x.shape
+        decoder = self._decoder
+        position = jnp.repeat(self._start + place, group)
+        angles = decoder.angles(jnp.broadcast_to(position[:, None, None], (batch * group, 3, 1)))
+        rows, written = rows_over_data(x.reshape(batch * group, width)), []
+        for layer, prefix, own in zip(self._layers, self._prefix, cache, strict=True):
+            q, new = self._project(layer, rows, angles)
+            # In place: XLA updates what the loop carries.
+            own = KeyValue(*(_at(place, old, fresh) for old, fresh in zip(own, new, strict=True)))
+            written.append(own)
+            mixed = layer.out(self._attend(q, prefix, own, place).reshape(batch * group, -1))
+            rows = rows_over_data(rows + mixed)
+            gate, up = _each(layer.gate_up, layer.mlp_norm(rows), None)
+            rows = rows_over_data(rows + layer.down(jax.nn.silu(gate) * up))
+        return decoder.norm(rows).reshape(batch, group, width), written
+
+    def _project(
+        self, layer: _Layer, rows: Float[Array, "c d"], angles: Float[Array, "c 1 f"]
+    ) -> tuple[Float[Array, "b n g r k"], KeyValue]:
+        """Rotated queries, r to a key head, and the new keys and values, [b n g 1 k]."""
+        config, group = self._decoder.config, self._group
+        heads, narrow, size = config.num_heads, config.num_kv_heads, config.head_dim
+        found = _each(layer.qkv, layer.input_norm(rows), (heads * size, narrow * size))
+        q, k, v = (x.reshape(x.shape[0], 1, -1, size) for x in found)
+        q, k = rotate(q, angles), rotate(k, angles)
+        shape = (-1, group, narrow)
+        q = (q * size**-0.5).reshape(*shape, heads // narrow, size).swapaxes(1, 2)
+        k, v = (x.reshape(*shape, 1, size).swapaxes(1, 2) for x in (k, v))
+        return q, KeyValue(k, v)
+
+    def _attend(
+        self,
+        q: Float[Array, "b n g r k"],
+        prefix: KeyValue,
+        own: KeyValue,
+        place: Int[Array, ""],
+    ) -> Float[Array, "b g n r k"]:
+        """Attention to the shared prompt and to what the continuation has so far."""
+        batch, narrow, group, shared, size = q.shape
+        wide = jnp.float32
+        together = q.reshape(batch, narrow, group * shared, size)
+        # Two products of one operand would be made one by joining keys of prompt and continuation,
+        # a copy of both at every token.
+        alone = jax.lax.optimization_barrier(q)
+        before = jnp.einsum("bnqk,bnsk->bnqs", together, prefix.key, preferred_element_type=wide)
+        within = jnp.einsum("bngrk,bnguk->bngru", alone, own.key, preferred_element_type=wide)
+        before = jnp.where(self._prefix_mask[:, None, None], before, MASKED)
+        seen = jnp.arange(self._budget, dtype=jnp.int32) <= place
+        within = jnp.where(seen[None, None, None, None], within, MASKED)
+        # One softmax over both parts, without joining them.
+        highest = jnp.maximum(
+            jnp.max(before, axis=-1).reshape(q.shape[:-1]), jnp.max(within, axis=-1)
+        )[..., None]
+        before = jnp.exp(before - highest.reshape(*together.shape[:-1], 1))
+        within = jnp.exp(within - highest)
+        total = jnp.sum(before, axis=-1).reshape(q.shape[:-1]) + jnp.sum(within, axis=-1)
+        before, within = before.astype(q.dtype), within.astype(q.dtype)
+        out = jnp.einsum("bnqs,bnsk->bnqk", before, prefix.value, preferred_element_type=wide)
+        out = out.reshape(q.shape) + jnp.einsum(
+            "bngru,bnguk->bngrk", within, own.value, preferred_element_type=wide
+        )
+        return (out / total[..., None]).astype(q.dtype).swapaxes(1, 2)
+
+
+def _ready(layer: DecoderLayer, dtype: jnp.dtype) -> _Layer:
+    def group(*maps: Affine) -> tuple[Affine, ...]:
+        # Columns that a mesh splits would have to travel for it.
+        return maps if splits_matrices() else (side_by_side(maps),)
+
+    attention, mlp = layer.self_attn, layer.mlp
+    return _Layer(
+        layer.input_layernorm,
+        group(*(x.affine(dtype) for x in (attention.q_proj, attention.k_proj, attention.v_proj))),
+        attention.o_proj.affine(dtype),
+        layer.post_attention_layernorm,
+        group(*(x.affine(dtype) for x in (mlp.gate_proj, mlp.up_proj))),
+        mlp.down_proj.affine(dtype),
+    )
+
+
+def _each(
+    maps: tuple[Affine, ...], x: Float[Array, "c d"], sizes: tuple[int, ...] | None
+) -> list[jax.Array]:
+    """What each of several maps gives; `sizes` are the columns of all but the last ones."""
+    if len(maps) > 1:
+        return [one(x) for one in maps]
+    if sizes is None:
+        return jnp.split(maps[0](x), 2, axis=-1)
+    first, second = sizes
+    return jnp.split(maps[0](x), [first, first + second], axis=-1)
+
+
+def _at(
+    place: Int[Array, ""], old: Float[Array, "b n g u k"], new: Float[Array, "b n g 1 k"]
+) -> Float[Array, "b n g u k"]:
+    return jax.lax.dynamic_update_slice_in_dim(old, new, place, axis=3)
