@@ -15,6 +15,9 @@ from afmrl_jax.models.qwen_vl.rope import rotate
 from afmrl_jax.parallel.layout import rows_over_data, splits_matrices
 from afmrl_jax.types import AnyArray, Array, Bool, Float, Int
 
+WIDE = jnp.float32
+"""Type of scores and of sums."""
+
 
 class _Layer(NamedTuple):
     """A decoder layer as a turn reads it: maps of one input are one, where no mesh splits them."""
@@ -62,15 +65,21 @@ class TokenLoop:
         parts = [nnx.merge(graphdef, part) for part in unstack(state, count)]
         self._layers = [_ready(layer, dtype) for layer in parts]
         self._prefix = unstack(prefix, count)
-        self._prefix_mask = prefix_mask
+        self._prefix_mask = jnp.asarray(prefix_mask)
         self._start = start
         self._decoder = decoder
         self._group, self._budget = group, budget
 
     def empty(self) -> list[KeyValue]:
-        """Room for the keys and values of all continuations, [b n g u k] of each layer."""
+        """Keys and values of each layer that the loop carries, without a token yet.
 
-        def room(x: jax.Array) -> jax.Array:
+        Those of all continuations, [b n g u k]; of a single one a prompt behind the prompt's,
+        [b n s+u k], for where nothing is shared one product is faster than two.
+        """
+
+        def room(x: Float[Array, "b n s k"]) -> jax.Array:
+            if self._group == 1:
+                return jnp.pad(x, ((0, 0), (0, 0), (0, self._budget), (0, 0)))
             shape = (*x.shape[:2], self._group, self._budget, x.shape[-1])
             return jnp.zeros(shape, x.dtype)
 
@@ -97,11 +106,13 @@ class TokenLoop:
         for layer, prefix, own in zip(self._layers, self._prefix, cache, strict=True):
             q, new = self._project(layer, rows, angles)
             # In place: XLA updates what the loop carries.
-            own = KeyValue(*(_at(place, old, fresh) for old, fresh in zip(own, new, strict=True)))
+            own = KeyValue(*(self._at(place, *pair) for pair in zip(own, new, strict=True)))
             written.append(own)
             mixed = layer.out(self._attend(q, prefix, own, place).reshape(batch * group, -1))
             rows = rows_over_data(rows + mixed)
-            gate, up = _each(layer.gate_up, layer.mlp_norm(rows), None)
+            gate, up = _each(
+                layer.gate_up, layer.mlp_norm(rows), (decoder.config.intermediate_dim,)
+            )
             rows = rows_over_data(rows + layer.down(jax.nn.silu(gate) * up))
         return decoder.norm(rows).reshape(batch, group, width), written
 
@@ -111,13 +122,22 @@ class TokenLoop:
         """Rotated queries, r to a key head, and the new keys and values, [b n g 1 k]."""
         config, group = self._decoder.config, self._group
         heads, narrow, size = config.num_heads, config.num_kv_heads, config.head_dim
-        found = _each(layer.qkv, layer.input_norm(rows), (heads * size, narrow * size))
+        cuts = heads * size, (heads + narrow) * size
+        found = _each(layer.qkv, layer.input_norm(rows), cuts)
         q, k, v = (x.reshape(x.shape[0], 1, -1, size) for x in found)
         q, k = rotate(q, angles), rotate(k, angles)
         shape = (-1, group, narrow)
         q = (q * size**-0.5).reshape(*shape, heads // narrow, size).swapaxes(1, 2)
         k, v = (x.reshape(*shape, 1, size).swapaxes(1, 2) for x in (k, v))
         return q, KeyValue(k, v)
+
+    def _at(
+        self, place: Int[Array, ""], old: Float[Array, "b n *s k"], new: Float[Array, "b n g 1 k"]
+    ) -> Float[Array, "b n *s k"]:
+        if self._group > 1:
+            return jax.lax.dynamic_update_slice_in_dim(old, new, place, axis=3)
+        behind = old.shape[2] - self._budget
+        return jax.lax.dynamic_update_slice_in_dim(old, new[:, :, 0], behind + place, axis=2)
 
     def _attend(
         self,
@@ -126,31 +146,47 @@ class TokenLoop:
         own: KeyValue,
         place: Int[Array, ""],
     ) -> Float[Array, "b g n r k"]:
-        """Attention to the shared prompt and to what the continuation has so far."""
-        batch, narrow, group, shared, size = q.shape
-        wide = jnp.float32
-        together = q.reshape(batch, narrow, group * shared, size)
-        # Two products of one operand would be made one by joining keys of prompt and continuation,
-        # a copy of both at every token.
-        alone = jax.lax.optimization_barrier(q)
-        before = jnp.einsum("bnqk,bnsk->bnqs", together, prefix.key, preferred_element_type=wide)
-        within = jnp.einsum("bngrk,bnguk->bngru", alone, own.key, preferred_element_type=wide)
-        before = jnp.where(self._prefix_mask[:, None, None], before, MASKED)
-        seen = jnp.arange(self._budget, dtype=jnp.int32) <= place
-        within = jnp.where(seen[None, None, None, None], within, MASKED)
-        # One softmax over both parts, without joining them.
-        highest = jnp.maximum(
-            jnp.max(before, axis=-1).reshape(q.shape[:-1]), jnp.max(within, axis=-1)
-        )[..., None]
-        before = jnp.exp(before - highest.reshape(*together.shape[:-1], 1))
-        within = jnp.exp(within - highest)
-        total = jnp.sum(before, axis=-1).reshape(q.shape[:-1]) + jnp.sum(within, axis=-1)
-        before, within = before.astype(q.dtype), within.astype(q.dtype)
-        out = jnp.einsum("bnqs,bnsk->bnqk", before, prefix.value, preferred_element_type=wide)
-        out = out.reshape(q.shape) + jnp.einsum(
-            "bngru,bnguk->bngrk", within, own.value, preferred_element_type=wide
-        )
-        return (out / total[..., None]).astype(q.dtype).swapaxes(1, 2)
+        """Attention to the prompt and to what the continuation has so far."""
+        written = jnp.arange(self._budget, dtype=jnp.int32) <= place
+        if self._group > 1:
+            return _behind_shared(q, prefix, own, self._prefix_mask, written)
+        seen = jnp.broadcast_to(written[None], (q.shape[0], self._budget))
+        seen = jnp.concatenate([self._prefix_mask, seen], axis=1)
+        scores = jnp.einsum("bnqk,bnsk->bnqs", q[:, :, 0], own.key, preferred_element_type=WIDE)
+        scores = jnp.where(seen[:, None, None], scores, MASKED)
+        weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        weights = weights.astype(q.dtype)
+        out = jnp.einsum("bnqs,bnsk->bnqk", weights, own.value, preferred_element_type=WIDE)
+        return (out / total).astype(q.dtype)[:, None]
+
+
+def _behind_shared(
+    q: Float[Array, "b n g r k"],
+    prefix: KeyValue,
+    own: KeyValue,
+    prefix_mask: Bool[Array, "b s"],
+    written: Bool[Array, " u"],
+) -> Float[Array, "b g n r k"]:
+    """One softmax over a prompt's keys, for all its continuations at once, and each one's own."""
+    batch, heads, group, shared, size = q.shape
+    together = q.reshape(batch, heads, group * shared, size)
+    before = jnp.einsum("bnqk,bnsk->bnqs", together, prefix.key, preferred_element_type=WIDE)
+    within = jnp.einsum("bngrk,bnguk->bngru", q, own.key, preferred_element_type=WIDE)
+    before = jnp.where(prefix_mask[:, None, None], before, MASKED)
+    within = jnp.where(written[None, None, None, None], within, MASKED)
+    highest = jnp.maximum(jnp.max(before, axis=-1).reshape(q.shape[:-1]), jnp.max(within, axis=-1))[
+        ..., None
+    ]
+    before = jnp.exp(before - highest.reshape(*together.shape[:-1], 1))
+    within = jnp.exp(within - highest)
+    total = jnp.sum(before, axis=-1).reshape(q.shape[:-1]) + jnp.sum(within, axis=-1)
+    before, within = before.astype(q.dtype), within.astype(q.dtype)
+    out = jnp.einsum("bnqs,bnsk->bnqk", before, prefix.value, preferred_element_type=WIDE)
+    out = out.reshape(q.shape) + jnp.einsum(
+        "bngru,bnguk->bngrk", within, own.value, preferred_element_type=WIDE
+    )
+    return (out / total[..., None]).astype(q.dtype).swapaxes(1, 2)
 
 
 def _ready(layer: DecoderLayer, dtype: jnp.dtype) -> _Layer:
@@ -170,18 +206,7 @@ def _ready(layer: DecoderLayer, dtype: jnp.dtype) -> _Layer:
 
 
 def _each(
-    maps: tuple[Affine, ...], x: Float[Array, "c d"], sizes: tuple[int, ...] | None
+    maps: tuple[Affine, ...], x: Float[Array, "c d"], cuts: tuple[int, ...]
 ) -> list[jax.Array]:
-    """What each of several maps gives; `sizes` are the columns of all but the last ones."""
-    if len(maps) > 1:
-        return [one(x) for one in maps]
-    if sizes is None:
-        return jnp.split(maps[0](x), 2, axis=-1)
-    first, second = sizes
-    return jnp.split(maps[0](x), [first, first + second], axis=-1)
-
-
-def _at(
-    place: Int[Array, ""], old: Float[Array, "b n g u k"], new: Float[Array, "b n g 1 k"]
-) -> Float[Array, "b n g u k"]:
-    return jax.lax.dynamic_update_slice_in_dim(old, new, place, axis=3)
+    """What each of several maps gives; `cuts` are the columns where one ends in their union."""
+    return jnp.split(maps[0](x), cuts, axis=-1) if len(maps) == 1 else [one(x) for one in maps]
