@@ -13,6 +13,7 @@ from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models import constrained as following
 from afmrl_jax.models.qwen_vl.attention import MASKED
 from afmrl_jax.models.qwen_vl.decoder import KeyValue
+from afmrl_jax.models.qwen_vl.layers import Affine, for_few_rows
 from afmrl_jax.models.qwen_vl.model import QwenVL
 from afmrl_jax.models.qwen_vl.token_loop import TokenLoop
 from afmrl_jax.models.sampling import cut, draw, sample_keys
@@ -93,12 +94,14 @@ def generate(
         key, jnp.arange(rows, dtype=jnp.int32) if row_ids is None else row_ids, group
     )
     loop = TokenLoop(model.model, prefix, prompt.token_mask, start, group=group, budget=budget)
-    head, table = model.head().cast(last.dtype), model.model.table(last.dtype)
+    head = for_few_rows(Affine(model.head().matrix(last.dtype)))
+    table = model.model.table(last.dtype)
 
     def pick(
         hidden: Float[Array, "b g d"], step: Int[Array, ""], place: following.Progress | None
     ) -> tuple[Int[Array, "b g"], Float[Array, "b g"]]:
-        logits = head.logits(hidden) / (temperature or 1.0)
+        logits = head(hidden.reshape(rows * group, -1), jnp.float32) / (temperature or 1.0)
+        logits = logits.reshape(rows, group, -1)
         offered = logits
         if grammar is not None and place is not None:
             legal = following.allowed(grammar, place, eos_id, budget - 1 - step)

@@ -49,12 +49,44 @@ class Affine(NamedTuple):
     """x @ kernel + bias, for x of their type."""
 
     kernel: Float[Array, "i o"]
-    bias: Float[Array, " o"] | None
+    bias: Float[Array, " o"] | None = None
 
-    def __call__(self, x: Float[Array, "c i"]) -> Float[Array, "c o"]:
-        """Of each vector by itself."""
-        out = jnp.dot(x, self.kernel)
+    def __call__(
+        self, x: Float[Array, "c i"], dtype: DTypeLike | None = None
+    ) -> Float[Array, "c o"]:
+        """Of each vector by itself; `dtype` is that of sums and result."""
+        out = jnp.dot(x, self.kernel, preferred_element_type=dtype)
         return out if self.bias is None else out + self.bias[None]
+
+
+class TurnedAffine(NamedTuple):
+    """`Affine` as (kernel @ x^T)^T: on a CPU up to twice as fast for a few rows.
+
+    XLA would undo it, so it must not see through the transposes.
+    """
+
+    kernel: Float[Array, "o i"]
+    bias: Float[Array, " o"] | None = None
+
+    def __call__(
+        self, x: Float[Array, "c i"], dtype: DTypeLike | None = None
+    ) -> Float[Array, "c o"]:
+        """As of `Affine`."""
+        columns = jnp.dot(self.kernel, hidden_from_xla(x.T), preferred_element_type=dtype)
+        out = hidden_from_xla(columns).T
+        return out if self.bias is None else out + self.bias[None]
+
+
+def hidden_from_xla(x: jax.Array) -> jax.Array:
+    """The same array, of which the compiler does not see how it was made."""
+    return jax.lax.optimization_barrier(x)
+
+
+def for_few_rows(one: Affine) -> Affine | TurnedAffine:
+    """The form of a map that is fastest for a few rows on this machine, for the front of a loop."""
+    if jax.default_backend() != "cpu":
+        return one
+    return TurnedAffine(hidden_from_xla(one.kernel.T), one.bias)
 
 
 def side_by_side(maps: Sequence[Affine]) -> Affine:

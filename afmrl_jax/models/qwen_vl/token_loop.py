@@ -10,7 +10,14 @@ from flax import nnx
 
 from afmrl_jax.models.qwen_vl.attention import MASKED
 from afmrl_jax.models.qwen_vl.decoder import Decoder, DecoderLayer, KeyValue
-from afmrl_jax.models.qwen_vl.layers import Affine, RMSNorm, side_by_side, unstack
+from afmrl_jax.models.qwen_vl.layers import (
+    Affine,
+    RMSNorm,
+    TurnedAffine,
+    for_few_rows,
+    side_by_side,
+    unstack,
+)
 from afmrl_jax.models.qwen_vl.rope import rotate
 from afmrl_jax.parallel.layout import rows_over_data, splits_matrices
 from afmrl_jax.types import AnyArray, Array, Bool, Float, Int
@@ -19,15 +26,18 @@ WIDE = jnp.float32
 """Type of scores and of sums."""
 
 
+Map = Affine | TurnedAffine
+
+
 class _Layer(NamedTuple):
     """A decoder layer as a turn reads it: maps of one input are one, where no mesh splits them."""
 
     input_norm: RMSNorm
-    qkv: tuple[Affine, ...]
-    out: Affine
+    qkv: tuple[Map, ...]
+    out: Map
     mlp_norm: RMSNorm
-    gate_up: tuple[Affine, ...]
-    down: Affine
+    gate_up: tuple[Map, ...]
+    down: Map
 
 
 class TokenLoop:
@@ -190,23 +200,22 @@ def _behind_shared(
 
 
 def _ready(layer: DecoderLayer, dtype: jnp.dtype) -> _Layer:
-    def group(*maps: Affine) -> tuple[Affine, ...]:
+    def group(*maps: Affine) -> tuple[Map, ...]:
         # Columns that a mesh splits would have to travel for it.
-        return maps if splits_matrices() else (side_by_side(maps),)
+        joined = maps if splits_matrices() else (side_by_side(maps),)
+        return tuple(for_few_rows(one) for one in joined)
 
     attention, mlp = layer.self_attn, layer.mlp
     return _Layer(
         layer.input_layernorm,
         group(*(x.affine(dtype) for x in (attention.q_proj, attention.k_proj, attention.v_proj))),
-        attention.o_proj.affine(dtype),
+        for_few_rows(attention.o_proj.affine(dtype)),
         layer.post_attention_layernorm,
         group(*(x.affine(dtype) for x in (mlp.gate_proj, mlp.up_proj))),
-        mlp.down_proj.affine(dtype),
+        for_few_rows(mlp.down_proj.affine(dtype)),
     )
 
 
-def _each(
-    maps: tuple[Affine, ...], x: Float[Array, "c d"], cuts: tuple[int, ...]
-) -> list[jax.Array]:
+def _each(maps: tuple[Map, ...], x: Float[Array, "c d"], cuts: tuple[int, ...]) -> list[jax.Array]:
     """What each of several maps gives; `cuts` are the columns where one ends in their union."""
     return jnp.split(maps[0](x), cuts, axis=-1) if len(maps) == 1 else [one(x) for one in maps]
