@@ -19,6 +19,7 @@ from afmrl_jax.models.families import family
 from afmrl_jax.models.induction import add_induction_head
 from afmrl_jax.models.qwen_vl.layers import Keys
 from afmrl_jax.models.qwen_vl.model import QwenVL
+from afmrl_jax.parallel.param_paths import is_norm
 from afmrl_jax.runtime.distributed import to_host
 
 Params = dict[str, jax.Array]
@@ -92,6 +93,17 @@ class Architecture:
         if settings.induction:
             params = add_induction_head(params, self.config.text, jax.random.fold_in(key, 1))
         return params
+
+    def as_computed(self, params: Params) -> Params:
+        """New arrays of the types that a use of the parameters casts them to, norms as they are.
+
+        The same function in fewer bytes, for parameters that are read often and do not learn.
+        """
+        dtype = jnp.dtype(self.execution.dtype)
+        return {
+            name: jnp.array(x, x.dtype if is_norm(name) else dtype, copy=True)
+            for name, x in params.items()
+        }
 
     def flatten(self, model: QwenVL) -> Params:
         """The parameters of a module."""

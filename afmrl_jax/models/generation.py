@@ -13,7 +13,10 @@ from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models import constrained as following
 from afmrl_jax.models.qwen_vl.attention import MASKED
 from afmrl_jax.models.qwen_vl.decoder import KeyValue
+from afmrl_jax.models.qwen_vl.layers import Affine, for_few_rows
 from afmrl_jax.models.qwen_vl.model import QwenVL
+from afmrl_jax.models.qwen_vl.token_loop import TokenLoop
+from afmrl_jax.models.sampling import cut, draw, sample_keys
 from afmrl_jax.models.shared_prefix import continuation, prefill
 from afmrl_jax.models.token_logprobs import token_scores
 from afmrl_jax.types import AnyArray, Array, Bool, Float, Int
@@ -39,35 +42,14 @@ class _Carry(NamedTuple):
     """Tokens written."""
     hidden: Float[Array, "b g d"]
     """Of the token before."""
-    cache: KeyValue | list[KeyValue] | None
-    """Keys and values of what is written."""
+    cache: list[KeyValue]
+    """Keys and values of what is written, a layer each."""
     tokens: Int[Array, "b g n"]
     logprobs: Float[Array, "b g n"]
     mask: Bool[Array, "b g n"]
     finished: Bool[Array, "b g"]
     place: following.Progress | None
     """In the grammar, where there is one."""
-
-
-def _cut(logits: Float[Array, "... v"], top_p: float, top_k: int) -> Float[Array, "... v"]:
-    """Forbid tokens outside the k likeliest, and outside the smallest set of mass top_p."""
-    if top_k:
-        floor = jax.lax.top_k(logits, top_k)[0][..., -1:]
-        logits = jnp.where(logits < floor, MASKED, logits)
-    if top_p < 1.0:
-        ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
-        mass = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
-        # A token stays while the mass before it is below top_p; the likeliest always stays.
-        kept = jnp.concatenate([jnp.ones_like(mass[..., :1], bool), mass[..., :-1] < top_p], -1)
-        floor = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
-        logits = jnp.where(logits < floor, MASKED, logits)
-    return logits
-
-
-def _keys(key: jax.Array, row_ids: Int[AnyArray, " b"], group: int) -> jax.Array:
-    """A key [b g] for every sample of every row."""
-    fold = jax.vmap(jax.random.fold_in, (None, 0))
-    return jax.vmap(fold, (0, None))(fold(key, row_ids), jnp.arange(group, dtype=jnp.int32))
 
 
 def generate(
@@ -108,25 +90,28 @@ def generate(
     """
     last, prefix, start = prefill(model, prompt, visual)
     rows, group, budget = last.shape[0], group_size, max_new_tokens
-    keys = _keys(key, jnp.arange(rows, dtype=jnp.int32) if row_ids is None else row_ids, group)
+    keys = sample_keys(
+        key, jnp.arange(rows, dtype=jnp.int32) if row_ids is None else row_ids, group
+    )
+    loop = TokenLoop(model.model, prefix, prompt.token_mask, start, group=group, budget=budget)
+    head = for_few_rows(Affine(model.head().matrix(last.dtype)))
+    table = model.model.table(last.dtype)
 
     def pick(
         hidden: Float[Array, "b g d"], step: Int[Array, ""], place: following.Progress | None
     ) -> tuple[Int[Array, "b g"], Float[Array, "b g"]]:
-        logprobs = jax.nn.log_softmax(model.logits(hidden) / (temperature or 1.0), axis=-1)
-        offered = logprobs
+        logits = head(hidden.reshape(rows * group, -1), jnp.float32) / (temperature or 1.0)
+        logits = logits.reshape(rows, group, -1)
+        offered = logits
         if grammar is not None and place is not None:
             legal = following.allowed(grammar, place, eos_id, budget - 1 - step)
-            offered = jnp.where(legal, logprobs, MASKED)
+            offered = jnp.where(legal, logits, MASKED)
         if temperature == 0.0:
-            token = jnp.argmax(offered, axis=-1)
+            token = jnp.argmax(offered, axis=-1).astype(jnp.int32)
         else:
-            draw = jax.vmap(
-                jax.vmap(lambda k, x: jax.random.categorical(jax.random.fold_in(k, step), x))
-            )
-            token = draw(keys, _cut(offered, top_p, top_k))
-        token = token.astype(jnp.int32)
-        return token, jnp.take_along_axis(logprobs, token[..., None], axis=-1)[..., 0]
+            token = draw(cut(offered, top_p, top_k), keys, step)
+        chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+        return token, chosen - jax.nn.logsumexp(logits, axis=-1)
 
     def step_once(carry: _Carry) -> _Carry:
         step, place = carry.step, carry.place
@@ -140,23 +125,14 @@ def generate(
         finished = carry.finished | (token == eos_id)
         if grammar is not None and place is not None:
             place = following.advance(grammar, place, token)
-        seen = jnp.arange(budget, dtype=jnp.int32) <= step
-        own_mask = jnp.broadcast_to(seen[None, None, None], (rows, group, 1, budget))
-        embedded = model.model.embed(token)[:, :, None]
-        hidden, cache = model.model.continue_from(
-            embedded, start, before, prompt.token_mask, own_mask, carry.cache, step, layers
-        )
-        return _Carry(step + 1, hidden[:, :, 0], cache, tokens, logprobs, mask, finished, place)
+        hidden, cache = loop(jnp.take(table, token, axis=0), step, carry.cache)
+        return _Carry(step + 1, hidden, cache, tokens, logprobs, mask, finished, place)
 
     shape = (rows, group, budget)
-    empty = KeyValue(
-        *(jnp.zeros((*x.shape[:3], group, budget, x.shape[-1]), x.dtype) for x in prefix)
-    )
-    layers, before, cache = model.model.in_front_of_loop(prefix, empty)
     carry = _Carry(
         jnp.int32(0),
         jnp.broadcast_to(last[:, None], (rows, group, last.shape[-1])),
-        cache,
+        loop.empty(),
         jnp.full(shape, pad_id, jnp.int32),
         jnp.zeros(shape, jnp.float32),
         jnp.zeros(shape, bool),

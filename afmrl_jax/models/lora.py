@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from afmrl_jax.config import LoraConfig
 from afmrl_jax.models.architecture import Architecture, Params
+from afmrl_jax.models.qwen_vl.layers import merged_kernel
 from afmrl_jax.parallel.param_paths import is_adapter
 
 
@@ -50,10 +51,7 @@ def merge_lora(architecture: Architecture, params: Params) -> tuple[Architecture
 
     @jax.jit
     def merge(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-        product = jnp.matmul(
-            a.astype(jnp.float32), b.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
-        )
-        return (kernel.astype(jnp.float32) + lora.scale * product).astype(kernel.dtype)
+        return merged_kernel(kernel, a, b, lora.scale).astype(kernel.dtype)
 
     for name in params:
         if name.endswith("lora_a"):

@@ -49,7 +49,7 @@ def continuation(
     causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
     own_mask = causal & mask[:, :, None]
     embedded = model.model.embed(tokens)
-    hidden, _ = model.model.continue_from(embedded, start, prefix, prompt.token_mask, own_mask)
+    hidden = model.model.continue_from(embedded, start, prefix, prompt.token_mask, own_mask)
     return last, hidden
 
 

@@ -23,10 +23,13 @@ class Head(NamedTuple):
     table: bool
     """Whether the vocabulary is the first axis."""
 
+    def matrix(self, dtype: DTypeLike) -> Float[Array, "d v"]:
+        """The weights in another type, the vocabulary along the columns."""
+        return (self.weights.T if self.table else self.weights).astype(dtype)
+
     def logits(self, hidden: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
         """All logits [... v] of states [... d], summed in float32 (float64 for float64 states)."""
-        weights = (self.weights.T if self.table else self.weights).astype(hidden.dtype)
-        return jnp.dot(hidden, weights, preferred_element_type=_wide(hidden))
+        return jnp.dot(hidden, self.matrix(hidden.dtype), preferred_element_type=_wide(hidden))
 
 
 class _Form(NamedTuple):

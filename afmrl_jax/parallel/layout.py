@@ -67,3 +67,8 @@ def rows_over_data(x: jax.Array) -> jax.Array:
     layer's weights, uses them and lets them go.
     """
     return constrain(x, PartitionSpec("data"))
+
+
+def splits_matrices() -> bool:
+    """Whether the mesh of the enclosing `jax.set_mesh` splits matrices inside a layer."""
+    return dict(jax.sharding.get_abstract_mesh().shape).get(AXES[1], 1) > 1

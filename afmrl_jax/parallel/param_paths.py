@@ -6,6 +6,7 @@ import re
 
 TOWER = "visual_tower/"
 """How the paths of the vision tower's parameters begin."""
+NORM = re.compile(r"(norm|norm1|norm2|ln_q)/(scale|bias)$")
 STACKS = re.compile(r"(^|/)(layers|blocks)/")
 
 
@@ -17,6 +18,11 @@ def is_stacked(ours: str) -> bool:
 def is_matrix(ours: str) -> bool:
     """Whether a parameter multiplies (kernel, adapter, token table) and is no bias or scale."""
     return ours.rpartition("/")[2] in ("kernel", "lora_a", "lora_b", "embed_tokens", "lm_head")
+
+
+def is_norm(ours: str) -> bool:
+    """Whether a parameter belongs to a norm, which computes in float32."""
+    return NORM.search(ours) is not None
 
 
 def is_adapter(ours: str) -> bool:

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from afmrl_jax.data.batching.chunk_arrays import Chunks
 from afmrl_jax.parallel.layout import fit_spec
-from afmrl_jax.parallel.param_paths import is_stacked
+from afmrl_jax.parallel.param_paths import NORM, is_stacked
 from afmrl_jax.runtime.distributed import to_devices
 from afmrl_jax.types import PyTree
 
@@ -71,7 +71,7 @@ TABLE: tuple[tuple[str, P], ...] = (
     (r"(self_attn/o_proj|mlp/down_proj)/lora_a$", P(("model", "data"), None)),
     (r"(self_attn/o_proj|mlp/down_proj)/lora_b$", P(None, "data")),
     # Norms are a few kilobytes, and every device needs them whole.
-    (r"(layernorm|norm|norm1|norm2|ln_q)/(scale|bias)$", P()),
+    (NORM.pattern, P()),
     # Counters of the training state and of its optimizer.
     (r"(^|/)(step|count|halted)$", P()),
 )

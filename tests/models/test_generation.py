@@ -44,9 +44,10 @@ def test_greedy_tokens_are_those_of_a_full_pass_for_every_token(model, prompts, 
             tokens.append(expected)
 
 
-def test_sampled_logprobs_are_the_teacher_forced_ones(model, prompts, tokenizer):
+@pytest.mark.parametrize("group", [1, 4])
+def test_sampled_logprobs_are_the_teacher_forced_ones(model, prompts, tokenizer, group):
     prompt, _ = prompts
-    found = run(model, prompt, tokenizer, group_size=4, temperature=0.8, max_new_tokens=8)
+    found = run(model, prompt, tokenizer, group_size=group, temperature=0.8, max_new_tokens=8)
     twin, entropy = completion_logprobs(model, prompt, found.tokens, found.mask, temperature=0.8)
     np.testing.assert_allclose(found.logprobs, twin, atol=2e-5)
     assert float(jnp.min(entropy)) >= 0

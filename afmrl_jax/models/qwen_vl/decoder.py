@@ -8,10 +8,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from afmrl_jax.config import Execution, InitConfig, LoraConfig, TextConfig
 from afmrl_jax.models.qwen_vl.attention import AttentionLayout, attend, uses_fused
-from afmrl_jax.models.qwen_vl.layers import Keys, Linear, RMSNorm, run_stack, stack_layers, unstack
+from afmrl_jax.models.qwen_vl.layers import Keys, Linear, RMSNorm, run_stack, stack_layers
 from afmrl_jax.models.qwen_vl.rope import Rotary, mrope_angles, rotate
 from afmrl_jax.models.qwen_vl.shared_prompt import attend_behind
 from afmrl_jax.models.qwen_vl.vision import GatedMlp
@@ -29,10 +30,6 @@ class KeyValue(NamedTuple):
 
     key: Float[Array, "*of s k"]
     value: Float[Array, "*of s k"]
-
-
-Cache = KeyValue | list[KeyValue]
-"""Keys and values of all layers: along a first axis, or a list where the layers are a list."""
 
 
 class Attention(nnx.Module):
@@ -149,7 +146,12 @@ class Decoder(nnx.Module):
         """Rows of the token table, in the type of the activations."""
         return jnp.take(self.embed_tokens[...], tokens, axis=0).astype(self.execution.dtype)
 
-    def _angles(self, positions: Int[AnyArray, "b 3 t"]) -> Float[Array, "b t f"]:
+    def table(self, dtype: DTypeLike) -> Float[Array, "v d"]:
+        """The token table in a type, for the front of a loop; `embed` casts what it reads."""
+        return self.embed_tokens[...].astype(dtype)
+
+    def angles(self, positions: Int[AnyArray, "b 3 t"]) -> Float[Array, "b t f"]:
+        """Angles of the rotary positions (time, row, column)."""
         config = self.config
         return self.rotary(positions, config.head_dim, config.rope_theta, config.mrope_section)
 
@@ -178,20 +180,6 @@ class Decoder(nnx.Module):
         x, stored = self._through(x, positions, token_mask, lambda own, out: own)
         return self.norm(x), stored
 
-    def in_front_of_loop(
-        self, prefix: KeyValue, cache: KeyValue
-    ) -> tuple[DecoderLayer | list[DecoderLayer], Cache, Cache]:
-        """Layers, prefix and cache for `continue_from` in a loop over tokens.
-
-        Taken apart where layers are unrolled; a loop over layers works on the stacks.
-        """
-        count = self.config.num_layers
-        if self.execution.scans(count):
-            return self.layers, prefix, cache
-        graphdef, state = nnx.split(self.layers)
-        layers = [nnx.merge(graphdef, one) for one in unstack(state, count)]
-        return layers, unstack(prefix, count), unstack(cache, count)
-
     def layer_outputs(
         self,
         x: Float[Array, "b t d"],
@@ -208,7 +196,7 @@ class Decoder(nnx.Module):
         token_mask: Bool[AnyArray, "b t"],
         keep: Callable[[KeyValue, jax.Array], PyTree],
     ) -> tuple[Float[Array, "b t d"], PyTree]:
-        angles = self._angles(positions)
+        angles = self.angles(positions)
         text, execution = self.config, self.execution
         layout = AttentionLayout(causal=True, segments=token_mask.astype(jnp.int32))
         order = back = None
@@ -236,14 +224,11 @@ class Decoder(nnx.Module):
         self,
         x: Float[Array, "b g t d"],
         start: Int[Array, " b"],
-        prefix: Cache,
+        prefix: KeyValue,
         prefix_mask: Bool[AnyArray, "b s"],
-        own_mask: Bool[AnyArray, "b g t u"],
-        cache: Cache | None = None,
-        place: Int[Array, ""] | int = 0,
-        layers: DecoderLayer | list[DecoderLayer] | None = None,
-    ) -> tuple[Float[Array, "b g t d"], Cache | None]:
-        """Text that continues prompts, several continuations a prompt.
+        own_mask: Bool[AnyArray, "b g t t"],
+    ) -> Float[Array, "b g t d"]:
+        """Hidden states of given text that continues prompts, several continuations a prompt.
 
         Args:
             x: embeddings.
@@ -251,41 +236,23 @@ class Decoder(nnx.Module):
             prefix: the prompts' keys and values, [l b n s k].
             prefix_mask: False at padding.
             own_mask: which continuation tokens each may look at.
-            cache: keys and values of u continuation places, [l b n g u k]; the t new ones are
-                written at `place`. None: the t tokens are all there is (u = t).
-            place: index of the first of the t tokens in the continuation.
-            layers: those of `unstack`, to which `prefix` and `cache` are lists too; the decoder's
-                own stack without.
-
-        Returns:
-            Hidden states, and the cache with the new entries.
         """
         batch, group, length, width = x.shape
-        steps = start[:, None] + place + jnp.arange(length, dtype=jnp.int32)[None]
+        steps = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
         positions = jnp.repeat(steps, group, axis=0)[:, None]
-        angles = self._angles(jnp.broadcast_to(positions, (batch * group, 3, length)))
+        angles = self.angles(jnp.broadcast_to(positions, (batch * group, 3, length)))
 
-        def step(
-            layer: DecoderLayer, carry: tuple[jax.Array, Cache | None], entry: PyTree
-        ) -> tuple[tuple[jax.Array, Cache | None], None]:
-            (x, cache), (number, before) = carry, entry
+        def step(layer: DecoderLayer, x: jax.Array, before: KeyValue) -> tuple[jax.Array, None]:
             x = rows_over_data(x)
             flat = layer.input_layernorm(x).reshape(batch * group, length, width)
             q, new = layer.self_attn.project(flat, angles)
             q = q.reshape(batch, group, *q.shape[1:])
             own = KeyValue(*(x.reshape(batch, group, *x.shape[1:]).swapaxes(1, 2) for x in new))
-            if cache is not None:
-                cache, own = _written(cache, number, own, place)
             mixed = layer.self_attn.behind_prefix(q, before, own, prefix_mask, own_mask)
             x = layer.feed_forward(rows_over_data(x + mixed))
-            return (rows_over_data(x), cache), None
+            return rows_over_data(x), None
 
-        layers, count = layers or self.layers, self.config.num_layers
-        entries: PyTree = (jnp.arange(count, dtype=jnp.int32), prefix)
-        if isinstance(layers, list):
-            entries = list(enumerate(prefix))
-        (x, cache), _ = run_stack(layers, step, (x, cache), entries, self.execution)
-        return self.norm(x), cache
+        return self.norm(run_stack(self.layers, step, x, prefix, self.execution)[0])
 
 
 def front_order(
@@ -299,24 +266,3 @@ def front_order(
     first = jnp.argmax(jnp.asarray(token_mask), axis=1).astype(jnp.int32)[:, None]
     places = jnp.arange(length, dtype=jnp.int32)[None]
     return (places + first) % length, (places - first) % length
-
-
-def _written(
-    cache: Cache, number: jax.Array | int, new: KeyValue, place: jax.Array | int
-) -> tuple[Cache, KeyValue]:
-    """The cache with layer `number`'s new entries at `place`, and all entries of that layer.
-
-    Written in place: a loop carries the cache, for as an output of it it would be copied whole for
-    every token.
-    """
-
-    def write(old: jax.Array, fresh: jax.Array, *before: jax.Array | int) -> jax.Array:
-        return jax.lax.dynamic_update_slice(old, fresh, (*before, 0, 0, 0, place, 0))
-
-    if isinstance(cache, list):
-        own = KeyValue(*map(write, cache[number], new))
-        return [*cache[:number], own, *cache[number + 1 :]], own
-    whole = KeyValue(*(write(x, y[None], number) for x, y in zip(cache, new, strict=True)))
-    return whole, KeyValue(
-        *(jax.lax.dynamic_index_in_dim(x, number, keepdims=False) for x in whole)
-    )

@@ -165,7 +165,8 @@ class Work:
         """
         cell, architecture = self._cell, self.architecture
         settings = RarConfig(group_size=cell.group_size, temperature=1.0)
-        reference = {**frozen, **jax.tree.map(jnp.copy, state.params)}
+        reference = {**frozen, **architecture.as_computed(state.params)}
+        policy = {**frozen, **state.params}
         specials = (architecture.config.text.vocab_size, 0)
         key, rows = jax.random.key(0), batch.rows
         assert isinstance(rows, VLBatch)
@@ -179,10 +180,8 @@ class Work:
         if cell.trained != "all":
             total, seen = self._compiled(encode_images, architecture, reference, rows)
             rows = rows._replace(visual=seen(reference, rows))
-        seconds, write = self._compiled(
-            sample, architecture, reference, rows, key, settings, **asked
-        )
-        samples = self._samples(rows, write(reference, rows, key), np.random.default_rng(0))
+        seconds, write = self._compiled(sample, architecture, policy, rows, key, settings, **asked)
+        samples = self._samples(rows, write(policy, rows, key), np.random.default_rng(0))
         again = (samples.tokens, samples.mask)
         more, recall = self._compiled(
             completion_scores,

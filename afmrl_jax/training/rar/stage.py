@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -197,8 +196,9 @@ def train_rar(
     # Its loss has no scale.
     loop = dataclasses.replace(loop, guard=dataclasses.replace(loop.guard, explosion=None))
     # A copy of what learns, because the update donates the buffers of the state that starts from
-    # it. What is frozen is shared.
-    reference = trainee.whole(jax.tree.map(jnp.copy, trainee.trainable))
+    # it; in the type that scoring computes in, half the memory where that is bfloat16. What is
+    # frozen is shared.
+    reference = trainee.whole(architecture.as_computed(trainee.trainable))
     samples = SampleLog(folder, settings.samples_every, environment.builder)
     rar_step = RarStep(
         settings, trainee, reference, environment, reward, optimizer, judge.k, loop.mesh, samples

@@ -10,8 +10,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from afmrl_jax.data.attributes.bm25_terms import batch_vocabulary
-from afmrl_jax.models.qwen_vl.attention import attend
-from afmrl_jax.objectives.agcl import agcl_loss
+from afmrl_jax.models.qwen_vl.attention import AttentionLayout, Implementation, attend
+from afmrl_jax.objectives.agcl import Form, agcl_loss
 from afmrl_jax.objectives.bm25 import bm25_scores, fit_bm25
 from afmrl_jax.objectives.ranks import rank_positives
 from afmrl_jax.performance.benchmarks import agcl
@@ -73,11 +73,12 @@ def agreement(sizes: KernelSizes, dtype: DTypeLike = jnp.bfloat16) -> Measured:
         for seed, heads in enumerate((shape[2], 2, 2))
     )
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    mask = jnp.broadcast_to(jnp.tril(jnp.ones((320, 320), bool)), (2, 320, 320))
+    layout = AttentionLayout(causal=True)
 
-    def both(form: str, kind: DTypeLike) -> tuple[jax.Array, ...]:
-        def total(*x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            out = attend(*(part.astype(kind) for part in x), mask, form).astype(jnp.float32)
+    def both(form: Implementation, kind: DTypeLike) -> tuple[jax.Array, ...]:
+        def total(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+            narrow = q.astype(kind), k.astype(kind), v.astype(kind)
+            out = attend(*narrow, layout, form).astype(jnp.float32)
             return jnp.sum(out**2), out
 
         grads, out = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(q, k, v)
@@ -87,7 +88,7 @@ def agreement(sizes: KernelSizes, dtype: DTypeLike = jnp.bfloat16) -> Measured:
     settings = agcl.Settings(time_batch=sizes.agreement, size=sizes.dim, vocab=sizes.vocab)
     queries, candidates, terms, products = agcl.batch_of(settings)
 
-    def gradient(form: str) -> jax.Array:
+    def gradient(form: Form) -> jax.Array:
         def loss(x: jax.Array) -> jax.Array:
             return agcl_loss(x, candidates, terms, products, form=form, gamma=1.0, delta=0.1)[0]
 
@@ -125,9 +126,9 @@ def agcl_time(pairs: int, sizes: KernelSizes, repeats: int) -> tuple[list[float]
 
 def bm25_time(sizes: KernelSizes, repeats: int) -> tuple[list[float], JsonObject]:
     """Seconds of all scores of a batch on the device, its terms already numbered."""
-    texts = [attribute_texts(sizes.bm25, sizes.vocab, 16, seed) for seed in range(2)]
-    statistics = fit_bm25(texts[1], sizes.vocab)
-    batch = batch_vocabulary(*texts, sizes.vocab)
+    queries, candidates = (attribute_texts(sizes.bm25, sizes.vocab, 16, seed) for seed in range(2))
+    statistics = fit_bm25(candidates, sizes.vocab)
+    batch = batch_vocabulary(queries, candidates, sizes.vocab)
     own = statistics.restricted(jnp.asarray(batch.terms))
     asked, other = jnp.asarray(batch.query), jnp.asarray(batch.candidate)
     scores = jax.jit(lambda q, c: bm25_scores(own, q, c))

@@ -40,7 +40,7 @@ class Load:
     """Shape of the rows; its model widths are not used."""
     rows: int
     execution: Execution = dataclasses.field(
-        default_factory=lambda: Execution(dtype="bfloat16", remat="full")
+        default_factory=lambda: Execution(dtype="bfloat16", remat="dots")
     )
 
     @classmethod

@@ -6,6 +6,7 @@ import dataclasses
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,7 @@ class RarSizes:
     """Listings that the embedder embeds; queries are drawn from them."""
     gallery: int = 200_000
     """Vectors in the gallery: those of the listings, filled up with random ones."""
-    dtype: str = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
     @classmethod
     def tiny(cls) -> RarSizes:
