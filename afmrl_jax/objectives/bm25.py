@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from afmrl_jax.runtime.hardware import built_for
 from afmrl_jax.types import AnyArray, Array, Float, Int
 
 Form = Literal["auto", "gather", "matmul"]
@@ -192,7 +193,7 @@ def table_scores(
         ValueError: there is no such form.
     """
     if form == "auto":
-        form = "gather" if jax.default_backend() == "cpu" else "matmul"
+        form = "gather" if built_for() == "cpu" else "matmul"
     if form == "matmul":
         rows = jnp.arange(places.shape[0], dtype=jnp.int32)[:, None]
         counts = jnp.zeros((places.shape[0], table.shape[0]), table.dtype)

@@ -9,6 +9,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from afmrl_jax.runtime.hardware import built_for
 from afmrl_jax.types import AnyArray, Array, Bool, Float
 
 MASKED = float(jnp.finfo(jnp.float32).min)
@@ -70,14 +71,18 @@ def _dense(
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads * size)
 
 
-@functools.cache
 def fused_works(dtype: jnp.dtype, head_dim: int) -> bool:
-    """Whether this machine's backend compiles cuDNN attention and its gradient for such heads.
+    """Whether this machine's GPU compiles cuDNN attention and its gradient for such heads.
 
-    Tried once, because what cuDNN supports differs by GPU and version.
+    False for a program that is built for a GPU elsewhere: cuDNN compiles only where a GPU is.
     """
-    if jax.default_backend() != "gpu" or dtype not in (jnp.bfloat16, jnp.float16):
-        return False
+    here = built_for() == jax.default_backend() == "gpu"
+    return here and dtype in (jnp.bfloat16, jnp.float16) and _compiles(dtype, head_dim)
+
+
+@functools.cache
+def _compiles(dtype: jnp.dtype, head_dim: int) -> bool:
+    """Tried once, because what cuDNN supports differs by GPU and version."""
 
     def loss(q: jax.Array, k: jax.Array, v: jax.Array, mask: AnyArray) -> jax.Array:
         out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
