@@ -105,8 +105,8 @@ def collectives(text: str, sizes: Mapping[str, int], *, unknown_trips: int = 1) 
                 for x in visit(program.called(line, "body"))
             ]
         if line.opcode == "conditional":
-            found = map(visit, program.branches(line))
-            return max(found, key=lambda x: sum(y.total for y in x), default=[])
+            branches = map(visit, program.branches(line))
+            return max(branches, key=lambda x: sum(y.total for y in x), default=[])
         return [x for _, name in line.called for x in visit(name)]
 
     return visit(program.entry)

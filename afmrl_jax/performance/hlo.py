@@ -176,6 +176,16 @@ class Program:
             raise RunError("this text has no ENTRY computation; pass `compiled.as_text()`")
         return cls(found, entry)
 
+    @cached_property
+    def inner(self) -> set[str]:
+        """Computations that are a part of one instruction: bodies of fusions, and reducers."""
+        return {
+            name
+            for _, one in self.all()
+            for how, name in one.called
+            if (how == "to_apply" and one.opcode != "call") or one.opcode == "fusion"
+        }
+
     def of(self, name: str) -> Computation:
         """A computation; empty where the text leaves it out."""
         return self.computations.get(name, Computation())
