@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from afmrl_jax.models.qwen_vl.attention import fused_works
+from afmrl_jax.models.qwen_vl.fused_attention import fused_works
 from afmrl_jax.objectives.bm25 import table_scores
 from afmrl_jax.runtime.hardware import building_for, built_for
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import warnings
+from dataclasses import dataclass
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from afmrl_jax.runtime.hardware import built_for
-from afmrl_jax.types import AnyArray, Array, Bool, Float
+from afmrl_jax.models.qwen_vl.fused_attention import fused_attention, fused_works
+from afmrl_jax.types import AnyArray, Array, Bool, Float, Int
 
 MASKED = float(jnp.finfo(jnp.float32).min)
 """Score of a forbidden pair; finite, so that a fully masked row gives numbers and not NaN."""
@@ -18,35 +17,70 @@ MASKED = float(jnp.finfo(jnp.float32).min)
 Implementation = Literal["auto", "dense", "fused"]
 
 
+@dataclass(frozen=True)
+class AttentionLayout:
+    """Which tokens of a row look at which: what every implementation builds its own form from.
+
+    A token looks at those that exist, belong to its segment and, if `causal`, do not follow it.
+    What padding itself looks at is left open: its outputs are finite, and nobody reads them.
+    """
+
+    causal: bool = False
+    lengths: Int[AnyArray, " b"] | None = None
+    """Tokens of each row, which stand at its front; None if all exist or `segments` tells."""
+    segments: Int[AnyArray, "b t"] | None = None
+    """Number of the segment that a token belongs to, from 1; 0 is padding, anywhere in the row.
+    None if a row is a single segment."""
+
+    def mask(self, length: int) -> Bool[Array, "#b t t"]:
+        """True where the token of a row of `length` may look at the other one."""
+        places = jnp.arange(length, dtype=jnp.int32)
+        seen = jnp.ones((1, length, length), bool)
+        if self.causal:
+            seen = (places[:, None] >= places[None])[None]
+        if self.lengths is not None:
+            seen = seen & (places[None] < self.lengths[:, None])[:, None]
+        if self.segments is not None:
+            own = jnp.asarray(self.segments)
+            seen = seen & (own[:, :, None] == own[:, None]) & (own > 0)[:, None]
+        return seen
+
+
+def uses_fused(implementation: Implementation, dtype: jnp.dtype, head_dim: int) -> bool:
+    """Whether `attend` takes cuDNN's form for such heads."""
+    return implementation == "fused" or (implementation == "auto" and fused_works(dtype, head_dim))
+
+
 def attend(
     q: Float[Array, "b t h k"],
-    k: Float[Array, "b n s k"],
-    v: Float[Array, "b n s k"],
-    mask: Bool[AnyArray, "b t s"],
+    k: Float[Array, "b n t k"],
+    v: Float[Array, "b n t k"],
+    layout: AttentionLayout,
     implementation: Implementation = "dense",
 ) -> Float[Array, "b t h*k"]:
-    """Grouped-query attention without repeating keys.
+    """Grouped-query attention within rows, without repeating keys.
 
     Args:
         q: queries; h is a multiple of n.
         k: keys.
         v: values.
-        mask: True where t may look at s.
+        layout: who looks at whom.
         implementation: see `Execution.attention`.
     """
-    batch, length, heads, size = q.shape
-    if implementation == "fused" or (implementation == "auto" and fused_works(q.dtype, size)):
-        k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-        out = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="cudnn")
-        return out.reshape(batch, length, heads * size)
-    return _dense(q, k, v, mask)
+    if not uses_fused(implementation, q.dtype, q.shape[-1]):
+        return dense(q, k, v, layout.mask(q.shape[1]))
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    out = fused_attention(
+        q, k, v, causal=layout.causal, lengths=layout.lengths, segments=layout.segments
+    )
+    return out.reshape(*out.shape[:2], -1)
 
 
-def _dense(
+def dense(
     q: Float[Array, "b t h k"],
     k: Float[Array, "b n s k"],
     v: Float[Array, "b n s k"],
-    mask: Bool[AnyArray, "b t s"],
+    mask: Bool[AnyArray, "#b t s"],
 ) -> Float[Array, "b t h*k"]:
     """Plain attention, arranged so that XLA's CPU and GPU products find their operands in order.
 
@@ -69,31 +103,3 @@ def _dense(
     )
     out = (out / total).astype(v.dtype).reshape(batch, kv_heads, shared, length, size)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads * size)
-
-
-def fused_works(dtype: jnp.dtype, head_dim: int) -> bool:
-    """Whether this machine's GPU compiles cuDNN attention and its gradient for such heads.
-
-    False for a program that is built for a GPU elsewhere: cuDNN compiles only where a GPU is.
-    """
-    here = built_for() == jax.default_backend() == "gpu"
-    return here and dtype in (jnp.bfloat16, jnp.float16) and _compiles(dtype, head_dim)
-
-
-@functools.cache
-def _compiles(dtype: jnp.dtype, head_dim: int) -> bool:
-    """Tried once, because what cuDNN supports differs by GPU and version."""
-
-    def loss(q: jax.Array, k: jax.Array, v: jax.Array, mask: AnyArray) -> jax.Array:
-        out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
-        return jnp.sum(out.astype(jnp.float32))
-
-    q, k = (jax.ShapeDtypeStruct((2, 128, heads, head_dim), dtype) for heads in (4, 2))
-    mask = jax.ShapeDtypeStruct((2, 1, 128, 128), jnp.bool_)
-    try:
-        jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, k, mask).compile()
-    except Exception as error:  # cuDNN and XLA raise many kinds; any means: not here.
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        warnings.warn(f"fused attention is not available here ({reason})", stacklevel=2)
-        return False
-    return True

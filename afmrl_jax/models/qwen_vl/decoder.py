@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from afmrl_jax.config import Execution, InitConfig, LoraConfig, TextConfig
-from afmrl_jax.models.qwen_vl.attention import MASKED, attend
+from afmrl_jax.models.qwen_vl.attention import MASKED, AttentionLayout, attend, uses_fused
 from afmrl_jax.models.qwen_vl.layers import Keys, Linear, RMSNorm, run_stack, stack_layers, unstack
 from afmrl_jax.models.qwen_vl.rope import Rotary, mrope_angles, rotate
 from afmrl_jax.models.qwen_vl.vision import GatedMlp
+from afmrl_jax.models.qwen_vl.windows import reordered
 from afmrl_jax.parallel.layout import rows_over_data
 from afmrl_jax.types import AnyArray, Array, Bool, Float, Int, PyTree
 
@@ -68,11 +69,11 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "b t d"],
         angles: Float[Array, "b t f"],
-        mask: Bool[AnyArray, "b t t"],
+        layout: AttentionLayout,
     ) -> tuple[Float[Array, "b t d"], KeyValue]:
-        """Attention within rows; `mask` says which token looks at which."""
+        """Attention within rows; `layout` says which token looks at which."""
         q, own = self.project(x, angles)
-        return self.o_proj(attend(q, own.key, own.value, mask, self.implementation)), own
+        return self.o_proj(attend(q, own.key, own.value, layout, self.implementation)), own
 
     def behind_prefix(
         self,
@@ -226,18 +227,29 @@ class Decoder(nnx.Module):
         token_mask: Bool[AnyArray, "b t"],
         keep: Callable[[KeyValue, jax.Array], PyTree],
     ) -> tuple[Float[Array, "b t d"], PyTree]:
-        length = x.shape[1]
-        causal = jnp.tril(jnp.ones((length, length), bool))[None]
-        mask = causal & token_mask[:, None, :]
         angles = self._angles(positions)
+        text, execution = self.config, self.execution
+        layout = AttentionLayout(causal=True, segments=token_mask.astype(jnp.int32))
+        order = back = None
+        if uses_fused(execution.attention, x.dtype, text.head_dim):
+            # With what exists in front, causality is all that attention must be told.
+            order, back = front_order(token_mask)
+            x, angles = reordered(x, order, back), reordered(angles, order, back)
+            layout = AttentionLayout(causal=True)
+
+        def returned(x: jax.Array) -> jax.Array:
+            """[b t ...] with tokens where they came from."""
+            return x if order is None or back is None else reordered(x, back, order)
 
         def step(layer: DecoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, PyTree]:
             x = rows_over_data(x)
-            mixed, own = layer.self_attn(layer.input_layernorm(x), angles, mask)
+            mixed, own = layer.self_attn(layer.input_layernorm(x), angles, layout)
             x = rows_over_data(layer.feed_forward(rows_over_data(x + mixed)))
-            return x, keep(own, x)
+            stored = KeyValue(*(returned(y.swapaxes(1, 2)).swapaxes(1, 2) for y in own))
+            return x, keep(stored, returned(x))
 
-        return run_stack(self.layers, step, x, None, self.execution)
+        x, kept = run_stack(self.layers, step, x, None, execution)
+        return returned(x), kept
 
     def continue_from(
         self,
@@ -293,6 +305,19 @@ class Decoder(nnx.Module):
             entries = list(enumerate(prefix))
         (x, cache), _ = run_stack(layers, step, (x, cache), entries, self.execution)
         return self.norm(x), cache
+
+
+def front_order(
+    token_mask: Bool[AnyArray, "b t"],
+) -> tuple[Int[Array, "b t"], Int[Array, "b t"]]:
+    """Places of tokens when rows begin with what exists, and where they go back to.
+
+    Rows are turned, so one that is padded on the right stays as it is.
+    """
+    length = token_mask.shape[1]
+    first = jnp.argmax(jnp.asarray(token_mask), axis=1).astype(jnp.int32)[:, None]
+    places = jnp.arange(length, dtype=jnp.int32)[None]
+    return (places + first) % length, (places - first) % length
 
 
 def _written(

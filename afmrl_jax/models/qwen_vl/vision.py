@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from afmrl_jax.config import Execution, LoraConfig, QwenVLConfig, VisionConfig
 from afmrl_jax.config.validation import require
-from afmrl_jax.models.qwen_vl.attention import attend
+from afmrl_jax.models.qwen_vl.attention import AttentionLayout, attend
 from afmrl_jax.models.qwen_vl.layers import (
     Keys,
     LayerNorm,
@@ -21,8 +23,27 @@ from afmrl_jax.models.qwen_vl.layers import (
     stack_layers,
 )
 from afmrl_jax.models.qwen_vl.rope import rotate, vision_angles
+from afmrl_jax.models.qwen_vl.windows import (
+    Windows,
+    make_windows,
+    rows_of_windows,
+    window_numbers,
+)
 from afmrl_jax.parallel.layout import rows_over_data
-from afmrl_jax.types import AnyArray, Array, Bool, Float, Int, PyTree
+from afmrl_jax.types import AnyArray, Array, Float, Int, PyTree
+
+
+@dataclass(frozen=True)
+class View:
+    """What patches see: all of their own segment, or where `windows` is given, their window."""
+
+    layout: AttentionLayout
+    windows: Windows | None = None
+    """Where the segments of `layout` are computed as rows of their own."""
+
+
+LESS_IN_WINDOWS = 2
+"""How many times fewer pairs windows must have as rows than a mask, because rows are copied."""
 
 
 class VisionAttention(nnx.Module):
@@ -39,14 +60,31 @@ class VisionAttention(nnx.Module):
         self,
         x: Float[Array, "n p d"],
         angles: Float[Array, "n p f"],
-        mask: Bool[AnyArray, "n p p"],
+        views: tuple[View, ...],
+        number: Int[Array, ""] | None = None,
     ) -> Float[Array, "n p d"]:
-        """Patches with rotary `angles` and a mask of which sees which."""
+        """Patches with rotary `angles`; `number` says which of the views is looked through."""
         batch, patches, size = x.shape
         qkv = self.qkv(x).reshape(batch, patches, 3, self.num_heads, size // self.num_heads)
         q, k = rotate(qkv[:, :, 0], angles), rotate(qkv[:, :, 1], angles)
-        k, v = k.transpose(0, 2, 1, 3), qkv[:, :, 2].transpose(0, 2, 1, 3)
-        return self.proj(attend(q, k, v, mask, self.implementation))
+        looks = [partial(self._through, view) for view in views]
+        if number is None:
+            return self.proj(looks[0](q, k, qkv[:, :, 2]))
+        return self.proj(jax.lax.switch(number, looks, q, k, qkv[:, :, 2]))
+
+    def _through(
+        self,
+        view: View,
+        q: Float[Array, "n p h k"],
+        k: Float[Array, "n p h k"],
+        v: Float[Array, "n p h k"],
+    ) -> Float[Array, "n p d"]:
+        windows, layout = view.windows, view.layout
+        if windows is not None:
+            q, k, v = windows.rows(q), windows.rows(k), windows.rows(v)
+        k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+        out = attend(q, k, v, layout, self.implementation)
+        return out if windows is None else windows.patches(out)
 
 
 class QuickGeluMlp(nnx.Module):
@@ -132,11 +170,12 @@ class VisionBlock(nnx.Module):
         self,
         x: Float[Array, "n p d"],
         angles: Float[Array, "n p f"],
-        mask: Bool[AnyArray, "n p p"],
+        views: tuple[View, ...],
+        number: Int[Array, ""] | None = None,
     ) -> Float[Array, "n p d"]:
         """As in `VisionAttention`."""
         x = rows_over_data(x)
-        x = rows_over_data(x + self.attn(self.norm1(x), angles, mask))
+        x = rows_over_data(x + self.attn(self.norm1(x), angles, views, number))
         return rows_over_data(x + self.mlp(self.norm2(x)))
 
 
@@ -171,9 +210,9 @@ class PatchMerger(nnx.Module):
 class VisionTower(nnx.Module):
     """Patch embedding, blocks and merger.
 
-    Qwen2.5-VL's window attention is a mask here: patches of one window see each other. The
-    reference permutes patches so that windows are contiguous and undoes it after the merger,
-    which gives the same numbers.
+    Within Qwen2.5-VL's windows, attention is computed with windows as rows, see `Windows`, unless
+    bins are so small that a mask costs less. The reference permutes patches once and undoes it
+    after the merger; the numbers are the same.
     """
 
     def __init__(
@@ -227,22 +266,33 @@ class VisionTower(nnx.Module):
     ) -> tuple[Float[Array, "n p d"], PyTree]:
         vision = self.config.vision
         angles = vision_angles(position, vision.embed_dim // vision.num_heads)
-        same = segment[:, :, None] == segment[:, None, :]
-        same = same & (segment > 0)[:, None, :]
-        windowed, full = same, None
-        if self.windows:
-            window = position // (vision.window_size // vision.patch_size)
-            windowed = same & jnp.all(window[:, :, None] == window[:, None, :], axis=-1)
-            full = jnp.isin(
-                jnp.arange(vision.depth), jnp.array(vision.full_attention_blocks, jnp.int32)
-            )
+        views, numbers = self._views(segment, position)
 
         def step(
-            block: VisionBlock, x: jax.Array, sees_all: jax.Array | None
+            block: VisionBlock, x: jax.Array, number: jax.Array | None
         ) -> tuple[jax.Array, PyTree]:
-            mask = same if sees_all is None else jnp.where(sees_all, same, windowed)
-            x = block(x, angles, mask)
+            x = block(x, angles, views, number)
             return x, keep(x)
 
         x = self.patch_embed(patches.astype(self.execution.dtype))
-        return run_stack(self.blocks, step, x, full, self.execution)
+        return run_stack(self.blocks, step, x, numbers, self.execution)
+
+    def _views(
+        self, segment: Int[AnyArray, "n p"], position: Int[AnyArray, "n p 2"]
+    ) -> tuple[tuple[View, ...], Int[Array, " l"] | None]:
+        """What blocks look through, and the number of each block's; None if all have the first."""
+        vision = self.config.vision
+        whole = View(AttentionLayout(segments=jnp.asarray(segment)))
+        if not self.windows:
+            return (whole,), None
+        side, count = vision.window_size // vision.patch_size, segment.shape[1]
+        numbers = window_numbers(segment, position, side)
+        rows, places = rows_of_windows(count, side)
+        windowed = View(AttentionLayout(segments=numbers))
+        if rows * places**2 <= count**2 // LESS_IN_WINDOWS:
+            windows = make_windows(numbers, side)
+            windowed = View(AttentionLayout(segments=windows.segments), windows)
+        full = np.isin(np.arange(vision.depth), vision.full_attention_blocks)
+        if full.all() or not full.any():
+            return (whole if full.all() else windowed,), None
+        return (windowed, whole), jnp.asarray(full.astype(np.int32))
