@@ -24,7 +24,8 @@ ORDER = (
     ("objectives", "retrieval"),
     ("training", "evaluation"),
     ("reporting", "inference"),
-    ("performance", "runs"),
+    ("performance",),
+    ("runs",),
     ("notebook", "cli"),
     ("__main__",),
 )

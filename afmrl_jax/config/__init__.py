@@ -13,6 +13,7 @@ from afmrl_jax.config.model import (
     LoraConfig,
     ModelSettings,
     QwenVLConfig,
+    Remat,
     TextConfig,
     VisionConfig,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "OracleConfig",
     "QwenVLConfig",
     "RarConfig",
+    "Remat",
     "RunConfig",
     "TextBudget",
     "TextConfig",

@@ -136,6 +136,10 @@ class LoraConfig(Settings):
         return self.alpha / self.rank
 
 
+Remat = Literal["none", "dots", "full"]
+"""What a backward pass may recompute, see `Execution.remat`, from the fastest to the smallest."""
+
+
 @dataclass(frozen=True)
 class Execution(Settings):
     """How a model is computed: affects speed and memory, not the model."""
@@ -144,8 +148,10 @@ class Execution(Settings):
     """Type of activations; sums, norms and softmax are float32 in either."""
     scan: bool | None = None
     """Whether layers are compiled once and looped over. None: from 8 layers on."""
-    remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass recomputes: nothing, all but matrix products, or whole layers."""
+    remat: Literal["none", "dots", "full", "auto"] = "none"
+    """What the backward pass recomputes: nothing, all but matrix products, or whole layers. auto:
+    the first of these that fits the memory of the devices when a run begins, by the memory plan;
+    outside of a run, whole layers."""
     attention: Literal["auto", "dense", "fused"] = "auto"
     """Fused is cuDNN's flash attention (GPU, bfloat16); auto uses it where it works."""
 

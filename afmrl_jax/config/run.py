@@ -178,7 +178,7 @@ class RunConfig(Settings):
         """
         demo = cls()
         replace = dataclasses.replace
-        execution = Execution(dtype="bfloat16", remat="full")
+        execution = Execution(dtype="bfloat16", remat="auto")
         return replace(
             demo,
             embedder=ModelSettings(trained="lora", execution=execution),

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from afmrl_jax.config import QwenVLConfig
+from afmrl_jax.config import QwenVLConfig, Remat
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.families import family
 
@@ -128,7 +128,11 @@ class Passes:
         rest = 2 if trained == "lora" else 3
         return tower * self.vision + rest * (self.decoder + self.head) + 3 * self.adapters
 
-    def recomputed(self, trained: Trained, remat: Literal["none", "dots", "full"]) -> float:
+    def executed(self, trained: Trained, remat: Remat) -> float:
+        """A training step with what `remat` computes twice: of hardware, not model, utilization."""
+        return self.step(trained) + self.recomputed(trained, remat)
+
+    def recomputed(self, trained: Trained, remat: Remat) -> float:
         """What `remat` computes a second time; `dots` keeps all products, so nothing."""
         if trained == "nothing" or remat != "full":
             return 0.0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +17,8 @@ from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.families import family
 from afmrl_jax.parallel.layout import AXES
 from afmrl_jax.parallel.sharding import shardings
+from afmrl_jax.performance.accelerators import chip_of
+from afmrl_jax.runtime.hardware import machine
 from afmrl_jax.types import JsonObject
 
 if TYPE_CHECKING:
@@ -61,6 +65,62 @@ def device_bytes(name: str) -> int:
     if name not in DEVICES:
         raise ConfigError(f"no device {name!r}; choose from {', '.join(DEVICES)}")
     return DEVICES[name] * 10**9
+
+
+GPUS = ("h100", "h200", "a100_40", "a100_80", "l4", "t4")
+"""Those of `DEVICES` of which JAX by itself takes a share and leaves the rest."""
+JAX_SHARE = 0.75
+"""The share of a GPU's memory that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise;
+docs.jax.dev, "GPU memory allocation"."""
+
+
+def jax_share(environment: Mapping[str, str] = os.environ) -> float:
+    """The share of a GPU's memory that JAX will take.
+
+    Raises:
+        ConfigError: XLA_PYTHON_CLIENT_MEM_FRACTION is no share.
+    """
+    if environment.get("XLA_PYTHON_CLIENT_ALLOCATOR", "default").lower() == "platform":
+        return 1.0
+    name = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+    text = environment.get(name, "")
+    try:
+        share = float(text) if text else JAX_SHARE
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise ConfigError(f"{name}={text}: write a number above 0 and at most 1, such as 0.92")
+    return share
+
+
+def share_of(name: str, environment: Mapping[str, str] = os.environ) -> float:
+    """The share of its memory that JAX will take of a device by name."""
+    return jax_share(environment) if name in GPUS else 1.0
+
+
+def jax_bytes(name: str, environment: Mapping[str, str] = os.environ) -> int:
+    """What JAX may use of a device by name, bytes.
+
+    Raises:
+        ConfigError: there is no such device, or the share in the environment is none.
+    """
+    return int(device_bytes(name) * share_of(name, environment))
+
+
+def bytes_here(sharing: int = 1) -> int:
+    """What JAX may use of this machine's first device, bytes.
+
+    Args:
+        sharing: devices that share the machine's memory, where they have none of their own.
+    """
+    device = jax.devices()[0]
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    name = chip_of(device.device_kind)
+    if name in DEVICES:
+        return jax_bytes(name)
+    return int(machine()["memory_bytes"]) // sharing
 
 
 def parse_mesh(text: str) -> tuple[int, int]:
@@ -173,7 +233,7 @@ def activation_bytes(config: QwenVLConfig, execution: Execution, load: Load) -> 
             "full": numbers * width * size,
             "dots": numbers * (2 * width + products // load.model) * size,
             "none": whole,
-        }[execution.remat]
+        }["full" if execution.remat == "auto" else execution.remat]
         return (layers * kept, 2 * whole) if learns else (0, whole)
 
     gates = 2 if family(config.family).vision.gated else 1
@@ -213,8 +273,10 @@ class Plan:
     formula: Line
     """Activations by `activation_bytes`, even if `lines` has the compiler's figure."""
     capacity: int
-    """Bytes of the device."""
+    """Bytes of the device that JAX may use."""
     advice: tuple[str, ...] = ()
+    share: float = 1.0
+    """Of the device's memory, that `capacity` is."""
 
     @property
     def usable(self) -> int:
@@ -262,6 +324,11 @@ class Plan:
             f"{self.verdict}: {self.usable / GIB:.1f} GiB may be used of "
             f"{self.capacity / GIB:.1f} ({100 * SPARE:.0f} % stay free)"
         )
+        if self.share < 1:
+            lines.append(
+                f"JAX takes {100 * self.share:.0f} % of a GPU's memory; set "
+                "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 to plan and run with more"
+            )
         if any(x.how == "compiled" for x in self.lines):
             lines.append(
                 "compiled: XLA's plan for simulated CPU devices (dense attention, other fusions, "

@@ -301,9 +301,9 @@ def make_plan(request: Request, *, compile_step: bool = True) -> Plan:
     if temporaries is not None:
         apart = sum(x.bytes for x in lines if x.what in INSIDE)
         activations = Line(formula.what, max(0, temporaries - apart), "compiled")
-    plan = Plan(
-        (*(x for x in lines if x.bytes), activations), formula, counts.device_bytes(request.device)
-    )
+    capacity, share = counts.jax_bytes(request.device), counts.share_of(request.device)
+    shown = (*(x for x in lines if x.bytes), activations)
+    plan = Plan(shown, formula, capacity, share=share)
     return plan if plan.verdict == "fits" else dataclasses.replace(plan, advice=advise(request))
 
 

@@ -26,6 +26,7 @@ from afmrl_jax.inference.systems import TEXTS, evaluate_systems, systems_of
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.objectives.rewards import find_reward
 from afmrl_jax.parallel.mesh import host_share, make_mesh
+from afmrl_jax.performance.remat import with_remat
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.progress import log_info
@@ -114,7 +115,7 @@ class Pipeline:
     @cached_property
     def models(self) -> ModelStore:
         """The models of the stages."""
-        return ModelStore(self.run.folder, self.config, self.mesh)
+        return ModelStore(self.run.folder, with_remat(self.config, self.run.folder), self.mesh)
 
     @cached_property
     def tokenizer(self) -> BpeTokenizer:

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from afmrl_jax.config import Execution, InitConfig, LoraConfig, TextConfig
-from afmrl_jax.models.qwen_vl.attention import MASKED, AttentionLayout, attend, uses_fused
+from afmrl_jax.models.qwen_vl.attention import AttentionLayout, attend, uses_fused
 from afmrl_jax.models.qwen_vl.layers import Keys, Linear, RMSNorm, run_stack, stack_layers, unstack
 from afmrl_jax.models.qwen_vl.rope import Rotary, mrope_angles, rotate
+from afmrl_jax.models.qwen_vl.shared_prompt import attend_behind
 from afmrl_jax.models.qwen_vl.vision import GatedMlp
 from afmrl_jax.models.qwen_vl.windows import reordered
 from afmrl_jax.parallel.layout import rows_over_data
@@ -92,28 +93,8 @@ class Attention(nnx.Module):
             prefix_mask: False at padding.
             own_mask: which continuation tokens each may look at.
         """
-        batch, group, length, heads, size = q.shape
-        kv_heads, wide = prefix.key.shape[1], jnp.float32
-        # [b n g r t k], r query heads to a key head.
-        q = q.reshape(batch, group, length, kv_heads, heads // kv_heads, size) * (size**-0.5)
-        q = q.transpose(0, 3, 1, 4, 2, 5)
-        before = jnp.einsum("bngrtk,bnsk->bngrts", q, prefix.key, preferred_element_type=wide)
-        within = jnp.einsum("bngrtk,bnguk->bngrtu", q, own.key, preferred_element_type=wide)
-        before = jnp.where(prefix_mask[:, None, None, None, None], before, MASKED)
-        within = jnp.where(own_mask[:, None, :, None], within, MASKED)
-        # One softmax over both parts, without joining them.
-        highest = jnp.maximum(
-            jnp.max(before, axis=-1, keepdims=True), jnp.max(within, axis=-1, keepdims=True)
-        )
-        before, within = (jnp.exp(x - jax.lax.stop_gradient(highest)) for x in (before, within))
-        total = jnp.sum(before, axis=-1, keepdims=True) + jnp.sum(within, axis=-1, keepdims=True)
-        before, within = before.astype(q.dtype), within.astype(q.dtype)
-        out = jnp.einsum("bngrts,bnsk->bngrtk", before, prefix.value, preferred_element_type=wide)
-        out = out + jnp.einsum(
-            "bngrtu,bnguk->bngrtk", within, own.value, preferred_element_type=wide
-        )
-        out = (out / total).astype(q.dtype).transpose(0, 2, 4, 1, 3, 5)
-        return self.o_proj(out.reshape(batch, group, length, heads * size))
+        parts = (*prefix, *own)
+        return self.o_proj(attend_behind(q, *parts, prefix_mask, own_mask))
 
 
 class DecoderLayer(nnx.Module):

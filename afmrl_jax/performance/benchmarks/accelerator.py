@@ -19,12 +19,12 @@ from afmrl_jax.config import Execution, LoraConfig, QwenVLConfig
 from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.data.sources.batches import ContrastiveBatch
 from afmrl_jax.models.architecture import Architecture, Params
-from afmrl_jax.models.families import family
 from afmrl_jax.models.generation import generate
 from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.parallel.param_paths import is_adapter
 from afmrl_jax.performance.benchmarks.jax_side import settings
 from afmrl_jax.performance.benchmarks.workload import Size, make_rows
+from afmrl_jax.performance.flops import Passes
 from afmrl_jax.performance.record import spread
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.training.agcl import make_agcl_step
@@ -64,23 +64,6 @@ class Load:
         return jax.device_put(rows._replace(tokens=tokens))
 
 
-def forward_flops(config: QwenVLConfig, visual: int, text: int) -> tuple[float, float]:
-    """Matrix-product FLOPs of the vision tower on one picture, and of the decoder on its row."""
-    vision, decoder = config.vision, config.text
-    patches, wide = visual * vision.merge_size**2, vision.embed_dim
-    gates = 3 if family(config.family).vision.gated else 2
-    block = 2 * patches * (4 * wide**2 + gates * wide * vision.intermediate)
-    block += 4 * patches**2 * wide
-    joined = wide * vision.merge_size**2
-    pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    ends = 2 * visual * joined * (joined + vision.out_dim) + 2 * patches * pixels * wide
-    tokens, width = visual + text, decoder.hidden_dim
-    narrow = decoder.num_kv_heads * decoder.head_dim
-    kernels = 2 * width**2 + 2 * width * narrow + 3 * width * decoder.intermediate_dim
-    layer = 2 * tokens * kernels + 4 * tokens**2 * width
-    return vision.depth * block + ends, decoder.num_layers * layer
-
-
 def _median_seconds(call: Callable[[], object], repeats: int) -> list[float]:
     jax.block_until_ready(call())
     samples = []
@@ -93,10 +76,11 @@ def _median_seconds(call: Callable[[], object], repeats: int) -> list[float]:
 
 def peaks(side: int, repeats: int) -> tuple[float, float]:
     """Measured peaks: bfloat16 FLOP/s of a product of two [side side], and bytes/s of reading."""
-    x = jnp.ones((side, side), jnp.bfloat16)
+    # Random, because constant data runs faster than any real one: fewer bits change.
+    x = jax.random.normal(jax.random.key(0), (side, side), jnp.bfloat16)
     product = jax.jit(lambda x: x @ x)
     seconds = np.median(_median_seconds(lambda: product(x), repeats))
-    big = jnp.ones((16, side, side), jnp.bfloat16)
+    big = jax.random.normal(jax.random.key(1), (16, side, side), jnp.bfloat16)
     total = jax.jit(lambda x: jnp.sum(x, dtype=jnp.float32))
     read = np.median(_median_seconds(lambda: total(big), repeats))
     return 2 * side**3 / float(seconds), big.nbytes / float(read)
@@ -119,8 +103,9 @@ def _memory() -> dict[str, int]:
 
 
 def train_step(load: Load, peak: float, repeats: int) -> tuple[dict[str, float], JsonObject]:
-    """The embedder's step on adapters: images/s, and FLOP/s counting the vision tower once and the
-    decoder three times.
+    """The embedder's step on adapters: images/s, and FLOP/s by the operations that it needs: the
+    frozen vision tower once and the decoder twice, see `flops.Passes.step`. `r_hfu` also counts
+    what is recomputed to save memory.
     """
     architecture = Architecture.of(load.config, load.execution)
     own = {n: x for n, x in architecture.shapes.items() if is_adapter(n)}
@@ -137,12 +122,15 @@ def train_step(load: Load, peak: float, repeats: int) -> tuple[dict[str, float],
         return holder[0], metrics
 
     samples = _median_seconds(call, repeats)
-    vision, decoder = forward_flops(load.config, load.size.side**2, load.size.text_tokens)
+    visual, remat = load.size.side**2, load.execution.remat
+    patches = visual * load.config.vision.merge_size**2
+    passes = Passes.over(load.config, [patches], [visual + load.size.text_tokens])
     rate = load.rows / float(np.median(samples))
     figures = {
         "r_images_per_second": rate,
-        "r_tflops": rate * (vision + 3 * decoder) / 1e12,
-        "r_share_of_peak": rate * (vision + 3 * decoder) / peak,
+        "r_tflops": rate * passes.step("lora") / 1e12,
+        "r_share_of_peak": rate * passes.step("lora") / peak,
+        "r_hfu": rate * passes.executed("lora", "full" if remat == "auto" else remat) / peak,
     }
     return figures, {"part": "r_step", "rows": load.rows, "seconds": spread(samples), **_memory()}
 

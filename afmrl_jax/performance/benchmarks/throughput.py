@@ -39,7 +39,7 @@ from typing import Literal
 
 import jax
 
-from afmrl_jax.errors import AfmrlError, ConfigError
+from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.families import ROLES
 from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.parallel.mesh import simulate_devices
@@ -197,8 +197,9 @@ class Sweep:
             }
         try:
             return planned | {"status": "done"} | measure(cell, self.catalogue, peak)
-        except (AfmrlError, jax.errors.JaxRuntimeError) as error:
-            return planned | {"status": "failed", "why": str(error)[:500]}
+        except Exception as error:  # Of any kind: the other rows are worth measuring.
+            name, why = type(error).__name__, str(error)[:500]
+            return planned | {"status": "failed", "error": name, "why": why or name}
 
     def _kept(self) -> dict[str, JsonObject]:
         return {row["key"]: row for row in read_records(self.rows, repair=True)}

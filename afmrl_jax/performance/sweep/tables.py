@@ -26,6 +26,7 @@ HEAD = (
     "images/s",
     "rollouts/s",
     "MFU %",
+    "HFU %",
     "peak MB",
     "compile s",
     "data wait %",
@@ -54,7 +55,7 @@ def cells(row: Row) -> list[str]:
     return [
         *start,
         *(middle(f"{x}_per_second") for x in ("samples", "tokens", "images", "rollouts")),
-        "?" if row["mfu"] is None else f"{100 * row['mfu']:.1f}",
+        *("?" if row.get(x) is None else f"{100 * row[x]:.1f}" for x in ("mfu", "hfu")),
         f"{row['peak_bytes'] / 1e6:,.0f}",
         f"{row['compile_seconds']:.1f}",
         f"{100 * row['data_wait_share']:.1f}",
@@ -72,9 +73,13 @@ def with_one_peak(rows: list[Row]) -> list[Row]:
     found = []
     for row in rows:
         if row in own:
-            rate = row["useful_tflop_per_step"] / row["seconds_per_step"]["median"]
-            share = None if rate > best else round(rate / best, 5)
-            row = row | {"mfu": share, "peak_tflops": best}
+            row = row | {"peak_tflops": best}
+            done, seconds = row["useful_tflop_per_step"], row["seconds_per_step"]["median"]
+            again = row.get("recomputed_tflop_per_step")
+            for name, work in (("mfu", done), ("hfu", None if again is None else done + again)):
+                if work is not None:
+                    share = work / seconds / best
+                    row[name] = None if share > 1 else round(share, 5)
         found.append(row)
     return found
 
