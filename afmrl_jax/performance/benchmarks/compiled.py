@@ -73,7 +73,7 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
 
 
 def _chosen(settings: Settings) -> list[Case]:
-    known = cases(settings.sizes)
+    known = cases(settings.sizes, settings.target)
     unknown = sorted(set(settings.programs) - {x.name for x in known})
     if unknown:
         raise ConfigError(

@@ -12,10 +12,10 @@ import jax
 from afmrl_jax.errors import RunError
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.performance.collectives import bytes_by_axis, collectives
+from afmrl_jax.performance.compiled.attention import noting_masks
 from afmrl_jax.performance.compiled.checks import (
     Finding,
     host_requests,
-    masks,
     vocabulary_products,
     wide_products,
 )
@@ -93,6 +93,8 @@ def inspect(case: Case, aim: Target, kept: Path | None = None, *, eight: bool = 
     found = look(case, program)
     found.seconds = seconds
     found.argument_bytes, found.temporary_bytes = memory
+    if case.attends and aim.backend == "gpu":
+        found.findings += _masks(case, aim)
     if eight and case.meshes:
         _, _, text = _compiled(case, aim, 8)
         sizes = {"data": 8, "model": 1}
@@ -121,8 +123,6 @@ def look(case: Case, program: Program) -> Inspected:
     found.findings = host_requests(program) + wide_products(everything)
     if loop is not None:
         found.findings += moved_in_loop(program, loop)
-    if case.lengths:
-        found.findings += masks(program, case.lengths)
     if case.vocab:
         over = vocabulary_products(everything, case.vocab)
         found.vocab_products = len(over)
@@ -152,6 +152,13 @@ def token_loop(program: Program) -> Instruction:
             "one, over tokens"
         )
     return open_ended[0]
+
+
+def _masks(case: Case, aim: Target) -> list[Finding]:
+    mesh = make_mesh(1, 1, devices(aim, 1))
+    with building_for(aim.backend), jax.set_mesh(mesh), noting_masks() as found:
+        case.lower(mesh)
+    return found
 
 
 def _compiled(case: Case, aim: Target, count: int) -> tuple[Program, tuple[int, int], str]:

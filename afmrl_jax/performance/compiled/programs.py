@@ -22,8 +22,9 @@ from afmrl_jax.objectives.ranks import rank_positives
 from afmrl_jax.parallel.layout import AXES, fit_spec
 from afmrl_jax.parallel.sharding import shardings
 from afmrl_jax.performance.flops import Passes
-from afmrl_jax.performance.memory import cache_bytes
+from afmrl_jax.performance.memory import cache_bytes, device_bytes, share_of
 from afmrl_jax.performance.plan import Request, batch_shapes, divide, lowered
+from afmrl_jax.performance.remat import cheapest
 from afmrl_jax.retrieval.top_k import padded_rows, search_part
 from afmrl_jax.training.rar.policy_gradient import Samples, update
 from afmrl_jax.training.rar.rollout import encode_images
@@ -60,7 +61,7 @@ class Sizes:
     """Terms that the batch of `bm25` texts shares."""
     reward: tuple[int, int] = (4096, 200_000)
     """Queries and gallery of the reward."""
-    exact: tuple[int, int] = (256, 1_000_000)
+    exact: tuple[int, int] = (1024, 1_000_000)
     """Queries and gallery of a search."""
     found: int = 50
 
@@ -79,21 +80,27 @@ class Case:
     """What a turn of the token loop must read: weights and cache."""
     ideal_flops: float = 0.0
     """Operations that the table of `performance/flops.py` counts."""
-    lengths: tuple[int, ...] = ()
-    """Of the sequences that attend in a training step; () where masks are not looked for."""
+    attends: bool = False
+    """Whether it is a training step, whose attention must be given no mask over pairs."""
     vocab: int = 0
     """Terms over which there must be no product; 0 where that is not looked at."""
     meshes: bool = True
     """Whether it is also compiled for eight devices."""
 
 
-def cases(sizes: Sizes) -> list[Case]:
-    """All programs, the longest to compile first."""
+def cases(sizes: Sizes, device: str = "h100") -> list[Case]:
+    """All programs, the longest to compile first.
+
+    Args:
+        sizes: of models and batches.
+        device: what they are for, see `performance/memory.py`; training steps recompute as little
+            as fits there.
+    """
     count, more = sizes.pairs
     return [
         _decode(sizes),
-        _embedder(sizes),
-        _rar(sizes),
+        _embedder(sizes, device),
+        _rar(sizes, device),
         Case(_label("agcl", count), partial(_agcl, sizes, count), vocab=sizes.vocab),
         Case(_label("agcl", more), partial(_agcl, sizes, more), vocab=sizes.vocab, meshes=False),
         Case(f"bm25_{sizes.bm25}", partial(_bm25, sizes), meshes=False),
@@ -164,7 +171,14 @@ def _decode(sizes: Sizes) -> Case:
     )
 
 
-def _embedder(sizes: Sizes) -> Case:
+def _thrifty(request: Request) -> Request:
+    """With the `remat` that a run would choose for its device."""
+    capacity = int(device_bytes(request.device) * share_of(request.device))
+    remat = cheapest(request.architecture(), [request], capacity)
+    return dataclasses.replace(request, remat=remat)
+
+
+def _embedder(sizes: Sizes, device: str) -> Case:
     request = Request(
         sizes.embedder,
         "agcl",
@@ -172,7 +186,9 @@ def _embedder(sizes: Sizes) -> Case:
         visual_tokens=sizes.visual,
         text_tokens=sizes.text,
         trained="lora",
+        device=device,
     )
+    request = _thrifty(request)
     config = request.architecture().config
     patches, tokens = sizes.visual * config.vision.merge_size**2, sizes.visual + sizes.text
     passes = Passes.over(config, [patches] * sizes.rows, [tokens] * sizes.rows)
@@ -180,29 +196,34 @@ def _embedder(sizes: Sizes) -> Case:
         "embedder_step",
         partial(_planned, request),
         ideal_flops=passes.step("lora"),
-        lengths=(patches, tokens),
+        attends=True,
     )
 
 
-def _rar(sizes: Sizes) -> Case:
-    return Case(
-        "rar_update",
-        partial(_update, sizes),
-        lengths=(sizes.visual + sizes.text, sizes.new_tokens),
-        meshes=False,
-    )
+def _rar(sizes: Sizes, device: str) -> Case:
+    """Adapters learn; the tower is frozen, so its features are known.
 
-
-def _update(sizes: Sizes, mesh: Mesh) -> jax.stages.Lowered:
-    """Adapters learn; the tower is frozen, so its features are known."""
+    Of what a row holds while the gradient is computed, a prompt with its group counts as one row.
+    """
     request = Request(
         sizes.generator,
         "distill",
         batch_size=sizes.groups,
         visual_tokens=sizes.visual,
-        text_tokens=sizes.text,
+        text_tokens=sizes.text + sizes.group_size * sizes.new_tokens,
         trained="lora",
+        device=device,
     )
+    request = dataclasses.replace(_thrifty(request), text_tokens=sizes.text)
+    return Case(
+        "rar_update",
+        partial(_update, sizes, request),
+        attends=True,
+        meshes=False,
+    )
+
+
+def _update(sizes: Sizes, request: Request, mesh: Mesh) -> jax.stages.Lowered:
     request = _grown(request, mesh)
     architecture = request.architecture()
     learning, frozen = divide(request, architecture)
