@@ -216,8 +216,10 @@ class Program:
         last = lines.root if lines else None
         if last is None or last.opcode != "compare" or "direction=LT" not in last.rest:
             return None
-        bound = lines.get(last.operands[-1]) if last.operands else None
-        if bound is None or bound.opcode != "constant":
+        counter, bound = (lines.get(x) for x in last.operands)
+        if counter is None or counter.opcode not in ("get-tuple-element", "parameter"):
+            return None
+        if bound is None or bound.opcode != "constant" or bound.arrays[0].dtype[0] not in "su":
             return None
         return int(bound.inside) if bound.inside.isdecimal() else None
 
