@@ -12,6 +12,7 @@ with a shared prompt against one row per sample, and the reward's counting again
 processor. `evaluate`: all retrieval metrics of 100,000 queries against 100,000 listings, in bounded
 memory. `search`: exact and approximate search among a million vectors. Run nothing else meanwhile.
 Figures are medians of ratios of interleaved measurements; the JSON has every spread.
+`compiled`: programs of real sizes, compiled for a GPU or TPU that need not be here.
 `throughput`: a sweep of training speed over models, batches, meshes and more. `scaling`: predicted
 step times on 8, 64 and 256 chips.
 """
@@ -31,6 +32,7 @@ from afmrl_jax.cli.command import Command
 from afmrl_jax.performance.benchmarks import (
     agcl,
     bm25,
+    compiled,
     decode,
     evaluate,
     grpo,
@@ -117,6 +119,20 @@ class Bm25(Bench):
 
 
 @dataclass(frozen=True)
+class Compiled(Bench):
+    """Programs of real sizes, compiled for an accelerator on a machine that need not have one.
+
+    Prints memory, bytes and operations a token or step, and what eight devices exchange. Fails
+    where a program copies weights for every token, multiplies in exact float32, makes masks over
+    pairs of tokens, asks the host, or multiplies over the vocabulary of BM25. See docs/compiled.md.
+    """
+
+    out: Path = FOLDER / "bench_compiled.json"
+    settings: Annotated[compiled.Settings, FLAT] = field(default_factory=compiled.Settings)
+    module: ClassVar[ModuleType] = compiled
+
+
+@dataclass(frozen=True)
 class Grpo(Bench):
     """RAR's update with a shared prompt against one row per sample; the reward against sorting.
 
@@ -188,6 +204,7 @@ BENCHMARKS: dict[str, Callable[..., Command]] = {
     "accelerator": Accelerator,
     "agcl": Agcl,
     "bm25": Bm25,
+    "compiled": Compiled,
     "grpo": Grpo,
     "decode": Decode,
     "input": Input,

@@ -22,6 +22,7 @@ from afmrl_jax.objectives.agcl_kernels.vjp import Batch, Stream, padding, stream
 from afmrl_jax.objectives.agcl_reference import dense_loss
 from afmrl_jax.objectives.bm25 import Bm25Terms, bm25_scores
 from afmrl_jax.objectives.bm25 import Form as Bm25Form
+from afmrl_jax.runtime.hardware import built_for
 from afmrl_jax.types import AnyArray, Array, Float, Int
 
 Form = Literal["auto", "dense", "kept", "tiled", "ring", "gathered"]
@@ -276,7 +277,7 @@ def _stream(
 ) -> Stream:
     """Equal tiles of at most the wished size, and whether any has padding."""
     on_cpu = CPU_KEPT_TILE if plan.keep else CPU_TILE
-    wanted = tile or (on_cpu if jax.default_backend() == "cpu" else DEVICE_TILE)
+    wanted = tile or (on_cpu if built_for() == "cpu" else DEVICE_TILE)
     shards = 1 if placement == "tiled" else _shards(mesh)
     counts = queries.shape[0], candidates.shape[0]
     rows, cols = (tile_length(n, shards, most) for n, most in zip(counts, wanted, strict=True))

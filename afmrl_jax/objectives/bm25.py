@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from afmrl_jax.runtime.hardware import built_for
 from afmrl_jax.types import AnyArray, Array, Float, Int
 
 Form = Literal["auto", "gather", "matmul"]
@@ -194,7 +195,7 @@ def table_scores(
     Raises:
         ValueError: there is no such form.
     """
-    platform = jax.default_backend()
+    platform = built_for()
     if form == "auto":
         form = "matmul" if platform == "tpu" else "gather"
     if form == "matmul":

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from afmrl_jax.parallel.layout import AXES
+from afmrl_jax.runtime.hardware import built_for
 from afmrl_jax.types import AnyArray, Array, Float, Int
 
 LOWEST_COSINE = -1.0
@@ -102,7 +103,7 @@ def rank_positives(
 
 def _block(gallery: int) -> int:
     """Queries whose scores exist at a time."""
-    if jax.default_backend() == "cpu":
+    if built_for() == "cpu":
         return BLOCK
     return min(max(DEVICE_SCORES // max(gallery, 1), BLOCK), DEVICE_BLOCK)
 

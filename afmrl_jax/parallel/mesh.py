@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 from jax.sharding import AxisType, Mesh
 
@@ -19,18 +21,19 @@ def host_share(mesh: Mesh) -> HostShare:
     return HostShare(len(places), tuple(own))
 
 
-def make_mesh(data: int = -1, model: int = 1) -> Mesh:
+def make_mesh(data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over the first data * model devices.
 
     Args:
         data: size of the `data` axis; -1 for all devices that `model` leaves.
         model: size of the `model` axis.
+        devices: to choose from; JAX's by default.
 
     Raises:
         ConfigError: there are not that many devices, `model` does not divide their number, or
             those of some process would be left out.
     """
-    devices = jax.devices()
+    devices = list(jax.devices() if devices is None else devices)
     if model < 1 or (data < 1 and data != -1):
         raise ConfigError(f"mesh sizes must be positive (or data -1): data {data}, model {model}")
     if data == -1:

@@ -12,27 +12,13 @@ from typing import Literal, get_args
 import numpy as np
 
 from afmrl_jax.errors import RunError
+from afmrl_jax.performance.hlo import Computation, Instruction, Program
 
 Kind = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"]
 KINDS: tuple[str, ...] = get_args(Kind)
 UNREAD = ("ragged-all-to-all", "collective-broadcast")
 """Operations between devices that this package's steps never have, and that are not counted."""
 
-_BITS = {
-    **dict.fromkeys(("pred", "s8", "u8"), 8),
-    **dict.fromkeys(("s4", "u4"), 4),
-    **dict.fromkeys(("bf16", "f16", "s16", "u16"), 16),
-    **dict.fromkeys(("f32", "s32", "u32"), 32),
-    **dict.fromkeys(("f64", "s64", "u64", "c64"), 64),
-    "c128": 128,
-}
-_ARRAY = re.compile(r"\b(\w+)\[([\d,]*)\]")
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_CALLED = re.compile(
-    r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
-)
-_BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _LISTED = re.compile(r"replica_groups=\{(\{[\d,{} ]*\})?\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _NAMED = re.compile(
@@ -40,7 +26,6 @@ _NAMED = re.compile(
     r" \{([^}]*)\}"
 )
 _PAIRS = re.compile(r"source_target_pairs=\{([\d,{} ]*)\}")
-_SOURCE = re.compile(r'op_name="([^"]*)"')
 
 
 @dataclass(frozen=True)
@@ -72,16 +57,6 @@ class Collective:
         return self.sent * self.times
 
 
-@dataclass(frozen=True)
-class _Line:
-    """An instruction."""
-
-    name: str
-    type: str
-    opcode: str
-    rest: str
-
-
 def collectives(text: str, sizes: Mapping[str, int], *, unknown_trips: int = 1) -> list[Collective]:
     """All exchanges of a program; those inside loops with their trip counts.
 
@@ -99,19 +74,19 @@ def collectives(text: str, sizes: Mapping[str, int], *, unknown_trips: int = 1) 
     Raises:
         RunError: the text has no entry computation, or device groups in an unknown form.
     """
-    computations, entry = _computations(text)
+    program = Program.parse(text)
     devices = math.prod(sizes.values())
     memo: dict[str, list[Collective]] = {}
 
     def visit(name: str) -> list[Collective]:
         if name not in memo:
             memo[name] = []
-            lines = computations.get(name, [])
-            for line in lines:
+            lines = program.of(name)
+            for line in lines.values():
                 memo[name] += inside(line, lines)
         return memo[name]
 
-    def inside(line: _Line, around: list[_Line]) -> list[Collective]:
+    def inside(line: Instruction, around: Computation) -> list[Collective]:
         kind = line.opcode.removesuffix("-start")
         if kind in UNREAD:
             raise RunError(
@@ -123,23 +98,18 @@ def collectives(text: str, sizes: Mapping[str, int], *, unknown_trips: int = 1) 
                 return []
             sliced = kind == "all-reduce" and _is_sliced(line, around)
             return [replace(found, sliced=sliced)]
-        called = _CALLED.findall(line.rest)
         if line.opcode == "while":
-            trips = _trips(line, computations)
+            trips = program.trips(line)
             return [
                 replace(x, times=x.times * (trips or unknown_trips), known=x.known and bool(trips))
-                for how, name in called
-                if how == "body"
-                for x in visit(name)
+                for x in visit(program.called(line, "body"))
             ]
         if line.opcode == "conditional":
-            named = [x for how, x in called if how.endswith("_computation")]
-            for listed in _BRANCHES.findall(line.rest):
-                named += [x.strip().lstrip("%") for x in listed.split(",")]
-            return max(map(visit, named), key=lambda x: sum(y.total for y in x), default=[])
-        return [x for _, name in called for x in visit(name)]
+            branches = map(visit, program.branches(line))
+            return max(branches, key=lambda x: sum(y.total for y in x), default=[])
+        return [x for _, name in line.called for x in visit(name)]
 
-    return visit(entry)
+    return visit(program.entry)
 
 
 def bytes_by_axis(found: list[Collective]) -> dict[str, dict[str, int]]:
@@ -150,86 +120,20 @@ def bytes_by_axis(found: list[Collective]) -> dict[str, dict[str, int]]:
     return {axis: dict(sorted(kinds.items())) for axis, kinds in sorted(totals.items())}
 
 
-def _computations(text: str) -> tuple[dict[str, list[_Line]], str]:
-    found: dict[str, list[_Line]] = {}
-    entry, current = "", None
-    for raw in text.splitlines():
-        header = _HEADER.match(raw)
-        if header:
-            current = found.setdefault(header[2], [])
-            entry = header[2] if header[1] else entry
-        elif raw.startswith("}"):
-            current = None
-        elif current is not None:
-            line = _instruction(raw)
-            if line is not None:
-                current.append(line)
-    if not entry:
-        raise RunError("this text has no ENTRY computation; pass `compiled.as_text()`")
-    return found, entry
-
-
-def _instruction(raw: str) -> _Line | None:
-    name, equals, rest = raw.strip().removeprefix("ROOT ").partition(" = ")
-    if not equals:
-        return None
-    end = 0
-    if rest.startswith("("):
-        depth = 0
-        for end, character in enumerate(rest):  # noqa: B007
-            depth += {"(": 1, ")": -1}.get(character, 0)
-            if not depth:
-                break
-    space = rest.find(" ", end)
-    opcode, bracket, after = rest[space + 1 :].partition("(")
-    return _Line(name.lstrip("%"), rest[:space], opcode, after) if bracket else None
-
-
-def _sizes(type_text: str) -> list[int]:
-    """Bytes of each array of a type, tuples flattened."""
-    found = []
-    for dtype, shape in _ARRAY.findall(type_text):
-        bits = _BITS.get(dtype, 8 if dtype.startswith("f8") else None)
-        if bits is not None:
-            found.append(math.prod(int(x) for x in shape.split(",") if x) * bits // 8)
-    return found
-
-
-def _trips(line: _Line, computations: dict[str, list[_Line]]) -> int | None:
-    """Trip count of a loop, as XLA states it or as `jax.lax.scan` counts: from 0 to a constant."""
-    stated = _TRIPS.search(line.rest)
-    if stated:
-        return int(stated[1])
-    (condition,) = (name for how, name in _CALLED.findall(line.rest) if how == "condition")
-    lines = {x.name: x for x in computations.get(condition, ())}
-    last = list(lines.values())[-1] if lines else None
-    if last is None or last.opcode != "compare" or "direction=LT" not in last.rest:
-        return None
-    limit = last.rest.partition(")")[0].split(",")[-1].strip().split(" ")[-1].lstrip("%")
-    bound = lines.get(limit)
-    if bound is None or bound.opcode != "constant":
-        return None
-    value = bound.rest.partition(")")[0]
-    return int(value) if value.isdecimal() else None
-
-
-def _is_sliced(line: _Line, around: list[_Line]) -> bool:
-    named = re.compile(rf"%{re.escape(line.name)}(?![\w.\-])")
-    users = [x.opcode for x in around if named.search(x.rest)]
-    return bool(users) and set(users) == {"dynamic-slice"}
+def _is_sliced(line: Instruction, around: Computation) -> bool:
+    return {x.opcode for x in around.users[line.name]} == {"dynamic-slice"}
 
 
 def _collective(
-    line: _Line, kind: str, sizes: Mapping[str, int], devices: int
+    line: Instruction, kind: str, sizes: Mapping[str, int], devices: int
 ) -> Collective | None:
-    arrays = _sizes(line.type)
+    arrays = [x.bytes for x in line.arrays]
     if line.opcode.endswith("-start") and kind == "collective-permute":
         arrays = arrays[1:2]  # Operand, result and two counters.
     elif line.opcode.endswith("-start") and kind == "all-gather":
         arrays = arrays[len(arrays) // 2 :]  # Operands, then results.
     held = sum(arrays)
-    source = _SOURCE.search(line.rest)
-    where = source[1] if source else line.name
+    where = line.source
     if kind == "collective-permute":
         pairs = [x for x in _pairs(line) if x[0] != x[1]]
         if not pairs:
@@ -251,12 +155,12 @@ def _numbers(text: str) -> list[int]:
     return [int(x) for x in re.findall(r"\d+", text)]
 
 
-def _pairs(line: _Line) -> list[list[int]]:
+def _pairs(line: Instruction) -> list[list[int]]:
     found = _PAIRS.search(line.rest)
     return [_numbers(x) for x in re.findall(r"\{[^{}]*\}", found[1])] if found else []
 
 
-def _groups(line: _Line, devices: int) -> list[list[int]]:
+def _groups(line: Instruction, devices: int) -> list[list[int]]:
     """Which devices exchange with each other, in any of the three forms that XLA writes."""
     listed = _LISTED.search(line.rest)
     if listed:

@@ -26,6 +26,7 @@ from afmrl_jax.retrieval.types import (
     open_vectors,
 )
 from afmrl_jax.runtime.files import atomic_path
+from afmrl_jax.runtime.hardware import built_for
 
 VECTORS = "vectors.npy"
 
@@ -78,7 +79,7 @@ class ExactIndex:
         self._mesh = mesh
         vectors = check_vectors(ids, vectors, TYPES[dtype])
         self._held_bytes = _budget(mesh) if held_bytes is None else held_bytes
-        on_cpu = jax.default_backend() == "cpu"
+        on_cpu = built_for() == "cpu"
         self._sizes = QUERIES if on_cpu else QUERIES + MANY_QUERIES
         self._part_rows = max(1, PART_BYTES // (vectors.shape[1] * vectors.itemsize))
         whole = not on_cpu and vectors.nbytes <= self._held_bytes

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from afmrl_jax.parallel.layout import AXES
+from afmrl_jax.runtime.hardware import built_for
 from afmrl_jax.types import AnyArray, Float, Int
 
 CHUNK = 16_384
@@ -96,7 +97,7 @@ def top_k(
         found, at = jax.lax.top_k(jnp.where(jnp.take(alive, places), scores, -jnp.inf), k)
         return found, jnp.take(places, at)
 
-    at_once = 8 if jax.default_backend() == "cpu" else RESCORED
+    at_once = 8 if built_for() == "cpu" else RESCORED
     return jax.lax.map(lambda x: among(*x), (queries, chosen), batch_size=at_once)
 
 

@@ -1,14 +1,53 @@
-"""The machine on which a measurement was taken."""
+"""The machine on which a measurement was taken, and the kind that programs are built for."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Literal
 
 import jax
 
 from afmrl_jax.types import JsonObject
+
+Backend = Literal["cpu", "gpu", "tpu"]
+"""Kinds of devices, as `jax.default_backend` names them."""
+
+_CHOSEN: ContextVar[Backend | None] = ContextVar("chosen backend", default=None)
+
+
+def built_for() -> str:
+    """The kind of device that programs are built for: JAX's default, or that of `building_for`.
+
+    Whatever chooses a form of a computation by the kind of device asks here, not JAX.
+    """
+    return _CHOSEN.get() or jax.default_backend()
+
+
+@contextmanager
+def building_for(backend: Backend) -> Iterator[None]:
+    """Inside, functions choose the forms that are best on another kind of device.
+
+    A program can so be compiled for a device that this machine lacks (`performance/compiled`);
+    it cannot be run here.
+
+    Example:
+        >>> with building_for("tpu"):
+        ...     built_for()
+        'tpu'
+    """
+    token = _CHOSEN.set(backend)
+    # What JAX has traced holds the forms for another kind.
+    jax.clear_caches()
+    try:
+        yield
+    finally:
+        _CHOSEN.reset(token)
+        jax.clear_caches()
 
 
 def cores() -> list[int]:

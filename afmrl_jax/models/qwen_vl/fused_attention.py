@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from afmrl_jax.runtime.hardware import built_for
 from afmrl_jax.types import AnyArray, Array, Bool, Float, Int
 
 PAIRS_AT_ONCE = 1 << 22
@@ -45,6 +48,21 @@ def _attention(
 Kernel = Callable[..., jax.Array]
 """As `jax.nn.dot_product_attention`."""
 _cudnn: Kernel = functools.partial(_attention, "cudnn")
+_STAND_IN: ContextVar[Kernel | None] = ContextVar("stand-in for cuDNN", default=None)
+
+
+@contextmanager
+def standing_in(kernel: Kernel) -> Iterator[None]:
+    """Inside, attention takes the fused form with another kernel, so that a program can be traced
+    as a GPU gets it where none is.
+
+    What was traced before knows nothing of it: use it inside `building_for`.
+    """
+    token = _STAND_IN.set(kernel)
+    try:
+        yield
+    finally:
+        _STAND_IN.reset(token)
 
 
 def fused_length(length: int) -> int:
@@ -78,7 +96,7 @@ def fused_attention(
     causal: bool = False,
     lengths: Int[AnyArray, " b"] | None = None,
     segments: Int[AnyArray, "b t"] | None = None,
-    kernel: Kernel = _cudnn,
+    kernel: Kernel | None = None,
 ) -> Float[Array, "b t h k"]:
     """Attention within rows; arguments as the fields of `AttentionLayout`.
 
@@ -89,8 +107,9 @@ def fused_attention(
         causal: whether tokens look only at themselves and those before them.
         lengths: tokens of each row, at its front.
         segments: which segment each token belongs to; 0 is padding.
-        kernel: computes it; another one than cuDNN's for tests without a GPU.
+        kernel: computes it; None for cuDNN's, or for what stands in for it.
     """
+    kernel = kernel or _STAND_IN.get() or _cudnn
     length = q.shape[1]
     more = fused_length(length) - length
     if more:
@@ -193,15 +212,24 @@ class _Probe(NamedTuple):
     segments: np.ndarray
 
 
-@functools.cache
 def fused_works(dtype: jnp.dtype, head_dim: int) -> bool:
     """Whether this machine's cuDNN computes attention and its gradients for such heads.
 
-    Tried once, because what cuDNN supports differs by GPU and version: every form is compiled with
-    its gradients, run, and compared with plain attention.
+    False for a program that is built for a GPU elsewhere, unless something stands in for cuDNN,
+    which compiles only where a GPU is.
     """
-    if jax.default_backend() != "gpu" or not fits_fused(dtype, head_dim):
+    if built_for() != "gpu" or not fits_fused(dtype, head_dim):
         return False
+    if _STAND_IN.get() is not None:
+        return True
+    return built_for() == "gpu" and _tried(dtype, head_dim)
+
+
+@functools.cache
+def _tried(dtype: jnp.dtype, head_dim: int) -> bool:
+    """Tried once, because what cuDNN supports differs by GPU and version: every form is compiled
+    with its gradients, run, and compared with plain attention.
+    """
     try:
         problem = fused_problem(dtype, head_dim)
     except Exception as error:  # cuDNN and XLA raise many kinds; any means: not here.

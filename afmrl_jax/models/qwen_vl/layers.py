@@ -14,6 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from afmrl_jax.config import Execution, LoraConfig
+from afmrl_jax.runtime.hardware import built_for
 from afmrl_jax.types import Array, Float, PyTree
 
 Layer = TypeVar("Layer", bound=nnx.Module)
@@ -84,7 +85,7 @@ def hidden_from_xla(x: jax.Array) -> jax.Array:
 
 def for_few_rows(one: Affine) -> Affine | TurnedAffine:
     """The form of a map that is fastest for a few rows on this machine, for the front of a loop."""
-    if jax.default_backend() != "cpu":
+    if built_for() != "cpu":
         return one
     return TurnedAffine(hidden_from_xla(one.kernel.T), one.bias)
 

@@ -7,6 +7,8 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from afmrl_jax.runtime.hardware import built_for
+
 VectorPrecision = Literal["auto", "float32", "bf16_x3"]
 Chosen = Literal["float32", "bf16_x3"]
 
@@ -30,7 +32,7 @@ def chosen_precision(wanted: VectorPrecision) -> Chosen:
         raise ValueError(f"AGCL multiplies vectors in {known}, not in {wanted!r}")
     if wanted != "auto":
         return wanted
-    return "bf16_x3" if jax.default_backend() == "gpu" and _has_bfloat16() else "float32"
+    return "bf16_x3" if built_for() == "gpu" and _has_bfloat16() else "float32"
 
 
 def product(
@@ -80,7 +82,7 @@ def _parts(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
+    return built_for() == "cpu"
 
 
 def _has_bfloat16() -> bool:

@@ -132,10 +132,10 @@ def test_a_kernel_is_trusted_after_it_gave_the_right_numbers():
 
 def test_a_gpu_without_cudnn_is_a_warning_and_dense(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    fused_works.cache_clear()
+    fused_attention._tried.cache_clear()
     with pytest.warns(UserWarning, match="fused attention is not available here"):
         assert not fused_works(jnp.dtype("bfloat16"), 24)
-    fused_works.cache_clear()
+    fused_attention._tried.cache_clear()
 
 
 @pytest.mark.parametrize("causal", [True, False])
