@@ -175,8 +175,8 @@ def _visual_features(
 
     def tower(learning: _Weights, fixed: _Weights, chunk: PatchChunks) -> VisualFeatures:
         model = architecture.bind({**fixed.params, **learning.params})
-        patches, segment, position, _ = jax.tree.map(_joined, chunk)
-        found = model.visual(patches, segment, position)
+        own = jax.tree.map(_joined, chunk)
+        found = model.visual(own.patches, own.patch_segment, own.patch_position, own.normalization)
         return jax.tree.map(lambda x: x.reshape(shares, -1, x.shape[-1]), found)
 
     learns = tower_learns(params)

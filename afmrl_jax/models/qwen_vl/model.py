@@ -8,14 +8,16 @@ from flax import nnx
 
 from afmrl_jax.config import Execution, InitConfig, QwenVLConfig
 from afmrl_jax.data.batching.collate import VLBatch
+from afmrl_jax.data.batching.images import Normalization
 from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models.qwen_vl.decoder import Decoder
 from afmrl_jax.models.qwen_vl.layers import Keys
+from afmrl_jax.models.qwen_vl.pixels import normalized
 from afmrl_jax.models.qwen_vl.rope import Rotary, mrope_angles
 from afmrl_jax.models.qwen_vl.vision import VisionStyle, VisionTower
 from afmrl_jax.models.token_logprobs import Head
 from afmrl_jax.parallel.layout import rows_over_data
-from afmrl_jax.types import AnyArray, Array, Float, Int
+from afmrl_jax.types import AnyArray, Array, Float, Int, Real
 
 
 class QwenVL(nnx.Module):
@@ -47,12 +49,14 @@ class QwenVL(nnx.Module):
 
     def visual(
         self,
-        patches: Float[AnyArray, "n p d"],
+        patches: Real[AnyArray, "n p d"],
         segment: Int[AnyArray, "n p"],
         position: Int[AnyArray, "n p 2"],
+        normalization: Normalization | None = None,
     ) -> VisualFeatures:
-        """Features [n p/merge^2 d] of n bins of patches; see `VisionTower`."""
-        return VisualFeatures(self.visual_tower(patches, segment, position))
+        """Features [n p/merge^2 d] of n bins of patches; see `VLBatch` and `VisionTower`."""
+        numbers = normalized(patches, normalization, self.config.vision.temporal_patch_size)
+        return VisualFeatures(self.visual_tower(numbers, segment, position))
 
     def visual_of(self, batch: VLBatch) -> VisualFeatures | None:
         """Features [n s d] of a batch's pictures: its own, or those the tower gives.
@@ -63,7 +67,9 @@ class QwenVL(nnx.Module):
             return batch.visual
         assert batch.patch_segment is not None
         assert batch.patch_position is not None
-        return self.visual(batch.patches, batch.patch_segment, batch.patch_position)
+        return self.visual(
+            batch.patches, batch.patch_segment, batch.patch_position, batch.normalization
+        )
 
     def embed(
         self,
