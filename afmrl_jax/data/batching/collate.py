@@ -286,8 +286,7 @@ def collate(
     if with_patches:
         bins = pack([row.pictures for row in rows], config, host)
         patches, segment, position, normalization, start = bins
-        own = (patches, segment, position, start, normalization)
-        return VLBatch(tokens, mask, positions, *own)
+        return VLBatch(tokens, mask, positions, patches, segment, position, start, normalization)
     blind = VLBatch(
         tokens,
         mask,
