@@ -176,6 +176,7 @@ class Decoder(nnx.Module):
         x: Float[Array, "b t d"],
         positions: Int[AnyArray, "b 3 t"],
         token_mask: Bool[AnyArray, "b t"],
+        segment: Int[AnyArray, "b t"] | None = None,
     ) -> Float[Array, "b t d"]:
         """Hidden states after the final norm.
 
@@ -183,8 +184,10 @@ class Decoder(nnx.Module):
             x: embeddings.
             positions: time, row and column.
             token_mask: False at padding on either side.
+            segment: numbers of texts that share a row and do not see each other; None for one.
         """
-        return self.norm(self._through(x, positions, token_mask, lambda own, out: None)[0])
+        found = self._through(x, positions, token_mask, lambda own, out: None, segment)
+        return self.norm(found[0])
 
     def prefill(
         self,
@@ -225,10 +228,13 @@ class Decoder(nnx.Module):
         positions: Int[AnyArray, "b 3 t"],
         token_mask: Bool[AnyArray, "b t"],
         keep: Callable[[KeyValue, jax.Array], PyTree],
+        segment: Int[AnyArray, "b t"] | None = None,
     ) -> tuple[Float[Array, "b t d"], PyTree]:
         length = x.shape[1]
         causal = jnp.tril(jnp.ones((length, length), bool))[None]
         mask = causal & token_mask[:, None, :]
+        if segment is not None:
+            mask = mask & (segment[:, :, None] == segment[:, None, :])
         angles = self._angles(positions)
 
         def step(layer: DecoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, PyTree]:
