@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from afmrl_jax.config import ImageConfig, LoraConfig, QwenVLConfig, TextConfig, VisionConfig
-from afmrl_jax.data.batching.images import Patches, _cut
+from afmrl_jax.data.batching.images import Patches
 from afmrl_jax.runtime.files import file_hash, write_json
 
 SHAPES = ("circle", "square", "triangle")
@@ -20,10 +19,17 @@ COLOURS = {"red": "#d11", "blue": "#14c", "green": "#182", "black": "#222", "amb
 LETTERS = ("a", "k")
 
 
-def patches_of(numbers: np.ndarray, config: ImageConfig) -> Patches:
-    """Patches of arbitrary numbers [y x 3], not only of those that a byte can become."""
-    plain = dataclasses.replace(config, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    return _cut(numbers.astype(np.float32) * np.float32(255), plain)
+def normalized_pixels(picture: Patches, config: ImageConfig) -> np.ndarray:
+    """What Qwen2-VL's image processor makes of a picture, float32 [p d], on the host."""
+    pixels = np.asarray(picture.pixels)
+    channels, frames = len(config.mean), config.temporal_patch_size
+    mean, std = (np.array(x, np.float32)[:, None] for x in (config.mean, config.std))
+    values = pixels.reshape(len(pixels), channels, -1)
+    # The reference multiplies by 1/255 in float64 and rounds; all 256 values come out the same.
+    values = (np.divide(values, np.float32(255), dtype=np.float32) - mean) / std
+    if picture.kept is not None:
+        values = np.where(picture.kept[:, None, None], values, np.float32(0))
+    return np.repeat(values[:, :, None], frames, axis=2).reshape(len(pixels), -1)
 
 
 def draw_badge(shape: str, colour: str, letter: str, rng: np.random.Generator) -> bytes:

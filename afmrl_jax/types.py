@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real, UInt8
 
 if TYPE_CHECKING:
     from jaxtyping import Array, PyTree
@@ -20,7 +20,17 @@ union of the types, because Grain's workers import this file and JAX must stay o
 JsonObject = dict[str, Any]
 """An object of a JSON file, as `json.loads` gives it or `json.dumps` takes it."""
 
-__all__ = ["AnyArray", "Array", "Bool", "Float", "Int", "JsonObject", "PyTree"]
+__all__ = [
+    "AnyArray",
+    "Array",
+    "Bool",
+    "Float",
+    "Int",
+    "JsonObject",
+    "PyTree",
+    "Real",
+    "UInt8",
+]
 
 
 def __getattr__(name: str) -> type:

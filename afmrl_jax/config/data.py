@@ -94,9 +94,9 @@ class ImageConfig(Settings):
         return self.max_patches * self.max_pictures
 
     @property
-    def patch_dim(self) -> int:
-        """Numbers in one flattened patch."""
-        return 3 * self.temporal_patch_size * self.patch_size**2
+    def patch_bytes(self) -> int:
+        """Bytes of one flattened patch: one frame of three color channels."""
+        return 3 * self.patch_size**2
 
 
 @dataclass(frozen=True)

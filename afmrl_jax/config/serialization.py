@@ -39,8 +39,13 @@ ADDED: JsonObject = {
     "bm25_reverse": False,
     "positives": "pair",
     "vector_precision": "auto",
+    "packed": False,
 }
 """Settings that older run directories lack, and the value that means the old behavior."""
+
+
+BEFORE: JsonObject = {"packed": False}
+"""Settings of a run in `ADDED` whose default is another than the old behavior."""
 
 
 def _without_added(value: object) -> object:
@@ -59,7 +64,9 @@ def migrated(value: T) -> T:
     return cast(T, _without_added(_with_names(value, RENAMED)))
 
 
-def from_dict(kind: type[T], value: object, where: object = "the settings") -> T:
+def from_dict(
+    kind: type[T], value: object, where: object = "the settings", *, stored: bool = False
+) -> T:
     """A config from what `to_dict` made of it.
 
     Whole numbers where a number belongs become one: a stage's inputs are hashed, and there 1 must
@@ -69,11 +76,15 @@ def from_dict(kind: type[T], value: object, where: object = "the settings") -> T
         kind: the dataclass.
         value: plain JSON values.
         where: what the error calls them, such as the path of their file.
+        stored: the values are all of a run directory's: what they lack, in `BEFORE`, is older.
 
     Raises:
         ConfigError: a setting is unknown, of another type or out of range.
     """
-    return checked(kind, migrated(value), where, error=ConfigError, remedy=REMEDY)
+    plain = migrated(value)
+    if stored and isinstance(plain, dict):
+        plain = BEFORE | plain
+    return checked(kind, plain, where, error=ConfigError, remedy=REMEDY)
 
 
 def fingerprint(value: object) -> str:

@@ -33,7 +33,7 @@ class FinishedRun:
                 f"{folder} is not a run directory (config.json is missing); give the --out of "
                 "`afmrl train`"
             )
-        self.config: RunConfig = from_dict(RunConfig, read_json(path), path)
+        self.config: RunConfig = from_dict(RunConfig, read_json(path), path, stored=True)
 
     @cached_property
     def mesh(self) -> Mesh:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models.qwen_vl.model import QwenVL
+from afmrl_jax.parallel.layout import rows_over_data
 from afmrl_jax.types import AnyArray, Array, Bool, Float, Int
 
 UNIT_TOLERANCE = 1e-2
@@ -26,6 +27,13 @@ def last_token(
 def hidden_at(hidden: Float[Array, "b t d"], places: Int[AnyArray, " b"]) -> Float[Array, "b d"]:
     """Hidden state [b d] of one token a row: [b t d] at int32 [b]."""
     return jnp.take_along_axis(hidden, places[:, None, None], axis=1)[:, 0]
+
+
+def hidden_in_bins(
+    hidden: Float[Array, "n t d"], places: Int[AnyArray, " b"]
+) -> Float[Array, "b d"]:
+    """Hidden state [b d] at int32 [b] among the n * t places of packed rows."""
+    return rows_over_data(jnp.take(hidden.reshape(-1, hidden.shape[-1]), places, axis=0))
 
 
 def unit(vectors: Float[Array, "... d"]) -> Float[Array, "... d"]:

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from afmrl_jax.config import Execution, LoraConfig, QwenVLConfig, RunConfig
 from afmrl_jax.config.validation import require
 from afmrl_jax.data.batching.collate import VLBatch
+from afmrl_jax.data.batching.images import Normalization
 from afmrl_jax.data.sources.batches import Batch, ContrastiveBatch, DistillBatch, PromptBatch
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate
@@ -128,7 +129,8 @@ def batch_shapes(request: Request, config: QwenVLConfig) -> Batch:
     rows, tokens = request.rows, request.visual_tokens + request.text_tokens
     vision = config.vision
     patches = request.visual_tokens * vision.merge_size**2
-    pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    pixels = vision.in_channels * vision.patch_size**2
+    colors = Struct((rows if patches else 0, vision.in_channels), jnp.float32)
     bins = rows if patches else 0
     # Shapes instead of the arrays of a batch.
     whole = partial(Struct, dtype=jnp.int32)
@@ -136,10 +138,11 @@ def batch_shapes(request: Request, config: QwenVLConfig) -> Batch:
         whole((rows, tokens)),
         Struct((rows, tokens), jnp.bool_),
         whole((rows, 3, tokens)),
-        Struct((bins, patches, pixels), jnp.float32),
+        Struct((bins, patches, pixels), jnp.uint8),
         whole((bins, patches)),
         whole((bins, patches, 2)),
         whole((rows,)),
+        Normalization(colors, colors, Struct((bins, patches), jnp.bool_)),
     )
     if request.task == "agcl":
         return ContrastiveBatch(read, whole((request.batch_size,)), prompt_last=whole((rows,)))

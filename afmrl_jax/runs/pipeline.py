@@ -60,6 +60,8 @@ class Pipeline:
         say_skipped(self.catalogue)
         self.annotated = annotated
         self.run = Run(folder, config)
+        # A run that began earlier keeps the arrangement of its batches.
+        self.config = self.run.config
 
     def stages(self) -> dict[str, Callable[[], object]]:
         """The stages by name, in order. Calling one does its work unless it is finished."""

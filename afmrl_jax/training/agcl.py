@@ -84,6 +84,7 @@ def train_agcl(
         vocabulary=vocabulary,
         mined=mined,
         shares=loop.mesh.shape["data"],
+        packed=config.packed,
     )
     optimizer = make_optimizer(settings.optimizer, settings.steps)
     step = make_agcl_step(trainee.architecture, settings, statistics, optimizer)
@@ -115,6 +116,7 @@ def contrastive_source(
     vocabulary: Bm25Vocabulary | None = None,
     mined: MinedTables | None = None,
     shares: int = 1,
+    packed: bool = False,
 ) -> ContrastiveSource:
     """The batches of a contrastive stage.
 
@@ -126,7 +128,8 @@ def contrastive_source(
         read: attribute text by listing id that the embedder reads; None: the embedder reads none.
         vocabulary: of the terms; None: batches hold none.
         mined: hard negatives of the stage, where it has any.
-        shares: devices that share each chunk of a batch, where it is cut into chunks.
+        shares: devices that share each chunk of a batch, or its bins of rows.
+        packed: whether rows share bins where they are not cut into chunks.
     """
     return ContrastiveSource(
         builder,
@@ -145,6 +148,7 @@ def contrastive_source(
         mined=mined,
         chunk_tokens=settings.chunk_tokens,
         shares=shares,
+        packed=packed,
     )
 
 

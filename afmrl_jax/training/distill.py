@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import optax
 
 from afmrl_jax.config import DistillConfig, RunConfig
+from afmrl_jax.data.batching.row_packing import PackedRows
 from afmrl_jax.data.sources.batches import DistillBatch
 from afmrl_jax.data.sources.distill import DistillSource
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture, Params
-from afmrl_jax.models.embedder import hidden_at, unit
+from afmrl_jax.models.embedder import hidden_at, hidden_in_bins, unit
 from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.objectives.sft import sft_loss_of_hidden
 from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop
@@ -44,6 +45,7 @@ def train_distill(
     settings = config.distill
     optimizer = make_optimizer(settings.optimizer, settings.steps)
 
+    loop = LoopConfig.of(config, "distill", folder, settings.steps)
     source = DistillSource(
         builder,
         oracle,
@@ -52,9 +54,10 @@ def train_distill(
         seed=config.seed,
         structure_weight=settings.structure_weight,
         swap_share=settings.swap_share,
+        packed=config.packed,
+        shares=loop.mesh.shape["data"],
     )
     step = make_distill_step(trainee.architecture, settings, optimizer)
-    loop = LoopConfig.of(config, "distill", folder, settings.steps)
     state = initial_state(trainee.trainable, optimizer)
     state = run_loop(loop, state, source, partial(step, trainee.frozen))
     return trainee.whole(state.params)
@@ -73,7 +76,9 @@ def make_distill_step(
 
         def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
             model = architecture.bind({**frozen, **params})
-            hidden = model(batch.rows)
+            rows = batch.rows
+            packed = isinstance(rows, PackedRows)
+            hidden = model.packed(rows) if isinstance(rows, PackedRows) else model(rows)
             weights = batch.weights
             value, metrics = sft_loss_of_hidden(
                 hidden,
@@ -84,7 +89,8 @@ def make_distill_step(
                 at_once=settings.logits_at_once,
             )
             if settings.contrastive_weight:
-                vectors = unit(hidden_at(hidden, batch.prompt_last))
+                own = hidden_in_bins if packed else hidden_at
+                vectors = unit(own(hidden, batch.prompt_last))
                 count = batch.products.shape[0]
                 nothing = jnp.zeros((count, count), jnp.float32)
                 contrast, _ = agcl_loss(

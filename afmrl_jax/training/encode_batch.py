@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from afmrl_jax.data.batching.chunk_arrays import Chunks, PatchChunks, TextChunks
+from afmrl_jax.data.batching.row_packing import PackedRows
 from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.data.sources.batches import ContrastiveBatch
 from afmrl_jax.models.architecture import Architecture, Params
-from afmrl_jax.models.embedder import hidden_at, last_token, unit
+from afmrl_jax.models.embedder import hidden_at, hidden_in_bins, last_token, unit
 from afmrl_jax.parallel.layout import rows_over_data
 from afmrl_jax.parallel.param_paths import TOWER
 from afmrl_jax.types import PyTree
@@ -43,8 +44,8 @@ def encode_batch(
         architecture: the embedder.
         frozen: parameters that take no gradient.
         params: the others.
-        batch: its `rows` are read; where `prefix` is set and they are no chunks, also its
-            `prompt_last`.
+        batch: its `rows` are read; where `prefix` is set and they are neither in chunks nor packed,
+            also its `prompt_last`.
         prefix: whether to give the vectors of what stands before the attributes too.
 
     Returns:
@@ -53,7 +54,12 @@ def encode_batch(
     rows = batch.rows
     if isinstance(rows, Chunks):
         return _chunked(architecture, frozen, params, rows, prefix=prefix)
-    hidden = architecture.bind({**frozen, **params})(rows)
+    model = architecture.bind({**frozen, **params})
+    if isinstance(rows, PackedRows):
+        hidden = model.packed(rows)
+        last = unit(hidden_in_bins(hidden, rows.last))
+        return last, unit(hidden_in_bins(hidden, rows.bare_last)) if prefix else None
+    hidden = model(rows)
     vectors = unit(last_token(hidden, rows.token_mask))
     if not prefix:
         return vectors, None
@@ -175,8 +181,8 @@ def _visual_features(
 
     def tower(learning: _Weights, fixed: _Weights, chunk: PatchChunks) -> VisualFeatures:
         model = architecture.bind({**fixed.params, **learning.params})
-        patches, segment, position, _ = jax.tree.map(_joined, chunk)
-        found = model.visual(patches, segment, position)
+        own = jax.tree.map(_joined, chunk)
+        found = model.visual(own.patches, own.patch_segment, own.patch_position, own.normalization)
         return jax.tree.map(lambda x: x.reshape(shares, -1, x.shape[-1]), found)
 
     learns = tower_learns(params)

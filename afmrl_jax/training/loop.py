@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from afmrl_jax.config import GuardConfig, KeptCheckpoints, RunConfig
 from afmrl_jax.data.batching.chunk_arrays import Chunks
 from afmrl_jax.data.batching.collate import VLBatch
+from afmrl_jax.data.batching.row_packing import PackedRows
 from afmrl_jax.data.batching.shapes import ShapeCounter, padding_counts
 from afmrl_jax.data.sources.batches import Batch
 from afmrl_jax.data.sources.loader import Reader, Source, iterate
@@ -279,7 +280,7 @@ class _Padding:
         self._recent: Counter[tuple[str, str]] = Counter()
         self._all: Counter[tuple[str, str]] = Counter()
 
-    def add(self, rows: VLBatch | Chunks) -> None:
+    def add(self, rows: VLBatch | PackedRows | Chunks) -> None:
         """Count a batch on the host."""
         for kind, (padded, places) in padding_counts(rows).items():
             self._recent.update({(kind, "padded"): padded, (kind, "places"): places})

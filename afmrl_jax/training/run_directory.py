@@ -81,6 +81,9 @@ def _again(folder: Path) -> str:
     return f"delete {folder} and start its command again to do this stage and those after it again"
 
 
+NO_CONFIG = "put it back, or choose another --out"
+
+
 class Run:
     """One run directory, held by one job at a time.
 
@@ -97,6 +100,7 @@ class Run:
         try:
             run_on_first(self._hold, f"taking {folder}")
             check_shared(folder)
+            self._keep_layout()
             run_on_first(self._check_config, f"opening {folder}")
         except BaseException:
             self.close()
@@ -107,13 +111,20 @@ class Run:
         self._lock = claim(self.folder / LOCK, busy)
         hold(self.folder, True)
 
+    def _keep_layout(self) -> None:
+        """Arrange batches as the run did when it began, whatever the default is by now."""
+        path = self.folder / "config.json"
+        if path.is_file():
+            found = read_checked(path, dict[str, Any], remedy=NO_CONFIG)
+            begun = from_dict(RunConfig, found, path, stored=True)
+            self.config = dataclasses.replace(self.config, packed=begun.packed)
+
     def _check_config(self) -> None:
         path = self.folder / "config.json"
         wanted = migrated(to_dict(self.config))
         found = wanted
         if path.is_file():
-            remedy = "put it back, or choose another --out"
-            found = read_checked(path, dict[str, Any], remedy=remedy)
+            found = read_checked(path, dict[str, Any], remedy=NO_CONFIG)
             from_dict(RunConfig, found, path)  # Names a setting that is broken.
             found = migrated(found)
         # Where a run is computed may change; what is computed may not.

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from afmrl_jax.config import ImageConfig
-from afmrl_jax.data.batching.packing import pack
+from afmrl_jax.data.batching.packing import Bins, pack
 from afmrl_jax.data.batching.vision_cache import (
     CachedPictures,
     TokenCache,
@@ -36,10 +36,9 @@ SHARD_BYTES = 1 << 28
 
 
 @partial(jax.jit, static_argnames="architecture")
-def _tower(
-    architecture: Architecture, params: Params, bins: tuple[jax.Array, ...]
-) -> VisualFeatures:
-    return architecture.bind(params).visual(*bins)
+def _tower(architecture: Architecture, params: Params, bins: Bins) -> VisualFeatures:
+    model = architecture.bind(params)
+    return model.visual(bins.patches, bins.segment, bins.position, bins.normalization)
 
 
 def tower_key(architecture: Architecture, params: Params, image: ImageConfig) -> str:
@@ -110,15 +109,15 @@ def _fill(
             pictures = [picture for _, picture in found_here if picture is not None]
             none: tuple = ()
             rows = [(x,) for x in pictures] + [none] * (PICTURES - len(own))
-            *bins, start = pack(rows, config, builder.host)
-            found = _tower(architecture, params, tuple(place_batch(bins, mesh)))
+            bins = pack(rows, config, builder.host)
+            found = _tower(architecture, params, place_batch(bins, mesh))
             if found.deep:
                 raise ConfigError(
                     f"the vision tower of {architecture.config.family} gives several arrays a "
                     "picture, and the cache keeps one; train without visual_cache"
                 )
             tokens = to_host(found.tokens).reshape(-1, cache.width)
-            for key, picture, first in zip(own, pictures, start, strict=False):
+            for key, picture, first in zip(own, pictures, bins.visual_start, strict=False):
                 grid = (picture.grid[0] // merge, picture.grid[1] // merge)
                 ready[key] = (tokens[first : first + grid[0] * grid[1]], grid)
                 size += ready[key][0].nbytes

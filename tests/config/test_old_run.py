@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from afmrl_jax.config import ModelSettings, RunConfig, fingerprint, from_dict, migrated, to_dict
+from afmrl_jax.training.run_directory import Run
 
 OLD = Path(__file__).parent / "run_35b8f45"
 STAGES = sorted(OLD.glob("*.DONE.json"))
@@ -21,8 +22,22 @@ def old_config():
 
 
 def test_its_config_is_todays():
-    config = from_dict(RunConfig, old_config())
+    config = from_dict(RunConfig, old_config(), stored=True)
     assert migrated(old_config()) == migrated(to_dict(config))
+    assert not config.packed
+
+
+def test_a_run_that_began_with_padded_rows_goes_on_with_them(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(old_config()))
+    today = dataclasses.replace(from_dict(RunConfig, old_config(), stored=True), packed=True)
+    run = Run(tmp_path, today)
+    try:
+        assert not run.config.packed
+    finally:
+        run.close()
+    later = Run(tmp_path / "new", today)
+    assert later.config.packed
+    later.close()
 
 
 @pytest.mark.parametrize("path", STAGES, ids=lambda x: x.name)

@@ -8,7 +8,8 @@ import pytest
 
 from afmrl_jax.config import ImageConfig, QwenVLConfig, TextConfig, VisionConfig
 from afmrl_jax.data.batching.collate import Row, collate
-from afmrl_jax.testing import patches_of
+from afmrl_jax.data.batching.images import cut
+from afmrl_jax.testing import normalized_pixels
 
 torch = pytest.importorskip("torch", reason="the reference needs `pip install torch`")
 
@@ -105,7 +106,7 @@ def rows_with_pictures(patch_size=14, temporal_patch_size=2):
     )
     grid = (4, 6)
     shape = (grid[0] * patch_size, grid[1] * patch_size, 3)
-    picture = patches_of(np.random.default_rng(0).normal(size=shape).astype(np.float32), config)
+    picture = cut(np.random.default_rng(0).integers(0, 256, shape, np.uint8), config)
     pads = [IMAGE_PAD] * (grid[0] * grid[1] // 4)
     rows = [Row([5, 92, *pads, 93, 17, 18, 1], (picture,)), Row([5, 40, 41, 1])]
     ids = SimpleNamespace(pad_id=2, image_pad_id=IMAGE_PAD)
@@ -114,7 +115,7 @@ def rows_with_pictures(patch_size=14, temporal_patch_size=2):
     arguments = {
         "input_ids": tokens,
         "attention_mask": torch.tensor(batch.token_mask.astype(np.int64)),
-        "pixel_values": torch.tensor(picture.pixels),
+        "pixel_values": torch.tensor(normalized_pixels(picture, config)),
         "image_grid_thw": torch.tensor([[1, *grid]]),
         # Without it Qwen2.5-VL silently takes positions along the text.
         "mm_token_type_ids": (tokens == IMAGE_PAD).int(),

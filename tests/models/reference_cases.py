@@ -8,7 +8,7 @@ import numpy as np
 
 from afmrl_jax.config import ImageConfig
 from afmrl_jax.data.batching.collate import Row, collate
-from afmrl_jax.testing import patches_of
+from afmrl_jax.data.batching.images import cut
 
 PAD, IMAGE_PAD, IMAGE_START, IMAGE_END, TEXT_END = 2, 90, 92, 93, 80
 VOCABULARY = 96
@@ -121,8 +121,8 @@ def make_batch(case):
         tokens = rng.integers(3, TEXT_END, int(rng.integers(1, 5))).tolist()
         pictures = []
         for height, width in grids:
-            pixels = rng.normal(size=(height * 14, width * 14, 3)).astype(np.float32)
-            pictures.append(patches_of(pixels, IMAGE))
+            pixels = rng.integers(0, 256, (height * 14, width * 14, 3), np.uint8)
+            pictures.append(cut(pixels, IMAGE))
             tokens += [IMAGE_START, *[IMAGE_PAD] * (height * width // 4), IMAGE_END]
             tokens += rng.integers(3, TEXT_END, int(rng.integers(0, 3))).tolist()
         tokens += rng.integers(3, TEXT_END, int(rng.integers(2, 9))).tolist()

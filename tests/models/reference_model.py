@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from afmrl_jax.runtime.files import write_json
+from afmrl_jax.testing import normalized_pixels
 from tests.models.reference_cases import (
+    IMAGE,
     IMAGE_PAD,
     NEW_TOKENS,
     collate_rows,
@@ -50,7 +52,9 @@ def arguments(batch, rows):
     return {
         "input_ids": tokens,
         "attention_mask": torch.tensor(batch.token_mask.astype(np.int64)),
-        "pixel_values": torch.tensor(np.concatenate([x.pixels for x in pictures])),
+        "pixel_values": torch.tensor(
+            np.concatenate([normalized_pixels(x, IMAGE) for x in pictures])
+        ),
         "image_grid_thw": torch.tensor([[1, *x.grid] for x in pictures]),
         # Without it Qwen2.5-VL silently falls back to positions in one dimension.
         "mm_token_type_ids": (tokens == IMAGE_PAD).int(),

@@ -59,7 +59,7 @@ def test_text_alone_needs_no_vision_tower(model, builder):
 
 def test_visual_tokens_computed_before_give_the_same_vector(model, builder, rows):
     batch = device(builder.batch(rows))
-    tokens = model.visual(batch.patches, batch.patch_segment, batch.patch_position)
+    tokens = model.visual_of(batch)
     np.testing.assert_allclose(
         embed_batch(model, batch, tokens), embed_batch(model, batch), atol=1e-6
     )

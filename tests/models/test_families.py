@@ -32,8 +32,8 @@ from afmrl_jax.training.encode_batch import encode_batch
 class TwoArrays(QwenVL):
     """A tower that gives two arrays a picture, and a decoder that reads both."""
 
-    def visual(self, patches, segment, position):
-        found = super().visual(patches, segment, position)
+    def visual(self, patches, segment, position, normalization=None):
+        found = super().visual(patches, segment, position, normalization)
         return found._replace(deep=(jnp.tanh(found.tokens[..., ::-1]),))
 
     def embed(self, tokens, visual=None, visual_start=None, *, shares=1):

@@ -13,6 +13,7 @@ from afmrl_jax.data.batching.collate import Row, collate
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.embedder import embed_batch
+from afmrl_jax.models.qwen_vl.pixels import normalized
 
 SIZES = [(64, 64), (32, 32), (120, 30), (33, 60), (16, 16), (30, 110), (200, 200), (48, 32)]
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -102,7 +103,7 @@ def test_visual_tokens_are_shared_by_the_rows_of_a_group(embed, model, builder):
     """As RAR does it: several texts of a listing look at the picture of one prompt."""
     prompts = builder.batch([builder.prompt(n) for n in range(len(SIZES))], 80)
     prompts = jax.tree.map(jnp.asarray, prompts)
-    visual = jax.jit(lambda x: model.visual(x.patches, x.patch_segment, x.patch_position))
+    visual = jax.jit(model.visual_of)
     rows = [
         builder.embedder(n, text)
         for n in range(len(SIZES))
@@ -117,7 +118,12 @@ def test_visual_tokens_are_shared_by_the_rows_of_a_group(embed, model, builder):
 
 def test_gradients_reach_the_pictures_through_shared_bins(model, builder, rows):
     """A picture's gradient is the same in its own bin and beside others."""
-    batch = jax.tree.map(jnp.asarray, builder.batch(rows, 64))
+
+    def numbers(rows):
+        batch = jax.tree.map(jnp.asarray, builder.batch(rows, 64))
+        return batch._replace(patches=normalized(batch.patches, batch.normalization, 1))
+
+    batch = numbers(rows)
 
     def total(patches, batch):
         vectors = embed_batch(model, batch._replace(patches=patches))
@@ -127,7 +133,7 @@ def test_gradients_reach_the_pictures_through_shared_bins(model, builder, rows):
     gradient = jax.jit(jax.grad(total))
     together = np.asarray(gradient(batch.patches, batch)).reshape(-1, batch.patches.shape[2])
     for number in (1, 4):
-        one = jax.tree.map(jnp.asarray, builder.batch([rows[number]], 64))
+        one = numbers([rows[number]])
         count = int((np.asarray(one.patch_segment) > 0).sum())
         start = 4 * int(batch.visual_start[number])
         own = np.asarray(gradient(one.patches, one))[0, :count]

@@ -15,8 +15,10 @@ from afmrl_jax.models.generation import generate
 from afmrl_jax.models.huggingface.folder import load_model, read_architecture
 from afmrl_jax.models.huggingface.names import hub_tensors
 from afmrl_jax.models.huggingface.safetensors import TensorToWrite, write_tensors
+from afmrl_jax.models.qwen_vl.pixels import normalized
 from afmrl_jax.runtime.files import write_json
 from tests.models.reference_cases import (
+    IMAGE,
     NEW_TOKENS,
     PAD,
     hub_config,
@@ -47,8 +49,11 @@ def our_outputs(architecture, params, batch, rows):
     @jax.jit
     def run(params, batch):
         model = architecture.bind(params)
-        pixels = (batch.patches, batch.patch_segment, batch.patch_position)
-        blocks, merged = model.visual_tower.block_outputs(*pixels), model.visual(*pixels)
+        merged = model.visual_of(batch)
+        numbers = normalized(batch.patches, batch.normalization, IMAGE.temporal_patch_size)
+        blocks = model.visual_tower.block_outputs(
+            numbers, batch.patch_segment, batch.patch_position
+        )
         embedded = model.inputs(batch, merged)
         layers = model.model.layer_outputs(embedded, batch.positions, batch.token_mask)
         hidden = model.model(embedded, batch.positions, batch.token_mask)

@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from afmrl_jax.config import ImageConfig
 from afmrl_jax.data.batching.chunk_shapes import Shape
 from afmrl_jax.data.batching.collate import Row
+from afmrl_jax.data.batching.images import Normalization
 from afmrl_jax.data.batching.visual_features import VisualFeatures
-from afmrl_jax.types import AnyArray, Bool, Float, Int
+from afmrl_jax.types import AnyArray, Bool, Int, Real
 
 
 class TextChunks(NamedTuple):
@@ -31,11 +33,13 @@ class TextChunks(NamedTuple):
 class PatchChunks(NamedTuple):
     """n chunks of one shape: bins of p patches for s devices, m each; fields as in `VLBatch`."""
 
-    patches: Float[AnyArray, "n s m p d"]
+    patches: Real[AnyArray, "n s m p d"]
     patch_segment: Int[AnyArray, "n s m p"]
     patch_position: Int[AnyArray, "n s m p 2"]
     used: Int[AnyArray, ""]
     """As in `TextChunks`."""
+    normalization: Normalization | None = None
+    """Fields [n s m ...]."""
 
 
 class Chunks(NamedTuple):
@@ -52,21 +56,22 @@ class Chunks(NamedTuple):
     """Where row i of the batch is among all rows of all chunks."""
 
 
-def empty_bins(shape: Shape, shares: int, width: int, used: int) -> PatchChunks:
+def empty_bins(shape: Shape, shares: int, config: ImageConfig, used: int) -> PatchChunks:
     """Bins of one shape without pictures.
 
     Args:
         shape: number of chunks, bins per chunk and device, patches per bin.
         shares: number of devices.
-        width: values per patch.
+        config: patch geometry and colors.
         used: number of chunks that will hold pictures.
     """
     lead = (shape.chunks, shares, shape.rows, shape.length)
     return PatchChunks(
-        np.zeros((*lead, width), np.float32),
+        np.zeros((*lead, config.patch_bytes), np.uint8),
         np.zeros(lead, np.int32),
         np.zeros((*lead, 2), np.int32),
         np.int32(used),
+        Normalization.empty(lead, config),
     )
 
 
@@ -83,10 +88,13 @@ def fill_bin(
             decoded, and only segments and positions are written.
     """
     offset = 0
+    assert chunks.normalization is not None
     for inside, picture in enumerate((p for row in rows for p in row.pictures), 1):
         own = slice(offset, offset + len(picture.pixels))
         if with_pixels:
             chunks.patches[place][own] = picture.pixels
         chunks.patch_segment[place][own] = inside
         chunks.patch_position[place][own] = picture.position
+        kept = chunks.normalization.kept[place]
+        kept[own] = True if picture.kept is None else picture.kept
         offset = own.stop

@@ -193,7 +193,7 @@ class Chunker:
         needed = [chunks_needed(fills, shapes) for _, fills in packed]
         used = [max(counts) for counts in zip(*needed, strict=True)]
         chunks = [
-            empty_bins(shape, self.shares, config.patch_dim, count)
+            empty_bins(shape, self.shares, config, count)
             for shape, count in zip(shapes, used, strict=True)
         ]
         sizes = [x.length // merged for x in shapes]

@@ -13,14 +13,14 @@ import numpy as np
 
 from afmrl_jax.config import ImageConfig, TextBudget
 from afmrl_jax.data.batching.host_share import HostShare
-from afmrl_jax.data.batching.images import Patches, patchify, undecoded
+from afmrl_jax.data.batching.images import Normalization, Patches, patchify, undecoded
 from afmrl_jax.data.batching.packing import pack
 from afmrl_jax.data.batching.tokenizer import Tokenizer
 from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.progress import log_info
-from afmrl_jax.types import AnyArray, Bool, Float, Int
+from afmrl_jax.types import AnyArray, Bool, Int, Real
 
 
 class VLBatch(NamedTuple):
@@ -35,9 +35,10 @@ class VLBatch(NamedTuple):
     """False is padding."""
     positions: Int[AnyArray, "b 3 t"]
     """M-RoPE positions (time, row, column), 0 for padding."""
-    patches: Float[AnyArray, "n p d"] | None
-    """Normalized pixels, d = channels * frames * side * side. None, like the next two fields, where
-    rows are processed without the bins."""
+    patches: Real[AnyArray, "n p d"] | None
+    """Bytes, d = channels * side * side, or without a `normalization` the normalised numbers of all
+    frames, d = channels * frames * side * side. None, like the next two fields, where rows are
+    processed without the bins."""
     patch_segment: Int[AnyArray, "n p"] | None
     """Number of the picture inside the bin, from 1; 0 is padding."""
     patch_position: Int[AnyArray, "n p 2"] | None
@@ -45,6 +46,8 @@ class VLBatch(NamedTuple):
     visual_start: Int[AnyArray, " b"]
     """The j-th picture position of a row takes visual token visual_start + j, counted over the
     n * p / merge_size^2 tokens of all bins."""
+    normalization: Normalization | None = None
+    """Of the patches, if they are bytes."""
     visual: VisualFeatures | None = None
     """If they are known without the vision tower, which then gets no patches."""
 
@@ -281,12 +284,14 @@ def collate(
     if any(len(x) for x in known):
         with_patches = False
     if with_patches:
-        return VLBatch(tokens, mask, positions, *pack([row.pictures for row in rows], config, host))
+        bins = pack([row.pictures for row in rows], config, host)
+        patches, segment, position, normalization, start = bins
+        return VLBatch(tokens, mask, positions, patches, segment, position, start, normalization)
     blind = VLBatch(
         tokens,
         mask,
         positions,
-        patches=np.zeros((0, 0, config.patch_dim), np.float32),
+        patches=np.zeros((0, 0, config.patch_bytes), np.uint8),
         patch_segment=np.zeros((0, 0), np.int32),
         patch_position=np.zeros((0, 0, 2), np.int32),
         visual_start=np.zeros(size, np.int32),

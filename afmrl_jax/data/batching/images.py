@@ -1,10 +1,10 @@
-"""Pictures to patches, in the order and with the numbers of Qwen2-VL's image processor."""
+"""Pictures to patches of bytes, in the order of Qwen2-VL's image processor."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -12,41 +12,64 @@ from numpy.typing import DTypeLike
 
 from afmrl_jax.config import ImageConfig
 from afmrl_jax.data.catalogue.pictures import OpenedPicture, open_picture
-from afmrl_jax.types import AnyArray, Float
+from afmrl_jax.types import AnyArray, Bool, Float, UInt8
 
 
 @dataclass(frozen=True)
 class Undecoded:
-    """Pixels of a picture that is decoded when they are needed, float32 [p d]."""
+    """Pixels of a picture that is decoded when they are needed, uint8 [p d]."""
 
     count: int
     """p"""
     load: Callable[[], np.ndarray]
-    keep: np.ndarray | None = None
-    """bool [p]; False erases a patch."""
 
     def __len__(self) -> int:
         return self.count
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         pixels = self.load()
-        if self.keep is not None:
-            pixels = pixels * self.keep[:, None].astype(np.float32)
         return pixels if dtype is None else pixels.astype(dtype)
 
 
 class Patches(NamedTuple):
     """A picture as patches, merge-block by merge-block."""
 
-    pixels: Float[AnyArray, "p d"]
-    """float32; d = channels * frames * side * side. `Undecoded` if that is left to the
-    process that needs them."""
+    pixels: UInt8[AnyArray, "p d"]
+    """d = channels * side * side: one frame, which the device repeats. `Undecoded` if that is left
+    to the process that needs them."""
     grid: tuple[int, int]
     """Rows and columns of patches."""
     position: np.ndarray
     """int32 [p 2]; (row, column) of each patch"""
     tokens: np.ndarray | None = None
     """[p/merge^2 d]; visual tokens, if they are known; the pixels then have d = 0."""
+    kept: np.ndarray | None = None
+    """bool [p]; False erases a patch. None keeps all."""
+
+
+class Normalization(NamedTuple):
+    """How the bytes of n bins of patches become numbers: (byte / 255 - mean) / std, or 0.
+
+    It travels with the bytes, because the device computes it: bytes are a quarter of the numbers,
+    or an eighth where a patch has two frames.
+    """
+
+    mean: Float[AnyArray, "n c"]
+    """Of each color channel, the same in all bins."""
+    std: Float[AnyArray, "n c"]
+    kept: Bool[AnyArray, "n p"]
+    """False becomes 0, the mean color: erased patches and padding."""
+
+    @classmethod
+    def empty(cls, lead: tuple[int, ...], config: ImageConfig) -> Normalization:
+        """Of bins without pictures, [*lead c] and [*lead]; `lead` ends with p."""
+        mean, std = (np.array(x, np.float32) for x in (config.mean, config.std))
+        shape = (*lead[:-1], len(mean))
+        return cls(
+            np.broadcast_to(mean, shape).copy(),
+            np.broadcast_to(std, shape).copy(),
+            np.zeros(lead, bool),
+        )
 
 
 def smart_resize(
@@ -66,7 +89,7 @@ def smart_resize(
 
 
 def patchify(data: bytes, config: ImageConfig) -> Patches:
-    """Decode, resize (bicubic), normalise and cut into patches.
+    """Decode, resize (bicubic) and cut into patches.
 
     Raises:
         CatalogueError: the picture cannot be used.
@@ -74,7 +97,7 @@ def patchify(data: bytes, config: ImageConfig) -> Patches:
     opened = open_picture(data)
     rows, columns = _size(opened, config)
     resized = opened.decode((columns, rows), scaled=config.scaled_decoding)
-    return _cut(np.asarray(resized), config)
+    return cut(np.asarray(resized), config)
 
 
 def _size(picture: OpenedPicture, config: ImageConfig) -> tuple[int, int]:
@@ -110,23 +133,13 @@ def _positions(rows: int, columns: int, merge: int) -> np.ndarray:
     return place.transpose(0, 2, 1, 3, 4).reshape(-1, 2).astype(np.int32)
 
 
-def _cut(pixels: np.ndarray, config: ImageConfig) -> Patches:
-    """Patches of a picture, uint8 [y x 3]: bytes are reordered first, because they are small."""
-    side, merge, frames = config.patch_size, config.merge_size, config.temporal_patch_size
+def cut(pixels: UInt8[np.ndarray, "y x c"], config: ImageConfig) -> Patches:
+    """Patches of a picture whose sides are whole merged patches."""
+    side, merge = config.patch_size, config.merge_size
     rows, columns = pixels.shape[0] // side, pixels.shape[1] // side
-    blocks = pixels.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
-    # -> channel, block row, block column, row in block, column in block, y, x
-    blocks = blocks.transpose(6, 0, 3, 1, 4, 2, 5).reshape(3, rows * columns, side * side)
-    patches = np.empty((rows * columns, 3, frames, side * side), np.float32)
-    values = np.empty(blocks.shape[1:], np.float32)
-    constants = zip(config.mean, config.std, strict=True)
-    for channel, (mean, std) in enumerate(constants):
-        # The reference multiplies by 1/255 in float64 and rounds; all 256 values come out the same.
-        np.divide(blocks[channel], np.float32(255), out=values, dtype=np.float32)
-        values -= np.float32(mean)
-        values /= np.float32(std)
-        patches[:, channel] = values[:, None]
-    patches = patches.reshape(rows * columns, -1)
+    blocks = pixels.reshape(rows // merge, merge, side, columns // merge, merge, side, -1)
+    # -> block row, block column, row in block, column in block, channel, y, x
+    patches = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, -1)
     return Patches(patches, (rows, columns), _positions(rows, columns, merge))
 
 
@@ -139,7 +152,5 @@ def erase_patches(
     2020); all patches that the merger joins into one visual token are erased together.
     """
     merged = config.merge_size**2
-    keep = np.repeat(rng.random(len(picture.pixels) // merged) >= rate, merged)
-    if isinstance(picture.pixels, Undecoded):
-        return picture._replace(pixels=replace(picture.pixels, keep=keep))
-    return picture._replace(pixels=picture.pixels * keep[:, None].astype(np.float32))
+    kept = rng.random(len(picture.pixels) // merged) >= rate
+    return picture._replace(kept=np.repeat(kept, merged))

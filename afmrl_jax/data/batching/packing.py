@@ -10,7 +10,7 @@ import numpy as np
 
 from afmrl_jax.config import ImageConfig
 from afmrl_jax.data.batching.host_share import HostShare
-from afmrl_jax.data.batching.images import Patches
+from afmrl_jax.data.batching.images import Normalization, Patches
 from afmrl_jax.errors import CatalogueError
 
 
@@ -18,11 +18,13 @@ class Bins(NamedTuple):
     """The pictures of a batch; p is the patch budget of one bin."""
 
     patches: np.ndarray
-    """float32 [n p d]"""
+    """uint8 [n p d]"""
     segment: np.ndarray
     """int32 [n p]; number of the picture inside its bin, from 1; 0 is padding."""
     position: np.ndarray
     """int32 [n p 2]; (row, column) of each patch in its picture."""
+    normalization: Normalization
+    """Of the patches."""
     visual_start: np.ndarray
     """int32 [b]; where a row's visual tokens start among the n * p / merge_size^2 of all bins."""
 
@@ -120,7 +122,8 @@ def pack(
             )
     places, needed = first_fit_decreasing(sizes, capacity)
     count = bin_count(needed, len(rows), config.pack_shares)
-    patches = np.zeros((count, capacity, config.patch_dim), np.float32)
+    patches = np.zeros((count, capacity, config.patch_bytes), np.uint8)
+    normalization = Normalization.empty((count, capacity), config)
     segment = np.zeros((count, capacity), np.int32)
     position = np.zeros((count, capacity, 2), np.int32)
     inside = [0] * count
@@ -135,6 +138,7 @@ def pack(
                 patches[chosen, own] = picture.pixels
             segment[chosen, own] = inside[chosen]
             position[chosen, own] = picture.position
+            normalization.kept[chosen, own] = True if picture.kept is None else picture.kept
             offset = own.stop
     start = [(chosen * capacity + offset) // merged for chosen, offset in places]
-    return Bins(patches, segment, position, np.array(start, np.int32))
+    return Bins(patches, segment, position, normalization, np.array(start, np.int32))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from afmrl_jax.data.batching.chunk_arrays import Chunks
 from afmrl_jax.data.batching.collate import VLBatch
+from afmrl_jax.data.batching.row_packing import PackedRows
 
 
 class ShapeCounter:
@@ -12,10 +13,11 @@ class ShapeCounter:
     def __init__(self) -> None:
         self._seen: set[tuple[tuple[int, ...], ...]] = set()
 
-    def add(self, rows: VLBatch | Chunks) -> None:
-        """Count a `VLBatch`, whose length in tokens and number of patch bins may vary, or `Chunks`,
-        whose shapes may.
+    def add(self, rows: VLBatch | PackedRows | Chunks) -> None:
+        """Count a `VLBatch`, whose length in tokens and number of patch bins may vary, packed rows,
+        whose bins are counted as rows, or `Chunks`, whose shapes may vary.
         """
+        rows = rows.bins if isinstance(rows, PackedRows) else rows
         if isinstance(rows, Chunks):
             parts = [*(x.tokens for x in rows.texts), *(x.patch_segment for x in rows.pictures)]
             self._seen.add(tuple(x.shape for x in parts))
@@ -39,13 +41,14 @@ class ShapeCounter:
         return f"{len(self)} shape{plural} compiled ({what}): {shapes}"
 
 
-def padding_counts(rows: VLBatch | Chunks) -> dict[str, tuple[int, int]]:
+def padding_counts(rows: VLBatch | PackedRows | Chunks) -> dict[str, tuple[int, int]]:
     """Padded and all positions of a batch on the host, by kind: `text` and, if any, `patch`.
 
     Args:
-        rows: a `VLBatch`, or `Chunks`, whose skipped chunks do not count. If visual tokens are
-            known, only text counts.
+        rows: a `VLBatch`, packed rows, or `Chunks`, whose skipped chunks do not count. If visual
+            tokens are known, only text counts.
     """
+    rows = rows.bins if isinstance(rows, PackedRows) else rows
     if isinstance(rows, Chunks):
         texts = [x.token_mask[: int(x.used)] for x in rows.texts]
         segments = [x.patch_segment[: int(x.used)] for x in rows.pictures]

@@ -190,5 +190,5 @@ class CachedPictures:
         grid = (place.rows * merge, place.columns * merge)
         count = grid[0] * grid[1]
         # As many rows as there were patches: a batch's random numbers depend on their count.
-        empty = np.zeros((count, 0), np.float32)
+        empty = np.zeros((count, 0), np.uint8)
         return Patches(empty, grid, np.zeros((count, 2), np.int32), tokens)

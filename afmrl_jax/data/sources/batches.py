@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 from afmrl_jax.data.batching.chunk_arrays import Chunks
 from afmrl_jax.data.batching.collate import VLBatch
+from afmrl_jax.data.batching.row_packing import PackedRows
 from afmrl_jax.types import AnyArray, Float, Int
 
 
 class ContrastiveBatch(NamedTuple):
     """q queries and c candidates; see `ContrastiveSource`."""
 
-    rows: VLBatch | Chunks
+    rows: VLBatch | PackedRows | Chunks
     """Of the queries, then of the candidates: b = q + c."""
     products: Int[AnyArray, " q"]
     """Product number of each query and of the candidate at the same position."""
@@ -34,13 +35,13 @@ class ContrastiveBatch(NamedTuple):
 class DistillBatch(NamedTuple):
     """b teacher-forced rows; see `DistillSource`."""
 
-    rows: VLBatch
-    targets: Int[AnyArray, "b t"]
-    """The token that each position predicts."""
-    weights: Float[AnyArray, "b t"]
+    rows: VLBatch | PackedRows
+    targets: Int[AnyArray, "n t"]
+    """The token that each position predicts; n is b, or the number of bins of packed rows."""
+    weights: Float[AnyArray, "n t"]
     """Of each target in the loss; 0 outside the oracle's list."""
     prompt_last: Int[AnyArray, " b"]
-    """Index of the last token of the prompt."""
+    """Index of the last token of the prompt; of packed rows over all places of all bins."""
     products: Int[AnyArray, " half"]
     """Product number of the first half of the rows; the second half repeats them."""
     bad_pictures: int | None = None

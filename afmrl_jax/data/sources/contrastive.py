@@ -15,6 +15,7 @@ from afmrl_jax.data.batching.chunk_arrays import Chunks
 from afmrl_jax.data.batching.chunks import Chunker
 from afmrl_jax.data.batching.collate import Row, VLBatch
 from afmrl_jax.data.batching.images import erase_patches
+from afmrl_jax.data.batching.row_packing import PackedRows, RowPacker
 from afmrl_jax.data.sources.batches import ContrastiveBatch
 from afmrl_jax.data.sources.mined_negatives import MinedTables, fill_up
 from afmrl_jax.data.sources.row_builder import RowBuilder
@@ -23,6 +24,8 @@ from afmrl_jax.data.sources.sampler import PairSampler
 MOST_SAMPLES, SAMPLE_ROWS = 8, 8192
 """Most batches, and most of their rows, from which the shapes of chunks are chosen; at least two
 batches in any case."""
+PACKING_SAMPLES = 32
+"""Most batches from which the shapes of packed rows are chosen."""
 
 
 class ContrastiveSource:
@@ -33,8 +36,9 @@ class ContrastiveSource:
     are candidates q + i k to q + (i + 1) k - 1 in `rows` and `candidate_terms`, and
     `candidate_products` holds the product numbers of all c = q + q k candidates.
 
-    With `chunk_tokens` the rows are `Chunks` of so many positions on each of `shares` devices, in
-    shapes chosen from the first batches; the content of a batch is the same.
+    With `chunk_tokens` the rows are `Chunks` of so many positions on each of `shares` devices,
+    otherwise with `packed` they are `PackedRows`, in shapes chosen from the first batches; the
+    content of a batch is the same.
 
     Batch `i` depends only on (catalogue, seed, `i`, the mined table of its segment), not on the
     number of loader workers or processes.
@@ -53,6 +57,7 @@ class ContrastiveSource:
         vocabulary: Bm25Vocabulary | None,
         dropout: InputDropout,
         chunk_tokens: int | None = None,
+        packed: bool = False,
         shares: int = 1,
         category_share: float = 0.0,
         category_batch: int = 16,
@@ -87,12 +92,10 @@ class ContrastiveSource:
             if vocabulary is None
             else vocabulary.encode([texts.get(x.listing_id, "") for x in listings], width)
         )
-        self._collate: Callable[[Sequence[Row]], VLBatch | Chunks] = builder.batch
+        self._collate: Callable[[Sequence[Row]], VLBatch | PackedRows | Chunks] = builder.batch
         if chunk_tokens is not None:
-            seen = max(2, min(MOST_SAMPLES, SAMPLE_ROWS // (2 * self.batch_size)))
             self._collate = Chunker.of(
-                # Nothing is mined yet; any other listings are as long.
-                [self._rows(step, *self._drawn(step, None)) for step in range(seen)],
+                self._samples(MOST_SAMPLES),
                 builder.tokenizer,
                 builder.image,
                 builder.text,
@@ -100,6 +103,22 @@ class ContrastiveSource:
                 shares=shares,
                 host=builder.host,
             )
+        elif packed:
+            lengths = [[len(row.tokens) for row in rows] for rows in self._samples(PACKING_SAMPLES)]
+            self._collate = RowPacker.of(
+                lengths,
+                builder.tokenizer,
+                builder.image,
+                builder.text,
+                shares=shares,
+                host=builder.host,
+            )
+
+    def _samples(self, most: int) -> list[list[Row]]:
+        """Rows of the first batches."""
+        seen = max(2, min(most, SAMPLE_ROWS // (2 * self.batch_size)))
+        # Nothing is mined yet; any other listings are as long.
+        return [self._rows(step, *self._drawn(step, None)) for step in range(seen)]
 
     @property
     def batch_size(self) -> int:

@@ -9,9 +9,13 @@ import numpy as np
 from afmrl_jax.data.batching import prompts
 from afmrl_jax.data.batching.augmentation import open_keys, swap_words, word_pool
 from afmrl_jax.data.batching.collate import Row
+from afmrl_jax.data.batching.row_packing import PackedRows, RowPacker
 from afmrl_jax.data.sources.batches import DistillBatch
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.data.sources.sampler import epoch_indices
+
+SAMPLES = 32
+"""Batches from which the shapes of packed rows are chosen."""
 
 
 class DistillSource:
@@ -19,7 +23,8 @@ class DistillSource:
 
     The first half of a batch walks through the listings epoch by epoch. The second half holds, for
     each of them, another listing of its product if there is one. In `swap_share` of the rows the
-    words that title and list have in common are replaced in both.
+    words that title and list have in common are replaced in both. With `packed` the rows are
+    `PackedRows`, in shapes chosen from the first batches, for `shares` devices.
     """
 
     def __init__(
@@ -32,6 +37,8 @@ class DistillSource:
         seed: int,
         structure_weight: float = 1.0,
         swap_share: float = 0.0,
+        packed: bool = False,
+        shares: int = 1,
     ):
         self._builder = builder
         self._oracle = oracle
@@ -47,6 +54,17 @@ class DistillSource:
         self._products = np.array([number[x.product_id] for x in builder.listings], np.int32)
         order = np.argsort(self._products, kind="stable")
         self._of_product = np.split(order, np.cumsum(np.bincount(self._products))[:-1])
+        self._packer: RowPacker | None = None
+        if packed:
+            samples = [self._rows(step)[0] for step in range(SAMPLES)]
+            self._packer = RowPacker.of(
+                [[len(row.tokens) for row in rows] for rows in samples],
+                builder.tokenizer,
+                builder.image,
+                builder.text,
+                shares=shares,
+                host=builder.host,
+            )
 
     def __len__(self) -> int:
         return self._steps
@@ -59,7 +77,8 @@ class DistillSource:
         others = others[others != place]
         return int(rng.choice(others)) if len(others) else place
 
-    def __getitem__(self, step: int) -> DistillBatch:
+    def _rows(self, step: int) -> tuple[list[Row], list[int], list[list[float]], list[int]]:
+        """Rows, where the list begins in each, its tokens' weights, and places of the listings."""
         builder, rng = self._builder, np.random.default_rng([self._seed, step, 2])
         first = epoch_indices(len(self._oracle), self._pairs, step, self._seed)
         places = [int(p) for p in first] + [self._partner(int(p), rng) for p in first]
@@ -75,16 +94,28 @@ class DistillSource:
             weights.append(prompts.value_weights(builder.tokenizer, wanted, self._structure_weight))
             starts.append(len(prompt.tokens))
             rows.append(Row(prompt.tokens + wanted, prompt.pictures))
-        batch = builder.batch(rows)
-        weight = np.zeros(batch.tokens.shape, np.float32)
-        for number, (start, values) in enumerate(zip(starts, weights, strict=True)):
-            # Position i predicts token i + 1, so everything moves one to the left.
-            weight[number, start - 1 : start - 1 + len(values)] = values
+        return rows, starts, weights, places
+
+    def __getitem__(self, step: int) -> DistillBatch:
+        rows, starts, weights, places = self._rows(step)
+        batch = self._builder.batch(rows) if self._packer is None else self._packer(rows)
+        last = np.array(starts, np.int32) - 1
+        if isinstance(batch, PackedRows):
+            flat = batch.bins
+            ends = batch.last - np.array([len(row.tokens) - 1 for row in rows], np.int32) + last
+            prompt_last = ends
+        else:
+            flat = batch
+            prompt_last, ends = last, last + flat.tokens.shape[1] * np.arange(len(rows))
+        weight = np.zeros(flat.tokens.size, np.float32)
+        for end, values in zip(ends, weights, strict=True):
+            # Position i predicts token i + 1, so the first of the list is predicted by the prompt.
+            weight[end : end + len(values)] = values
         return DistillBatch(
             rows=batch,
-            targets=np.roll(batch.tokens, -1, axis=1),
-            weights=weight,
-            prompt_last=np.array(starts, np.int32) - 1,
-            products=self._products[first],
-            bad_pictures=builder.bad_pictures(places),
+            targets=np.roll(flat.tokens, -1, axis=1),
+            weights=weight.reshape(flat.tokens.shape),
+            prompt_last=prompt_last,
+            products=self._products[places[: self._pairs]],
+            bad_pictures=self._builder.bad_pictures(places),
         )

@@ -160,6 +160,7 @@ class Decoder(nnx.Module):
         x: Float[Array, "b t d"],
         positions: Int[AnyArray, "b 3 t"],
         token_mask: Bool[AnyArray, "b t"],
+        segment: Int[AnyArray, "b t"] | None = None,
     ) -> Float[Array, "b t d"]:
         """Hidden states after the final norm.
 
@@ -167,8 +168,10 @@ class Decoder(nnx.Module):
             x: embeddings.
             positions: time, row and column.
             token_mask: False at padding on either side.
+            segment: numbers of texts that share a row and do not see each other; None for one.
         """
-        return self.norm(self._through(x, positions, token_mask, lambda own, out: None)[0])
+        found = self._through(x, positions, token_mask, lambda own, out: None, segment)
+        return self.norm(found[0])
 
     def prefill(
         self,
@@ -195,12 +198,14 @@ class Decoder(nnx.Module):
         positions: Int[AnyArray, "b 3 t"],
         token_mask: Bool[AnyArray, "b t"],
         keep: Callable[[KeyValue, jax.Array], PyTree],
+        segment: Int[AnyArray, "b t"] | None = None,
     ) -> tuple[Float[Array, "b t d"], PyTree]:
         angles = self.angles(positions)
         text, execution = self.config, self.execution
-        layout = AttentionLayout(causal=True, segments=token_mask.astype(jnp.int32))
+        own_rows = token_mask.astype(jnp.int32) if segment is None else segment
+        layout = AttentionLayout(causal=True, segments=own_rows)
         order = back = None
-        if uses_fused(execution.attention, x.dtype, text.head_dim):
+        if segment is None and uses_fused(execution.attention, x.dtype, text.head_dim):
             # With what exists in front, causality is all that attention must be told.
             order, back = front_order(token_mask)
             x, angles = reordered(x, order, back), reordered(angles, order, back)

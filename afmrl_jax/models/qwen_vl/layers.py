@@ -14,6 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from afmrl_jax.config import Execution, LoraConfig
+from afmrl_jax.models.qwen_vl.mixed_precision import biased, product
 from afmrl_jax.runtime.hardware import built_for
 from afmrl_jax.types import Array, Float, PyTree
 
@@ -117,7 +118,7 @@ def merged_kernel(
 class Linear(nnx.Module):
     """x @ kernel + bias, kernel [in, out], and a low-rank adapter where `lora` is given.
 
-    Parameters of any float type are cast to that of x.
+    Parameters of any float type are cast to that of x; their gradients are summed in their own.
     """
 
     def __init__(
@@ -142,13 +143,11 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*n inputs"]) -> Float[Array, "*n outputs"]:
         """Of each vector by itself."""
-        out = jnp.dot(x, self.kernel[...].astype(x.dtype))
+        out = product(x, self.kernel[...])
         if self.lora_scale:
-            low = jnp.dot(x, self.lora_a[...].astype(x.dtype))
-            out = out + self.lora_scale * jnp.dot(low, self.lora_b[...].astype(x.dtype))
-        if self.bias is None:
-            return out
-        return out + _along_last(self.bias[...], out.ndim, x.dtype)
+            low = product(x, self.lora_a[...])
+            out = out + self.lora_scale * product(low, self.lora_b[...])
+        return out if self.bias is None else biased(out, self.bias[...])
 
     def affine(self, dtype: DTypeLike) -> Affine:
         """The same map in one type, an adapter merged into its kernel in float32 before.

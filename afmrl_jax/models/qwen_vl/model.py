@@ -8,14 +8,17 @@ from flax import nnx
 
 from afmrl_jax.config import Execution, InitConfig, QwenVLConfig
 from afmrl_jax.data.batching.collate import VLBatch
+from afmrl_jax.data.batching.images import Normalization
+from afmrl_jax.data.batching.row_packing import PackedRows
 from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models.qwen_vl.decoder import Decoder
 from afmrl_jax.models.qwen_vl.layers import Keys
+from afmrl_jax.models.qwen_vl.pixels import normalized
 from afmrl_jax.models.qwen_vl.rope import Rotary, mrope_angles
 from afmrl_jax.models.qwen_vl.vision import VisionStyle, VisionTower
 from afmrl_jax.models.token_logprobs import Head
 from afmrl_jax.parallel.layout import rows_over_data
-from afmrl_jax.types import AnyArray, Array, Float, Int
+from afmrl_jax.types import AnyArray, Array, Float, Int, Real
 
 
 class QwenVL(nnx.Module):
@@ -47,12 +50,14 @@ class QwenVL(nnx.Module):
 
     def visual(
         self,
-        patches: Float[AnyArray, "n p d"],
+        patches: Real[AnyArray, "n p d"],
         segment: Int[AnyArray, "n p"],
         position: Int[AnyArray, "n p 2"],
+        normalization: Normalization | None = None,
     ) -> VisualFeatures:
-        """Features [n p/merge^2 d] of n bins of patches; see `VisionTower`."""
-        return VisualFeatures(self.visual_tower(patches, segment, position))
+        """Features [n p/merge^2 d] of n bins of patches; see `VLBatch` and `VisionTower`."""
+        numbers = normalized(patches, normalization, self.config.vision.temporal_patch_size)
+        return VisualFeatures(self.visual_tower(numbers, segment, position))
 
     def visual_of(self, batch: VLBatch) -> VisualFeatures | None:
         """Features [n s d] of a batch's pictures: its own, or those the tower gives.
@@ -63,13 +68,15 @@ class QwenVL(nnx.Module):
             return batch.visual
         assert batch.patch_segment is not None
         assert batch.patch_position is not None
-        return self.visual(batch.patches, batch.patch_segment, batch.patch_position)
+        return self.visual(
+            batch.patches, batch.patch_segment, batch.patch_position, batch.normalization
+        )
 
     def embed(
         self,
         tokens: Int[AnyArray, "b t"],
         visual: VisualFeatures | None = None,
-        visual_start: Int[AnyArray, " b"] | None = None,
+        visual_start: Int[AnyArray, " b"] | Int[AnyArray, "b t"] | None = None,
         *,
         shares: int = 1,
     ) -> Float[Array, "b t d"]:
@@ -79,7 +86,8 @@ class QwenVL(nnx.Module):
             tokens: int32 [b t].
             visual: arrays [n s d], or None for text only; n need not be b.
             visual_start: int32 [b]; the j-th picture place of row i takes visual token
-                visual_start[i] + j of all n * s. Needed where there are visual tokens.
+                visual_start[i] + j of all n * s. Or int32 [b t], the number of each place's token.
+                Needed where there are visual tokens.
             shares: parts of equal size, into which both rows and visual tokens fall; a row finds
                 tokens of its own part alone, and counts from that part's first. With a part for
                 every device no token has to travel.
@@ -90,7 +98,9 @@ class QwenVL(nnx.Module):
         if visual_start is None:
             raise ValueError("visual tokens without visual_start have no place")
         place = tokens == self.config.image_token_id
-        number = visual_start[:, None] + jnp.cumsum(place.astype(jnp.int32), axis=1) - 1
+        number = jnp.asarray(visual_start)
+        if number.ndim == 1:
+            number = number[:, None] + jnp.cumsum(place.astype(jnp.int32), axis=1) - 1
         # Outside the picture places the number may point anywhere; what it finds is not used.
         chosen = _take(visual.tokens, number, shares)
         return rows_over_data(jnp.where(place[..., None], chosen.astype(embedded.dtype), embedded))
@@ -116,6 +126,15 @@ class QwenVL(nnx.Module):
         """Hidden states after the final norm."""
         embedded = self.inputs(batch, visual)
         return self.model(embedded, batch.positions, batch.token_mask)
+
+    def packed(
+        self, rows: PackedRows, visual: VisualFeatures | None = None
+    ) -> Float[Array, "n t d"]:
+        """Hidden states of rows in bins, each as if it stood alone."""
+        bins = rows.bins
+        visual = self.visual_of(bins) if visual is None else visual
+        embedded = self.embed(bins.tokens, visual, rows.visual_number)
+        return self.model(embedded, bins.positions, bins.token_mask, rows.segment)
 
 
 def _take(

@@ -112,7 +112,7 @@ def make_rows(settings: GradcacheSettings, count: int, seed: int = 0) -> list[Ro
     position = np.stack(np.meshgrid(*map(np.arange, grid), indexing="ij"), -1).reshape(-1, 2)
     rows = []
     for _ in range(count):
-        pixels = rng.normal(size=(4 * places, config.patch_dim)).astype(np.float32)
+        pixels = rng.integers(0, 256, (4 * places, config.patch_bytes), np.uint8)
         words = rng.integers(FIRST_WORD, 1024, settings.text_tokens - 2).tolist()
         tokens = [TOKEN.vision_start, *[TOKEN.image_pad_id] * places, TOKEN.vision_end, *words]
         rows.append(Row(tokens, (Patches(pixels, grid, position.astype(np.int32)),)))

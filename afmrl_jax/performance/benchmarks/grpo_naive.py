@@ -39,6 +39,7 @@ def repeated(samples: Samples) -> VLBatch:
         patches=repeat(prompts.patches),
         patch_segment=repeat(prompts.patch_segment),
         patch_position=repeat(prompts.patch_position),
+        normalization=jax.tree.map(repeat, prompts.normalization),
         visual_start=(seen * np.arange(len(after))).astype(np.int32),
     )
 

@@ -18,6 +18,7 @@ from afmrl_jax.data.catalogue.pictures import open_picture
 from afmrl_jax.data.sources.loader import iterate
 from afmrl_jax.performance.record import check_writable, is_record_of, ratios, spread, write_record
 from afmrl_jax.runtime.progress import Progress, log_info
+from afmrl_jax.testing import normalized_pixels
 from afmrl_jax.types import JsonObject
 
 FACTOR = 28
@@ -135,7 +136,7 @@ def _compare(
     """Bit equality at equal decoding; what scaled decoding changes, in units of 1/255."""
     mean, largest = [], []
     for data in pictures[:8]:
-        ours, fast = patchify(data, config).pixels, patchify(data, scaled).pixels
+        ours, fast = (normalized_pixels(patchify(data, x), x) for x in (config, scaled))
         rows, columns = (n * config.patch_size for n in patchify(data, config).grid)
         drafted = reference(data, (columns, rows))
         if not (np.array_equal(ours, reference(data)) and np.array_equal(fast, drafted)):

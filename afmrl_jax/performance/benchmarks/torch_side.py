@@ -13,9 +13,10 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from transformers import Qwen2VLForConditionalGeneration
 
+from afmrl_jax.models.qwen_vl.pixels import normalized
 from afmrl_jax.performance.benchmarks.jax_side import settings
 from afmrl_jax.performance.benchmarks.profiles import profile_torch
-from afmrl_jax.performance.benchmarks.workload import TOKEN, Size, make_rows
+from afmrl_jax.performance.benchmarks.workload import FRAMES, TOKEN, Size, make_rows
 
 
 class TorchSide:
@@ -57,10 +58,11 @@ class TorchSide:
         tokens = torch.tensor(batch.tokens, dtype=torch.long)
         side = 2 * self._size.side
         assert batch.patches is not None
+        pixels = np.asarray(normalized(batch.patches, batch.normalization, FRAMES))
         return {
             "input_ids": tokens,
             "attention_mask": torch.ones_like(tokens),
-            "pixel_values": torch.tensor(batch.patches.reshape(-1, batch.patches.shape[-1])),
+            "pixel_values": torch.tensor(pixels.reshape(-1, pixels.shape[-1])),
             "image_grid_thw": torch.tensor([[1, side, side]] * count),
             "mm_token_type_ids": (tokens == TOKEN.image_pad_id).int(),
         }

@@ -15,6 +15,7 @@ from afmrl_jax.data.batching.images import patchify
 
 PATCH = 14
 MERGE = 2
+FRAMES = 2
 TOKEN = SimpleNamespace(pad_id=0, vision_start=1, vision_end=2, image_pad_id=3)
 """Special ids; ids from `FIRST_WORD` on are words."""
 FIRST_WORD = 8
@@ -66,7 +67,7 @@ class Size:
             intermediate=4 * self.vision_dim,
             out_dim=self.hidden_dim,
             patch_size=PATCH,
-            temporal_patch_size=2,
+            temporal_patch_size=FRAMES,
             merge_size=MERGE,
         )
         return QwenVLConfig("qwen2_vl", vision, text, TOKEN.image_pad_id)
@@ -87,7 +88,7 @@ def make_rows(size: Size, count: int, seed: int = 0) -> VLBatch:
     pixels = size.side * PATCH * MERGE
     config = ImageConfig(
         patch_size=PATCH,
-        temporal_patch_size=2,
+        temporal_patch_size=FRAMES,
         min_pixels=pixels**2,
         max_pixels=pixels**2,
         pack_shares=(1.0,),

@@ -88,7 +88,11 @@ def chunked(
         cut(rows.tokens), cut(rows.token_mask), cut(rows.positions), start, start, used
     )
     pictures = PatchChunks(
-        cut(rows.patches), cut(rows.patch_segment), cut(rows.patch_position), used
+        cut(rows.patches),
+        cut(rows.patch_segment),
+        cut(rows.patch_position),
+        used,
+        jax.tree.map(cut, rows.normalization),
     )
     products = _laid(flat.products, mesh, P("data"), sizes)
     place = _laid(rows.visual_start, mesh, P("data"), sizes)

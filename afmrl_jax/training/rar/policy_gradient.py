@@ -83,7 +83,9 @@ def _joined(x: jax.Array) -> jax.Array:
 
 def _without_pictures(prompts: VLBatch) -> VLBatch:
     """The fields that belong to rows; pictures are packed in bins, which are no rows."""
-    return prompts._replace(patches=None, patch_segment=None, patch_position=None, visual=None)
+    return prompts._replace(
+        patches=None, patch_segment=None, patch_position=None, normalization=None, visual=None
+    )
 
 
 @partial(jax.jit, static_argnames=("architecture", "temperature", "parts"))

@@ -14,7 +14,7 @@ from afmrl_jax.data.batching.chunk_shapes import (
 )
 from afmrl_jax.data.batching.chunks import Chunker
 from afmrl_jax.data.batching.collate import Row
-from afmrl_jax.data.batching.images import _cut
+from afmrl_jax.data.batching.images import cut
 from afmrl_jax.data.batching.packing import best_fit_decreasing
 from afmrl_jax.data.batching.shapes import padding_counts
 from afmrl_jax.errors import CatalogueError
@@ -28,8 +28,8 @@ def batch_of_rows(tokenizer, rng, count=64, longest=40):
     rows = []
     for number in range(count):
         side = tuple(rng.integers(1, 5, 2).tolist())
-        pixels = rng.normal(size=(16 * side[0], 16 * side[1], 3)).astype(np.float32)
-        pictures = (_cut(pixels, CONFIG),) if rng.random() > 0.1 else ()
+        pixels = rng.integers(0, 256, (16 * side[0], 16 * side[1], 3), np.uint8)
+        pictures = (cut(pixels, CONFIG),) if rng.random() > 0.1 else ()
         pads = [tokenizer.image_pad_id] * (side[0] * side[1]) * len(pictures)
         words = [100 + number, *rng.integers(20, 90, rng.integers(1, longest)).tolist()]
         rows.append(Row([*pads, *words, tokenizer.eos_id], pictures, len(pads) + 1))

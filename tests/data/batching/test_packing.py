@@ -5,7 +5,7 @@ import pytest
 
 from afmrl_jax.config import ImageConfig
 from afmrl_jax.data.batching.collate import Row, collate, merged_grid, mrope_positions
-from afmrl_jax.data.batching.images import _cut
+from afmrl_jax.data.batching.images import cut
 from afmrl_jax.data.batching.packing import bin_count, first_fit_decreasing, pack
 from afmrl_jax.errors import CatalogueError
 
@@ -15,8 +15,8 @@ CONFIG = ImageConfig(max_pictures=2)  # Bins of 128 patches.
 def picture(rows, columns, rng, config=CONFIG):
     """A picture of merged rows and columns."""
     factor = config.patch_size * config.merge_size
-    pixels = rng.normal(size=(rows * factor, columns * factor, 3)).astype(np.float32)
-    return _cut(pixels, config)
+    pixels = rng.integers(0, 256, (rows * factor, columns * factor, 3), np.uint8)
+    return cut(pixels, config)
 
 
 def row(tokenizer, pictures, config=CONFIG, words=3):
@@ -57,8 +57,8 @@ def test_every_picture_is_found_where_its_row_points(rng, tokenizer):
     sizes = [[(4, 4)], [], [(1, 2), (2, 2)], [(2, 3)], [(4, 4), (4, 4)], [(1, 1)]]
     rows = [row(tokenizer, [picture(*size, rng) for size in group]) for group in sizes]
     bins = pack([x.pictures for x in rows], CONFIG)
-    assert bins.patches.shape == (2, CONFIG.bin_patches, CONFIG.patch_dim)
-    patches, place = bins.patches.reshape(-1, CONFIG.patch_dim), bins.position.reshape(-1, 2)
+    assert bins.patches.shape == (2, CONFIG.bin_patches, CONFIG.patch_bytes)
+    patches, place = bins.patches.reshape(-1, CONFIG.patch_bytes), bins.position.reshape(-1, 2)
     seen = np.zeros(len(patches), bool)
     for one, start in zip(rows, bins.visual_start * 4, strict=True):
         for part in one.pictures:
@@ -81,7 +81,7 @@ def test_pictures_of_full_size_have_a_bin_each(rng, tokenizer):
     config = ImageConfig()
     rows = [row(tokenizer, [picture(4, 4, rng, config)], config) for _ in range(8)]
     batch = collate(rows, tokenizer, config, 24)
-    assert batch.patches.shape == (8, 64, config.patch_dim)
+    assert batch.patches.shape == (8, 64, config.patch_bytes)
     assert batch.visual_start.tolist() == [16 * n for n in range(8)]
     for number, one in enumerate(rows):
         np.testing.assert_array_equal(batch.patches[number], one.pictures[0].pixels)

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as HubTokenizer
 
 from afmrl_jax.config import ImageConfig, InputDropout, TextBudget
-from afmrl_jax.data.batching.images import _cut
+from afmrl_jax.data.batching.images import cut
 from afmrl_jax.data.batching.prompts import completion_tokens, embedder_row, generator_prompt
 from afmrl_jax.data.batching.tokenizer import SPECIALS, BpeTokenizer
 from afmrl_jax.data.batching.tokenizer_file import QWEN_SPLIT
@@ -162,7 +162,7 @@ def reference(folder):
 
 def picture(rng, rows, columns):
     factor = IMAGE.patch_size * IMAGE.merge_size
-    return _cut(rng.random((rows * factor, columns * factor, 3)).astype(np.float32), IMAGE)
+    return cut(rng.integers(0, 256, (rows * factor, columns * factor, 3), np.uint8), IMAGE)
 
 
 def title_of(rng):

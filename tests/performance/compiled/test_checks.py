@@ -50,7 +50,7 @@ def moved(*body, fused=""):
 SLICED = f"""%cut (p: {WEIGHT}, i: s32[]) -> bf16[1,512,512] {{
   %p = {WEIGHT} parameter(0)
   %i = s32[] parameter(1)
-  ROOT %s = bf16[1,512,512]{{2,1,0}} dynamic-slice(%p, %i, %i, %i), dynamic_slice_sizes={{1,512,512}}
+  ROOT %s = bf16[1,512,512]{{2,1,0}} dynamic-slice(%p, %i, %i, %i), dynamic_slice_sizes={{1}}
 }}"""
 CONVERTED = """%gemm (p: f32[64,4096], x: bf16[8,64]) -> bf16[8,4096] {
   %p = f32[64,4096]{1,0} parameter(0)
