@@ -73,7 +73,8 @@ class TokenLoop:
         graphdef, state = nnx.split(decoder.layers)
         dtype = jnp.dtype(decoder.execution.dtype)
         parts = [nnx.merge(graphdef, part) for part in unstack(state, count)]
-        self._layers = [_ready(layer, dtype) for layer in parts]
+        rows = prefix_mask.shape[0] * group
+        self._layers = [_ready(layer, dtype, rows) for layer in parts]
         self._prefix = unstack(prefix, count)
         self._prefix_mask = jnp.asarray(prefix_mask)
         self._start = start
@@ -199,20 +200,22 @@ def _behind_shared(
     return (out / total[..., None]).astype(q.dtype).swapaxes(1, 2)
 
 
-def _ready(layer: DecoderLayer, dtype: jnp.dtype) -> _Layer:
+def _ready(layer: DecoderLayer, dtype: jnp.dtype, rows: int) -> _Layer:
     def group(*maps: Affine) -> tuple[Map, ...]:
-        # Columns that a mesh splits would have to travel for it.
-        joined = maps if splits_matrices() else (side_by_side(maps),)
-        return tuple(for_few_rows(one) for one in joined)
+        # Columns that a mesh splits would have to travel for it, and a CPU gains less by it than
+        # the copy costs.
+        apart = splits_matrices() or jax.default_backend() == "cpu"
+        joined = maps if apart else (side_by_side(maps),)
+        return tuple(for_few_rows(one, rows) for one in joined)
 
     attention, mlp = layer.self_attn, layer.mlp
     return _Layer(
         layer.input_layernorm,
         group(*(x.affine(dtype) for x in (attention.q_proj, attention.k_proj, attention.v_proj))),
-        for_few_rows(attention.o_proj.affine(dtype)),
+        for_few_rows(attention.o_proj.affine(dtype), rows),
         layer.post_attention_layernorm,
         group(*(x.affine(dtype) for x in (mlp.gate_proj, mlp.up_proj))),
-        for_few_rows(mlp.down_proj.affine(dtype)),
+        for_few_rows(mlp.down_proj.affine(dtype), rows),
     )
 
 
