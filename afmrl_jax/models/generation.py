@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from afmrl_jax.data.attributes.token_grammar import Grammar
 from afmrl_jax.data.batching.collate import VLBatch
@@ -13,7 +14,7 @@ from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models import constrained as following
 from afmrl_jax.models.qwen_vl.attention import MASKED
 from afmrl_jax.models.qwen_vl.decoder import KeyValue
-from afmrl_jax.models.qwen_vl.layers import Affine, for_few_rows
+from afmrl_jax.models.qwen_vl.layers import Affine, TurnedAffine, for_few_rows
 from afmrl_jax.models.qwen_vl.model import QwenVL
 from afmrl_jax.models.qwen_vl.token_loop import TokenLoop
 from afmrl_jax.models.sampling import cut, draw, sample_keys
@@ -94,7 +95,7 @@ def generate(
         key, jnp.arange(rows, dtype=jnp.int32) if row_ids is None else row_ids, group
     )
     loop = TokenLoop(model.model, prefix, prompt.token_mask, start, group=group, budget=budget)
-    head = for_few_rows(Affine(model.head().matrix(last.dtype)))
+    head = _head(model, last.dtype, rows * group)
     table = model.model.table(last.dtype)
 
     def pick(
@@ -141,6 +142,15 @@ def generate(
     )
     carry = jax.lax.while_loop(lambda c: (c.step < budget) & ~jnp.all(c.finished), step_once, carry)
     return Generation(carry.tokens, carry.logprobs, carry.mask, carry.finished)
+
+
+def _head(model: QwenVL, dtype: DTypeLike, rows: int) -> Affine | TurnedAffine:
+    """From states to logits, for the front of the loop."""
+    head = model.head()
+    if head.table and jax.default_backend() == "cpu":
+        # It lies turned already, so that nothing has to be copied.
+        return TurnedAffine(head.weights.astype(dtype))
+    return for_few_rows(Affine(head.matrix(dtype)), rows)
 
 
 def completion_logprobs(

@@ -84,9 +84,9 @@ def hidden_from_xla(x: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier(x)
 
 
-def for_few_rows(one: Affine) -> Affine | TurnedAffine:
+def for_few_rows(one: Affine, rows: int) -> Affine | TurnedAffine:
     """The form of a map that is fastest for a few rows on this machine, for the front of a loop."""
-    if built_for() != "cpu":
+    if built_for() != "cpu" or rows == 1:
         return one
     return TurnedAffine(hidden_from_xla(one.kernel.T), one.bias)
 

@@ -73,7 +73,8 @@ class TokenLoop:
         graphdef, state = nnx.split(decoder.layers)
         dtype = jnp.dtype(decoder.execution.dtype)
         parts = [nnx.merge(graphdef, part) for part in unstack(state, count)]
-        self._layers = [_ready(layer, dtype) for layer in parts]
+        rows = prefix_mask.shape[0] * group
+        self._layers = [_ready(layer, dtype, rows) for layer in parts]
         self._prefix = unstack(prefix, count)
         self._prefix_mask = jnp.asarray(prefix_mask)
         self._start = start
@@ -84,12 +85,14 @@ class TokenLoop:
         """Keys and values of each layer that the loop carries, without a token yet.
 
         Those of all continuations, [b n g u k]; of a single one a prompt behind the prompt's,
-        [b n s+u k], for where nothing is shared one product is faster than two.
+        [b n s+u k], for where nothing is shared one product is faster than two. A single prompt's
+        are [n s+u k]: with an axis of one, XLA makes a second cache beside that of the loop.
         """
 
         def room(x: Float[Array, "b n s k"]) -> jax.Array:
             if self._group == 1:
-                return jnp.pad(x, ((0, 0), (0, 0), (0, self._budget), (0, 0)))
+                behind = jnp.pad(x, ((0, 0), (0, 0), (0, self._budget), (0, 0)))
+                return behind[0] if x.shape[0] == 1 else behind
             shape = (*x.shape[:2], self._group, self._budget, x.shape[-1])
             return jnp.zeros(shape, x.dtype)
 
@@ -142,12 +145,12 @@ class TokenLoop:
         return q, KeyValue(k, v)
 
     def _at(
-        self, place: Int[Array, ""], old: Float[Array, "b n *s k"], new: Float[Array, "b n g 1 k"]
-    ) -> Float[Array, "b n *s k"]:
-        if self._group > 1:
-            return jax.lax.dynamic_update_slice_in_dim(old, new, place, axis=3)
-        behind = old.shape[2] - self._budget
-        return jax.lax.dynamic_update_slice_in_dim(old, new[:, :, 0], behind + place, axis=2)
+        self, place: Int[Array, ""], old: Float[Array, "*of s k"], new: Float[Array, "b n g 1 k"]
+    ) -> Float[Array, "*of s k"]:
+        if self._group == 1:
+            place = old.shape[-2] - self._budget + place
+        new = new.reshape(*old.shape[:-2], 1, old.shape[-1])
+        return jax.lax.dynamic_update_slice_in_dim(old, new, place, axis=-2)
 
     def _attend(
         self,
@@ -160,15 +163,17 @@ class TokenLoop:
         written = jnp.arange(self._budget, dtype=jnp.int32) <= place
         if self._group > 1:
             return _behind_shared(q, prefix, own, self._prefix_mask, written)
-        seen = jnp.broadcast_to(written[None], (q.shape[0], self._budget))
+        batch, heads, _, shared, size = q.shape
+        seen = jnp.broadcast_to(written[None], (batch, self._budget))
         seen = jnp.concatenate([self._prefix_mask, seen], axis=1)
-        scores = jnp.einsum("bnqk,bnsk->bnqs", q[:, :, 0], own.key, preferred_element_type=WIDE)
-        scores = jnp.where(seen[:, None, None], scores, MASKED)
+        one = q.reshape(*own.key.shape[:-2], shared, size)
+        scores = jnp.einsum("...qk,...sk->...qs", one, own.key, preferred_element_type=WIDE)
+        scores = jnp.where(seen.reshape(batch, *(1,) * (one.ndim - 2), -1), scores, MASKED)
         weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
         total = jnp.sum(weights, axis=-1, keepdims=True)
         weights = weights.astype(q.dtype)
-        out = jnp.einsum("bnqs,bnsk->bnqk", weights, own.value, preferred_element_type=WIDE)
-        return (out / total).astype(q.dtype)[:, None]
+        out = jnp.einsum("...qs,...sk->...qk", weights, own.value, preferred_element_type=WIDE)
+        return (out / total).astype(q.dtype).reshape(batch, 1, heads, shared, size)
 
 
 def _behind_shared(
@@ -199,20 +204,22 @@ def _behind_shared(
     return (out / total[..., None]).astype(q.dtype).swapaxes(1, 2)
 
 
-def _ready(layer: DecoderLayer, dtype: jnp.dtype) -> _Layer:
+def _ready(layer: DecoderLayer, dtype: jnp.dtype, rows: int) -> _Layer:
     def group(*maps: Affine) -> tuple[Map, ...]:
-        # Columns that a mesh splits would have to travel for it.
-        joined = maps if splits_matrices() else (side_by_side(maps),)
-        return tuple(for_few_rows(one) for one in joined)
+        # Columns that a mesh splits would have to travel for it, and a CPU gains less by it than
+        # the copy costs.
+        apart = splits_matrices() or jax.default_backend() == "cpu"
+        joined = maps if apart else (side_by_side(maps),)
+        return tuple(for_few_rows(one, rows) for one in joined)
 
     attention, mlp = layer.self_attn, layer.mlp
     return _Layer(
         layer.input_layernorm,
         group(*(x.affine(dtype) for x in (attention.q_proj, attention.k_proj, attention.v_proj))),
-        for_few_rows(attention.o_proj.affine(dtype)),
+        for_few_rows(attention.o_proj.affine(dtype), rows),
         layer.post_attention_layernorm,
         group(*(x.affine(dtype) for x in (mlp.gate_proj, mlp.up_proj))),
-        for_few_rows(mlp.down_proj.affine(dtype)),
+        for_few_rows(mlp.down_proj.affine(dtype), rows),
     )
 
 
