@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,10 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from afmrl_jax.config import GuardConfig, KeptCheckpoints, RunConfig
-from afmrl_jax.data.batching.chunk_arrays import Chunks
-from afmrl_jax.data.batching.collate import VLBatch
-from afmrl_jax.data.batching.row_packing import PackedRows
-from afmrl_jax.data.batching.shapes import ShapeCounter, padding_counts
+from afmrl_jax.data.batching.shapes import PaddingShares, ShapeCounter
 from afmrl_jax.data.sources.batches import Batch
 from afmrl_jax.data.sources.loader import Reader, Source, iterate
 from afmrl_jax.models.architecture import Params
@@ -155,7 +151,7 @@ class _Loop:
         self._checkpointer = checkpointer
         self._log: MetricsLog | None = None
         self._iterator: Reader[Batch] | None = None
-        self._shapes, self._padding, self._bad_pictures = ShapeCounter(), _Padding(), 0
+        self._shapes, self._padding, self._bad_pictures = ShapeCounter(), PaddingShares(), 0
         self._watchdog = Watchdog(config.name, config.guard.stall_after)
         self._losses = LossGuard(config.guard.explosion)
         self._previous: Metrics | None = None
@@ -271,35 +267,6 @@ class _Loop:
         if self._log is not None:
             self._log.close()
         self._checkpointer.close()
-
-
-class _Padding:
-    """Share of a batch's places that are padding, of text and of pictures."""
-
-    def __init__(self) -> None:
-        self._recent: Counter[tuple[str, str]] = Counter()
-        self._all: Counter[tuple[str, str]] = Counter()
-
-    def add(self, rows: VLBatch | PackedRows | Chunks) -> None:
-        """Count a batch on the host."""
-        for kind, (padded, places) in padding_counts(rows).items():
-            self._recent.update({(kind, "padded"): padded, (kind, "places"): places})
-
-    def lap(self) -> dict[str, float]:
-        """The shares since the last call, as `text_padding` and `patch_padding`."""
-        found = _shares(self._recent)
-        self._all.update(self._recent)
-        self._recent.clear()
-        return found
-
-    def __str__(self) -> str:
-        shares = _shares(self._all + self._recent).items()
-        return ", ".join(f"{name.replace('_', ' ')} {100 * x:.1f} %" for name, x in shares)
-
-
-def _shares(counts: Counter[tuple[str, str]]) -> dict[str, float]:
-    kinds = [kind for kind, what in counts if what == "places"]
-    return {f"{k}_padding": round(counts[k, "padded"] / counts[k, "places"], 4) for k in kinds}
 
 
 class _Stopwatch:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from afmrl_jax.data.batching.chunk_arrays import Chunks
 from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.data.batching.row_packing import PackedRows
@@ -62,3 +64,32 @@ def padding_counts(rows: VLBatch | PackedRows | Chunks) -> dict[str, tuple[int, 
     if patches:
         found["patch"] = (sum(int((x == 0).sum()) for x in segments), patches)
     return found
+
+
+class PaddingShares:
+    """Shares of the places of batches that are padding, of text and of pictures."""
+
+    def __init__(self) -> None:
+        self._recent: Counter[tuple[str, str]] = Counter()
+        self._all: Counter[tuple[str, str]] = Counter()
+
+    def add(self, rows: VLBatch | PackedRows | Chunks) -> None:
+        """Count a batch on the host."""
+        for kind, (padded, places) in padding_counts(rows).items():
+            self._recent.update({(kind, "padded"): padded, (kind, "places"): places})
+
+    def lap(self) -> dict[str, float]:
+        """The shares since the last call, as `text_padding` and `patch_padding`."""
+        found = _shares(self._recent)
+        self._all.update(self._recent)
+        self._recent.clear()
+        return found
+
+    def __str__(self) -> str:
+        shares = _shares(self._all + self._recent).items()
+        return ", ".join(f"{name.replace('_', ' ')} {100 * x:.1f} %" for name, x in shares)
+
+
+def _shares(counts: Counter[tuple[str, str]]) -> dict[str, float]:
+    kinds = [kind for kind, what in counts if what == "places"]
+    return {f"{k}_padding": round(counts[k, "padded"] / counts[k, "places"], 4) for k in kinds}
