@@ -315,6 +315,7 @@ def test_no_pickle_in_the_folder_of_an_index_is_loaded(vectors, ids, tmp_path, o
     assert not (tmp_path / "planted").exists()
 
 
+# F13
 @pytest.mark.parametrize("name", ["../outside.npy", "/etc/hostname", "", "gone.npy", "."])
 def test_a_scann_index_names_no_file_elsewhere(vectors, ids, tmp_path, name):
     index = tmp_path / "index"
