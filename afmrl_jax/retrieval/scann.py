@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import ModuleType
 from typing import Any
 
@@ -21,10 +21,14 @@ from afmrl_jax.retrieval.types import (
     open_vectors,
 )
 from afmrl_jax.runtime.files import atomic_path
-from afmrl_jax.runtime.json_files import checked
+from afmrl_jax.runtime.json_files import checked, read_bytes
 
 DATASET = "dataset.npy"
 """Where ScaNN keeps the vectors as they were given."""
+ASSETS = "scann_assets.pbtxt"
+"""Where ScaNN lists an index's other files."""
+MAX_ASSETS = 1 << 16
+"""Bytes of that list; it names less than ten files."""
 
 HASH_FROM, TREE_FROM = 20_000, 100_000
 """Numbers of vectors from which hashing, and a tree before it, pay off by ScaNN's guidelines."""
@@ -205,13 +209,31 @@ class ScannIndex:
         open_vectors(folder / DATASET, np.float32, len(about.ids))
         index = cls.__new__(cls)
         try:
-            searcher = _scann().load_searcher(str(folder.absolute())).searcher
+            # Its `load_searcher` would also unpickle a file of the folder, and write one.
+            native = _scann().scann_pybind.ScannNumpy
+            searcher = native(str(folder.absolute()), _assets(folder))
         except RunError:
             raise
         except Exception as error:  # ScaNN raises whatever its parsers do.
             raise RunError(f"{folder} holds no ScaNN index ({error}); {AGAIN}") from error
         index._hold(about.ids, searcher, about.embedder, settings, about.dim)
         return index
+
+
+def _assets(folder: Path) -> str:
+    """ScaNN's list of the index's other files, which lie in its folder.
+
+    Raises:
+        RunError: the list is missing or too long, or names a file elsewhere.
+    """
+    from google.protobuf import text_format
+    from scann.scann_ops.scann_assets_pb2 import ScannAssets
+
+    text = read_bytes(folder / ASSETS, limit=MAX_ASSETS, remedy=AGAIN).decode()
+    for name in (x.asset_path for x in text_format.Parse(text, ScannAssets()).assets):
+        if PurePath(name).name != name or name in ("", "..") or not (folder / name).is_file():
+            raise RunError(f"{folder / ASSETS} names {name!r}, no file of its folder; {AGAIN}")
+    return text
 
 
 def recall_of(found: np.ndarray, exact: np.ndarray) -> float:

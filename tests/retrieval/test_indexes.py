@@ -1,7 +1,9 @@
 """Both indexes behind one interface, on clustered vectors."""
 
 import json
+import pickle
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -342,3 +344,38 @@ def test_odd_settings_of_a_scann_index_are_named(vectors, ids, tmp_path, setting
     path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": settings}))
     with pytest.raises(RunError, match=r"index\.json: .*; embed the catalogue again"):
         load_index(tmp_path / "index")
+
+
+class Planted:
+    """What runs when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_no_pickle_in_the_folder_of_an_index_is_loaded(vectors, ids, tmp_path, older):
+    ScannIndex(ids, vectors).save(tmp_path / "index")
+    if older:
+        without_seals(tmp_path / "index")
+    planted = pickle.dumps(Planted(tmp_path / "planted"))
+    (tmp_path / "index" / "scann_docids.pkl").write_bytes(planted)
+    load_index(tmp_path / "index")
+    assert not (tmp_path / "planted").exists()
+
+
+# F13
+@pytest.mark.parametrize("name", ["../outside.npy", "/etc/hostname", "", "gone.npy", "."])
+def test_a_scann_index_names_no_file_elsewhere(vectors, ids, tmp_path, name):
+    index = tmp_path / "index"
+    ScannIndex(ids, vectors).save(index)
+    without_seals(index)
+    shutil.copy(index / "dataset.npy", tmp_path / "outside.npy")
+    path = index / "scann_assets.pbtxt"
+    path.write_text(path.read_text().replace('"dataset.npy"', json.dumps(name)))
+    with pytest.raises(RunError, match=r"scann_assets\.pbtxt names .*, no file of its folder"):
+        load_index(index)
+    assert {x.name for x in tmp_path.iterdir()} == {"index", "outside.npy"}

@@ -25,6 +25,7 @@ def test_what_was_written_is_read(tmp_path):
     assert read_json(tmp_path / "a.json") == {"b": [1, 2.5, None, "Öl \u2028 😀"]}
 
 
+# F2
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -48,6 +49,7 @@ def test_what_is_refused(tmp_path, text, reason):
         read_json(path, error=CatalogueError, remedy="mend it")
 
 
+# F17
 def test_pipes_devices_folders_and_large_files_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero").symlink_to("/dev/zero")
