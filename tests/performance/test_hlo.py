@@ -18,7 +18,7 @@ TEXT = """
 ENTRY %main (x: bf16[4,8,16]) -> (bf16[1,8,16], s8[3]) {
   %x = bf16[4,8,16]{2,1,0:T(8,128)(2,1)S(1)} parameter(0)
   %n = s32[] constant(2)
-  %slice = bf16[1,8,16]{2,1,0} fusion(%x, %n), kind=kLoop, calls=%fused, metadata={op_name="jit(f)/cut"}
+  %slice = bf16[1,8,16]{2,1,0} fusion(%x, %n), calls=%fused, metadata={op_name="jit(f)/cut"}
   %same = bf16[1,8,16]{2,1,0} bitcast(%slice)
   %room = s8[3]{0} custom-call(%same), custom_call_target="room"
   ROOT %both = (bf16[1,8,16]{2,1,0}, s8[3]{0}) tuple(%same, %room)
