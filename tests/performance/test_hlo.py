@@ -18,7 +18,7 @@ TEXT = """
 ENTRY %main (x: bf16[4,8,16]) -> (bf16[1,8,16], s8[3]) {
   %x = bf16[4,8,16]{2,1,0:T(8,128)(2,1)S(1)} parameter(0)
   %n = s32[] constant(2)
-  %slice = bf16[1,8,16]{2,1,0} fusion(%x, %n), kind=kLoop, calls=%fused, metadata={op_name="f/cut"}
+  %slice = bf16[1,8,16]{2,1,0} fusion(%x, %n), calls=%fused, metadata={op_name="jit(f)/cut"}
   %same = bf16[1,8,16]{2,1,0} bitcast(%slice)
   %room = s8[3]{0} custom-call(%same), custom_call_target="room"
   ROOT %both = (bf16[1,8,16]{2,1,0}, s8[3]{0}) tuple(%same, %room)
@@ -32,7 +32,7 @@ def test_instructions_of_saved_text():
     assert list(entry) == ["x", "n", "slice", "same", "room", "both"]
     assert entry["x"].arrays == (HloArray("bf16", (4, 8, 16), on_chip=True),)
     assert entry["slice"].operands == ("x", "n")
-    assert entry["slice"].source == "f/cut"
+    assert entry["slice"].source == "jit(f)/cut"
     assert program.called(entry["slice"], "calls") == "fused"
     assert program.inner == {"fused"}
     assert entry.root.name == "both"

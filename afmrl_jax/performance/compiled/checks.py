@@ -30,6 +30,18 @@ class Finding:
         return f"{self.instruction}: {self.what}; {self.remedy}"
 
 
+def grouped(found: list[Finding]) -> list[str]:
+    """A line for each kind of finding; layers alike are told once, with their number."""
+    lines: dict[tuple[str, str], list[Finding]] = {}
+    for one in found:
+        what = one.what.replace(one.instruction, "")
+        lines.setdefault((one.rule, what), []).append(one)
+    return [
+        str(alike[0]) + (f" (and {len(alike) - 1} more alike)" if len(alike) > 1 else "")
+        for alike in lines.values()
+    ]
+
+
 def host_requests(program: Program) -> list[Finding]:
     """Whatever stops for the host while the program runs."""
     found = []

@@ -26,7 +26,7 @@ from afmrl_jax.performance.compiled.targets import Target, devices
 from afmrl_jax.performance.compiled.traffic import loop_traffic, traffic
 from afmrl_jax.performance.hlo import Instruction, Program
 from afmrl_jax.runtime.compilation import compiling_anew
-from afmrl_jax.runtime.hardware import building_for
+from afmrl_jax.runtime.hardware import Backend, building_for
 from afmrl_jax.types import JsonObject
 
 
@@ -90,7 +90,7 @@ def inspect(case: Case, aim: Target, kept: Path | None = None, *, eight: bool = 
     seconds = time.perf_counter() - began
     if kept is not None:
         (kept / f"{case.name}.{aim.name}.hlo").write_text(text, encoding="utf-8")
-    found = look(case, program)
+    found = look(case, program, aim.backend)
     found.seconds = seconds
     found.argument_bytes, found.temporary_bytes = memory
     if case.attends and aim.backend == "gpu":
@@ -103,8 +103,12 @@ def inspect(case: Case, aim: Target, kept: Path | None = None, *, eight: bool = 
     return found
 
 
-def look(case: Case, program: Program) -> Inspected:
-    """Counts and findings of a compiled program; times and memory are left at zero."""
+def look(case: Case, program: Program, backend: Backend = "gpu") -> Inspected:
+    """Counts and findings of a compiled program; times and memory are left at zero.
+
+    TPUs multiply float32 in bfloat16 parts on their matrix units, and gather slowly, so products
+    are held to nothing there.
+    """
     everything = products(program, unknown_trips=case.turns)
     by_precision: dict[str, float] = defaultdict(float)
     for x in everything:
@@ -120,13 +124,16 @@ def look(case: Case, program: Program) -> Inspected:
         found.bytes_ratio = moved / case.ideal_bytes
     if case.ideal_flops:
         found.flops_ratio = flops / case.ideal_flops
-    found.findings = host_requests(program) + wide_products(everything)
+    found.findings = host_requests(program)
+    if backend == "gpu":
+        found.findings += wide_products(everything)
     if loop is not None:
         found.findings += moved_in_loop(program, loop)
     if case.vocab:
         over = vocabulary_products(everything, case.vocab)
         found.vocab_products = len(over)
-        found.findings += [_over_vocabulary(x) for x in over]
+        if backend == "gpu":
+            found.findings += [_over_vocabulary(x) for x in over]
     return found
 
 
@@ -165,7 +172,7 @@ def _compiled(case: Case, aim: Target, count: int) -> tuple[Program, tuple[int, 
     mesh = make_mesh(count, 1, devices(aim, count))
     try:
         with building_for(aim.backend), jax.set_mesh(mesh), compiling_anew():
-            program = case.lower(mesh).compile()
+            program = _finished(case.lower(mesh), aim)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0][:300]
         raise RunError(
@@ -177,3 +184,14 @@ def _compiled(case: Case, aim: Target, count: int) -> tuple[Program, tuple[int, 
     if memory is not None:
         sizes = int(memory.argument_size_in_bytes), int(memory.temp_size_in_bytes)
     return Program.parse(text), sizes, text
+
+
+def _finished(lowered: jax.stages.Lowered, aim: Target) -> jax.stages.Compiled:
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if aim.backend != "gpu" or "tile sizes" not in str(error):
+            raise
+    # Without a card XLA cannot try which kernel multiplies best, and its own do not take all
+    # shapes; those of the library do.
+    return lowered.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from afmrl_jax.models.qwen_vl import fused_attention
 from afmrl_jax.models.qwen_vl.attention import AttentionLayout, attend
-from afmrl_jax.models.qwen_vl.fused_attention import PAIRS_AT_ONCE
 from afmrl_jax.performance.compiled.attention import noting_masks
-from afmrl_jax.performance.compiled.checks import host_requests
+from afmrl_jax.performance.compiled.checks import Finding, grouped, host_requests
 from afmrl_jax.performance.compiled.inspection import look, token_loop
 from afmrl_jax.performance.compiled.moves import moved_in_loop
 from afmrl_jax.performance.compiled.programs import Case
@@ -50,7 +50,7 @@ def moved(*body, fused=""):
 SLICED = f"""%cut (p: {WEIGHT}, i: s32[]) -> bf16[1,512,512] {{
   %p = {WEIGHT} parameter(0)
   %i = s32[] parameter(1)
-  ROOT %s = bf16[1,512,512]{{2,1,0}} dynamic-slice(%p, %i, %i, %i), dynamic_slice_sizes={{1}}
+  ROOT %s = bf16[1,512,512]{{2,1,0}} dynamic-slice(%p, %i, %i, %i)
 }}"""
 CONVERTED = """%gemm (p: f32[64,4096], x: bf16[8,64]) -> bf16[8,4096] {
   %p = f32[64,4096]{1,0} parameter(0)
@@ -118,6 +118,12 @@ def test_a_loop_over_layers_inside_is_looked_into():
     assert found.instruction == "bad"
 
 
+def test_layers_alike_are_told_once():
+    found = [Finding("moved", f"copy.{n}", f"a copy from copy.{n}", "do not") for n in range(36)]
+    (line,) = grouped(found)
+    assert line == "copy.0: a copy from copy.0; do not (and 35 more alike)"
+
+
 def test_a_callback_is_found():
     def work(x):
         return jax.pure_callback(np.sin, jax.ShapeDtypeStruct((), jnp.float32), x) + 1
@@ -153,13 +159,12 @@ def test_lengths_and_causality_are_no_mask():
 
 def test_a_mask_over_pairs_is_found():
     q = jnp.zeros((8, 1024, 2, 8), jnp.bfloat16)
-    from afmrl_jax.models.qwen_vl import fused_attention
 
     def masked(q):
         kernel = fused_attention._STAND_IN.get()
         return kernel(q, q, q, mask=jnp.ones((8, 1, 1024, 1024), bool))
 
-    assert PAIRS_AT_ONCE < 8 * 1024**2
+    assert fused_attention.PAIRS_AT_ONCE < 8 * 1024**2
     with building_for("gpu"), noting_masks() as found:
         jax.eval_shape(masked, q)
         jax.eval_shape(masked, q[:, :, :1])
