@@ -147,7 +147,8 @@ class Execution(Settings):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations; sums, norms and softmax are float32 in either."""
     scan: bool | None = None
-    """Whether layers are compiled once and looped over. None: from 8 layers on."""
+    """Whether layers are compiled once and looped over. None: from 8 layers on. Not for the tokens
+    that a generator writes, whose layers are always unrolled."""
     remat: Literal["none", "dots", "full", "auto"] = "none"
     """What the backward pass recomputes: nothing, all but matrix products, or whole layers. auto:
     the first of these that fits the memory of the devices when a run begins, by the memory plan;

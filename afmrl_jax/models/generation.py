@@ -20,6 +20,7 @@ from afmrl_jax.models.qwen_vl.token_loop import TokenLoop
 from afmrl_jax.models.sampling import cut, draw, sample_keys
 from afmrl_jax.models.shared_prefix import continuation, prefill
 from afmrl_jax.models.token_logprobs import token_scores
+from afmrl_jax.runtime.hardware import built_for
 from afmrl_jax.types import AnyArray, Array, Bool, Float, Int
 
 
@@ -147,7 +148,7 @@ def generate(
 def _head(model: QwenVL, dtype: DTypeLike, rows: int) -> Affine | TurnedAffine:
     """From states to logits, for the front of the loop."""
     head = model.head()
-    if head.table and jax.default_backend() == "cpu":
+    if head.table and built_for() == "cpu":
         # It lies turned already, so that nothing has to be copied.
         return TurnedAffine(head.weights.astype(dtype))
     return for_few_rows(Affine(head.matrix(dtype)), rows)

@@ -20,6 +20,7 @@ from afmrl_jax.models.qwen_vl.layers import (
 )
 from afmrl_jax.models.qwen_vl.rope import rotate
 from afmrl_jax.parallel.layout import rows_over_data, splits_matrices
+from afmrl_jax.runtime.hardware import built_for
 from afmrl_jax.types import AnyArray, Array, Bool, Float, Int
 
 WIDE = jnp.float32
@@ -208,7 +209,7 @@ def _ready(layer: DecoderLayer, dtype: jnp.dtype, rows: int) -> _Layer:
     def group(*maps: Affine) -> tuple[Map, ...]:
         # Columns that a mesh splits would have to travel for it, and a CPU gains less by it than
         # the copy costs.
-        apart = splits_matrices() or jax.default_backend() == "cpu"
+        apart = splits_matrices() or built_for() == "cpu"
         joined = maps if apart else (side_by_side(maps),)
         return tuple(for_few_rows(one, rows) for one in joined)
 

@@ -28,7 +28,8 @@ class Samples(NamedTuple):
     tokens: Int[AnyArray, "q g n"]
     mask: Bool[AnyArray, "q g n"]
     old: Float[AnyArray, "q g n"]
-    """Log-probabilities under the policy that sampled."""
+    """Log-probabilities under the policy that sampled, adapters merged and weights rounded as
+    there: with them the ratio is an unbiased weight of what was drawn."""
     reference: Float[AnyArray, "q g n"]
     """Under the distilled policy."""
     rewards: Float[AnyArray, "q g"]
