@@ -32,7 +32,7 @@ def test_what_was_traced_for_another_kind_of_device_is_not_used():
         return "dot_general" in score.lower(places, table).as_text()
 
     assert not multiplies()
-    with building_for("gpu"):
+    with building_for("tpu"):
         assert multiplies()
     assert not multiplies()
 

@@ -222,7 +222,8 @@ def fused_works(dtype: jnp.dtype, head_dim: int) -> bool:
         return False
     if _STAND_IN.get() is not None:
         return True
-    return built_for() == "gpu" and _tried(dtype, head_dim)
+    # The machine itself must have the GPU on which cuDNN is tried.
+    return jax.default_backend() == "gpu" and _tried(dtype, head_dim)
 
 
 @functools.cache

@@ -143,7 +143,6 @@ def train_step(load: Load, peak: float, repeats: int) -> tuple[dict[str, float],
         "r_hfu": rate * passes.executed("lora", "full" if remat == "auto" else remat) / peak,
     }
     return figures, {
-        "part": "r_step",
         "rows": load.rows,
         "seconds": spread(samples),
         **device_memory(),
@@ -187,7 +186,7 @@ def decode(load: Load, bandwidth: float, repeats: int) -> tuple[dict[str, float]
         "g_share_of_bandwidth": read / bandwidth / seconds,
         "g_share_of_roofline": (read + _cache_bytes(load)) / bandwidth / seconds,
     }
-    detail = {"part": "g_decode", "rows": load.rows, "seconds": spread(whole)}
+    detail = {"rows": load.rows, "seconds": spread(whole)}
     return figures, detail | {"prompt_seconds": spread(first), **device_memory()}
 
 

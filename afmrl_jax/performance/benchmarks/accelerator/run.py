@@ -174,7 +174,7 @@ class Bench:
 
     def _keep(self, name: Part, found: JsonObject) -> None:
         device = jax.devices()[0].device_kind
-        self.found[name] = {"part": name, "sizes": self._sizes, **found}
+        self.found[name] = {**found, "part": name, "sizes": self._sizes}
         ordered = [self.found[x] for x in ORDER if x in self.found]
         write_record(self._folder / RECORD, "accelerator", self.figures, ordered)
         write_text(self._folder / PAGE, page(device, self._sizes, ordered))
