@@ -170,11 +170,10 @@ class TokenLoop:
         one = q.reshape(*own.key.shape[:-2], shared, size)
         scores = jnp.einsum("...qk,...sk->...qs", one, own.key, preferred_element_type=WIDE)
         scores = jnp.where(seen.reshape(batch, *(1,) * (one.ndim - 2), -1), scores, MASKED)
-        weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        weights = weights.astype(q.dtype)
-        out = jnp.einsum("...qs,...sk->...qk", weights, own.value, preferred_element_type=WIDE)
-        return (out / total).astype(q.dtype).reshape(batch, 1, heads, shared, size)
+        # Divided before the product, so that scores are read once.
+        weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+        out = jnp.einsum("...qs,...sk->...qk", weights, own.value)
+        return out.reshape(batch, 1, heads, shared, size)
 
 
 def _behind_shared(
