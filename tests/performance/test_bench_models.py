@@ -7,6 +7,9 @@ from importlib import import_module
 
 import pytest
 
+from afmrl_jax.config import RunConfig
+from afmrl_jax.performance.benchmarks.padding import padding_by_stage
+
 
 @pytest.mark.parity
 def test_against_torch(tmp_path):
@@ -56,3 +59,12 @@ def test_the_accelerator_part_runs_on_any_device():
     assert {"r_images_per_second", "g_tokens_per_second", "g_share_of_bandwidth"} <= figures.keys()
     assert all(math.isfinite(value) for value in figures.values())
     assert [x["part"] for x in details] == ["r_step", "g_decode"]
+
+
+def test_padding_is_counted_for_every_stage_of_the_demo():
+    figures, details = padding_by_stage(RunConfig.demo(), 2)
+    shares = {x["stage"]: x["padding"] for x in details}
+    assert figures == {"padding_demo_max": max(shares.values())}
+    for stage in ("distill", "backbone", "infonce", "agcl-distilled"):
+        assert 0 < shares[stage] < 0.12, stage
+    assert {"rar", "annotate", "evaluate"} <= shares.keys()
