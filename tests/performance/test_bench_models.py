@@ -5,6 +5,9 @@ from importlib import import_module
 
 import pytest
 
+from afmrl_jax.config import RunConfig
+from afmrl_jax.performance.benchmarks.padding import padding_by_stage
+
 
 @pytest.mark.parity
 def test_against_torch(tmp_path):
@@ -36,3 +39,12 @@ def test_compilation():
     assert figures.keys() == {"compile_scan_speedup", "warm_start_speedup"}
     assert all(value > 0 for value in figures.values())
     assert {x["part"] for x in details} >= {"compile_unrolled", "compile_loop", "compile_warm"}
+
+
+def test_padding_is_counted_for_every_stage_of_the_demo():
+    figures, details = padding_by_stage(RunConfig.demo(), 2)
+    shares = {x["stage"]: x["padding"] for x in details}
+    assert figures == {"padding_demo_max": max(shares.values())}
+    for stage in ("distill", "backbone", "infonce", "agcl-distilled"):
+        assert 0 < shares[stage] < 0.12, stage
+    assert {"rar", "annotate", "evaluate"} <= shares.keys()

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Literal
 import jax
 import numpy as np
 
-from afmrl_jax.config import Execution
+from afmrl_jax.config import Execution, RunConfig
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.huggingface.folder import save_model
 from afmrl_jax.performance.benchmarks.compile_time import measure_compile
+from afmrl_jax.performance.benchmarks.padding import padding_by_stage
 from afmrl_jax.performance.benchmarks.workers import Worker, restrict
 from afmrl_jax.performance.benchmarks.workload import Size
 from afmrl_jax.performance.record import check_writable, is_record_of, ratios, spread, write_record
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from afmrl_jax.performance.benchmarks.jax_side import JaxSide
     from afmrl_jax.performance.benchmarks.torch_side import TorchSide
 
-Part = Literal["forward", "train", "decode", "compile"]
+Part = Literal["forward", "train", "decode", "compile", "padding"]
 FIGURES = {
     "forward": "forward_speedup_vs_torch",
     "train": "train_step_speedup_vs_torch",
@@ -42,11 +43,13 @@ AGREE = {"forward": 1e-4, "train": 1e-4}
 class Settings:
     """What is measured, and how often."""
 
-    parts: tuple[Part, ...] = ("forward", "train", "decode", "compile")
+    parts: tuple[Part, ...] = ("forward", "train", "decode", "compile", "padding")
     repeats: int = 9
     """Pairs of measurements against torch; the median of their ratios is reported."""
     compile_repeats: int = 3
     """Fresh processes of each kind for compile times."""
+    padding_batches: int = 48
+    """Batches of each stage of the demo whose padding is counted."""
     threads: int = 0
     """CPU cores of either side; 0 for all."""
     scan: bool = False
@@ -154,6 +157,9 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
     figures, details = compare(settings)
     if "compile" in settings.parts:
         found, detail = measure_compile(settings.layers, settings.compile_repeats)
+        figures, details = figures | found, [*details, *detail]
+    if "padding" in settings.parts:
+        found, detail = padding_by_stage(RunConfig.demo(), settings.padding_batches)
         figures, details = figures | found, [*details, *detail]
     write_record(out, "models", figures, details)
     return figures
