@@ -21,6 +21,7 @@ from afmrl_jax.config import (
     RarConfig,
     RunConfig,
 )
+from afmrl_jax.data.batching.row_packing import PackedRows
 from afmrl_jax.models.families import FAMILIES
 from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime.distributed import ClusterConfig
@@ -74,7 +75,8 @@ def record_batches(folder):
     path = folder / f"batches-{jax.process_index()}.jsonl"
 
     def recorded(batch, mesh):
-        tokens = np.asarray(batch.rows.tokens)
+        rows = batch.rows
+        tokens = np.asarray(rows.bins.tokens if isinstance(rows, PackedRows) else rows.tokens)
         with path.open("a") as file:
             file.write(json.dumps(hashlib.sha256(tokens.tobytes()).hexdigest()) + "\n")
         return plain(batch, mesh)
