@@ -186,6 +186,8 @@ class RunConfig(Settings):
         execution = Execution(dtype="bfloat16", remat="auto")
         return replace(
             demo,
+            # Pictures make rows alike in length, and on a GPU rows that share a bin need a mask.
+            packed=False,
             embedder=ModelSettings(trained="lora", execution=execution),
             generator=ModelSettings(trained="decoder", execution=execution),
             image=ImageConfig.qwen(),

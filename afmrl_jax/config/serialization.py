@@ -81,7 +81,7 @@ def from_dict(
     Raises:
         ConfigError: a setting is unknown, of another type or out of range.
     """
-    plain = migrated(value)
+    plain = _with_names(value, RENAMED)
     if stored and isinstance(plain, dict):
         plain = BEFORE | plain
     return checked(kind, plain, where, error=ConfigError, remedy=REMEDY)

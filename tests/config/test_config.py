@@ -1,5 +1,6 @@
 """Settings refuse nonsense and survive a round trip through JSON."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -79,6 +80,12 @@ def test_nonsense_is_refused_when_it_is_built(make):
 def test_a_run_config_survives_json(config):
     assert from_dict(RunConfig, to_dict(config)) == config
     assert fingerprint(config) == fingerprint(from_dict(RunConfig, to_dict(config)))
+
+
+def test_padded_rows_survive_json():
+    config = dataclasses.replace(RunConfig.demo(), packed=False)
+    assert from_dict(RunConfig, to_dict(config)) == config
+    assert from_dict(RunConfig, to_dict(config), stored=True) == config
 
 
 def test_a_model_config_survives_json():
