@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from afmrl_jax.config.run import RunConfig
-from afmrl_jax.config.serialization import REMEDY, from_dict, migrated, to_dict
+from afmrl_jax.config.serialization import REMEDY, from_dict, to_dict, with_present_names
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.runtime.json_files import parse_json, read_bytes
 
@@ -48,7 +48,7 @@ def read_config(path: Path, base: RunConfig) -> RunConfig:
     found = parse_json(raw, path, error=ConfigError, nan=True)
     if not isinstance(found, dict | None):
         raise ConfigError(f"{path}: the file must hold settings by name; {REMEDY}")
-    return from_dict(RunConfig, _merged(to_dict(base), migrated(found or {})), path)
+    return from_dict(RunConfig, _merged(to_dict(base), with_present_names(found or {})), path)
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -56,12 +56,17 @@ def _without_added(value: object) -> object:
     return [_without_added(x) for x in value] if isinstance(value, list) else value
 
 
+def with_present_names(value: T) -> T:
+    """JSON values of any version with the present names of settings."""
+    return cast(T, _with_names(value, RENAMED))
+
+
 def migrated(value: T) -> T:
     """JSON values of a run directory of any version, so that equal settings compare equal.
 
     Settings get their present names, and those in `ADDED` are dropped if they have the old value.
     """
-    return cast(T, _without_added(_with_names(value, RENAMED)))
+    return cast(T, _without_added(with_present_names(value)))
 
 
 def from_dict(
@@ -81,7 +86,7 @@ def from_dict(
     Raises:
         ConfigError: a setting is unknown, of another type or out of range.
     """
-    plain = _with_names(value, RENAMED)
+    plain = with_present_names(value)
     if stored and isinstance(plain, dict):
         plain = BEFORE | plain
     return checked(kind, plain, where, error=ConfigError, remedy=REMEDY)
