@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from afmrl_jax.config import Execution, LoraConfig, QwenVLConfig
 from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.data.sources.batches import ContrastiveBatch
+from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import generate
 from afmrl_jax.models.qwen_vl.presets import preset
@@ -57,7 +58,8 @@ class Load:
     @classmethod
     def tiny(cls, *, adapted: bool) -> Load:
         """For a rehearsal on a CPU, with adapters or without."""
-        size = Size.tiny()
+        # More tokens than a test of values needs: their time must stand out of the prompt's.
+        size = dataclasses.replace(Size.tiny(), new_tokens=48)
         config = dataclasses.replace(size.config, lora=size.lora) if adapted else size.config
         return cls(config, size, 4)
 
@@ -158,7 +160,11 @@ def _cache_bytes(load: Load) -> float:
 
 
 def decode(load: Load, bandwidth: float, repeats: int) -> tuple[dict[str, float], JsonObject]:
-    """The generator's decoding: tokens/s, and as a share of reading all weights once per token."""
+    """The generator's decoding: tokens/s, and as a share of reading all weights once per token.
+
+    Raises:
+        RunError: the prompt alone took as long as the prompt and all tokens.
+    """
     architecture = Architecture.of(load.config, load.execution)
     params, batch = random_params(architecture.shapes, jnp.bfloat16), load.batch
 
@@ -179,6 +185,8 @@ def decode(load: Load, bandwidth: float, repeats: int) -> tuple[dict[str, float]
     first = seconds_of_calls(lambda: write(params, batch, 1), repeats)
     # Without the prompt: seconds of each further token.
     seconds = float(np.median(whole) - np.median(first)) / (load.size.new_tokens - 1)
+    if seconds <= 0:
+        raise RunError("one token took as long as all: the machine is busy; measure again")
     # The vision tower is not read while decoding.
     read = sum(x.nbytes for n, x in params.items() if not n.startswith("visual_tower"))
     figures = {
