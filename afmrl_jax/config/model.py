@@ -156,6 +156,11 @@ class Execution(Settings):
     attention: Literal["auto", "dense", "fused"] = "auto"
     """Fused is cuDNN's flash attention (GPU, bfloat16); auto uses it where it works."""
 
+    @property
+    def recomputes(self) -> Remat:
+        """What `remat` means where no run has chosen for `auto`."""
+        return "full" if self.remat == "auto" else self.remat
+
     def scans(self, layers: int) -> bool:
         """Whether a stack of this many layers is a loop."""
         return layers >= 8 if self.scan is None else self.scan

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from afmrl_jax.config import LoraConfig, QwenVLConfig
 from afmrl_jax.models.qwen_vl.presets import preset
-from afmrl_jax.performance.flops import Passes, decoder_flops, head_flops
+from afmrl_jax.performance.flops import Passes
 
 VISUAL, TEXT, GROUP, NEW = 256, 64, 8, 80
 """Visual and text tokens of a row, lists of a prompt, tokens of a list."""
@@ -45,10 +45,7 @@ def rar_table(name: str = "qwen2_5vl_3b") -> str:
     """A step of reinforcement on adapters, 10^12 operations for each prompt, without the reward."""
     config = _adapted(name)
     prompt = Passes.over(config, [VISUAL * config.vision.merge_size**2], [VISUAL + TEXT])
-    lists = Passes(
-        decoder=GROUP * decoder_flops(config, [NEW], [VISUAL + TEXT]),
-        head=head_flops(config, GROUP * NEW),
-    )
+    lists = Passes.behind(config, [VISUAL + TEXT], GROUP, NEW)
     bare = dataclasses.replace(prompt + lists, adapters=0.0)
     seen = Passes(vision=prompt.vision)
     decoding = bare.forward - prompt.vision

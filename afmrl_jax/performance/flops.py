@@ -103,6 +103,18 @@ class Passes:
             head_flops(config, scored),
         )
 
+    @classmethod
+    def behind(cls, config: QwenVLConfig, lengths: Counts, group: int, new: float) -> Passes:
+        """A group of lists of `new` tokens behind each prompt of these lengths, without adapters.
+
+        A group shares its prompt, which is counted by `over`.
+        """
+        written = np.full(len(lengths), new)
+        return cls(
+            decoder=group * decoder_flops(config, written, lengths),
+            head=head_flops(config, int(len(lengths) * group * new)),
+        )
+
     def __add__(self, other: Passes) -> Passes:
         return Passes(*(a + b for a, b in zip(self.parts, other.parts, strict=True)))
 
@@ -127,6 +139,13 @@ class Passes:
         tower = 3 if trained == "all" else 1
         rest = 2 if trained == "lora" else 3
         return tower * self.vision + rest * (self.decoder + self.head) + 3 * self.adapters
+
+    def reinforcement(self, trained: Trained) -> float:
+        """A step of RAR, if this is one pass over prompts and lists: sampling, scoring with the
+        reference and the update. A frozen vision tower runs once for all three.
+        """
+        looks = 2 * self.vision if trained == "all" else 0.0
+        return 2 * (self.forward - self.vision) + looks + self.step(trained)
 
     def executed(self, trained: Trained, remat: Remat) -> float:
         """A training step with what `remat` computes twice: of hardware, not model, utilization."""

@@ -233,7 +233,7 @@ def activation_bytes(config: QwenVLConfig, execution: Execution, load: Load) -> 
             "full": numbers * width * size,
             "dots": numbers * (2 * width + products // load.model) * size,
             "none": whole,
-        }["full" if execution.remat == "auto" else execution.remat]
+        }[execution.recomputes]
         return (layers * kept, 2 * whole) if learns else (0, whole)
 
     gates = 2 if family(config.family).vision.gated else 1

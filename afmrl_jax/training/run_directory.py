@@ -112,7 +112,11 @@ class Run:
         hold(self.folder, True)
 
     def _keep_layout(self) -> None:
-        """Arrange batches as the run did when it began, whatever the default is by now."""
+        """Arrange batches as the run did when it began, whatever the default is by now.
+
+        Raises:
+            ConfigError: a setting in the run's config is broken.
+        """
         path = self.folder / "config.json"
         if path.is_file():
             found = read_checked(path, dict[str, Any], remedy=NO_CONFIG)
@@ -124,9 +128,7 @@ class Run:
         wanted = migrated(to_dict(self.config))
         found = wanted
         if path.is_file():
-            found = read_checked(path, dict[str, Any], remedy=NO_CONFIG)
-            from_dict(RunConfig, found, path)  # Names a setting that is broken.
-            found = migrated(found)
+            found = migrated(read_checked(path, dict[str, Any], remedy=NO_CONFIG))
         # Where a run is computed may change; what is computed may not.
         before, now = ({k: v for k, v in x.items() if k not in PLACEMENT} for x in (found, wanted))
         if before == now:

@@ -15,7 +15,7 @@ from afmrl_jax.data.batching.chunk_arrays import Chunks
 from afmrl_jax.data.batching.chunks import Chunker
 from afmrl_jax.data.batching.collate import Row, VLBatch
 from afmrl_jax.data.batching.images import erase_patches
-from afmrl_jax.data.batching.row_packing import PackedRows, RowPacker
+from afmrl_jax.data.batching.row_packing import PackedRows
 from afmrl_jax.data.sources.batches import ContrastiveBatch
 from afmrl_jax.data.sources.mined_negatives import MinedTables, fill_up
 from afmrl_jax.data.sources.row_builder import RowBuilder
@@ -104,15 +104,7 @@ class ContrastiveSource:
                 host=builder.host,
             )
         elif packed:
-            lengths = [[len(row.tokens) for row in rows] for rows in self._samples(PACKING_SAMPLES)]
-            self._collate = RowPacker.of(
-                lengths,
-                builder.tokenizer,
-                builder.image,
-                builder.text,
-                shares=shares,
-                host=builder.host,
-            )
+            self._collate = builder.packer(self._samples(PACKING_SAMPLES), shares)
 
     def _samples(self, most: int) -> list[list[Row]]:
         """Rows of the first batches."""

@@ -56,15 +56,7 @@ class DistillSource:
         self._of_product = np.split(order, np.cumsum(np.bincount(self._products))[:-1])
         self._packer: RowPacker | None = None
         if packed:
-            samples = [self._rows(step)[0] for step in range(SAMPLES)]
-            self._packer = RowPacker.of(
-                [[len(row.tokens) for row in rows] for rows in samples],
-                builder.tokenizer,
-                builder.image,
-                builder.text,
-                shares=shares,
-                host=builder.host,
-            )
+            self._packer = builder.packer((self._rows(n)[0] for n in range(SAMPLES)), shares)
 
     def __len__(self) -> int:
         return self._steps

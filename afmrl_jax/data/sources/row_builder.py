@@ -12,6 +12,7 @@ from afmrl_jax.data.batching import prompts
 from afmrl_jax.data.batching.collate import PatchStore, Row
 from afmrl_jax.data.batching.host_share import HostShare
 from afmrl_jax.data.batching.images import Patches
+from afmrl_jax.data.batching.row_packing import RowPacker
 from afmrl_jax.data.batching.tokenizer import Tokenizer
 from afmrl_jax.data.batching.vision_cache import CachedPictures
 from afmrl_jax.data.catalogue.records import Listing
@@ -73,6 +74,13 @@ class RowBuilder:
             self.image,
             title=self.listings[index].title if title is None else title,
             pictures=self.picture(index),
+        )
+
+    def packer(self, samples: Iterable[Sequence[Row]], shares: int) -> RowPacker:
+        """Packs the rows of batches like the samples, for `shares` devices; see `RowPacker.of`."""
+        lengths = [[len(row.tokens) for row in rows] for rows in samples]
+        return RowPacker.of(
+            lengths, self.tokenizer, self.image, self.text, shares=shares, host=self.host
         )
 
     def batch(

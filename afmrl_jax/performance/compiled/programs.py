@@ -312,12 +312,9 @@ def _reward(sizes: Sizes, mesh: Mesh) -> jax.stages.Lowered:
 def _exact(sizes: Sizes, mesh: Mesh) -> jax.stages.Lowered:
     count, gallery = sizes.exact
     rows = padded_rows(gallery, mesh.size)
-    best = (Struct((count, sizes.found), jnp.float32), Struct((count, sizes.found), jnp.int32))
-    queries, best, offset = _spread(
-        mesh, (Struct((count, DIM), jnp.float32), best, Struct((), jnp.int32))
-    )
+    queries, offset = _spread(mesh, (Struct((count, DIM), jnp.float32), Struct((), jnp.int32)))
     vectors, alive = _spread(
         mesh, (Struct((rows, DIM), jnp.bfloat16), Struct((rows,), jnp.bool_)), AXES
     )
     where = mesh if mesh.size > 1 else None
-    return search_part.lower(queries, vectors, alive, best, sizes.found, where, offset)
+    return search_part.lower(queries, vectors, alive, None, sizes.found, where, offset)

@@ -9,7 +9,7 @@ import numpy as np
 from afmrl_jax.config import QwenVLConfig
 from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.data.sources.batches import Batch, DistillBatch
-from afmrl_jax.performance.flops import Passes, decoder_flops, head_flops
+from afmrl_jax.performance.flops import Passes
 from afmrl_jax.performance.sweep.cell import Cell
 
 
@@ -71,19 +71,8 @@ def _writing(
 ) -> tuple[float, float]:
     """Useful and recomputed operations of sampling; for RAR also of scoring with the reference
     and of the update.
-
-    A group shares its prompt, and a frozen vision tower runs once for all three.
     """
-    group, new = cell.group_size, cell.max_new_tokens
-    lists = Passes(
-        decoder=group * decoder_flops(config, np.full(len(lengths), new), lengths),
-        head=head_flops(config, len(lengths) * group * new),
-    )
-    whole = prompts + lists
+    whole = prompts + Passes.behind(config, lengths, cell.group_size, cell.max_new_tokens)
     if cell.task == "generate":
         return whole.forward, 0.0
-    # Sampling and scoring with the reference, besides the update; a frozen tower's one pass is
-    # counted with the update.
-    looks = 2 * whole.vision if cell.trained == "all" else 0.0
-    beside = 2 * (whole.forward - whole.vision) + looks
-    return beside + whole.step(cell.trained), whole.recomputed(cell.trained, cell.remat)
+    return whole.reinforcement(cell.trained), whole.recomputed(cell.trained, cell.remat)

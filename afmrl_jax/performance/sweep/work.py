@@ -22,6 +22,7 @@ from afmrl_jax.config import (
     LoraConfig,
     RarConfig,
     TextBudget,
+    VisionConfig,
 )
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
 from afmrl_jax.data.attributes.text_format import format_attributes
@@ -66,6 +67,20 @@ def catalogue(name: str) -> tuple[list[Listing], list[str], BpeTokenizer]:
     listings = [x for x in load_catalogue(name).listings if x.attributes]
     texts = [format_attributes((x.attributes or {}).items()) for x in listings]
     return listings, texts, BpeTokenizer.train([x.title for x in listings] + texts, WORDS)
+
+
+def picture_budget(vision: VisionConfig, tokens: int) -> ImageConfig:
+    """Pictures of at most `tokens` visual tokens, in a single number of bins: a single program."""
+    side = vision.patch_size * vision.merge_size
+    return ImageConfig(
+        patch_size=vision.patch_size,
+        merge_size=vision.merge_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        # Small pictures are enlarged; how much of the budget they fill is counted, not assumed.
+        min_pixels=max(side**2, tokens * side**2 // 2),
+        max_pixels=tokens * side**2,
+        pack_shares=(1.0,),
+    )
 
 
 class Work:
@@ -250,17 +265,7 @@ class Work:
 
     def _rows(self) -> RowBuilder:
         cell, vision = self._cell, preset(self._cell.model).vision
-        side = vision.patch_size * vision.merge_size
-        image = ImageConfig(
-            patch_size=vision.patch_size,
-            merge_size=vision.merge_size,
-            temporal_patch_size=vision.temporal_patch_size,
-            # Small pictures are enlarged; how much of the budget they fill is counted, not assumed.
-            min_pixels=max(side**2, cell.visual_tokens * side**2 // 2),
-            max_pixels=cell.visual_tokens * side**2,
-            # A single number of bins, so a single program.
-            pack_shares=(1.0,),
-        )
+        image = picture_budget(vision, cell.visual_tokens)
         title = (cell.text_tokens - 6) // 2
         text = TextBudget(
             buckets=(cell.visual_tokens + cell.text_tokens,),

@@ -26,6 +26,7 @@ from afmrl_jax.parallel.param_paths import is_adapter
 from afmrl_jax.performance.benchmarks.jax_side import settings
 from afmrl_jax.performance.benchmarks.workload import Size, make_rows
 from afmrl_jax.performance.flops import Passes
+from afmrl_jax.performance.memory import cache_bytes
 from afmrl_jax.performance.record import spread
 from afmrl_jax.training.agcl import make_agcl_step
 from afmrl_jax.training.state import initial_state, make_optimizer
@@ -83,8 +84,8 @@ def seconds_of_calls(call: Callable[[], object], repeats: int) -> list[float]:
     return samples
 
 
-def peaks(side: int, repeats: int) -> tuple[float, float]:
-    """Measured peaks: bfloat16 FLOP/s of a product of two [side side], and bytes/s of reading."""
+def peaks(side: int, repeats: int) -> tuple[dict[str, float], JsonObject]:
+    """Measured peaks: a bfloat16 product of two [side side], and reading memory."""
     # Random, because constant data runs faster than any real one: fewer bits change.
     x = jax.random.normal(jax.random.key(0), (side, side), jnp.bfloat16)
     product = jax.jit(lambda x: x @ x)
@@ -92,7 +93,11 @@ def peaks(side: int, repeats: int) -> tuple[float, float]:
     big = jax.random.normal(jax.random.key(1), (16, side, side), jnp.bfloat16)
     total = jax.jit(lambda x: jnp.sum(x, dtype=jnp.float32))
     read = np.median(seconds_of_calls(lambda: total(big), repeats))
-    return 2 * side**3 / float(seconds), big.nbytes / float(read)
+    figures = {
+        "peak_tflops": 2 * side**3 / float(seconds) / 1e12,
+        "bandwidth_tb_per_second": big.nbytes / float(read) / 1e12,
+    }
+    return figures, {"side": side}
 
 
 def random_params(shapes: dict[str, jax.ShapeDtypeStruct], dtype: DTypeLike) -> Params:
@@ -134,7 +139,7 @@ def train_step(load: Load, peak: float, repeats: int) -> tuple[dict[str, float],
         return holder[0], metrics
 
     samples = seconds_of_calls(call, repeats)
-    visual, remat = load.size.side**2, load.execution.remat
+    visual = load.size.side**2
     patches = visual * load.config.vision.merge_size**2
     passes = Passes.over(load.config, [patches], [visual + load.size.text_tokens])
     rate = load.rows / float(np.median(samples))
@@ -142,21 +147,13 @@ def train_step(load: Load, peak: float, repeats: int) -> tuple[dict[str, float],
         "r_images_per_second": rate,
         "r_tflops": rate * passes.step("lora") / 1e12,
         "r_share_of_peak": rate * passes.step("lora") / peak,
-        "r_hfu": rate * passes.executed("lora", "full" if remat == "auto" else remat) / peak,
+        "r_hfu": rate * passes.executed("lora", load.execution.recomputes) / peak,
     }
     return figures, {
         "rows": load.rows,
         "seconds": spread(samples),
         **device_memory(),
     }
-
-
-def _cache_bytes(load: Load) -> float:
-    """Keys and values that a token reads on average: the prompts', and half of what is written."""
-    text, size = load.config.text, load.size
-    places = size.side**2 + size.text_tokens + size.new_tokens / 2
-    width = 2 * text.num_kv_heads * text.head_dim * jnp.dtype(load.execution.dtype).itemsize
-    return load.rows * places * text.num_layers * width
 
 
 def decode(load: Load, bandwidth: float, repeats: int) -> tuple[dict[str, float], JsonObject]:
@@ -189,16 +186,14 @@ def decode(load: Load, bandwidth: float, repeats: int) -> tuple[dict[str, float]
         raise RunError("one token took as long as all: the machine is busy; measure again")
     # The vision tower is not read while decoding.
     read = sum(x.nbytes for n, x in params.items() if not n.startswith("visual_tower"))
+    size, width = load.size, jnp.dtype(load.execution.dtype).itemsize
+    # A token reads the prompts', and on average half of what will be written.
+    prompt = size.side**2 + size.text_tokens
+    cache = cache_bytes(load.config, width, load.rows, prompt, 1, size.new_tokens // 2)
     figures = {
         "g_tokens_per_second": load.rows / seconds,
         "g_share_of_bandwidth": read / bandwidth / seconds,
-        "g_share_of_roofline": (read + _cache_bytes(load)) / bandwidth / seconds,
+        "g_share_of_roofline": (read + cache) / bandwidth / seconds,
     }
     detail = {"rows": load.rows, "seconds": spread(whole)}
     return figures, detail | {"prompt_seconds": spread(first), **device_memory()}
-
-
-def measured_peaks(side: int, repeats: int) -> tuple[dict[str, float], JsonObject]:
-    """The peaks as figures."""
-    peak, bandwidth = peaks(side, repeats)
-    return {"peak_tflops": peak / 1e12, "bandwidth_tb_per_second": bandwidth / 1e12}, {"side": side}

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from afmrl_jax.config import (
     Execution,
     ImageConfig,
     LoraConfig,
+    ModelSettings,
     OptimizerConfig,
     QwenVLConfig,
     RarConfig,
@@ -26,17 +26,16 @@ from afmrl_jax.data.sources.batches import PromptBatch
 from afmrl_jax.data.sources.prompts import PromptSource
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.models.architecture import Architecture, Params
+from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.objectives.rewards import find_reward
 from afmrl_jax.parallel.mesh import make_mesh
-from afmrl_jax.parallel.param_paths import is_adapter
-from afmrl_jax.parallel.sharding import place, place_batch
+from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.performance.benchmarks.accelerator.kernels import Measured, unit_vectors
 from afmrl_jax.performance.benchmarks.accelerator.models import device_memory, random_params
-from afmrl_jax.performance.flops import Passes, decoder_flops, head_flops
+from afmrl_jax.performance.flops import Passes
 from afmrl_jax.performance.record import spread
-from afmrl_jax.performance.sweep.work import catalogue
+from afmrl_jax.performance.sweep.work import catalogue, picture_budget
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.training.partition import Partition
@@ -127,7 +126,13 @@ class Reinforcement:
                 max(0, sizes.gallery - len(chosen)), embedder.text.hidden_dim, "float32", 7
             )
         )
-        self._trainee = _with_adapters(Architecture.of(generator, execution), sizes.dtype)
+        trained = Architecture.of(generator, execution)
+        self._trainee = Partition.of(
+            trained,
+            random_params(trained.shapes, sizes.dtype),
+            ModelSettings(trained="lora", frozen_dtype=sizes.dtype),
+            self._mesh,
+        )
         self._step = self._make_step(folder)
         self._source = PromptSource(
             self._builder,
@@ -140,7 +145,7 @@ class Reinforcement:
 
     def _make_step(self, folder: Path) -> RarStep:
         trainee, settings = self._trainee, self.settings
-        reference = trainee.whole(jax.tree.map(jnp.copy, trainee.trainable))
+        reference = trainee.whole(trainee.architecture.as_computed(trainee.trainable))
         optimizer = make_optimizer(settings.optimizer, settings.steps)
         self._state = initial_state(trainee.trainable, optimizer)
         log = SampleLog(folder, 1000, self._builder)
@@ -176,46 +181,22 @@ class Reinforcement:
         sizes, lengths = self._sizes, np.asarray(batch.rows.token_mask).sum(1)
         patches = np.full(len(lengths), sizes.visual * sizes.generator.vision.merge_size**2)
         config = self._trainee.architecture.config
-        tokens = np.full(len(lengths), written)
-        lists = Passes(
-            decoder=sizes.group_size * decoder_flops(config, tokens, lengths),
-            head=head_flops(config, int(len(lengths) * sizes.group_size * written)),
-        )
-        whole = Passes.over(config, patches, lengths) + lists
-        # Sampling, scoring with the reference, and the update; the tower runs once for all.
-        own = 2 * (whole.forward - whole.vision) + whole.step("lora")
-        tails = sizes.group_size * decoder_flops(sizes.embedder, tokens, lengths)
+        lists = Passes.behind(config, lengths, sizes.group_size, written)
+        own = (Passes.over(config, patches, lengths) + lists).reinforcement("lora")
+        tails = Passes.behind(sizes.embedder, lengths, sizes.group_size, written).decoder
         reward = Passes.over(sizes.embedder, patches, lengths).forward + tails
         vectors = len(lengths) * sizes.group_size * sizes.gallery
         return own + reward + 2.0 * vectors * sizes.embedder.text.hidden_dim
 
 
 def _budgets(sizes: RarSizes) -> tuple[ImageConfig, TextBudget]:
-    vision = sizes.generator.vision
-    side = vision.patch_size * vision.merge_size
-    image = ImageConfig(
-        patch_size=vision.patch_size,
-        merge_size=vision.merge_size,
-        temporal_patch_size=vision.temporal_patch_size,
-        min_pixels=max(side**2, sizes.visual * side**2 // 2),
-        max_pixels=sizes.visual * side**2,
-        pack_shares=(1.0,),
-    )
     prompt = sizes.visual + sizes.title + 6
     text = TextBudget(
         buckets=(prompt, prompt + sizes.new_tokens + 2),
         max_title_tokens=sizes.title,
         max_attribute_tokens=sizes.new_tokens,
     )
-    return image, text
-
-
-def _with_adapters(architecture: Architecture, dtype: str) -> Partition:
-    mesh = make_mesh(1, 1)
-    shapes = architecture.shapes
-    own: Params = random_params({n: x for n, x in shapes.items() if is_adapter(n)}, "float32")
-    rest = random_params({n: x for n, x in shapes.items() if not is_adapter(n)}, dtype)
-    return Partition(architecture, place(own, mesh), place(rest, mesh))
+    return picture_budget(sizes.generator.vision, sizes.visual), text
 
 
 def reinforcement(sizes: RarSizes, peak: float, repeats: int) -> Measured:
