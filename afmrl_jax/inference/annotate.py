@@ -73,6 +73,7 @@ def annotate_catalogue(
             everything,
             out,
             mesh=run.mesh,
+            packed=run.config.packed,
             label="annotate",
             known=known,
             key=key,

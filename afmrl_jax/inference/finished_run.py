@@ -73,7 +73,8 @@ class FinishedRun:
     def encoder(self, system: System) -> Encoder:
         """The embedder of a system."""
         size = self.config.evaluation.batch_size
-        return Encoder.on(self.mesh, *self.model(system.embedder), size)
+        model = self.model(system.embedder)
+        return Encoder.on(self.mesh, *model, size, packed=self.config.packed)
 
     def rows(self, catalogue: Catalogue) -> RowBuilder:
         """Model rows of a catalogue's listings."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from afmrl_jax.data.attributes.token_grammar import Grammar
-from afmrl_jax.data.batching.collate import VLBatch
+from afmrl_jax.data.batching.row_packing import Prompts
 from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models import constrained as following
 from afmrl_jax.models.qwen_vl.attention import MASKED
@@ -56,7 +56,7 @@ class _Carry(NamedTuple):
 
 def generate(
     model: QwenVL,
-    prompt: VLBatch,
+    prompt: Prompts,
     *,
     group_size: int,
     max_new_tokens: int,
@@ -77,7 +77,7 @@ def generate(
 
     Args:
         model: the generator.
-        prompt: a `VLBatch` padded on either side, b rows; encoded once per row.
+        prompt: b prompts, each encoded once for its group.
         group_size: g, samples per prompt.
         max_new_tokens: n, the budget, end token included.
         temperature: 0 takes the likeliest token.
@@ -90,12 +90,15 @@ def generate(
         visual: features [n s d] where the vision tower has already run.
         grammar: only tokens that keep to it, and to the budget, are chosen; see `Grammar.check`.
     """
-    last, prefix, start = prefill(model, prompt, visual)
+    prefix = prefill(model, prompt, visual)
+    last = prefix.last
     rows, group, budget = last.shape[0], group_size, max_new_tokens
     keys = sample_keys(
         key, jnp.arange(rows, dtype=jnp.int32) if row_ids is None else row_ids, group
     )
-    loop = TokenLoop(model.model, prefix, prompt.token_mask, start, group=group, budget=budget)
+    loop = TokenLoop(
+        model.model, prefix.stored, prefix.mask, prefix.start, group=group, budget=budget
+    )
     head = _head(model, last.dtype, rows * group)
     table = model.model.table(last.dtype)
 
@@ -156,7 +159,7 @@ def _head(model: QwenVL, dtype: DTypeLike, rows: int) -> Affine | TurnedAffine:
 
 def completion_logprobs(
     model: QwenVL,
-    prompt: VLBatch,
+    prompt: Prompts,
     tokens: Int[AnyArray, "b g n"],
     mask: Bool[AnyArray, "b g n"],
     *,
@@ -170,7 +173,7 @@ def completion_logprobs(
 
     Args:
         model: the generator.
-        prompt: a `VLBatch`, b rows.
+        prompt: b prompts.
         tokens: int32 [b g n].
         mask: bool [b g n]; values are 0 where it is False.
         temperature: of the distribution that is scored; 0 counts as 1.

@@ -2,35 +2,93 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 
 from afmrl_jax.data.batching.collate import VLBatch
+from afmrl_jax.data.batching.row_packing import PackedPrompts, Prompts
 from afmrl_jax.data.batching.visual_features import VisualFeatures
-from afmrl_jax.models.embedder import last_token, unit
+from afmrl_jax.models.embedder import ends, unit
 from afmrl_jax.models.qwen_vl.decoder import KeyValue
 from afmrl_jax.models.qwen_vl.model import QwenVL
+from afmrl_jax.models.qwen_vl.windows import reordered
 from afmrl_jax.types import AnyArray, Array, Bool, Float, Int
 
 
-def prefill(
-    model: QwenVL, prompt: VLBatch, visual: VisualFeatures | None = None
-) -> tuple[Float[Array, "b d"], KeyValue, Int[Array, " b"]]:
-    """Last hidden state of the prompts, their keys and values, and the next position.
+class Prefix(NamedTuple):
+    """Prompts as what continues them reads them."""
+
+    last: Float[Array, "b d"]
+    """Hidden states of their last tokens."""
+    stored: KeyValue
+    """Keys and values of all layers, [l b n s k]."""
+    mask: Bool[AnyArray, "b s"]
+    """False at padding."""
+    start: Int[Array, " b"]
+    """The position behind each."""
+
+
+def prefill(model: QwenVL, prompt: Prompts, visual: VisualFeatures | None = None) -> Prefix:
+    """Prompts read once, each a row of its own or several to a bin.
 
     Args:
         model: generator or embedder.
-        prompt: a `VLBatch` padded on either side, b rows.
+        prompt: b of them; a `VLBatch` may be padded on either side.
         visual: features [n s d] where the vision tower has already run.
     """
+    if isinstance(prompt, PackedPrompts):
+        return _out_of_bins(model, prompt, visual)
     embedded = model.inputs(prompt, visual)
-    hidden, prefix = model.model.prefill(embedded, prompt.positions, prompt.token_mask)
-    highest = jnp.max(jnp.where(prompt.token_mask[:, None], prompt.positions, -1), axis=(1, 2))
-    return last_token(hidden, prompt.token_mask), prefix, (highest + 1).astype(jnp.int32)
+    mask, positions = prompt.token_mask, jnp.asarray(prompt.positions)
+    last = ends(mask)[:, None]
+    hidden, stored = model.model.prefill(embedded, positions, mask, at=last)
+    return Prefix(hidden[:, 0], stored, mask, _behind(positions, mask))
+
+
+def _out_of_bins(model: QwenVL, prompt: PackedPrompts, visual: VisualFeatures | None) -> Prefix:
+    packed, bins = prompt.packed, prompt.packed.bins
+    visual = model.visual_of(bins) if visual is None else visual
+    embedded = model.embed(bins.tokens, visual, packed.visual_number)
+
+    def by_prompt(own: KeyValue) -> KeyValue:
+        return KeyValue(*(_taken(x.swapaxes(1, 2), prompt).swapaxes(1, 2) for x in own))
+
+    hidden, stored = model.model.prefill(
+        embedded, bins.positions, bins.token_mask, packed.segment, packed.last[:, None], by_prompt
+    )
+    return Prefix(hidden[:, 0], stored, prompt.mask, _behind(_positions(prompt), prompt.mask))
+
+
+def _behind(positions: Int[Array, "b 3 s"], mask: Bool[AnyArray, "b s"]) -> Int[Array, " b"]:
+    highest = jnp.max(jnp.where(mask[:, None], positions, -1), axis=(1, 2))
+    return (highest + 1).astype(jnp.int32)
+
+
+def _taken(x: jax.Array, prompt: PackedPrompts) -> jax.Array:
+    """[n t ...] of bins as [b s ...] of prompts, zero behind their ends."""
+    order, back = (jnp.asarray(y).reshape(1, -1) for y in (prompt.places, prompt.back))
+    found = reordered(x.reshape(1, -1, *x.shape[2:]), order, back)
+    return found.reshape(*prompt.places.shape, *x.shape[2:])
+
+
+def _positions(prompt: PackedPrompts) -> Int[Array, "b 3 s"]:
+    return _taken(jnp.asarray(prompt.packed.bins.positions).swapaxes(1, 2), prompt).swapaxes(1, 2)
+
+
+def unpacked(prompts: Prompts) -> VLBatch:
+    """The prompts one to a row, so that they can be divided by rows."""
+    if not isinstance(prompts, PackedPrompts):
+        return prompts
+    bins = prompts.packed.bins
+    tokens = _taken(jnp.asarray(bins.tokens), prompts)
+    return bins._replace(tokens=tokens, token_mask=prompts.mask, positions=_positions(prompts))
 
 
 def continuation(
     model: QwenVL,
-    prompt: VLBatch,
+    prompt: Prompts,
     tokens: Int[AnyArray, "b g n"],
     mask: Bool[AnyArray, "b g n"],
     visual: VisualFeatures | None = None,
@@ -39,23 +97,22 @@ def continuation(
 
     Args:
         model: generator or embedder.
-        prompt: a `VLBatch`, b rows, each encoded once.
+        prompt: b prompts, each encoded once.
         tokens: int32 [b g n].
         mask: bool [b g n]; padding after a continuation is False.
         visual: features [n s d] where the vision tower has already run.
     """
-    last, prefix, start = prefill(model, prompt, visual)
-    length = tokens.shape[2]
+    prefix, length = prefill(model, prompt, visual), tokens.shape[2]
     causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
     own_mask = causal & mask[:, :, None]
     embedded = model.model.embed(tokens)
-    hidden = model.model.continue_from(embedded, start, prefix, prompt.token_mask, own_mask)
-    return last, hidden
+    hidden = model.model.continue_from(embedded, prefix.start, prefix.stored, prefix.mask, own_mask)
+    return prefix.last, hidden
 
 
 def embed_continuations(
     model: QwenVL,
-    prompt: VLBatch,
+    prompt: Prompts,
     tokens: Int[AnyArray, "b g n"],
     mask: Bool[AnyArray, "b g n"],
     visual: VisualFeatures | None = None,

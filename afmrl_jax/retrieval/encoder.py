@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -10,18 +10,21 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from afmrl_jax.data.batching.collate import Row, VLBatch, bucket_length
+from afmrl_jax.data.batching.collate import Row, VLBatch
+from afmrl_jax.data.batching.row_packing import PackedRows
 from afmrl_jax.data.batching.shapes import ShapeCounter
+from afmrl_jax.data.sources.embedder_batches import packed_batches, sorted_batches
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture, Params, identity
 from afmrl_jax.models.embedder import embed_batch
+from afmrl_jax.parallel.layout import AXES
 from afmrl_jax.parallel.sharding import place, place_batch
 from afmrl_jax.runtime.distributed import to_host
 from afmrl_jax.runtime.progress import Progress, log_info
 
 
 @partial(jax.jit, static_argnames="architecture")
-def _embed(architecture: Architecture, params: Params, batch: VLBatch) -> jax.Array:
+def _embed(architecture: Architecture, params: Params, batch: VLBatch | PackedRows) -> jax.Array:
     return embed_batch(architecture.bind(params), batch)
 
 
@@ -34,13 +37,22 @@ class Encoder:
     batch_size: int = 128
     mesh: Mesh | None = None
     """Devices for the batches; None leaves placement to JAX."""
+    packed: bool = False
+    """Whether rows of more than a batch share bins; otherwise those of like length share one, and
+    each is padded to a bucket. The vectors are the same but for rounding."""
 
     @classmethod
     def on(
-        cls, mesh: Mesh, architecture: Architecture, params: Params, batch_size: int = 128
+        cls,
+        mesh: Mesh,
+        architecture: Architecture,
+        params: Params,
+        batch_size: int = 128,
+        *,
+        packed: bool = False,
     ) -> Encoder:
         """An encoder with its weights on `mesh` and its batches split over it."""
-        return cls(architecture, place(params, mesh), batch_size, mesh)
+        return cls(architecture, place(params, mesh), batch_size, mesh, packed)
 
     @cached_property
     def identity(self) -> str:
@@ -77,33 +89,40 @@ class Encoder:
             )
             for i in indices
         ]
-        return self.embed_rows(builder, rows, label=label)
+        if not self.packed or len(rows) <= self.batch_size:
+            return self.embed_rows(builder, rows, label=label)
+        shares = 1 if self.mesh is None else self.mesh.shape[AXES[0]]
+        batches = packed_batches(builder, rows, self.batch_size, shares)
+        return self._embedded(batches, len(rows), label)
 
     def embed_rows(
         self, builder: RowBuilder, rows: Sequence[Row], *, label: str | None = None
     ) -> np.ndarray:
-        """Unit vectors of rows, float32 [n, d], in their order."""
-        out = np.zeros((len(rows), self.architecture.config.text.hidden_dim), np.float32)
-        # Rows of similar length share a batch, so that short ones use a short bucket.
-        order = np.argsort([len(row.tokens) for row in rows], kind="stable")
-        shapes = ShapeCounter()
-        with Progress(label, len(rows)) as progress:
-            for begin in range(0, len(order), self.batch_size):
-                chosen = order[begin : begin + self.batch_size]
-                batch_rows = [rows[int(i)] for i in chosen]
-                length = bucket_length(len(batch_rows[-1].tokens), builder.text)
-                padding = [batch_rows[-1]] * (self.batch_size - len(batch_rows))
-                # Rows without pictures need no vision tower.
-                pictures = any(row.pictures for row in batch_rows)
-                batch = builder.batch(batch_rows + padding, length, with_patches=pictures)
+        """Unit vectors of rows, float32 [n, d], in their order.
+
+        Rows never share bins here, whose shapes depend on all rows: for calls with ever new ones.
+        """
+        return self._embedded(sorted_batches(builder, rows, self.batch_size), len(rows), label)
+
+    def _embedded(
+        self,
+        batches: Iterable[tuple[VLBatch | PackedRows, np.ndarray]],
+        count: int,
+        label: str | None,
+    ) -> np.ndarray:
+        out = np.zeros((count, self.architecture.config.text.hidden_dim), np.float32)
+        shapes, done = ShapeCounter(), 0
+        with Progress(label, count) as progress:
+            for batch, chosen in batches:
                 shapes.add(batch)
                 out[chosen] = to_host(self.vectors(batch))[: len(chosen)]
-                progress.update(begin + len(chosen))
+                done += len(chosen)
+                progress.update(done)
         if label is not None and shapes:
             log_info(f"{label}: {shapes}")
         return out
 
-    def vectors(self, batch: VLBatch) -> jax.Array:
+    def vectors(self, batch: VLBatch | PackedRows) -> jax.Array:
         """Unit vectors of a batch's rows, [b d]."""
         if self.mesh is None:
             return _embed(self.architecture, self.params, batch)

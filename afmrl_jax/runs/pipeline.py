@@ -137,7 +137,8 @@ class Pipeline:
         return self._rows(self.catalogue.subset(*splits))
 
     def _encoder(self, stage: str) -> Encoder:
-        return Encoder.on(self.mesh, *self.models.load(stage), self.config.evaluation.batch_size)
+        size, model = self.config.evaluation.batch_size, self.models.load(stage)
+        return Encoder.on(self.mesh, *model, size, packed=self.config.packed)
 
     def _where(self, *splits: str) -> np.ndarray:
         return self.catalogue.indices(*splits)
@@ -259,7 +260,8 @@ class Pipeline:
 
         def work(folder: Path) -> None:
             model, out = self.models.load(generator), folder / TEXTS
-            annotate(*model, self.builder, indices, out, mesh=self.mesh, label=name)
+            packed = self.config.packed
+            annotate(*model, self.builder, indices, out, mesh=self.mesh, packed=packed, label=name)
 
         self.run.stage(name, inputs, [TEXTS], work)
 
@@ -292,6 +294,7 @@ class Pipeline:
                 config.rar,
                 config.seed,
                 vocab_size=architecture.config.text.vocab_size,
+                packed=config.packed,
             )
             trainee = Partition.of(architecture, params, config.generator, self.mesh)
             params = train_rar(config, folder, trainee, environment)

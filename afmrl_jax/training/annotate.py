@@ -15,10 +15,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from afmrl_jax.data.attributes.text_format import is_malformed, salvage_attributes
-from afmrl_jax.data.batching.collate import VLBatch, bucket_length
+from afmrl_jax.data.batching.row_packing import Prompts
+from afmrl_jax.data.sources.prompts import PromptCollator
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture, Params, identity
 from afmrl_jax.models.generation import Generation, generate
+from afmrl_jax.parallel.layout import AXES
 from afmrl_jax.parallel.sharding import place, place_batch
 from afmrl_jax.runtime.distributed import barrier, to_host
 from afmrl_jax.runtime.files import disk_full, is_disk_full, is_writer
@@ -29,6 +31,8 @@ from afmrl_jax.runtime.preemption import heed
 from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.types import JsonObject
 
+BATCH = 128
+"""Listings at a time."""
 KEEP_EVERY = 600.0
 """Seconds after which what was written goes home, where the run has one elsewhere."""
 
@@ -37,7 +41,7 @@ KEEP_EVERY = 600.0
 def greedy(
     architecture: Architecture,
     params: Params,
-    prompts: VLBatch,
+    prompts: Prompts,
     max_new_tokens: int,
     eos_id: int,
     pad_id: int,
@@ -81,23 +85,31 @@ def write_attributes(
     indices: Sequence[int],
     *,
     mesh: Mesh,
-    batch_size: int = 128,
+    batch_size: int = BATCH,
+    packed: bool = False,
 ) -> Iterator[list[tuple[int, str, bool]]]:
-    """Batches of (listing, text, whether it is malformed), in the order of `indices`."""
+    """Batches of (listing, text, whether it is malformed), in the order of `indices`.
+
+    With `packed` prompts share bins, where no mesh divides a batch.
+    """
     if not indices:
         return
-    length = bucket_length(max(len(builder.prompt(i).tokens) for i in indices), builder.text)
+    lengths = [len(builder.prompt(i).tokens) for i in indices]
+    collate = PromptCollator.of(
+        builder, lengths, batch_size, packed=packed and mesh.shape[AXES[0]] == 1
+    )
     tokenizer = builder.tokenizer
     params = place(params, mesh)
     for begin in range(0, len(indices), batch_size):
         chosen = indices[begin : begin + batch_size]
         rows = [builder.prompt(i) for i in chosen]
-        rows += [rows[-1]] * (batch_size - len(rows))
+        short = min(rows, key=lambda row: len(row.tokens))
+        rows += [short] * (batch_size - len(rows))
         with jax.set_mesh(mesh):
             generation = greedy(
                 architecture,
                 params,
-                place_batch(builder.batch(rows, length), mesh),
+                place_batch(collate(rows), mesh),
                 builder.text.max_attribute_tokens,
                 tokenizer.eos_id,
                 tokenizer.pad_id,
@@ -115,7 +127,8 @@ def annotate(
     out: Path,
     *,
     mesh: Mesh,
-    batch_size: int = 128,
+    batch_size: int = BATCH,
+    packed: bool = False,
     label: str = "annotate",
     known: Mapping[str, str] | None = None,
     key: str = "",
@@ -133,6 +146,7 @@ def annotate(
         out: the file.
         mesh: devices that share a batch.
         batch_size: listings at a time.
+        packed: whether prompts may share bins; see `RunConfig.packed`.
         label: name of the progress bar.
         known: attributes by listing id that are taken over and not written anew.
         key: what a killed call must share with the one that goes on, besides the generator.
@@ -155,7 +169,7 @@ def annotate(
     barrier(f"{label} starts")
     rest = [int(i) for i in indices if builder.listings[int(i)].listing_id not in done]
     batches = write_attributes(
-        architecture, params, builder, rest, mesh=mesh, batch_size=batch_size
+        architecture, params, builder, rest, mesh=mesh, batch_size=batch_size, packed=packed
     )
     written, kept_at = 0, time.monotonic()
     try:

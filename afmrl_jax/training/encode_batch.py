@@ -14,10 +14,10 @@ from afmrl_jax.data.batching.row_packing import PackedRows
 from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.data.sources.batches import ContrastiveBatch
 from afmrl_jax.models.architecture import Architecture, Params
-from afmrl_jax.models.embedder import hidden_at, hidden_in_bins, last_token, unit
+from afmrl_jax.models.embedder import ends, over_all, unit
 from afmrl_jax.parallel.layout import rows_over_data
 from afmrl_jax.parallel.param_paths import TOWER
-from afmrl_jax.types import PyTree
+from afmrl_jax.types import AnyArray, Array, Int, PyTree
 
 
 def encode_batch(
@@ -56,15 +56,21 @@ def encode_batch(
         return _chunked(architecture, frozen, params, rows, prefix=prefix)
     model = architecture.bind({**frozen, **params})
     if isinstance(rows, PackedRows):
-        hidden = model.packed(rows)
-        last = unit(hidden_in_bins(hidden, rows.last))
-        return last, unit(hidden_in_bins(hidden, rows.bare_last)) if prefix else None
-    hidden = model(rows)
-    vectors = unit(last_token(hidden, rows.token_mask))
-    if not prefix:
-        return vectors, None
-    assert batch.prompt_last is not None
-    return vectors, unit(hidden_at(hidden, batch.prompt_last))
+        places = _places(rows.last, rows.bare_last) if prefix else rows.last[:, None]
+        vectors = unit(model.packed(rows, at=places))
+    else:
+        length, last = rows.tokens.shape[1], ends(rows.token_mask)
+        places = last[:, None]
+        if prefix:
+            assert batch.prompt_last is not None
+            places = _places(last, over_all(batch.prompt_last, length))
+        vectors = unit(model(rows, at=places))
+    return vectors[:, 0], vectors[:, 1] if prefix else None
+
+
+def _places(last: Int[AnyArray, " b"], bare: Int[AnyArray, " b"]) -> Int[Array, "b 2"]:
+    """Of the last tokens of rows and of those before the attributes, [b 2]."""
+    return jnp.stack([last, bare], axis=1)
 
 
 def _chunked(
@@ -82,9 +88,10 @@ def _chunked(
         model = architecture.bind({**fixed.params, **learning.params})
         shares = chunk.tokens.shape[0]
         embedded = model.embed(flat.tokens, visual, flat.visual_start, shares=shares)
-        hidden = model.model(embedded, flat.positions, flat.token_mask)
-        last = unit(last_token(hidden, flat.token_mask))
-        return last, unit(hidden_at(hidden, flat.bare_last)) if prefix else None
+        last, length = ends(flat.token_mask), flat.tokens.shape[1]
+        places = _places(last, over_all(flat.bare_last, length)) if prefix else last[:, None]
+        vectors = unit(model.model(embedded, flat.positions, flat.token_mask, at=places))
+        return vectors[:, 0], vectors[:, 1] if prefix else None
 
     own = tower_learns(params) and rows.visual is None
     learning = _Weights(params, visual if own else None)

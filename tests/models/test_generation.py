@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from scipy.stats import chisquare
 
 from afmrl_jax.data.attributes.text_format import parse_attributes
 from afmrl_jax.data.attributes.token_grammar import attribute_grammar
+from afmrl_jax.data.batching.row_packing import RowPacker
 from afmrl_jax.models.generation import completion_logprobs, generate
+from afmrl_jax.models.shared_prefix import unpacked
 
 
 @pytest.fixture
@@ -169,3 +172,53 @@ def test_sampling_follows_the_models_probabilities(model, prompts, builder, toke
     counts = np.bincount(np.asarray(found.tokens).ravel(), minlength=len(expected)) / 4000
     error = np.sqrt(np.asarray(expected) * (1 - np.asarray(expected)) / 4000)
     assert (np.abs(counts - np.asarray(expected)) <= 5 * error + 1e-3).all()
+
+
+@pytest.fixture
+def packed(prompts, builder):
+    """The same prompts in bins, among others."""
+    prompt, rows = prompts
+    lengths = [[len(row.tokens) for row in rows]]
+    packer = RowPacker.of(lengths, builder.tokenizer, builder.image, builder.text)
+    found = packer.prompts(rows, prompt.tokens.shape[1])
+    assert found.packed.segment.max() > 1
+    return jax.tree.map(jnp.asarray, found)
+
+
+@pytest.mark.parametrize("group", [1, 4])
+def test_prompts_that_share_bins_are_continued_as_if_alone(
+    model, prompts, packed, tokenizer, group
+):
+    options = {"group_size": group, "temperature": 0.8, "max_new_tokens": 8}
+    alone, found = (run(model, x, tokenizer, **options) for x in (prompts[0], packed))
+    np.testing.assert_array_equal(found.tokens, alone.tokens)
+    np.testing.assert_allclose(found.logprobs, alone.logprobs, atol=2e-5)
+
+
+def test_given_text_behind_packed_prompts_has_the_same_gradient(model, prompts, packed, tokenizer):
+    given = run(model, prompts[0], tokenizer, group_size=2, temperature=1.0)
+    graphdef, params = nnx.split(model)
+
+    def likelihood(params, prompt):
+        whole = nnx.merge(graphdef, params)
+        logprobs, entropy = completion_logprobs(whole, prompt, given.tokens, given.mask)
+        return logprobs.sum() + entropy.sum(), (logprobs, entropy)
+
+    gradient = jax.jit(jax.grad(likelihood, has_aux=True))
+    (alone, values), (together, found) = (gradient(params, x) for x in (prompts[0], packed))
+    for one, other in zip(found, values, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+    for one, other in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * max(1.0, float(jnp.abs(other).max())))
+
+
+def test_packed_prompts_come_out_of_their_bins_as_they_went_in(prompts, packed):
+    alone, found = prompts[0], unpacked(packed)
+    np.testing.assert_array_equal(found.token_mask, alone.token_mask)
+    for name in ("tokens", "positions"):
+        one, other = getattr(found, name), getattr(alone, name)
+        seen = np.broadcast_to(
+            alone.token_mask[:, None] if one.ndim == 3 else alone.token_mask, one.shape
+        )
+        np.testing.assert_array_equal(np.asarray(one)[seen], np.asarray(other)[seen])
+    np.testing.assert_array_equal(found.visual_start, alone.visual_start)

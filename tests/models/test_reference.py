@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from afmrl_jax.config import Execution
-from afmrl_jax.models.embedder import last_token, unit
+from afmrl_jax.models.embedder import ends, hidden_in_bins, unit
 from afmrl_jax.models.generation import generate
 from afmrl_jax.models.huggingface.folder import load_model, read_architecture
 from afmrl_jax.models.huggingface.names import hub_tensors
@@ -57,7 +57,7 @@ def our_outputs(architecture, params, batch, rows):
         embedded = model.inputs(batch, merged)
         layers = model.model.layer_outputs(embedded, batch.positions, batch.token_mask)
         hidden = model.model(embedded, batch.positions, batch.token_mask)
-        vectors = unit(last_token(hidden, batch.token_mask))
+        vectors = unit(hidden_in_bins(hidden, ends(batch.token_mask)))
         greedy = generate(
             model,
             batch,

@@ -89,3 +89,18 @@ def test_a_counter_says_what_it_has_seen(builder):
     assert str(shapes) == "1 shape compiled (rows x tokens / patch bins): 4x24/1"
     shapes.add(builder.batch([builder.embedder(0, None, picture=False)], 48, with_patches=False))
     assert str(shapes).endswith("2 shapes compiled (rows x tokens / patch bins): 1x48/0, 4x24/1")
+
+
+@pytest.mark.parametrize("picture", [True, False])
+def test_rows_that_share_bins_have_the_vectors_that_they_have_alone(
+    builder, architecture, capsys, picture
+):
+    params = architecture.init(0)
+    alone, packed = (Encoder(architecture, params, 24, packed=x) for x in (False, True))
+    expected = alone.embed(builder, np.arange(COUNT), picture=picture)
+    found = packed.embed(builder, np.arange(COUNT), picture=picture, label="gallery")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "compiled" in x]
+    assert int(line.split()[1]) <= (6 if picture else 2)
+    few = packed.embed(builder, np.arange(5), picture=picture)
+    np.testing.assert_allclose(few, expected[:5], atol=1e-5)

@@ -15,7 +15,7 @@ from afmrl_jax.data.batching.host_share import HostShare
 from afmrl_jax.data.batching.packing import best_fit_decreasing
 from afmrl_jax.data.batching.tokenizer import Tokenizer
 from afmrl_jax.errors import CatalogueError
-from afmrl_jax.types import AnyArray, Int
+from afmrl_jax.types import AnyArray, Bool, Int
 
 LENGTHS = (1.0, 1.25, 1.5, 2.0)
 """Candidate lengths of a bin, in multiples of the longest possible row."""
@@ -42,6 +42,37 @@ class PackedRows(NamedTuple):
     """Where each row ends, counted over the n * t places."""
     bare_last: Int[AnyArray, " b"]
     """The same of `Row.bare_last`."""
+
+
+class PackedPrompts(NamedTuple):
+    """b prompts in bins, and where each lies there: what continues them reads rows of their own."""
+
+    packed: PackedRows
+    places: Int[AnyArray, "b s"]
+    """The place of each token of a prompt, counted over the n * t places of all bins; n * t behind
+    its end."""
+    back: Int[AnyArray, "n t"]
+    """The inverse, counted over b * s; b * s for padding."""
+    mask: Bool[AnyArray, "b s"]
+    """False behind the end of a prompt."""
+
+
+Prompts = VLBatch | PackedPrompts
+"""Prompts one to a row, or several to a bin."""
+
+
+def pictured(prompts: Prompts) -> VLBatch:
+    """What of the prompts holds their pictures, or visual features."""
+    return prompts.packed.bins if isinstance(prompts, PackedPrompts) else prompts
+
+
+def with_pictures(prompts: Prompts, pictures: VLBatch) -> Prompts:
+    """The prompts with those pictures, or features, that `pictures` has; the opposite of
+    `pictured`.
+    """
+    if isinstance(prompts, PackedPrompts):
+        return prompts._replace(packed=prompts.packed._replace(bins=pictures))
+    return pictures
 
 
 @dataclass(frozen=True)
@@ -93,8 +124,26 @@ class RowPacker:
         assert best is not None
         return cls(best[1], best[2], tokenizer, image, shares, host or HostShare())
 
-    def __call__(self, rows: Sequence[Row]) -> PackedRows:
+    def prompts(
+        self, rows: Sequence[Row], length: int, visual_start: np.ndarray | None = None
+    ) -> PackedPrompts:
+        """The bins of a batch, and the places of each row padded to `length`; else as a call."""
+        packed, inside = self(rows, visual_start), np.arange(length, dtype=np.int32)
+        sizes = np.array([len(row.tokens) for row in rows], np.int32)[:, None]
+        mask, tokens = inside < sizes, packed.bins.tokens
+        first = packed.last[:, None] - sizes + 1
+        places = np.where(mask, first + inside, np.int32(tokens.size))
+        back = np.full(tokens.size, mask.size, np.int32)
+        back[places[mask]] = np.flatnonzero(mask)
+        return PackedPrompts(packed, places, back.reshape(tokens.shape), mask)
+
+    def __call__(self, rows: Sequence[Row], visual_start: np.ndarray | None = None) -> PackedRows:
         """The bins of a batch.
+
+        Args:
+            rows: b of them.
+            visual_start: where each row's visual tokens begin, int32 [b], if its pictures lie in
+                another batch; the bins then come without pictures.
 
         Raises:
             CatalogueError: a row is longer than the longest text bucket.
@@ -108,7 +157,16 @@ class RowPacker:
             )
         found = best_fit_decreasing(sizes, self.length)
         count = self._count(len(found))
-        flat = collate(rows, self.tokenizer, self.image, max(sizes), host=self.host)
+        flat = collate(
+            rows,
+            self.tokenizer,
+            self.image,
+            max(sizes),
+            with_patches=visual_start is None,
+            host=self.host,
+        )
+        if visual_start is not None:
+            flat = flat._replace(visual_start=visual_start)
         pictured = flat.tokens == self.tokenizer.image_pad_id
         number = flat.visual_start[:, None] + np.cumsum(pictured, axis=1, dtype=np.int32) - 1
         lead = (count, self.length)

@@ -6,7 +6,16 @@ from collections import Counter
 
 from afmrl_jax.data.batching.chunk_arrays import Chunks
 from afmrl_jax.data.batching.collate import VLBatch
-from afmrl_jax.data.batching.row_packing import PackedRows
+from afmrl_jax.data.batching.row_packing import PackedPrompts, PackedRows
+
+AnyRows = VLBatch | PackedRows | PackedPrompts | Chunks
+"""Every form that the rows of a batch come in."""
+
+
+def _bins(rows: AnyRows) -> VLBatch | Chunks:
+    """Packed rows as the bins that they lie in."""
+    rows = rows.packed if isinstance(rows, PackedPrompts) else rows
+    return rows.bins if isinstance(rows, PackedRows) else rows
 
 
 class ShapeCounter:
@@ -15,11 +24,11 @@ class ShapeCounter:
     def __init__(self) -> None:
         self._seen: set[tuple[tuple[int, ...], ...]] = set()
 
-    def add(self, rows: VLBatch | PackedRows | Chunks) -> None:
+    def add(self, rows: AnyRows) -> None:
         """Count a `VLBatch`, whose length in tokens and number of patch bins may vary, packed rows,
         whose bins are counted as rows, or `Chunks`, whose shapes may vary.
         """
-        rows = rows.bins if isinstance(rows, PackedRows) else rows
+        rows = _bins(rows)
         if isinstance(rows, Chunks):
             parts = [*(x.tokens for x in rows.texts), *(x.patch_segment for x in rows.pictures)]
             self._seen.add(tuple(x.shape for x in parts))
@@ -43,14 +52,14 @@ class ShapeCounter:
         return f"{len(self)} shape{plural} compiled ({what}): {shapes}"
 
 
-def padding_counts(rows: VLBatch | PackedRows | Chunks) -> dict[str, tuple[int, int]]:
+def padding_counts(rows: AnyRows) -> dict[str, tuple[int, int]]:
     """Padded and all positions of a batch on the host, by kind: `text` and, if any, `patch`.
 
     Args:
         rows: a `VLBatch`, packed rows, or `Chunks`, whose skipped chunks do not count. If visual
             tokens are known, only text counts.
     """
-    rows = rows.bins if isinstance(rows, PackedRows) else rows
+    rows = _bins(rows)
     if isinstance(rows, Chunks):
         texts = [x.token_mask[: int(x.used)] for x in rows.texts]
         segments = [x.patch_segment[: int(x.used)] for x in rows.pictures]
@@ -73,7 +82,7 @@ class PaddingShares:
         self._recent: Counter[tuple[str, str]] = Counter()
         self._all: Counter[tuple[str, str]] = Counter()
 
-    def add(self, rows: VLBatch | PackedRows | Chunks) -> None:
+    def add(self, rows: AnyRows) -> None:
         """Count a batch on the host."""
         for kind, (padded, places) in padding_counts(rows).items():
             self._recent.update({(kind, "padded"): padded, (kind, "places"): places})

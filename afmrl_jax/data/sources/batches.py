@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from afmrl_jax.data.batching.chunk_arrays import Chunks
 from afmrl_jax.data.batching.collate import VLBatch
-from afmrl_jax.data.batching.row_packing import PackedRows
+from afmrl_jax.data.batching.row_packing import PackedRows, Prompts
 from afmrl_jax.types import AnyArray, Float, Int
 
 
@@ -51,7 +51,7 @@ class DistillBatch(NamedTuple):
 class PromptBatch(NamedTuple):
     """Prompts of q queries; see `PromptSource`."""
 
-    rows: VLBatch
+    rows: Prompts
     queries: Int[AnyArray, " q"]
     """Their positions among the listings."""
     bad_pictures: int | None = None

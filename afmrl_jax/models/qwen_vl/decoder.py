@@ -12,7 +12,15 @@ from jax.typing import DTypeLike
 
 from afmrl_jax.config import Execution, InitConfig, LoraConfig, TextConfig
 from afmrl_jax.models.qwen_vl.attention import AttentionLayout, attend, uses_fused
-from afmrl_jax.models.qwen_vl.layers import Keys, Linear, RMSNorm, run_stack, stack_layers
+from afmrl_jax.models.qwen_vl.layers import (
+    Keys,
+    Linear,
+    RMSNorm,
+    parted,
+    run_layer,
+    run_stack,
+    stack_layers,
+)
 from afmrl_jax.models.qwen_vl.rope import Rotary, mrope_angles, rotate
 from afmrl_jax.models.qwen_vl.shared_prompt import attend_behind
 from afmrl_jax.models.qwen_vl.vision import GatedMlp
@@ -70,8 +78,18 @@ class Attention(nnx.Module):
         layout: AttentionLayout,
     ) -> tuple[Float[Array, "b t d"], KeyValue]:
         """Attention within rows; `layout` says which token looks at which."""
+        mixed, own = self.mixed(x, angles, layout)
+        return self.o_proj(mixed), own
+
+    def mixed(
+        self,
+        x: Float[Array, "b t d"],
+        angles: Float[Array, "b t f"],
+        layout: AttentionLayout,
+    ) -> tuple[Float[Array, "b t i"], KeyValue]:
+        """As a call, before the last map."""
         q, own = self.project(x, angles)
-        return self.o_proj(attend(q, own.key, own.value, layout, self.implementation)), own
+        return attend(q, own.key, own.value, layout, self.implementation), own
 
     def behind_prefix(
         self,
@@ -161,7 +179,8 @@ class Decoder(nnx.Module):
         positions: Int[AnyArray, "b 3 t"],
         token_mask: Bool[AnyArray, "b t"],
         segment: Int[AnyArray, "b t"] | None = None,
-    ) -> Float[Array, "b t d"]:
+        at: Int[AnyArray, "c m"] | None = None,
+    ) -> Float[Array, "b t d"] | Float[Array, "c m d"]:
         """Hidden states after the final norm.
 
         Args:
@@ -169,8 +188,9 @@ class Decoder(nnx.Module):
             positions: time, row and column.
             token_mask: False at padding on either side.
             segment: numbers of texts that share a row and do not see each other; None for one.
+            at: the places, counted over b * t, whose states are wanted; None for all.
         """
-        found = self._through(x, positions, token_mask, lambda own, out: None, segment)
+        found = self._through(x, positions, token_mask, lambda own, out: None, segment, at)
         return self.norm(found[0])
 
     def prefill(
@@ -178,10 +198,16 @@ class Decoder(nnx.Module):
         x: Float[Array, "b t d"],
         positions: Int[AnyArray, "b 3 t"],
         token_mask: Bool[AnyArray, "b t"],
-    ) -> tuple[Float[Array, "b t d"], KeyValue]:
-        """As a call; also the keys and values of all layers, [l b n t k]."""
-        x, stored = self._through(x, positions, token_mask, lambda own, out: own)
-        return self.norm(x), stored
+        segment: Int[AnyArray, "b t"] | None = None,
+        at: Int[AnyArray, "c m"] | None = None,
+        stored: Callable[[KeyValue], KeyValue] = lambda own: own,
+    ) -> tuple[Float[Array, "b t d"] | Float[Array, "c m d"], KeyValue]:
+        """As a call; also the keys and values of all layers, [l b n t k].
+
+        `stored` may arrange those of a layer otherwise before they are put together.
+        """
+        x, kept = self._through(x, positions, token_mask, lambda own, _: stored(own), segment, at)
+        return self.norm(x), kept
 
     def layer_outputs(
         self,
@@ -199,7 +225,8 @@ class Decoder(nnx.Module):
         token_mask: Bool[AnyArray, "b t"],
         keep: Callable[[KeyValue, jax.Array], PyTree],
         segment: Int[AnyArray, "b t"] | None = None,
-    ) -> tuple[Float[Array, "b t d"], PyTree]:
+        at: Int[AnyArray, "c m"] | None = None,
+    ) -> tuple[Float[Array, "b t d"] | Float[Array, "c m d"], PyTree]:
         angles = self.angles(positions)
         text, execution = self.config, self.execution
         own_rows = token_mask.astype(jnp.int32) if segment is None else segment
@@ -222,8 +249,26 @@ class Decoder(nnx.Module):
             stored = KeyValue(*(returned(y.swapaxes(1, 2)).swapaxes(1, 2) for y in own))
             return x, keep(stored, returned(x))
 
-        x, kept = run_stack(self.layers, step, x, None, execution)
-        return returned(x), kept
+        if at is None or order is not None or execution.scans(text.num_layers):
+            x, kept = run_stack(self.layers, step, x, None, execution)
+            return (returned(x) if at is None else _taken(returned(x), at)), kept
+
+        def last(layer: DecoderLayer, x: jax.Array) -> tuple[jax.Array, PyTree]:
+            # Of what it gives only those places are read: other tokens need no more than its keys
+            # and values. A loop over layers could not tell it from the others.
+            mixed, own = layer.self_attn.mixed(layer.input_layernorm(x), angles, layout)
+            x = _taken(x, at) + layer.self_attn.o_proj(_taken(mixed, at))
+            x = layer.feed_forward(x)
+            return x, keep(own, x)
+
+        front, end = parted(self.layers)
+        kept = []
+        if front is not None:
+            x, found = run_stack(front, step, x, None, execution)
+            kept.append(found)
+        x, found = run_layer(end, last, x, execution)
+        kept.append(jax.tree.map(lambda y: y[None], found))
+        return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept)
 
     def continue_from(
         self,
@@ -258,6 +303,11 @@ class Decoder(nnx.Module):
             return rows_over_data(x), None
 
         return self.norm(run_stack(self.layers, step, x, prefix, self.execution)[0])
+
+
+def _taken(x: Float[Array, "b t d"], at: Int[AnyArray, "c m"]) -> Float[Array, "c m d"]:
+    """Vectors at places counted over b * t."""
+    return rows_over_data(jnp.take(x.reshape(-1, x.shape[-1]), jnp.asarray(at), axis=0))
 
 
 def front_order(

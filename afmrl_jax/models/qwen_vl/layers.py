@@ -221,6 +221,15 @@ def unstack(tree: PyTree, count: int) -> list[PyTree]:
     return [part(number) for number in range(count)]
 
 
+def parted(layers: Layer) -> tuple[Layer | None, Layer]:
+    """A stack without its last layer, or None if that is all, and the last layer by itself."""
+    graphdef, state = nnx.split(layers)
+    front = jax.tree.map(lambda leaf: leaf[:-1], state)
+    end = jax.tree.map(lambda leaf: leaf[-1], state)
+    several = jax.tree.leaves(state)[0].shape[0] > 1
+    return nnx.merge(graphdef, front) if several else None, nnx.merge(graphdef, end)
+
+
 def run_stack(
     layers: Layer,
     step: Callable[[Layer, PyTree, PyTree], tuple[PyTree, PyTree]],
@@ -248,10 +257,32 @@ def run_stack(
         weights, extra = entry
         return step(nnx.merge(graphdef, weights), carry, extra)
 
-    if execution.remat != "none":
-        policy = None
-        if execution.remat == "dots":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        # A loop cannot undo the recomputation by common subexpressions; unrolled code can.
-        body = jax.checkpoint(body, policy=policy, prevent_cse=not scans)
-    return jax.lax.scan(body, carry, (state, extras), unroll=1 if scans else count)
+    own = _rematerialized(body, execution, scans)
+    return jax.lax.scan(own, carry, (state, extras), unroll=1 if scans else count)
+
+
+def run_layer(
+    layer: Layer,
+    step: Callable[[Layer, PyTree], tuple[PyTree, PyTree]],
+    carry: PyTree,
+    execution: Execution,
+) -> tuple[PyTree, PyTree]:
+    """Apply one layer outside a stack as `run_stack` would, but what it gives may have any form."""
+    graphdef, state = nnx.split(layer)
+
+    def body(carry: PyTree, weights: PyTree) -> tuple[PyTree, PyTree]:
+        return step(nnx.merge(graphdef, weights), carry)
+
+    return _rematerialized(body, execution, False)(carry, state)
+
+
+def _rematerialized(
+    body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], execution: Execution, scans: bool
+) -> Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]:
+    if execution.remat == "none":
+        return body
+    policy = None
+    if execution.remat == "dots":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    # A loop cannot undo the recomputation by common subexpressions; unrolled code can.
+    return jax.checkpoint(body, policy=policy, prevent_cse=not scans)

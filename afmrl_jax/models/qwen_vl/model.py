@@ -121,20 +121,26 @@ class QwenVL(nnx.Module):
         return self.head().logits(hidden)
 
     def __call__(
-        self, batch: VLBatch, visual: VisualFeatures | None = None
-    ) -> Float[Array, "b t d"]:
-        """Hidden states after the final norm."""
+        self,
+        batch: VLBatch,
+        visual: VisualFeatures | None = None,
+        at: Int[AnyArray, "c m"] | None = None,
+    ) -> Float[Array, "b t d"] | Float[Array, "c m d"]:
+        """Hidden states after the final norm: all, or those `at` places counted over b * t."""
         embedded = self.inputs(batch, visual)
-        return self.model(embedded, batch.positions, batch.token_mask)
+        return self.model(embedded, batch.positions, batch.token_mask, at=at)
 
     def packed(
-        self, rows: PackedRows, visual: VisualFeatures | None = None
-    ) -> Float[Array, "n t d"]:
-        """Hidden states of rows in bins, each as if it stood alone."""
+        self,
+        rows: PackedRows,
+        visual: VisualFeatures | None = None,
+        at: Int[AnyArray, "c m"] | None = None,
+    ) -> Float[Array, "n t d"] | Float[Array, "c m d"]:
+        """Hidden states of rows in bins, each as if it stood alone; `at` as of a call."""
         bins = rows.bins
         visual = self.visual_of(bins) if visual is None else visual
         embedded = self.embed(bins.tokens, visual, rows.visual_number)
-        return self.model(embedded, bins.positions, bins.token_mask, rows.segment)
+        return self.model(embedded, bins.positions, bins.token_mask, rows.segment, at)
 
 
 def _take(

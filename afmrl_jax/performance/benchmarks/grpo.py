@@ -17,6 +17,7 @@ import numpy as np
 from afmrl_jax.config import Execution, QwenVLConfig, RarConfig
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.qwen_vl.presets import preset
+from afmrl_jax.models.shared_prefix import unpacked
 from afmrl_jax.objectives.ranks import rank_positives
 from afmrl_jax.performance.benchmarks.grpo_naive import naive_gradient, repeated
 from afmrl_jax.performance.benchmarks.workload import FIRST_WORD, TOKEN, Size, make_rows
@@ -186,9 +187,9 @@ def count_flops(settings: Settings) -> tuple[dict[str, float], JsonObject]:
 
 def _named(samples: Samples, config: QwenVLConfig) -> Samples:
     """The samples with the model's own image token id."""
-    tokens = samples.prompts.tokens
-    tokens = np.where(tokens == TOKEN.image_pad_id, config.image_token_id, tokens)
-    return samples._replace(prompts=samples.prompts._replace(tokens=tokens.astype(np.int32)))
+    prompts = unpacked(samples.prompts)
+    tokens = np.where(prompts.tokens == TOKEN.image_pad_id, config.image_token_id, prompts.tokens)
+    return samples._replace(prompts=prompts._replace(tokens=tokens.astype(np.int32)))
 
 
 def measure_reward(settings: Settings) -> tuple[dict[str, float], JsonObject]:

@@ -9,6 +9,7 @@ import numpy as np
 from afmrl_jax.config import RarConfig
 from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.models.architecture import Architecture, Params
+from afmrl_jax.models.shared_prefix import unpacked
 from afmrl_jax.objectives.grpo import group_advantages, grpo_loss
 from afmrl_jax.performance.benchmarks.workload import MERGE
 from afmrl_jax.training.rar.policy_gradient import Samples
@@ -20,7 +21,11 @@ def repeated(samples: Samples) -> VLBatch:
 
     Every bin holds one picture, so pictures are repeated along with their rows.
     """
-    prompts, tokens, mask = samples.prompts, np.asarray(samples.tokens), np.asarray(samples.mask)
+    prompts, tokens, mask = (
+        unpacked(samples.prompts),
+        np.asarray(samples.tokens),
+        np.asarray(samples.mask),
+    )
     group, length = tokens.shape[1:]
 
     def repeat(x: AnyArray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,16 +10,18 @@ import numpy as np
 
 from afmrl_jax.config import AgclConfig, RunConfig
 from afmrl_jax.data.attributes.oracle import taught_texts
-from afmrl_jax.data.batching.collate import Row, bucket_length
-from afmrl_jax.data.batching.shapes import ShapeCounter, padding_counts
+from afmrl_jax.data.batching.shapes import AnyRows, ShapeCounter, padding_counts
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.data.catalogue.load import load_catalogue
 from afmrl_jax.data.catalogue.records import Catalogue
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
 from afmrl_jax.data.sources.distill import DistillSource
+from afmrl_jax.data.sources.embedder_batches import packed_batches, sorted_batches
+from afmrl_jax.data.sources.prompts import PromptCollator
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.training.agcl import contrastive_source
+from afmrl_jax.training.annotate import BATCH
 from afmrl_jax.types import JsonObject
 
 
@@ -73,23 +75,29 @@ class _Stages:
             self.train, settings, config.seed, read=read, packed=config.packed
         )
 
-    def padded(self) -> dict[str, list[list[Row]]]:
-        """Rows that have one length in each list, by the stages that read them."""
-        config = self.config
-        queries = self.rows(self.catalogue.subset("reward"))
-        prompts = [queries.prompt(n) for n in range(len(queries.listings))]
-        told = [self.train.prompt(n) for n in range(len(self.train.listings))]
-        test = self.rows(self.catalogue.subset("test"))
-        known = [self.lists[x.listing_id] for x in test.listings]
-        read = sorted(
-            (test.embedder(n, x) for n, x in enumerate(known)), key=lambda row: len(row.tokens)
-        )
-        size = config.evaluation.batch_size
+    def prompts(self, batches: int) -> dict[str, Iterator[AnyRows]]:
+        """Batches of prompts by the stages that read them."""
+        config, queries = self.config, self.rows(self.catalogue.subset("reward"))
         return {
-            "rar": [prompts],
-            "annotate": [told],
-            "evaluate": [read[begin : begin + size] for begin in range(0, len(read), size)],
+            "rar": self._collated(queries, config.rar.queries, batches),
+            "annotate": self._collated(self.train, BATCH, batches),
         }
+
+    def _collated(self, builder: RowBuilder, size: int, batches: int) -> Iterator[AnyRows]:
+        rows = [builder.prompt(n) for n in range(len(builder.listings))]
+        order = np.random.default_rng(self.config.seed).permutation(len(rows))
+        rows = [rows[n] for n in order]
+        lengths = [len(row.tokens) for row in rows]
+        collate = PromptCollator.of(builder, lengths, size, packed=self.config.packed)
+        begins = range(0, max(1, len(rows) - size + 1), size)[:batches]
+        return (collate(rows[begin : begin + size]) for begin in begins)
+
+    def embedded(self) -> Iterator[AnyRows]:
+        """What the evaluation embeds with pictures, titles and lists."""
+        test = self.rows(self.catalogue.subset("test"))
+        rows = [test.embedder(n, self.lists[x.listing_id]) for n, x in enumerate(test.listings)]
+        make = packed_batches if self.config.packed else sorted_batches
+        return (batch for batch, _ in make(test, rows, self.config.evaluation.batch_size))
 
 
 def padding_by_stage(config: RunConfig, batches: int) -> tuple[dict[str, float], list[JsonObject]]:
@@ -97,7 +105,7 @@ def padding_by_stage(config: RunConfig, batches: int) -> tuple[dict[str, float],
 
     Args:
         config: of the run.
-        batches: of each training stage; prompts and what is embedded are counted whole.
+        batches: of each stage, at most; what is embedded is counted whole.
     """
     stages, details = _Stages(config), []
     sources: dict[str, DistillSource | ContrastiveSource] = {
@@ -106,21 +114,16 @@ def padding_by_stage(config: RunConfig, batches: int) -> tuple[dict[str, float],
         "infonce": stages.contrastive(config.agcl.infonce(), reads=False),
         "agcl-distilled": stages.contrastive(config.agcl, reads=True),
     }
-    for stage, source in sources.items():
+    made: dict[str, Iterator[AnyRows]] = {
+        stage: (source[step].rows for step in range(batches)) for stage, source in sources.items()
+    }
+    made |= {**stages.prompts(batches), "evaluate": stages.embedded()}
+    for stage, found in made.items():
         shapes, counts = ShapeCounter(), []
-        for step in range(batches):
-            batch = source[step].rows
-            shapes.add(batch)
-            counts.append(padding_counts(batch)["text"])
+        for rows in found:
+            shapes.add(rows)
+            counts.append(padding_counts(rows)["text"])
         details.append(_told(stage, counts, len(shapes)))
-    for stage, groups in stages.padded().items():
-        longest = [max(len(row.tokens) for row in rows) for rows in groups]
-        lengths = [bucket_length(n, config.text) for n in longest]
-        counts = [
-            (n * len(rows) - sum(len(row.tokens) for row in rows), n * len(rows))
-            for n, rows in zip(lengths, groups, strict=True)
-        ]
-        details.append(_told(stage, counts, len(set(lengths))))
     return {"padding_demo_max": max(x["padding"] for x in details)}, details
 
 

@@ -33,7 +33,7 @@ from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.data.sources.batches import Batch
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
 from afmrl_jax.data.sources.distill import DistillSource
-from afmrl_jax.data.sources.prompts import PromptSource
+from afmrl_jax.data.sources.prompts import PromptCollator, PromptSource
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture, Params
@@ -291,9 +291,10 @@ class Work:
         else:
             everything = np.arange(len(self._listings), dtype=np.int32)
             source = PromptSource(
-                builder,
+                PromptCollator(
+                    builder, builder.text.buckets[-1] - builder.text.max_attribute_tokens
+                ),
                 everything,
-                length=builder.text.buckets[-1] - builder.text.max_attribute_tokens,
                 steps=1000,
                 batch_size=cell.batch_size,
                 seed=0,

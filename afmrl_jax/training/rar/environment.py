@@ -15,8 +15,9 @@ from numpy.typing import DTypeLike
 from afmrl_jax.config import RarConfig
 from afmrl_jax.data.attributes.text_format import parse_attributes
 from afmrl_jax.data.attributes.token_grammar import Grammar, attribute_grammar
-from afmrl_jax.data.batching.collate import VLBatch, bucket_length
+from afmrl_jax.data.batching.row_packing import Prompts, pictured
 from afmrl_jax.data.batching.visual_features import VisualFeatures
+from afmrl_jax.data.sources.prompts import PromptCollator
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.models.architecture import Architecture, Params
@@ -38,7 +39,7 @@ def _retrieve(
     architecture: Architecture,
     params: Params,
     *,
-    rows: VLBatch,
+    rows: Prompts,
     tails: jax.Array,
     tail_mask: jax.Array,
     visual: VisualFeatures | None,
@@ -78,6 +79,7 @@ class RarEnvironment:
         seed: of the run.
         vocab_size: rows of the generator's token table, for a grammar; None: as many as there
             are token ids.
+        packed: whether prompts may share bins; see `RunConfig.packed`.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class RarEnvironment:
         seed: int,
         *,
         vocab_size: int | None = None,
+        packed: bool = False,
     ):
         self.builder = builder
         self.mesh = encoder.mesh or make_mesh(1, 1)
@@ -108,10 +111,8 @@ class RarEnvironment:
         self._most = max((len(self._same(int(i))) for i in queries), default=1)
         self.families = np.array([x.family_id or x.product_id for x in listings])
         self.training_queries, self.held_out_queries = self._divide(queries, settings, seed)
-        longest = max(len(builder.prompt(int(i)).tokens) for i in queries)
-        self.prompt_length = bucket_length(longest, builder.text)
-        longest = max(len(builder.embedder(int(i), None).tokens) for i in queries)
-        self._row_length = bucket_length(longest, builder.text)
+        self.prompts, self._rows = self._collators(queries, settings.queries, seed, packed)
+        """What makes batches of the generator's prompts."""
         vectors = encoder.embed(
             builder, np.arange(len(listings)), attributes, label="reward gallery"
         )
@@ -120,6 +121,19 @@ class RarEnvironment:
         """Vectors in the gallery, without the zeros behind them."""
         self.grammar = self._grammar(attributes, vocab_size) if settings.constrained else None
         """Tables on the devices, or None for free sampling."""
+
+    def _collators(
+        self, queries: np.ndarray, batch_size: int, seed: int, packed: bool
+    ) -> tuple[PromptCollator, PromptCollator]:
+        """Of the generator's prompts, and of the rows that the embedder reads before a list."""
+        builder, packed = self.builder, packed and self.mesh.shape[AXES[0]] == 1
+        shuffled = np.random.default_rng([seed, 6]).permutation(queries)
+        lengths = (
+            [len(row(int(i)).tokens) for i in shuffled]
+            for row in (builder.prompt, lambda i: builder.embedder(i, None))
+        )
+        prompts, rows = (PromptCollator.of(builder, x, batch_size, packed=packed) for x in lengths)
+        return prompts, rows
 
     def _same(self, listing: int) -> list[int]:
         """Places of the listings of the same product, the listing itself included."""
@@ -165,7 +179,7 @@ class RarEnvironment:
 
     def judge(
         self,
-        prompts: VLBatch,
+        prompts: Prompts,
         index: np.ndarray,
         generation: Generation,
         reward: Reward,
@@ -211,7 +225,7 @@ class RarEnvironment:
 
     def stand(
         self,
-        prompts: VLBatch,
+        prompts: Prompts,
         index: np.ndarray,
         texts: Sequence[str],
         negatives: int,
@@ -232,9 +246,8 @@ class RarEnvironment:
         """
         builder, index = self.builder, np.asarray(index)
         rows = [builder.embedder(int(i), None) for i in index]
-        batch = builder.batch(rows, self._row_length, with_patches=False)
         # The embedder looks at the picture of the prompt, wherever it was packed.
-        batch = batch._replace(visual_start=to_host(prompts.visual_start))
+        batch = self._rows.seeing(rows, to_host(pictured(prompts).visual_start))
         tails, mask = self._tails(texts, len(index))
         places = np.full((len(index), self._most), -1, np.int32)
         for row, listing in zip(places, index, strict=True):

@@ -189,7 +189,7 @@ def _sample_all(
     for begin in range(0, len(queries), BATCH):
         chosen = queries[begin : begin + BATCH]
         padded = np.concatenate([chosen, np.repeat(chosen[-1:], BATCH - len(chosen))])
-        prompts = builder.batch([builder.prompt(int(i)) for i in padded], environment.prompt_length)
+        prompts = environment.prompts([builder.prompt(int(i)) for i in padded])
         with jax.set_mesh(environment.mesh):
             prompts = place_batch(prompts, environment.mesh)
             generation = sample(

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import optax
 
 from afmrl_jax.config import RarConfig
-from afmrl_jax.data.batching.collate import VLBatch
+from afmrl_jax.data.batching.row_packing import Prompts, pictured, with_pictures
 from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import completion_logprobs
+from afmrl_jax.models.shared_prefix import unpacked
 from afmrl_jax.objectives.grpo import dead_groups, group_advantages, grpo_loss, token_weights
 from afmrl_jax.training.state import TrainState, apply_gradients
 from afmrl_jax.types import AnyArray, Bool, Float, Int, PyTree
@@ -23,8 +24,8 @@ from afmrl_jax.types import AnyArray, Bool, Float, Int, PyTree
 class Samples(NamedTuple):
     """A rollout as the update reads it: g continuations of each of q prompts."""
 
-    prompts: VLBatch
-    """q rows."""
+    prompts: Prompts
+    """q of them."""
     tokens: Int[AnyArray, "q g n"]
     mask: Bool[AnyArray, "q g n"]
     old: Float[AnyArray, "q g n"]
@@ -39,7 +40,7 @@ class Samples(NamedTuple):
 class Part(NamedTuple):
     """What the loss reads of some groups."""
 
-    prompts: VLBatch
+    prompts: Prompts
     """Without pictures."""
     tokens: Int[AnyArray, "q g n"]
     mask: Bool[AnyArray, "q g n"]
@@ -82,18 +83,20 @@ def _joined(x: jax.Array) -> jax.Array:
     return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
 
-def _without_pictures(prompts: VLBatch) -> VLBatch:
-    """The fields that belong to rows; pictures are packed in bins, which are no rows."""
-    return prompts._replace(
+def _divisible(prompts: Prompts, parts: int) -> Prompts:
+    """Prompts without pictures, which belong to no row; in rows that parts can be made of."""
+    bins = pictured(prompts)._replace(
         patches=None, patch_segment=None, patch_position=None, normalization=None, visual=None
     )
+    own = with_pictures(prompts, bins)
+    return own if parts == 1 else unpacked(own)
 
 
 @partial(jax.jit, static_argnames=("architecture", "temperature", "parts"))
 def completion_scores(
     architecture: Architecture,
     params: Params,
-    prompts: VLBatch,
+    prompts: Prompts,
     tokens: jax.Array,
     mask: jax.Array,
     *,
@@ -102,12 +105,13 @@ def completion_scores(
 ) -> jax.Array:
     """Log-probabilities [q g n] of sampled tokens under given parameters, part by part."""
     model = architecture.bind(params)
-    visual = model.visual_of(prompts)
+    visual = model.visual_of(pictured(prompts))
 
-    def one(part: tuple[VLBatch, jax.Array, jax.Array]) -> jax.Array:
+    def one(part: tuple[Prompts, jax.Array, jax.Array]) -> jax.Array:
         return completion_logprobs(model, *part, temperature=temperature, visual=visual)[0]
 
-    return _joined(jax.lax.map(one, _split((_without_pictures(prompts), tokens, mask), parts)))
+    whole = _divisible(prompts, parts), tokens, mask
+    return one(whole) if parts == 1 else _joined(jax.lax.map(one, _split(whole, parts)))
 
 
 def policy_gradient(
@@ -132,7 +136,7 @@ def policy_gradient(
     )
 
     def see(params: Params) -> VisualFeatures | None:
-        return architecture.bind({**frozen, **params}).visual_of(samples.prompts)
+        return architecture.bind({**frozen, **params}).visual_of(pictured(samples.prompts))
 
     visual, back = jax.vjp(see, params)
 
@@ -164,7 +168,7 @@ def policy_gradient(
         )
 
     arrays = Part(
-        _without_pictures(samples.prompts),
+        _divisible(samples.prompts, parts),
         samples.tokens,
         samples.mask,
         samples.old,

@@ -11,7 +11,7 @@ import numpy as np
 
 from afmrl_jax.config import RarConfig
 from afmrl_jax.data.attributes.token_grammar import Grammar
-from afmrl_jax.data.batching.collate import VLBatch
+from afmrl_jax.data.batching.row_packing import Prompts, pictured
 from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate
@@ -63,7 +63,7 @@ class Rollout:
 def sample(
     architecture: Architecture,
     params: Params,
-    prompts: VLBatch,
+    prompts: Prompts,
     key: jax.Array,
     settings: RarConfig,
     *,
@@ -90,7 +90,7 @@ def sample(
 
 @partial(jax.jit, static_argnames="architecture")
 def encode_images(
-    architecture: Architecture, params: Params, prompts: VLBatch
+    architecture: Architecture, params: Params, prompts: Prompts
 ) -> VisualFeatures | None:
     """What a model's vision tower says of the pictures of prompts, [n s d]."""
-    return architecture.bind(params).visual_of(prompts)
+    return architecture.bind(params).visual_of(pictured(prompts))

@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from afmrl_jax.config import RarConfig, RunConfig
+from afmrl_jax.data.batching.row_packing import pictured, with_pictures
 from afmrl_jax.data.sources.batches import PromptBatch
 from afmrl_jax.data.sources.prompts import PromptSource
 from afmrl_jax.models.architecture import Params
@@ -84,13 +85,14 @@ class RarStep:
         self, state: TrainState, batch: PromptBatch, key: jax.Array
     ) -> tuple[TrainState, Metrics]:
         """One rollout and its updates."""
-        settings, pictured = self._settings, batch.rows
+        settings, seen = self._settings, batch.rows
         marks = [time.perf_counter()]
         architecture, policy = self._trainee.architecture, self._trainee.whole(state.params)
-        prompts = pictured
+        prompts = seen
         if not self._tower_learns:
             # Policy and reference see the same: once for sampling, reference and update.
-            prompts = pictured._replace(visual=encode_images(architecture, policy, pictured))
+            visual = encode_images(architecture, policy, seen)
+            prompts = with_pictures(seen, pictured(seen)._replace(visual=visual))
         generation = sample(
             architecture,
             policy,
@@ -105,15 +107,14 @@ class RarStep:
         generation = to_host(generation)
         marks.append(time.perf_counter())
         index = to_host(batch.queries)
-        rollout = self._environment.judge(
-            pictured, index, generation, self._reward, settings, self._k
-        )
+        rollout = self._environment.judge(seen, index, generation, self._reward, settings, self._k)
         marks.append(time.perf_counter())
         # What lies after the longest list need not be computed.
         length = trimmed_length(generation.mask)
         cut = [x[..., :length] for x in (generation.tokens, generation.mask, generation.logprobs)]
         tokens, mask, old = place_batch(cut, self._mesh)
-        rows, row_tokens = len(index), prompts.tokens.shape[1] + settings.group_size * length
+        row_tokens = self._environment.prompts.length + settings.group_size * length
+        rows = len(index)
         shares = self._mesh.shape[AXES[0]]
         parts = num_microbatches(rows, row_tokens, settings.chunk_tokens, shares)
         reference = completion_scores(
@@ -185,9 +186,8 @@ def train_rar(
     )
     optimizer = make_optimizer(settings.optimizer, settings.steps * settings.updates_per_rollout)
     source = PromptSource(
-        environment.builder,
+        environment.prompts,
         environment.training_queries,
-        length=environment.prompt_length,
         steps=settings.steps,
         batch_size=settings.queries,
         seed=config.seed,

@@ -225,7 +225,7 @@ def test_object_storage_that_cannot_be_reached_is_named(bucket, monkeypatch):
 
 def test_batches_of_a_store_are_those_of_the_folder(folder, store, tokenizer):
     from afmrl_jax.config import ImageConfig, TextBudget
-    from afmrl_jax.data.sources.prompts import PromptSource
+    from afmrl_jax.data.sources.prompts import PromptCollator, PromptSource
     from afmrl_jax.data.sources.row_builder import RowBuilder
 
     found = []
@@ -233,7 +233,7 @@ def test_batches_of_a_store_are_those_of_the_folder(folder, store, tokenizer):
         listings = load_catalogue(where).listings
         builder = RowBuilder.of(listings, tokenizer, ImageConfig(), TextBudget())
         queries = np.arange(len(listings))
-        source = PromptSource(builder, queries, length=112, steps=3, batch_size=4, seed=0)
+        source = PromptSource(PromptCollator(builder, 112), queries, steps=3, batch_size=4, seed=0)
         found.append(source[1])
     one, two = found
     np.testing.assert_array_equal(one.queries, two.queries)

@@ -14,7 +14,7 @@ from afmrl_jax.data.batching.images import erase_patches
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
 from afmrl_jax.data.sources.distill import DistillSource
 from afmrl_jax.data.sources.loader import iterate
-from afmrl_jax.data.sources.prompts import PromptSource
+from afmrl_jax.data.sources.prompts import PromptCollator, PromptSource
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.data.sources.sampler import PairSampler, epoch_indices
 from afmrl_jax.errors import CatalogueError
@@ -193,7 +193,7 @@ def test_values_weigh_more_than_the_rest(builder):
 
 def test_prompts_name_their_listings(builder):
     queries = np.array([4, 9, 17])
-    batch = PromptSource(builder, queries, length=48, steps=2, batch_size=2, seed=0)[0]
+    batch = PromptSource(PromptCollator(builder, 48), queries, steps=2, batch_size=2, seed=0)[0]
     assert set(batch.queries.tolist()) <= {4, 9, 17}
     prompt = builder.prompt(int(batch.queries[0]))
     assert batch.rows.tokens[0, : len(prompt.tokens)].tolist() == prompt.tokens

@@ -1,5 +1,7 @@
 """The decoder with fused attention against the plain one, for rows padded on either side."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +48,45 @@ def test_rows_padded_on_either_side_and_of_odd_length(scan, monkeypatch):
     (_, found), ours = run()
     assert forms, "the fused form did not run"
     assert set(forms) == {(True, None)}
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(slopes), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize(
+    "execution", [Execution(scan=True), Execution(scan=False), Execution(scan=False, remat="full")]
+)
+def test_states_of_some_places_are_those_among_all(execution, layers):
+    """And what is stored of all places, and the gradients by weights and inputs."""
+    config = tiny_config()
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, num_layers=layers))
+    architecture = Architecture.of(config, execution)
+    params = architecture.init(0)
+    own = {n: x for n, x in params.items() if n.startswith("model/layers")}
+    segment = np.array([[1, 1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 1, 1]], np.int32)
+    at = np.array([[2, 0], [5, 3], [13, 9]], np.int32)
+    x = np.random.default_rng(0).normal(size=(2, 7, config.text.hidden_dim)).astype(np.float32)
+    positions = np.broadcast_to(np.arange(7, dtype=np.int32), (2, 3, 7))
+
+    def run(whole):
+        @jax.jit
+        def loss(own, x):
+            model = architecture.bind(params | own).model
+            arguments = (x, positions, segment > 0, segment)
+            if whole:
+                hidden, stored = model.prefill(*arguments)
+                hidden = hidden.reshape(-1, hidden.shape[-1])[at]
+            else:
+                hidden, stored = model.prefill(*arguments, at)
+            kept = [hidden, *stored]
+            return sum(jnp.sum(jnp.sin(y)) for y in kept), kept
+
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(own, jnp.asarray(x))
+
+    (_, found), ours = run(False)
+    (_, expected), slopes = run(True)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(slopes), strict=True):

@@ -9,6 +9,7 @@ import pytest
 
 from afmrl_jax.config import ImageConfig, RarConfig, TextBudget
 from afmrl_jax.data.batching.collate import Row
+from afmrl_jax.data.batching.row_packing import RowPacker
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.objectives.grpo import group_advantages, grpo_loss
@@ -49,6 +50,16 @@ def problem(request, badge_listings, tokenizer, rng):
         malformed=malformed,
     )
     return architecture, architecture.init(0), builder, rows, samples
+
+
+def packed(problem):
+    """The prompts in bins."""
+    _, _, builder, rows, samples = problem
+    lengths = [len(row.tokens) for row in rows]
+    packer = RowPacker.of([lengths], builder.tokenizer, builder.image, builder.text)
+    found = packer.prompts(rows, samples.prompts.tokens.shape[1])
+    assert found.packed.segment.max() > 1
+    return found
 
 
 def one_row_a_sample(problem):
@@ -98,9 +109,11 @@ def test_value_and_gradient_are_those_of_one_row_a_sample(problem, parts):
     architecture, params, _, _, samples = problem
     loss, expected = jax.jit(jax.value_and_grad(one_row_a_sample(problem)))(params)
     gradient = jax.jit(policy_gradient, static_argnums=(0, 1, 5))
-    found, metrics = gradient(architecture, SETTINGS, {}, params, samples, parts)
-    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
-    close(found, expected)
+    for prompts in (samples.prompts, packed(problem)):
+        own = samples._replace(prompts=prompts)
+        found, metrics = gradient(architecture, SETTINGS, {}, params, own, parts)
+        np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+        close(found, expected)
 
 
 @pytest.mark.parametrize(("data", "model"), [(8, 1), (2, 4)])
@@ -147,6 +160,10 @@ def test_scores_do_not_depend_on_the_parts(problem):
     arguments = (architecture, params, samples.prompts, samples.tokens, samples.mask)
     four, one = (completion_scores(*arguments, temperature=0.8, parts=n) for n in (4, 1))
     np.testing.assert_allclose(four, one, atol=1e-5)
+    for parts in (4, 1):
+        whole = (*arguments[:2], packed(problem), *arguments[3:])
+        found = completion_scores(*whole, temperature=0.8, parts=parts)
+        np.testing.assert_allclose(found, one, atol=1e-5)
 
 
 def test_parts_hold_as_many_groups_of_every_device():

@@ -67,11 +67,12 @@ def test_the_error_of_a_mean_over_groups():
 
 TEXTS = {
     "bare": TextBudget(),
+    "packed": TextBudget(),
     "chat": TextBudget(buckets=(200, 300, 400), layout="chat", max_attribute_tokens=12),
 }
 
 
-@pytest.fixture(params=["bare", "chat"])
+@pytest.fixture(params=["bare", "packed", "chat"])
 def environment(request, badge_listings, tokenizer):
     """The badges' environment, and a G."""
     asked = set(sorted({x.product_id for x in badge_listings})[:8])
@@ -86,7 +87,8 @@ def environment(request, badge_listings, tokenizer):
         architecture = Architecture.of(tiny_config(family, **size))
         models.append((architecture, architecture.init(0)))
     encoder = Encoder(*models[0], batch_size=8)
-    return RarEnvironment(builder, encoder, {}, SETTINGS, 0), *models[1]
+    packed = request.param == "packed"
+    return RarEnvironment(builder, encoder, {}, SETTINGS, 0, packed=packed), *models[1]
 
 
 def test_held_out_queries_share_no_family_with_the_others(environment):
@@ -131,7 +133,7 @@ def test_a_new_reward_is_one_object_and_pays_only_for_what_it_needs(environment)
         return (outcome.rank == 1) * 0.5
 
     index = np.array(env.training_queries[:2])
-    prompts = env.builder.batch([env.builder.prompt(int(i)) for i in index], env.prompt_length)
+    prompts = env.prompts([env.builder.prompt(int(i)) for i in index])
     tokenizer = env.builder.tokenizer
     ids = np.array([*tokenizer.encode("shape: circle"), tokenizer.eos_id], np.int32)
     tokens = np.broadcast_to(ids, (2, 3, len(ids)))
@@ -153,7 +155,7 @@ def test_a_text_is_ranked_as_the_encoder_would(environment):
     """The samples of a group share the picture of their prompt, wherever it was packed."""
     env = environment[0]
     index = np.array(env.training_queries[:3])
-    prompts = env.builder.batch([env.builder.prompt(int(i)) for i in index], env.prompt_length)
+    prompts = env.prompts([env.builder.prompt(int(i)) for i in index])
     texts = ["shape: circle", "colour: red; letter: k"] * 3
     found = env.stand(prompts, index, texts, 3).rank.ravel()
     rows = [

@@ -28,6 +28,7 @@ from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.qwen_vl.presets import preset
+from afmrl_jax.models.shared_prefix import unpacked
 from afmrl_jax.objectives.rewards import find_reward
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place_batch
@@ -135,9 +136,8 @@ class Reinforcement:
         )
         self._step = self._make_step(folder)
         self._source = PromptSource(
-            self._builder,
+            self.environment.prompts,
             self.environment.training_queries,
-            length=self.environment.prompt_length,
             steps=1000,
             batch_size=sizes.queries,
             seed=0,
@@ -178,7 +178,7 @@ class Reinforcement:
 
     def useful(self, batch: PromptBatch, written: float) -> float:
         """Operations of a step that the task needs, see `performance.flops`."""
-        sizes, lengths = self._sizes, np.asarray(batch.rows.token_mask).sum(1)
+        sizes, lengths = self._sizes, np.asarray(unpacked(batch.rows).token_mask).sum(1)
         patches = np.full(len(lengths), sizes.visual * sizes.generator.vision.merge_size**2)
         config = self._trainee.architecture.config
         lists = Passes.behind(config, lengths, sizes.group_size, written)
@@ -222,16 +222,16 @@ def reinforcement(sizes: RarSizes, peak: float, repeats: int) -> Measured:
             written.append(metrics["attribute_tokens"])
             useful.append(work.useful(batch, metrics["attribute_tokens"]))
     rate = float(np.median(taken["samples_per_second"]))
-    rollouts = len(batch.rows.tokens) * sizes.group_size
+    rollouts = len(batch.queries) * sizes.group_size
     figures = {
         "rar_rollouts_per_second": rate,
         "rar_share_of_peak": float(np.median(useful)) * rate / rollouts / peak,
     }
     detail = {name: spread(samples) for name, samples in taken.items()}
     about = {
-        "queries": len(batch.rows.tokens),
+        "queries": len(batch.queries),
         "group_size": sizes.group_size,
-        "prompt_tokens": batch.rows.tokens.shape[1],
+        "prompt_tokens": work.environment.prompts.length,
         "tokens_written": float(np.mean(written)),
         "gallery": int(work.environment.gallery.shape[0]),
     }
