@@ -89,8 +89,8 @@ class RunConfig(Settings):
     """Steps between checkpoints."""
     packed: bool = True
     """Rows stand one after the other in bins of one length, in training, annotation and
-    evaluation, so that few of the places that are computed are padding. Off, each row is padded to a
-    text bucket. Vectors and gradients are the same but for rounding. Batches in chunks
+    evaluation, so that few of the places that are computed are padding. Off, each row is padded to
+    a text bucket. Vectors and gradients are the same but for rounding. Batches in chunks
     (agcl.chunk_tokens) are sorted by length instead. A run keeps what it began with."""
     workers: int = 0
     """Grain worker processes; 0 reads in threads of this process."""

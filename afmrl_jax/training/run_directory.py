@@ -10,7 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from afmrl_jax.config import RunConfig, fingerprint, from_dict, migrated, to_dict
+from afmrl_jax.config import (
+    ModelSettings,
+    RunConfig,
+    fingerprint,
+    from_dict,
+    migrated,
+    to_dict,
+)
 from afmrl_jax.config.run import PLACEMENT
 from afmrl_jax.errors import RunError
 from afmrl_jax.runtime.distributed import (
@@ -84,6 +91,14 @@ def _again(folder: Path) -> str:
 NO_CONFIG = "put it back, or choose another --out"
 
 
+def _with_remat_of(begun: ModelSettings, model: ModelSettings) -> ModelSettings:
+    """The settings with the choice of a run that began, where they leave it open."""
+    execution = model.execution
+    if execution.remat == "auto":
+        execution = dataclasses.replace(execution, remat=begun.execution.remat)
+    return dataclasses.replace(model, execution=execution)
+
+
 class Run:
     """One run directory, held by one job at a time.
 
@@ -112,7 +127,7 @@ class Run:
         hold(self.folder, True)
 
     def _keep_layout(self) -> None:
-        """Arrange batches as the run did when it began, whatever the default is by now.
+        """Arrange batches and memory as the run did when it began, whatever the default is by now.
 
         Raises:
             ConfigError: a setting in the run's config is broken.
@@ -121,7 +136,12 @@ class Run:
         if path.is_file():
             found = read_checked(path, dict[str, Any], remedy=NO_CONFIG)
             begun = from_dict(RunConfig, found, path, stored=True)
-            self.config = dataclasses.replace(self.config, packed=begun.packed)
+            self.config = dataclasses.replace(
+                self.config,
+                packed=begun.packed,
+                embedder=_with_remat_of(begun.embedder, self.config.embedder),
+                generator=_with_remat_of(begun.generator, self.config.generator),
+            )
 
     def _check_config(self) -> None:
         path = self.folder / "config.json"

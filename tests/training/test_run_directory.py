@@ -143,3 +143,21 @@ def test_records_of_older_versions_are_read(path):
 
 def test_a_run_from_elsewhere_is_checked_without_its_config(run):
     check_finished(do(run), ["result.txt"])
+
+
+def test_a_run_goes_on_with_the_rematerialization_it_began_with(tmp_path):
+    """`auto` leaves the choice open, and was not the preset's choice in earlier versions."""
+    today = RunConfig.pretrained()
+    older = to_dict(today)
+    for model in ("embedder", "generator"):
+        older[model]["execution"]["remat"] = "full"
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    run = Run(tmp_path, today)
+    run.close()
+    assert {run.config.embedder.execution.remat, run.config.generator.execution.remat} == {"full"}
+    chosen = dataclasses.replace(today.embedder.execution, remat="dots")
+    other = dataclasses.replace(
+        today, embedder=dataclasses.replace(today.embedder, execution=chosen)
+    )
+    with pytest.raises(RunError, match=r"embedder\.execution\.remat"):
+        Run(tmp_path, other)
