@@ -131,7 +131,11 @@ def audit(
     if batches < 1 or shown < 1:
         raise AfmrlError("--batches and --shown must be at least 1")
     _require_own(out)
-    catalogue = load_catalogue(run.config.catalogue, skip_bad=run.config.skip_bad).subset("train")
+    config = run.config
+    whole = load_catalogue(
+        config.catalogue, skip_bad=config.skip_bad, marketplace=config.marketplace
+    )
+    catalogue = whole.subset("train")
     listings = catalogue.listings
     own = Stage.of(run, stage, [x.listing_id for x in listings])
     size = batch_size or min(own.settings.batch_size, LARGEST)

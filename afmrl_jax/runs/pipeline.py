@@ -54,7 +54,9 @@ class Pipeline:
 
     def __init__(self, folder: Path, config: RunConfig, annotated: tuple[str, ...] = ANNOTATED):
         self.config = config
-        self.catalogue = load_catalogue(config.catalogue, skip_bad=config.skip_bad)
+        self.catalogue = load_catalogue(
+            config.catalogue, skip_bad=config.skip_bad, marketplace=config.marketplace
+        )
         require_teaching(self.catalogue, config.oracle.file)
         find_reward(config.rar.reward, config.rar)  # Fails now, not after the earlier stages.
         say_skipped(self.catalogue)

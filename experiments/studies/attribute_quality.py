@@ -58,7 +58,7 @@ def accuracy(listings: Sequence[Listing], texts: Mapping[str, str]) -> JsonObjec
 def main(settings: AttributeQuality) -> None:
     """Measure, print, write."""
     run = FinishedRun(settings.run)
-    test = load_catalogue(run.config.catalogue).subset("test")
+    test = load_catalogue(run.config.catalogue, marketplace=run.config.marketplace).subset("test")
     texts: dict[str, Mapping[str, str] | None] = {"none": None}
     for generator, stage in ANNOTATIONS.items():
         texts[generator] = read_attributes(run.folder / stage / "attributes.jsonl")

@@ -33,7 +33,7 @@ class _Stages:
 
     @cached_property
     def catalogue(self) -> Catalogue:
-        return load_catalogue(self.config.catalogue)
+        return load_catalogue(self.config.catalogue, marketplace=self.config.marketplace)
 
     @cached_property
     def taught(self) -> tuple[Catalogue, list[str]]:
