@@ -1,0 +1,1 @@
+"""Pretraining of the demo's models on the marketplace's stream."""
