@@ -93,7 +93,9 @@ def _cloth(
     """A whole picture of the fabric."""
     cloth = Image.new("RGB", size, COLORS[combination["color"]])
     if combination["pattern"] != "plain":
-        middle = 0.5 * (min(y for _, y in outline.body) + outline.hem)
+        # Most garments are wider below.
+        top = min(y for _, y in outline.body)
+        middle = top + 0.62 * (outline.hem - top)
         accent = COLORS[combination["accent"]]
         draw_pattern(Pen(cloth, pose, scale), combination["pattern"], accent, middle, rng)
     return cloth

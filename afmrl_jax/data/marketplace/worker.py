@@ -7,6 +7,7 @@ caller's main module again, which a script without a guard does not survive.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -62,7 +63,8 @@ def main(arguments: Sequence[str]) -> None:
     offers = plan(settings)
 
     def drawn(count: int) -> None:
-        print(count, flush=True)
+        # One call, so that the lines of several processes do not mix.
+        os.write(sys.stdout.fileno(), f"{count}\n".encode())
 
     table = draw_rows(offers[int(begin) : int(end)], sellers_of(offers), settings, drawn)
     with pa.ipc.new_file(str(Path(out)), SCHEMA) as file:

@@ -118,3 +118,21 @@ def test_a_copied_photo_is_closer_to_its_original_than_a_new_one():
         assert copied.shape == shown.shape
         assert (copied != shown).any()
         assert np.abs(copied - shown).mean() < np.abs(new - shown).mean()
+
+
+def test_most_of_the_fabric_has_the_main_color():
+    """So that a color and an accent are not each other's."""
+    for number, pattern in enumerate(ATTRIBUTES["pattern"].values):
+        product = {"type": "poncho", "length": "full", "neckline": "turtleneck", "hem": "straight"}
+        product |= {
+            "pattern": pattern,
+            "color": "green",
+            "trim": "untrimmed",
+            "pocket": "pocketless",
+        }
+        product |= {"closure": "pullover"} | ({} if pattern == "plain" else {"accent": "red"})
+        photo = pixels(take_photo(product, SELLERS[number], 96, 0.0, seeded("main", pattern)))
+        red, green, _ = np.moveaxis(photo, -1, 0)
+        main, other = int((green > red + 40).sum()), int((red > green + 40).sum())
+        assert main > 1.1 * other, pattern
+        assert (other > 400) == (pattern != "plain"), pattern
