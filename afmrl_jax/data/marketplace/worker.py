@@ -18,6 +18,7 @@ from afmrl_jax.config.marketplace import MarketplaceSettings
 from afmrl_jax.data.marketplace.listings import COLUMNS, Row, row_of
 from afmrl_jax.data.marketplace.plan import Offer, plan
 from afmrl_jax.data.marketplace.sellers import Seller
+from afmrl_jax.runtime.json_files import checked
 
 EVERY = 25
 """Listings between two reports."""
@@ -58,8 +59,7 @@ def main(arguments: Sequence[str]) -> None:
         arguments: the settings as JSON, the first listing, the one behind the last, the file.
     """
     content, begin, end, out = arguments
-    found = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(content).items()}
-    settings = MarketplaceSettings(**found)
+    settings = checked(MarketplaceSettings, json.loads(content), "the settings")
     offers = plan(settings)
 
     def drawn(count: int) -> None:

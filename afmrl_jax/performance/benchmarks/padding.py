@@ -13,7 +13,7 @@ from afmrl_jax.data.attributes.oracle import taught_texts
 from afmrl_jax.data.batching.collate import Row, bucket_length
 from afmrl_jax.data.batching.shapes import ShapeCounter, padding_counts
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
-from afmrl_jax.data.catalogue.load import load_catalogue
+from afmrl_jax.data.catalogue.load import load_catalogue_of
 from afmrl_jax.data.catalogue.records import Catalogue
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
 from afmrl_jax.data.sources.distill import DistillSource
@@ -31,7 +31,7 @@ class _Stages:
 
     @cached_property
     def catalogue(self) -> Catalogue:
-        return load_catalogue(self.config.catalogue, marketplace=self.config.marketplace)
+        return load_catalogue_of(self.config)
 
     @cached_property
     def taught(self) -> tuple[Catalogue, list[str]]:
