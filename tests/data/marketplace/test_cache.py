@@ -166,3 +166,5 @@ def test_the_stream_is_a_function_of_seed_and_number():
     assert len({*sample.photos}) == 2
     assert len(sample.titles) == len(sample.captions) == len(sample.lists) == 2
     assert Stream(seed=4)[10].attributes == sample.attributes
+    with pytest.raises(ConfigError, match="1 to 20 photos"):
+        Stream(seed=4, photos=21)
