@@ -12,16 +12,19 @@ from typing import Annotated, Literal
 
 import tyro
 
+from afmrl_jax.config import MarketplaceSettings
 from afmrl_jax.data.attributes.endpoint import Endpoint
 from afmrl_jax.data.catalogue.check import check_catalogue
 from afmrl_jax.data.catalogue.convert import Conversion, convert
 from afmrl_jax.data.catalogue.readers import open_rows
 from afmrl_jax.data.catalogue.records import Problem
+from afmrl_jax.data.marketplace.cache import marketplace_folder, read_ideal, write_marketplace
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.inference import annotate as serving
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.runs.oracle import oracle_by_checkpoint, oracle_by_endpoint
 from afmrl_jax.runtime.json_files import parse_json
+from afmrl_jax.runtime.outputs import require_own_output
 from afmrl_jax.runtime.terminal import printable
 from afmrl_jax.training.annotate import require_attributes_file
 from afmrl_jax.types import JsonObject
@@ -36,11 +39,13 @@ class CatalogueCheck:
     folder: Annotated[str | None, tyro.conf.Positional, NAMELESS] = None
     """The catalogue, same as --catalogue."""
     catalogue: str | None = None
-    """Folder with listings.jsonl or listings.parquet, a store, or `furniture`."""
+    """Folder with listings.jsonl or listings.parquet, a store, `furniture` or
+    `marketplace`."""
     as_json: bool = False
     """Print JSON lines: all problems, then the summary."""
     options: dict[str, str] = field(default_factory=dict)
-    """Options of the reader of a published layout, as in `--options language de`."""
+    """Options of the reader of a published layout, as in `--options language de`, or settings of
+    the marketplace, as in `--options seed 1`."""
 
     def execute(self) -> None:
         """Run the command."""
@@ -75,11 +80,13 @@ class CatalogueConvert(Conversion):
     folder: Annotated[str | None, tyro.conf.Positional, NAMELESS] = None
     """The catalogue, same as --catalogue."""
     catalogue: str | None = None
-    """Folder with listings.jsonl or listings.parquet, also in object storage, or `furniture`."""
+    """Folder with listings.jsonl or listings.parquet, also in object storage, `furniture` or
+    `marketplace`."""
     out: Path = tyro.MISSING
     """Folder to write; it must not exist."""
     options: dict[str, str] = field(default_factory=dict)
-    """Options of the reader of a published layout, as in `--options language de`."""
+    """Options of the reader of a published layout, as in `--options language de`, or settings of
+    the marketplace, as in `--options seed 1`."""
 
     def execute(self) -> None:
         """Run the command."""
@@ -88,6 +95,45 @@ class CatalogueConvert(Conversion):
         print(_summary(manifest))
         left = f", {manifest['left_out']} record(s) skipped" if manifest["left_out"] else ""
         print(f"{self.out}: {len(manifest['shards'])} shard(s){left}")
+
+
+@dataclass(frozen=True)
+class CatalogueDraw:
+    """Draw the marketplace, and print what a perfect model could reach on it and what chance gives.
+
+    The catalogue `marketplace` is drawn when it is first asked for, and kept in the user's cache;
+    this command does the same beforehand, or writes it to a folder.
+
+    Examples:
+        afmrl catalogue-draw
+        afmrl catalogue-draw --marketplace.seed 1 --out my-marketplace
+    """
+
+    marketplace: MarketplaceSettings = field(default_factory=MarketplaceSettings)
+    small: bool = False
+    """A few hundred listings with the given seed and otherwise settings of their own."""
+    out: Path | None = None
+    """Folder to write, which must not exist; by default the user's cache."""
+
+    def execute(self) -> None:
+        """Run the command."""
+        settings = self.marketplace
+        if self.small:
+            settings = MarketplaceSettings.small(settings.seed)
+        if self.out is None:
+            folder = marketplace_folder(settings)
+        else:
+            folder = self.out
+            require_own_output(folder, "afmrl catalogue-draw")
+            write_marketplace(settings, folder)
+        found = read_ideal(folder)
+        print(
+            f"{found.queries} queries among {found.gallery} listings of the test split, R@1 in %:"
+        )
+        for task, values in found.tasks.items():
+            ideal, chance = values["ideal"]["R@1"], values["chance"]["R@1"]
+            print(f"  {task:20s} ideal {ideal:6.2f}   chance {chance:5.2f}")
+        print(folder)
 
 
 def parsed(options: Mapping[str, str]) -> JsonObject:
@@ -135,7 +181,8 @@ class OnCatalogue:
     run: Path
     """Run directory of a finished `afmrl train`."""
     catalogue: str
-    """Folder with listings.jsonl or listings.parquet, a store, or `furniture`."""
+    """Folder with listings.jsonl or listings.parquet, a store, `furniture` or
+    `marketplace`."""
     out: Path
     """File or folder to write."""
     skip_bad: bool = False
@@ -154,10 +201,14 @@ class Annotate(OnCatalogue):
     def execute(self) -> None:
         """Run the command."""
         require_attributes_file(self.out)
-        catalogue = serving.read(self.catalogue, self.split, skip_bad=self.skip_bad)
-        texts = serving.annotate_catalogue(
-            FinishedRun(self.run), self.generator, catalogue, self.out
+        run = FinishedRun(self.run)
+        catalogue = serving.read(
+            self.catalogue,
+            self.split,
+            skip_bad=self.skip_bad,
+            marketplace=run.config.marketplace,
         )
+        texts = serving.annotate_catalogue(run, self.generator, catalogue, self.out)
         print(f"{len(texts)} listings: {self.out}")
 
 
@@ -170,7 +221,8 @@ class Oracle:
     """
 
     catalogue: str
-    """Folder with listings.jsonl or listings.parquet, a store, or `furniture`."""
+    """Folder with listings.jsonl or listings.parquet, a store, `furniture` or
+    `marketplace`."""
     out: Path
     """JSON lines to write."""
     url: str | None = None

@@ -15,7 +15,14 @@ from typing import Annotated, Any, Literal, Union
 import tyro
 
 from afmrl_jax import __version__
-from afmrl_jax.cli.catalogue import Annotate, CatalogueCheck, CatalogueConvert, OnCatalogue, Oracle
+from afmrl_jax.cli.catalogue import (
+    Annotate,
+    CatalogueCheck,
+    CatalogueConvert,
+    CatalogueDraw,
+    OnCatalogue,
+    Oracle,
+)
 from afmrl_jax.cli.command import Command
 from afmrl_jax.cli.evaluation import Baselines, Compare, Evaluate
 from afmrl_jax.cli.train import Config, Train, config_defaults, train_defaults
@@ -56,9 +63,15 @@ class Embed(OnCatalogue):
 
     def execute(self) -> None:
         """Run the command."""
-        catalogue = serving.read(self.catalogue, self.split, skip_bad=self.skip_bad)
+        run = FinishedRun(self.run)
+        catalogue = serving.read(
+            self.catalogue,
+            self.split,
+            skip_bad=self.skip_bad,
+            marketplace=run.config.marketplace,
+        )
         embed_catalogue(
-            FinishedRun(self.run),
+            run,
             self.system,
             catalogue,
             self.out,
@@ -262,6 +275,7 @@ COMMANDS: dict[str, type[Command]] = {
     "config": Config,
     "catalogue-check": CatalogueCheck,
     "catalogue-convert": CatalogueConvert,
+    "catalogue-draw": CatalogueDraw,
     "annotate": Annotate,
     "oracle": Oracle,
     "embed": Embed,

@@ -7,6 +7,7 @@ docstring of a field is also its `--help` text.
 
 from afmrl_jax.config.data import ImageConfig, InputDropout, OracleConfig, TextBudget
 from afmrl_jax.config.file import read_config, to_yaml
+from afmrl_jax.config.marketplace import MarketplaceSettings
 from afmrl_jax.config.model import (
     Execution,
     InitConfig,
@@ -42,6 +43,7 @@ __all__ = [
     "InputDropout",
     "KeptCheckpoints",
     "LoraConfig",
+    "MarketplaceSettings",
     "MeshConfig",
     "MiningConfig",
     "ModelSettings",

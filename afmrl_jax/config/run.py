@@ -10,6 +10,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from afmrl_jax.config.data import ImageConfig, OracleConfig, TextBudget
+from afmrl_jax.config.marketplace import MarketplaceSettings
 from afmrl_jax.config.model import Execution, ModelSettings
 from afmrl_jax.config.rar import CitConfig, RarConfig
 from afmrl_jax.config.stages import (
@@ -79,7 +80,7 @@ class RunConfig(Settings):
     """One run of the whole method, stage by stage."""
 
     catalogue: str = "furniture"
-    """`furniture` (embedded) or a folder in the catalogue format."""
+    """`furniture` (embedded), `marketplace` (drawn), or a folder in the catalogue format."""
     seed: int = 0
     vocab_size: int = 2048
     """Entries of the byte-level BPE trained on the catalogue."""
@@ -104,6 +105,7 @@ class RunConfig(Settings):
     guard: GuardConfig = field(default_factory=GuardConfig)
     embedder: ModelSettings = field(default_factory=ModelSettings)
     generator: ModelSettings = field(default_factory=ModelSettings)
+    marketplace: MarketplaceSettings = field(default_factory=MarketplaceSettings)
     image: ImageConfig = field(default_factory=ImageConfig)
     text: TextBudget = field(default_factory=TextBudget)
     oracle: OracleConfig = field(default_factory=OracleConfig)
@@ -154,6 +156,7 @@ class RunConfig(Settings):
         replace = dataclasses.replace
         return replace(
             demo,
+            marketplace=MarketplaceSettings.small(),
             image=ImageConfig(max_pixels=48 * 48),
             # Programs are compiled once per shape, which takes most of the time here.
             text=TextBudget(buckets=(16, 56, 76), max_attribute_tokens=20),

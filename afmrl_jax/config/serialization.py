@@ -49,9 +49,16 @@ BEFORE: JsonObject = {"packed": False}
 
 
 def _without_added(value: object) -> object:
-    """JSON values without the settings in `ADDED` that have the old value, at any depth."""
+    """JSON values without what older run directories lack and means nothing, at any depth.
+
+    That is settings in `ADDED` that have the old value, and those of a drawn marketplace in a run
+    on another catalogue.
+    """
     if isinstance(value, dict):
         kept = {k: v for k, v in value.items() if k not in ADDED or v != ADDED[k]}
+        if kept.get("catalogue") != "marketplace":
+            # Of a run on another catalogue they say nothing.
+            kept.pop("marketplace", None)
         return {k: _without_added(v) for k, v in kept.items()}
     return [_without_added(x) for x in value] if isinstance(value, list) else value
 

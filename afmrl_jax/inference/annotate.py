@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from afmrl_jax.config import MarketplaceSettings
 from afmrl_jax.data.catalogue.load import load_catalogue, say_skipped
 from afmrl_jax.data.catalogue.records import Catalogue
 from afmrl_jax.errors import CatalogueError
@@ -18,9 +19,22 @@ from afmrl_jax.runtime.outputs import only_writer
 from afmrl_jax.training.annotate import annotate, require_attributes_file
 
 
-def read(name: str, split: str, *, skip_bad: bool = False) -> Catalogue:
-    """The listings of a split, or of `all`; records that were left out are logged."""
-    catalogue = load_catalogue(name, skip_bad=skip_bad)
+def read(
+    name: str,
+    split: str,
+    *,
+    skip_bad: bool = False,
+    marketplace: MarketplaceSettings | None = None,
+) -> Catalogue:
+    """The listings of a split, or of `all`; records that were left out are logged.
+
+    Args:
+        name: of the catalogue.
+        split: or `all`.
+        skip_bad: leave unusable records out.
+        marketplace: settings of the drawn marketplace, if that is the catalogue.
+    """
+    catalogue = load_catalogue(name, skip_bad=skip_bad, marketplace=marketplace)
     say_skipped(catalogue)
     return select(catalogue, split)
 

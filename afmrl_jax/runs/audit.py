@@ -14,7 +14,7 @@ import numpy as np
 from afmrl_jax.config import AgclConfig
 from afmrl_jax.data.attributes.text_format import read_attributes
 from afmrl_jax.data.batching.collate import VLBatch
-from afmrl_jax.data.catalogue.load import load_catalogue
+from afmrl_jax.data.catalogue.load import load_catalogue_of
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
 from afmrl_jax.data.sources.mined_negatives import MinedTables
@@ -131,7 +131,7 @@ def audit(
     if batches < 1 or shown < 1:
         raise AfmrlError("--batches and --shown must be at least 1")
     _require_own(out)
-    catalogue = load_catalogue(run.config.catalogue, skip_bad=run.config.skip_bad).subset("train")
+    catalogue = load_catalogue_of(run.config).subset("train")
     listings = catalogue.listings
     own = Stage.of(run, stage, [x.listing_id for x in listings])
     size = batch_size or min(own.settings.batch_size, LARGEST)

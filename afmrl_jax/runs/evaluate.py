@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from afmrl_jax.config import MarketplaceSettings
 from afmrl_jax.data.attributes.text_format import format_attributes, read_attributes
 from afmrl_jax.data.catalogue.records import Catalogue, Listing
 from afmrl_jax.evaluation.baselines import baseline_inputs, bm25_inputs, known_inputs
@@ -30,9 +31,11 @@ from afmrl_jax.runtime.provenance import provenance
 from afmrl_jax.types import JsonObject
 
 
-def _divided(name: str, split: str, *, skip_bad: bool) -> tuple[Catalogue, Catalogue]:
+def _divided(
+    name: str, split: str, *, skip_bad: bool, marketplace: MarketplaceSettings | None = None
+) -> tuple[Catalogue, Catalogue]:
     """The evaluated listings, and those that a classifier is fitted on."""
-    whole = read(name, "all", skip_bad=skip_bad)
+    whole = read(name, "all", skip_bad=skip_bad, marketplace=marketplace)
     test = select(whole, split)
     # A classifier must not be evaluated on the data it was fitted on.
     overlap = split in ("train", "all")
@@ -47,7 +50,7 @@ def evaluate(
     The run keeps the attributes that its generators write, by catalogue, and the metrics of single
     queries.
     """
-    test, train = _divided(name, split, skip_bad=skip_bad)
+    test, train = _divided(name, split, skip_bad=skip_bad, marketplace=run.config.marketplace)
     everything = Catalogue(test.name, (*train.listings, *test.listings))
     texts: dict[str | None, Mapping[str, str] | None] = {None: None}
     systems = systems_of(run.config)

@@ -103,7 +103,7 @@ def export(
     system = run.system(system_name)
     checking = check and importlib.util.find_spec("torch") is not None
     # Before any weights are read: a missing catalogue should be noticed first.
-    listings = _some_listings(catalogue or run.config.catalogue) if checking else ()
+    listings = _some_listings(catalogue or run.config.catalogue, run) if checking else ()
     architecture, trained = run.model(system.embedder)
     exact = {n: x.astype(jnp.float32) for n, x in trained.items()}
     plain, merged = merge_lora(architecture, exact)
@@ -125,8 +125,8 @@ def export(
     return agreement
 
 
-def _some_listings(name: str) -> Sequence[Listing]:
-    catalogue = load_catalogue(name)
+def _some_listings(name: str, run: FinishedRun) -> Sequence[Listing]:
+    catalogue = load_catalogue(name, marketplace=run.config.marketplace)
     return (catalogue.subset("test").listings or catalogue.listings)[:CHECKED_LISTINGS]
 
 

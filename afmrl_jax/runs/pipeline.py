@@ -18,7 +18,7 @@ from afmrl_jax.config import AgclConfig, RarConfig, RunConfig, to_dict
 from afmrl_jax.data.attributes.oracle import oracle_inputs, taught_texts
 from afmrl_jax.data.attributes.text_format import read_attributes
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
-from afmrl_jax.data.catalogue.load import load_catalogue, require_teaching, say_skipped
+from afmrl_jax.data.catalogue.load import load_catalogue_of, require_teaching, say_skipped
 from afmrl_jax.data.catalogue.records import Catalogue
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.evaluation.evaluate import EvaluationData, write_results
@@ -54,7 +54,7 @@ class Pipeline:
 
     def __init__(self, folder: Path, config: RunConfig, annotated: tuple[str, ...] = ANNOTATED):
         self.config = config
-        self.catalogue = load_catalogue(config.catalogue, skip_bad=config.skip_bad)
+        self.catalogue = load_catalogue_of(config)
         require_teaching(self.catalogue, config.oracle.file)
         find_reward(config.rar.reward, config.rar)  # Fails now, not after the earlier stages.
         say_skipped(self.catalogue)

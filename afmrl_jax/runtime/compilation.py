@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 import jax
 
 from afmrl_jax.runtime.files import is_local
+from afmrl_jax.runtime.private_folder import distrust
 from afmrl_jax.runtime.progress import log_info
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -93,7 +93,7 @@ def keep_programs(default: Path) -> None:
     text = os.environ.get(CACHE_VARIABLE, str(default))
     if not text:
         return
-    reason = _distrust(Path(text)) if is_local(Path(text)) else None
+    reason = distrust(Path(text), "programs") if is_local(Path(text)) else None
     if reason is not None:
         log_info(
             f"warning: compiled programs are not kept in {text}, so every start compiles anew: "
@@ -103,23 +103,3 @@ def keep_programs(default: Path) -> None:
     jax.config.update("jax_compilation_cache_dir", text if reason is None else None)
     # Small programs too: a start has dozens, and compiling them takes a second.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-def _distrust(folder: Path) -> str | None:
-    """Why a cache folder is not to be used, and what to do; None if only this user can write it."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-    except OSError as error:
-        return f"it cannot be made ({error.strerror}); make it, or its parent writable"
-    if not stat.S_ISDIR(found.st_mode):
-        return "it is a link, and could be made to lead elsewhere; put a folder there"
-    if found.st_uid != os.geteuid():
-        return "it belongs to another user, who could put programs there; remove it"
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return (
-            "other users may write it, and could put programs there; remove it, and it is made "
-            "again for you alone"
-        )
-    return None

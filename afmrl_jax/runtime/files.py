@@ -86,18 +86,22 @@ def is_local(path: Path) -> bool:
 
 
 @contextmanager
-def atomic_path(path: Path | str) -> Iterator[Path]:
+def atomic_path(path: Path | str, *, everywhere: bool = False) -> Iterator[Path]:
     """A path to write to; it takes the name `path` only if the block ends without an error.
 
     Works for a file and for a folder, and for several processes at once: each has a temporary name
     of its own, and the last to end wins. What a killed process left is removed by the next one. If
     another process of the job does the writing, the path is a scratch one that is discarded.
 
+    Args:
+        path: of the file or folder.
+        everywhere: write in every process of a job, as for the cache of a machine.
+
     Raises:
         RunError: the disk is full or cannot be written to; the message names the file.
     """
     path = Path(path)
-    if not _WRITES:
+    if not (_WRITES or everywhere):
         with tempfile.TemporaryDirectory() as scratch:
             yield Path(scratch) / path.name
         return

@@ -14,7 +14,7 @@ from afmrl_jax.types import JsonObject
 
 COVERED = (
     "category", "attributes", "oracle", "seller", "family_id", "duplicate_of", "duplicate_group",
-    "role",
+    "role", "part",
 )  # fmt: skip
 
 SCHEMA = """

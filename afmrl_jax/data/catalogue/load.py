@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -9,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from afmrl_jax.config import MarketplaceSettings, RunConfig
 from afmrl_jax.data.catalogue.census import Census
 from afmrl_jax.data.catalogue.pictures import decode, open_picture
-from afmrl_jax.data.catalogue.readers import RowSource, open_rows
+from afmrl_jax.data.catalogue.readers import MARKETPLACE, RowSource, open_rows
 from afmrl_jax.data.catalogue.records import SPLITS, Catalogue, Listing, Problem, Report
 from afmrl_jax.data.catalogue.schema import problem_of, to_listing
 from afmrl_jax.data.catalogue.splits import draw_splits
@@ -23,21 +25,31 @@ Look = Literal["decode", "open", "none"]
 """How closely pictures are checked: decoded, only their header read, or not at all."""
 
 
-def load_catalogue(name_or_path: str | Path, *, skip_bad: bool = False) -> Catalogue:
+def load_catalogue(
+    name_or_path: str | Path,
+    *,
+    skip_bad: bool = False,
+    marketplace: MarketplaceSettings | None = None,
+) -> Catalogue:
     """A catalogue by name or folder, ready for a run.
 
     The listings of a store are read when they are needed; all others are kept in memory, with the
     paths of their pictures.
 
     Args:
-        name_or_path: `furniture`, a folder, or its `listings` file.
+        name_or_path: `furniture`, `marketplace` (drawn when it is first asked for, then kept in
+            the user's cache), a folder, or its `listings` file.
         skip_bad: leave unusable records out (they are listed in `skipped`) instead of stopping.
             Pictures are then decoded here and not only opened, so that none fails later.
+        marketplace: settings of the drawn marketplace, for other ones than the default.
 
     Raises:
         CatalogueError: names the record, the file and the remedy.
     """
-    source = open_rows(name_or_path)
+    options = None
+    if marketplace is not None and str(name_or_path) == MARKETPLACE:
+        options = dataclasses.asdict(marketplace)
+    source = open_rows(name_or_path, options)
     if source.store is not None:
         return Catalogue(source.name, source.store.listings())
     skipped: list[Problem] = []
@@ -47,6 +59,13 @@ def load_catalogue(name_or_path: str | Path, *, skip_bad: bool = False) -> Catal
         listings = [x.listing for x in read_listings(source, census, report, look=look)]
         census.refuse(source.file)
     return Catalogue(source.name, tuple(_with_splits(listings)), tuple(skipped))
+
+
+def load_catalogue_of(config: RunConfig) -> Catalogue:
+    """The catalogue of a run."""
+    return load_catalogue(
+        config.catalogue, skip_bad=config.skip_bad, marketplace=config.marketplace
+    )
 
 
 def stopping(left_out: Report, *, skip_bad: bool) -> Report:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from afmrl_jax.config import MarketplaceSettings
 from afmrl_jax.data.catalogue.manifest import AGAIN, MANIFEST, lacks_manifest
 from afmrl_jax.data.catalogue.published import LAYOUTS, Layout, layout_of, shards
 from afmrl_jax.data.catalogue.published.examples import stored_rows
@@ -21,6 +22,8 @@ from afmrl_jax.errors import CatalogueError, ConfigError
 from afmrl_jax.runtime.files import is_local, resolve_path
 from afmrl_jax.runtime.json_files import checked
 
+MARKETPLACE = "marketplace"
+"""Name of the catalogue that is drawn."""
 FILES = ("listings.parquet", "listings.jsonl", "listings.jsonl.gz")
 
 
@@ -62,10 +65,10 @@ def open_rows(name_or_path: str | Path, options: Mapping[str, object] | None = N
     """The records of a catalogue.
 
     Args:
-        name_or_path: `furniture`; a folder with listings.parquet, listings.jsonl or a store, one
-            written by a TFDS builder of this package, or one in a published layout; or the
-            listings' file itself. Folders and files may be in object storage, stores may not.
-        options: of a published layout's `rows`.
+        name_or_path: `furniture`; `marketplace`; a folder with listings.parquet, listings.jsonl or
+            a store, one written by a TFDS builder of this package, or one in a published layout; or
+            the listings' file itself. Folders and files may be in object storage, stores may not.
+        options: of a published layout's `rows`; settings of the marketplace.
 
     Raises:
         CatalogueError: there is no catalogue, or it cannot be opened.
@@ -80,8 +83,8 @@ def open_rows(name_or_path: str | Path, options: Mapping[str, object] | None = N
         # Too long a name, a NUL in it, or a folder that may not be read.
         reason = getattr(error, "strerror", None) or error
         raise CatalogueError(
-            f"catalogue {str(name_or_path)[:200]!r} cannot be read ({reason}); give `furniture` or "
-            "a catalogue folder"
+            f"catalogue {str(name_or_path)[:200]!r} cannot be read ({reason}); give `furniture`, "
+            "`marketplace` or a catalogue folder"
         ) from error
     if options and source.options != options:
         raise ConfigError(f"{source.file} is read without options; leave --options out")
@@ -92,6 +95,8 @@ def _open(name_or_path: str | Path, options: Mapping[str, object]) -> RowSource:
     if str(name_or_path) == "furniture":
         path = Path(str(files("afmrl_jax.data.furniture") / "listings.parquet"))
         return _own(path, "furniture", trusted=True)
+    if str(name_or_path) == MARKETPLACE:
+        return _drawn(options)
     path = resolve_path(name_or_path)
     if (path / MANIFEST).is_file():
         store = Store.open(path)
@@ -139,7 +144,9 @@ def find_listings(path: Path) -> Path:
     if path.is_dir():
         what = f"holds none of {', '.join(FILES)}, is not a store, and has no published layout "
         what += f"({', '.join(LAYOUTS)})"
-    raise CatalogueError(f"catalogue {path} {what}; give `furniture` or a catalogue folder")
+    raise CatalogueError(
+        f"catalogue {path} {what}; give `furniture`, `marketplace` or a catalogue folder"
+    )
 
 
 def _own(path: Path, name: str, *, trusted: bool = False) -> RowSource:
@@ -147,6 +154,18 @@ def _own(path: Path, name: str, *, trusted: bool = False) -> RowSource:
     read = partial(shards.rows, path.parent, files=[path])
     count = shards.count(path)
     return RowSource(name, str(path), path.parent, read, count, trusted=trusted, inputs=(path,))
+
+
+def _drawn(options: Mapping[str, object]) -> RowSource:
+    """The drawn marketplace; options are its settings."""
+    # Imported here: it needs Pillow's drawing, and most catalogues do not.
+    from afmrl_jax.data.marketplace.build import LISTINGS
+    from afmrl_jax.data.marketplace.cache import marketplace_folder
+
+    where = f"the options of {MARKETPLACE}"
+    settings = checked(MarketplaceSettings, dict(options), where, error=ConfigError)
+    path = marketplace_folder(settings) / LISTINGS
+    return replace(_own(path, MARKETPLACE, trusted=True), options=options)
 
 
 def _published(path: Path, layout: Layout, options: Mapping[str, object]) -> RowSource:

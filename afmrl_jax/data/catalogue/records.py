@@ -79,6 +79,9 @@ class Listing:
     """Set where the shop itself knows that several ids are one product: training may use it."""
     role: str | None = None
     """In evaluation: `query` only searches, `gallery` is only searched in; None for both."""
+    part: str | None = None
+    """Which part of its split, where a catalogue divides one, such as `learn`, `choose` and
+    `report` of `reward`; by family, as splits are."""
 
     def read_image_bytes(self) -> bytes:
         """The encoded picture.
@@ -173,6 +176,8 @@ class Catalogue:
                 fields.append(x.duplicate_group)
             if x.role is not None:
                 fields.append(f"role {x.role}")
+            if x.part is not None:
+                fields.append(f"part {x.part}")
             digest.update(json.dumps(fields, ensure_ascii=False, sort_keys=True).encode())
             digest.update(hashlib.sha256(x.read_image_bytes()).digest())
         return digest.hexdigest()[:16]

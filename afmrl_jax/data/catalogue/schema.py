@@ -17,6 +17,7 @@ from afmrl_jax.runtime.terminal import cleaned, printable
 REQUIRED = ("listing_id", "product_id", "title", "image")
 OPTIONAL_TEXT = (
     "category", "oracle", "seller", "split", "family_id", "duplicate_of", "duplicate_group", "role",
+    "part",
 )  # fmt: skip
 IDS = ("listing_id", "product_id", "family_id", "duplicate_of", "duplicate_group")
 """Texts that name something, so nothing in them is replaced: control characters are refused."""

@@ -22,7 +22,14 @@ from afmrl_jax.data.catalogue.manifest import AGAIN, MANIFEST, Manifest, columns
 from afmrl_jax.data.catalogue.records import SPLITS, Listing, Problem, Report, Row, StoredListings
 from afmrl_jax.data.catalogue.schema import REQUIRED
 from afmrl_jax.data.catalogue.splits import draw_splits
-from afmrl_jax.data.catalogue.tfds_examples import COLUMNS, TEXTS, features, parse, to_columns
+from afmrl_jax.data.catalogue.tfds_examples import (
+    ADDED,
+    COLUMNS,
+    TEXTS,
+    features,
+    parse,
+    to_columns,
+)
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.files import is_local
 from afmrl_jax.runtime.json_files import parse_json
@@ -159,6 +166,7 @@ def _columns(folder: str, fingerprint: str) -> pa.Table:
     """
     shards = Manifest.read(Path(folder)).shards
     schema = pa.schema([(name, pa.string()) for name in COLUMNS])
+    older = pa.schema([(name, pa.string()) for name in COLUMNS if name not in ADDED])
     tables = []
     for number, shard in enumerate(shards):
         path = Path(folder) / columns_name(number, len(shards))
@@ -166,6 +174,10 @@ def _columns(folder: str, fingerprint: str) -> pa.Table:
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
             # Arrow believes a file: without this, offsets that are wrong read any memory.
             table.validate(full=True)
+            if table.schema.equals(older):
+                nothing = pa.array([""] * table.num_rows, pa.string())
+                for name in ADDED:
+                    table = table.add_column(COLUMNS.index(name), name, nothing)
             if not table.schema.equals(schema) or table.num_rows != shard.listings:
                 raise ValueError(f"it has other columns, or not {shard.listings} rows")
         except Exception as error:  # Of Arrow, of the system, or of Python's decoding.

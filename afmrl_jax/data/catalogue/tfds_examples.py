@@ -27,6 +27,8 @@ AGAIN = "copy it again, or convert again"
 TEXTS = (*REQUIRED[:3], *OPTIONAL_TEXT)
 COLUMNS = (*TEXTS, "attributes")
 """All but the picture; a missing one is stored as an empty text, attributes as JSON."""
+ADDED = ("part",)
+"""Columns that older stores lack."""
 PART = "listings"
 """The only split in TFDS's sense: the split of a listing (train, test, ...) is a column."""
 
@@ -66,7 +68,8 @@ def to_example(x: Listing, picture: bytes) -> dict[str, str | bytes]:
 
 def from_example(example: Mapping[str, bytes]) -> dict[str, object]:
     """An example that TFDS has read as a raw record, without empty columns."""
-    texts = {name: example[name].decode() for name in COLUMNS if example[name]}
+    # TFDS gives None for a column that an older store lacks.
+    texts = {name: example[name].decode() for name in COLUMNS if example.get(name)}
     row: dict[str, object] = {**texts}
     if "attributes" in texts:
         row["attributes"] = parse_json(

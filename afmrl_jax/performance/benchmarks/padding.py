@@ -12,7 +12,7 @@ from afmrl_jax.config import AgclConfig, RunConfig
 from afmrl_jax.data.attributes.oracle import taught_texts
 from afmrl_jax.data.batching.shapes import AnyRows, ShapeCounter, padding_counts
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
-from afmrl_jax.data.catalogue.load import load_catalogue
+from afmrl_jax.data.catalogue.load import load_catalogue_of
 from afmrl_jax.data.catalogue.records import Catalogue
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
 from afmrl_jax.data.sources.distill import DistillSource
@@ -33,7 +33,7 @@ class _Stages:
 
     @cached_property
     def catalogue(self) -> Catalogue:
-        return load_catalogue(self.config.catalogue)
+        return load_catalogue_of(self.config)
 
     @cached_property
     def taught(self) -> tuple[Catalogue, list[str]]:
