@@ -5,7 +5,14 @@
 docstring of a field is also its `--help` text.
 """
 
-from afmrl_jax.config.data import ImageConfig, InputDropout, OracleConfig, TextBudget
+from afmrl_jax.config.data import (
+    ImageConfig,
+    InputDropout,
+    ListsConfig,
+    OracleConfig,
+    TextBudget,
+    ViewShares,
+)
 from afmrl_jax.config.file import read_config, to_yaml
 from afmrl_jax.config.model import (
     Execution,
@@ -41,6 +48,7 @@ __all__ = [
     "InitConfig",
     "InputDropout",
     "KeptCheckpoints",
+    "ListsConfig",
     "LoraConfig",
     "MeshConfig",
     "MiningConfig",
@@ -53,6 +61,7 @@ __all__ = [
     "RunConfig",
     "TextBudget",
     "TextConfig",
+    "ViewShares",
     "VisionConfig",
     "fingerprint",
     "from_dict",
