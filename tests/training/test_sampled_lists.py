@@ -11,7 +11,6 @@ from afmrl_jax.data.attributes.lists import read_samples
 from afmrl_jax.data.attributes.text_format import is_malformed, read_attributes
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture
-from afmrl_jax.models.generation import generate
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.testing import tiny_config
 from afmrl_jax.training import annotate as annotating
@@ -34,6 +33,12 @@ def generator(tokenizer):
     ids = {"vocab_size": tokenizer.vocab_size, "image_token_id": tokenizer.image_pad_id}
     architecture = Architecture.of(tiny_config("qwen2_5_vl", **ids))
     return architecture, architecture.init(1)
+
+
+@pytest.fixture(autouse=True)
+def pairs(monkeypatch):
+    """Two listings at a time, so that there are batches, and one program for all tests."""
+    monkeypatch.setattr(sampled_lists, "CONTINUATIONS", 6)
 
 
 @pytest.fixture
@@ -65,7 +70,6 @@ def test_each_listing_has_its_samples_whoever_else_is_in_the_batch(generator, bu
 @pytest.mark.usefixtures("spoken")
 def test_a_killed_run_ends_with_the_same_samples(generator, builder, tmp_path, monkeypatch):
     whole = sampled(generator, builder, tmp_path / "whole.jsonl")
-    monkeypatch.setattr(sampled_lists, "CONTINUATIONS", 3)  # A listing at a time.
     plain, count = sampled_lists.completion_texts, iter(range(9))
 
     def dying(*arguments):
@@ -80,20 +84,19 @@ def test_a_killed_run_ends_with_the_same_samples(generator, builder, tmp_path, m
             sampled(generator, builder, out)
     assert not out.exists()
     (left,) = tmp_path.glob("killed*.partial")
-    assert len(left.read_text().splitlines()) == 2
+    assert len(left.read_text().splitlines()) == 4
     assert sampled(generator, builder, out) == whole
     assert not left.exists()
 
 
 @pytest.mark.usefixtures("spoken")
-def test_devices_that_share_the_listings_draw_the_same(generator, builder, tmp_path, monkeypatch):
-    monkeypatch.setattr(sampled_lists, "CONTINUATIONS", 6)
+def test_devices_that_share_the_listings_draw_the_same(generator, builder, tmp_path):
     one = sampled(generator, builder, tmp_path / "one.jsonl")
     assert sampled(generator, builder, tmp_path / "two.jsonl", mesh=(2, 1)) == one
 
 
 def test_what_cannot_be_read_of_a_sample_is_left_out(generator, builder, tmp_path):
-    found = sampled(generator, builder, tmp_path / "a.jsonl", [*range(20)])
+    found = sampled(generator, builder, tmp_path / "a.jsonl")
     assert all(not is_malformed(x) for texts in found.values() for x in texts)
     lines = (tmp_path / "a.jsonl").read_text().splitlines()
     assert json.loads(lines[0]).keys() == {"listing_id", "samples"}
@@ -125,7 +128,7 @@ def test_a_lone_side_writes_without_knowing_the_other(
 
     def written(source, name):
         rows = source.showing(shown)
-        annotate(*generator, rows, CHOSEN, tmp_path / f"{name}.jsonl", mesh=mesh)
+        annotate(*generator, rows, CHOSEN, tmp_path / f"{name}.jsonl", mesh=mesh, batch_size=2)
         sampled(generator, rows, tmp_path / f"{name}-samples.jsonl")
         greedy = read_attributes(tmp_path / f"{name}.jsonl")
         return greedy, read_samples(tmp_path / f"{name}-samples.jsonl")
@@ -145,15 +148,18 @@ def test_a_prompt_shows_what_it_is_told_to(builder):
     assert decode(picture.tokens) == ""
 
 
-def test_generate_is_what_samples(generator, builder, tmp_path, monkeypatch):
-    """The settings reach it."""
+def test_settings_reach_the_sampling(generator, builder, tmp_path, monkeypatch):
     asked = {}
 
-    def recorded(*arguments, **options):
+    class Seen(Exception):
+        pass
+
+    def recorded(*_, **options):
         asked.update(options)
-        return generate(*arguments, **options)
+        raise Seen
 
     monkeypatch.setattr(sampled_lists, "generate", recorded)
     lists = ListsConfig(samples=2, temperature=0.375)
-    sampled(generator, builder, tmp_path / "a.jsonl", np.array(CHOSEN), lists=lists)
+    with pytest.raises(Seen):
+        sampled(generator, builder, tmp_path / "a.jsonl", np.array(CHOSEN), lists=lists)
     assert (asked["group_size"], asked["temperature"]) == (2, 0.375)
