@@ -204,4 +204,5 @@ class ContrastiveSource:
             candidate_products=None if self._mined is None else self.identity[candidates],
             prompt_last=last,
             bad_pictures=self._builder.bad_pictures(np.concatenate([queries, candidates])),
+            view="-".join(self.view(step)) if self._views.used else None,
         )

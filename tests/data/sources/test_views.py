@@ -94,6 +94,7 @@ def test_a_side_shows_one_thing_and_reads_what_was_written_from_it(builder, pack
     for step in range(PERIOD):
         rows = [shown(builder, row) for row in rows_of(found[step])]
         sides = found.view(step)
+        assert found[step].view == "-".join(sides)
         assert set(rows[:6]) == {(sides[0], WRITERS[sides[0]])}
         assert set(rows[6:]) == {(sides[1], WRITERS[sides[1]])}
 
