@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from afmrl_jax.config import AgclConfig, RunConfig
+from afmrl_jax.data.attributes.lists import Lists
 from afmrl_jax.data.attributes.oracle import taught_texts
 from afmrl_jax.data.batching.shapes import AnyRows, ShapeCounter, padding_counts
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
@@ -70,7 +71,7 @@ class _Stages:
         )
 
     def contrastive(self, settings: AgclConfig, *, reads: bool) -> ContrastiveSource:
-        config, read = self.config, self.lists if reads else None
+        config, read = self.config, Lists(self.lists) if reads else None
         return contrastive_source(
             self.train, settings, config.seed, read=read, packed=config.packed
         )
