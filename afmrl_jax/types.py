@@ -6,7 +6,7 @@ g group, a attribute tokens, n generated tokens, m gallery.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jaxtyping import Bool, Float, Int, Real, UInt8
 
@@ -20,6 +20,9 @@ union of the types, because Grain's workers import this file and JAX must stay o
 JsonObject = dict[str, Any]
 """An object of a JSON file, as `json.loads` gives it or `json.dumps` takes it."""
 
+Modality = Literal["both", "text", "image"]
+"""What is shown of a listing: picture and title, or one of them alone."""
+
 __all__ = [
     "AnyArray",
     "Array",
@@ -27,6 +30,7 @@ __all__ = [
     "Float",
     "Int",
     "JsonObject",
+    "Modality",
     "PyTree",
     "Real",
     "UInt8",

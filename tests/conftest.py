@@ -52,6 +52,7 @@ from afmrl_jax.config import (
     DistillConfig,
     EvaluationConfig,
     MeshConfig,
+    OptimizerConfig,
     RarConfig,
     RunConfig,
 )
@@ -159,7 +160,8 @@ def tiny_run(shared):
         mesh=MeshConfig(data=1),
         distill=DistillConfig(steps=4, batch_size=4),
         backbone=BackboneConfig(steps=2, batch_size=4),
-        agcl=AgclConfig(steps=4, batch_size=4),
+        # Averaged weights, so that every test of resuming is one of them too.
+        agcl=AgclConfig(steps=4, batch_size=4, optimizer=OptimizerConfig(2e-3, ema_decay=0.9)),
         rar=RarConfig(
             steps=3, queries=2, group_size=2, evaluate_every=2, evaluation_samples=1, k=3
         ),

@@ -5,7 +5,14 @@
 docstring of a field is also its `--help` text.
 """
 
-from afmrl_jax.config.data import ImageConfig, InputDropout, OracleConfig, TextBudget
+from afmrl_jax.config.data import (
+    ImageConfig,
+    InputDropout,
+    ListsConfig,
+    OracleConfig,
+    TextBudget,
+    ViewShares,
+)
 from afmrl_jax.config.file import read_config, to_yaml
 from afmrl_jax.config.marketplace import MarketplaceSettings
 from afmrl_jax.config.model import (
@@ -42,6 +49,7 @@ __all__ = [
     "InitConfig",
     "InputDropout",
     "KeptCheckpoints",
+    "ListsConfig",
     "LoraConfig",
     "MarketplaceSettings",
     "MeshConfig",
@@ -55,6 +63,7 @@ __all__ = [
     "RunConfig",
     "TextBudget",
     "TextConfig",
+    "ViewShares",
     "VisionConfig",
     "fingerprint",
     "from_dict",

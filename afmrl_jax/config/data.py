@@ -1,11 +1,19 @@
-"""Settings of pictures, texts, dropout and the oracle."""
+"""Settings of pictures, texts, dropout, views and the lists that are read and written."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from afmrl_jax.config.validation import MAX_COUNT, MAX_TOKENS, Settings, require
+from afmrl_jax.config.validation import (
+    MAX_COUNT,
+    MAX_FACTOR,
+    MAX_TOKENS,
+    TINY,
+    Settings,
+    require,
+)
+from afmrl_jax.types import Modality
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 
@@ -162,6 +170,79 @@ class InputDropout(Settings):
         for name, value in vars(self).items():
             require(0 <= value < 1, f"{name} must lie in [0, 1)")
         require(self.title + self.picture < 1, "title and picture dropout leave nothing")
+
+
+@dataclass(frozen=True)
+class ListsConfig(Settings):
+    """Attribute lists that the generators write besides the greedy ones from picture and title."""
+
+    lone: bool = False
+    """Also write one from each listing's picture alone and one from its title alone. They are what
+    the embedder reads with a lone picture or title: in training views and in the tasks text to
+    image, image to multimodal and image to image. A generator distilled from random weights needs
+    distill.title_dropout and distill.picture_dropout for them."""
+    samples: int = 0
+    """Sampled lists of each training listing. The embedder then reads, in each step, one of them or
+    the greedy one, and so learns what the generator may come to write. 0 trains on the greedy
+    lists alone; evaluation always reads those."""
+    temperature: float = 1.0
+    """Sampling temperature of those lists."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._within(samples=(0, 1024), temperature=(TINY, MAX_FACTOR))
+
+
+@dataclass(frozen=True)
+class ViewShares(Settings):
+    """What the two sides of the pairs show, query side first, as fractions of the steps.
+
+    All pairs of a step show the same, so that on neither side picture or title tells a negative
+    from the positive. A side that shows picture or title alone reads, if any, the list that was
+    written from that alone. In the rest of the steps both sides show picture and title. If any
+    share is above 0, `dropout.title` and `dropout.picture` are not applied.
+    """
+
+    image_both: float = 0.0
+    text_image: float = 0.0
+    image_text: float = 0.0
+    text_both: float = 0.0
+    image_image: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shares = vars(self)
+        for name, share in shares.items():
+            require(0 <= share <= 1, f"views.{name} must lie in [0, 1]")
+        require(
+            sum(shares.values()) <= 1 + 1e-9,
+            f"the shares of views divide the steps, but add up to {sum(shares.values()):.2f}; "
+            "lower one",
+        )
+
+    @classmethod
+    def mixed(cls) -> ViewShares:
+        """Every view: a third of the steps with both sides whole, and more words to pictures than
+        pictures to pictures.
+        """
+        return cls(0.2, 0.2, 0.1, 0.1, 0.05)
+
+    @property
+    def by_sides(self) -> dict[tuple[Modality, Modality], float]:
+        """Share of each (query side, candidate side); they add up to 1."""
+        own: dict[tuple[Modality, Modality], float] = {
+            ("image", "both"): self.image_both,
+            ("text", "image"): self.text_image,
+            ("image", "text"): self.image_text,
+            ("text", "both"): self.text_both,
+            ("image", "image"): self.image_image,
+        }
+        return {("both", "both"): max(0.0, 1 - sum(own.values())), **own}
+
+    @property
+    def used(self) -> bool:
+        """Whether any step shows less than everything."""
+        return any(vars(self).values())
 
 
 @dataclass(frozen=True)

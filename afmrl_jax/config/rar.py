@@ -115,6 +115,10 @@ class RarConfig(Settings):
         require(self.ratio_cap is None or self.ratio_cap > 1, "ratio_cap must exceed 1")
         require(0 < self.held_out_share < 1, "held_out_share must lie in (0, 1)")
         require("reward" in self.gallery_splits, "the gallery must hold the reward split")
+        require(
+            not self.optimizer.ema_decay,
+            "rar.optimizer.ema_decay must be 0: RAR keeps the weights of its best evaluation",
+        )
 
 
 @dataclass(frozen=True)

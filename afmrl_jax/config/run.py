@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from afmrl_jax.config.data import ImageConfig, OracleConfig, TextBudget
+from afmrl_jax.config.data import ImageConfig, ListsConfig, OracleConfig, TextBudget
 from afmrl_jax.config.marketplace import MarketplaceSettings
 from afmrl_jax.config.model import Execution, ModelSettings
 from afmrl_jax.config.rar import CitConfig, RarConfig
@@ -100,6 +100,10 @@ class RunConfig(Settings):
     type, for repeated runs over the same catalogue; several runs may share it. Needs a frozen tower
     (embedder.trained lora or decoder) and agcl.dropout.patches 0. None decodes pictures and runs
     the tower in every step."""
+    controls: bool = False
+    """Also train and evaluate what the attribute lists are judged against: `agcl+shuffled`, trained
+    and tested with lists of other products, and `agcl+distilled-bare`, the embedder of
+    `agcl+distilled` without any list."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoints: KeptCheckpoints = field(default_factory=KeptCheckpoints)
     guard: GuardConfig = field(default_factory=GuardConfig)
@@ -110,6 +114,7 @@ class RunConfig(Settings):
     text: TextBudget = field(default_factory=TextBudget)
     oracle: OracleConfig = field(default_factory=OracleConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    lists: ListsConfig = field(default_factory=ListsConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     agcl: AgclConfig = field(default_factory=AgclConfig)
     rar: RarConfig = field(default_factory=RarConfig)

@@ -40,6 +40,14 @@ ADDED: JsonObject = {
     "positives": "pair",
     "vector_precision": "auto",
     "packed": False,
+    "ema_decay": 0.0,
+    "title_dropout": 0.0,
+    "picture_dropout": 0.0,
+    "views": dict.fromkeys(
+        ("image_both", "text_image", "image_text", "text_both", "image_image"), 0.0
+    ),
+    "lists": {"lone": False, "samples": 0, "temperature": 1.0},
+    "controls": False,
 }
 """Settings that older run directories lack, and the value that means the old behavior."""
 

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
-from afmrl_jax.config.data import InputDropout
+from afmrl_jax.config.data import InputDropout, ViewShares
 from afmrl_jax.config.validation import (
     MAX_COUNT,
     MAX_FACTOR,
@@ -32,6 +32,11 @@ class OptimizerConfig(Settings):
     """Decoupled weight decay, on matrices only."""
     clip_norm: float = 1.0
     """Largest global gradient norm."""
+    ema_decay: float = 0.0
+    """Decay per step of an exponential moving average of the weights, which is then what the stage
+    leaves; the weights of the last steps scatter around it. It begins with the first step's
+    weights, not with those before it, so short stages may use it too. 0 leaves the last step's
+    weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,6 +47,7 @@ class OptimizerConfig(Settings):
             clip_norm=(TINY, 1e12),
         )
         require(0 <= self.warmup_share < 1, "warmup_share must lie in [0, 1)")
+        require(0 <= self.ema_decay < 1, "ema_decay must lie in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,10 @@ class DistillConfig(Settings):
     structure_weight: float = 0.2
     """Weight in the cross entropy of tokens that are not part of a value (keys, punctuation, end).
     The oracle orders keys arbitrarily, and that noise would drown out the values."""
+    title_dropout: float = 0.0
+    """Probability that a row has no title, so that the generator can write for a lone picture."""
+    picture_dropout: float = 0.0
+    """Probability that a row has no picture, so that the generator can write for a lone title."""
     logits_at_once: int | None = None
     """Tokens of each row whose vocabulary logits are held in memory at once. None holds all of
     them, which is fastest for a small vocabulary; a large one needs a limit."""
@@ -77,6 +87,12 @@ class DistillConfig(Settings):
             contrastive_weight=(0, MAX_FACTOR),
             structure_weight=(TINY, MAX_FACTOR),
             logits_at_once=(1, MAX_COUNT),
+            title_dropout=(0, 1),
+            picture_dropout=(0, 1),
+        )
+        require(
+            self.title_dropout + self.picture_dropout < 1,
+            "title_dropout and picture_dropout must add up to less than 1: some rows need both",
         )
 
 
@@ -171,6 +187,7 @@ class AgclConfig(Settings):
     that exceed memory. The vectors of all chunks enter one loss, with the gradients of the whole
     batch, at the cost of a second forward pass through the decoder. None encodes all rows at
     once."""
+    views: ViewShares = field(default_factory=ViewShares)
     mining: MiningConfig = field(default_factory=MiningConfig)
     dropout: InputDropout = field(default_factory=InputDropout)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(2e-3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import os
 import resource
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from afmrl_jax.config import RunConfig
+from afmrl_jax.data.attributes.lists import Lists
 from afmrl_jax.data.attributes.text_format import format_attributes
 from afmrl_jax.data.catalogue.records import ROLES
 from afmrl_jax.data.sources.row_builder import RowBuilder
@@ -42,10 +44,12 @@ class Subject:
 
     name: str
     encoder: Encoder
-    test_texts: Texts | None = None
-    """Attribute text by listing id, for queries and gallery; None if the embedder reads none."""
-    train_texts: Texts | None = None
+    test_lists: Lists | None = None
+    """For queries and gallery; None if the embedder reads none."""
+    train_lists: Lists | None = None
     """The same for the train listings, on which the classifier is fitted."""
+    control_of: str | None = None
+    """For a control, the name of the subject it is compared with."""
 
 
 class Evaluated(NamedTuple):
@@ -113,20 +117,27 @@ def query_and_gallery(
 
 @dataclass(frozen=True)
 class SingleViews:
-    """The views without attributes: the same for every system of one embedder."""
+    """The views of a lone title and a lone picture, each with the list written from it alone, if
+    any: the same for every system of one embedder that reads the same lists there.
+    """
 
-    embedder: str
+    key: tuple[str, Texts, Texts]
+    """Identity of the embedder, and the lists it reads."""
     text: np.ndarray
     image: np.ndarray
 
     @classmethod
-    def of(cls, data: EvaluationData, encoder: Encoder, last: SingleViews | None) -> SingleViews:
-        """The views of an embedder; returns `last` if it is of the same one."""
-        if last is not None and last.embedder == encoder.identity:
+    def of(
+        cls, data: EvaluationData, encoder: Encoder, lists: Lists, last: SingleViews | None
+    ) -> SingleViews:
+        """The views under an embedder; returns `last` if it is the same."""
+        key = encoder.identity, lists.text, lists.image
+        if last is not None and last.key == key:
             return last
         everything = np.arange(len(data.test.listings))
-        text = encoder.embed(data.test, everything, picture=False)
-        return cls(encoder.identity, text, encoder.embed(data.test, everything, title=False))
+        text = encoder.embed(data.test, everything, lists.text, picture=False)
+        image = encoder.embed(data.test, everything, lists.image, title=False)
+        return cls(key, text, image)
 
 
 def embed_views(
@@ -138,8 +149,9 @@ def embed_views(
 ) -> TaskInputs:
     """The three views of the test listings under one system.
 
-    The text view holds only the title and the image view only the picture: attributes are read off
-    both, and would carry one modality into the other.
+    The text view holds only the title and the image view only the picture. A list that was written
+    from both would carry one modality into the other, so these views have at most a list that was
+    written from the title, or from the picture, alone.
     """
     everything = np.arange(len(data.test.listings))
     categories, train_categories = data.labels(data.test), data.labels(data.train)
@@ -166,7 +178,8 @@ def evaluate_subjects(
     """Evaluate systems on the same listings.
 
     Args:
-        subjects: in the order of the table; neighbours are compared.
+        subjects: in the order of the table; neighbours are compared, and controls with the row
+            they belong to. The last is none.
         data: the listings.
         config: for the seed and the evaluation's settings.
         catalogue: its name.
@@ -174,14 +187,18 @@ def evaluate_subjects(
     settings, seed = config.evaluation, config.seed
     rows: list[JsonObject] = []
     values: dict[str, PerQuery] = {}
+    controls: dict[str, str] = {}
     last, single = None, None
     for x in subjects:
         heed()
         log_info(f"evaluating {x.name}")
-        single = SingleViews.of(data, x.encoder, single)
-        inputs = embed_views(data, x.encoder, x.test_texts, x.train_texts, single)
+        test, train = (None if y is None else y.both for y in (x.test_lists, x.train_lists))
+        single = SingleViews.of(data, x.encoder, x.test_lists or Lists({}), single)
+        inputs = embed_views(data, x.encoder, test, train, single)
         row, values[x.name] = evaluate_row(x.name, inputs, seed=seed, resamples=settings.bootstrap)
         rows.append(row | {"truncation": truncation_curve(inputs)})
+        if x.control_of is not None:
+            controls[x.name] = x.control_of
         last = x, inputs
     if last is None:
         raise ValueError("nothing to evaluate")
@@ -190,14 +207,17 @@ def evaluate_subjects(
     evaluation = {
         "catalogue": catalogue,
         "rows": rows,
-        "comparisons": _comparisons(values, data.families, seed, settings.bootstrap),
+        "comparisons": _comparisons(values, controls, data.families, seed, settings.bootstrap),
         "baselines": run_baselines(listings, data.sides),
         "scann": scann_effect(inputs, seed=seed),
     }
     if settings.latency:
         log_info("measuring latency")
         evaluation["latency"] = {"system": subject.name} | latency(
-            subject.encoder, data.test, subject.test_texts, inputs.both
+            subject.encoder,
+            data.test,
+            None if subject.test_lists is None else subject.test_lists.both,
+            inputs.both,
         )
     per_query = QueryValues.of(catalogue, data.split, listings, values)
     return Evaluated(evaluation, per_query, inputs.both)
@@ -251,17 +271,21 @@ def peak_memory() -> float:
 
 
 def _comparisons(
-    values: Mapping[str, PerQuery], families: np.ndarray, seed: int, resamples: int
+    values: Mapping[str, PerQuery],
+    controls: Mapping[str, str],
+    families: np.ndarray,
+    seed: int,
+    resamples: int,
 ) -> list[JsonObject]:
-    names = list(values)
-    pairs = [(i, i + 1) for i in range(len(names) - 1)]
-    if "agcl+distilled" in names and names.index("agcl+distilled") > 1:
-        pairs.append((0, names.index("agcl+distilled")))
+    names = [x for x in values if x not in controls]
+    pairs = list(itertools.pairwise(names))
+    if "agcl+distilled" in names[2:]:
+        pairs.append((names[0], "agcl+distilled"))
+    pairs += controls.items()
     out = []
-    for i, j in pairs:
-        before, after = values[names[i]], values[names[j]]
-        metrics = compare_rows(before, after, families, seed=seed, resamples=resamples)
-        out.append({"from": names[i], "to": names[j], "metrics": metrics})
+    for one, other in pairs:
+        metrics = compare_rows(values[one], values[other], families, seed=seed, resamples=resamples)
+        out.append({"from": one, "to": other, "metrics": metrics})
     return out
 
 

@@ -13,9 +13,8 @@ from afmrl_jax.evaluation.metrics import depth, macro, metric_values
 from afmrl_jax.evaluation.probes import classify, cluster, clustering_intervals, clustering_scores
 from afmrl_jax.evaluation.ranking import Scorer, VectorScorer, rank_gallery
 from afmrl_jax.evaluation.statistics import intervals
-from afmrl_jax.types import JsonObject
+from afmrl_jax.types import JsonObject, Modality
 
-View = Literal["both", "text", "image"]
 PerQuery = dict[str, np.ndarray]
 
 RECALL = ("R@1", "R@5", "R@10")
@@ -30,8 +29,8 @@ class Task:
     """Which vectors are queried against which, and what counts as a positive."""
 
     name: str
-    query: View
-    gallery: View
+    query: Modality
+    gallery: Modality
     label: Literal["product", "category"]
     """What a query shares with its positives."""
     metrics: tuple[str, ...]
@@ -65,9 +64,9 @@ RETRIEVAL = tuple(task for task in TASKS if task.kind == "retrieval")
 class TaskInputs:
     """Unit vectors of the evaluated listings in three views, and their labels.
 
-    `both` holds picture, title and, if the system uses them, attributes; `text` only the title;
-    `image` only the picture. All [n d]; None if a system has no such view, and then its tasks are
-    skipped.
+    `both` holds picture, title and, if the system uses them, attributes; `text` only the title and
+    `image` only the picture, each with the attributes written from it alone, if any. All [n d];
+    None if a system has no such view, and then its tasks are skipped.
     """
 
     both: np.ndarray | None
@@ -107,7 +106,7 @@ class TaskInputs:
         place[self.gallery_places] = np.arange(len(self.gallery_places))
         return place[self.query_places]
 
-    def scores(self, query: View, gallery: View) -> Scorer | None:
+    def scores(self, query: Modality, gallery: Modality) -> Scorer | None:
         """Scores of queries in one view against the gallery in another; None without a view."""
         if query == gallery == "both" and self.scorer is not None:
             return self.scorer

@@ -17,6 +17,7 @@ from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.runtime.files import is_writer
 from afmrl_jax.runtime.outputs import only_writer
 from afmrl_jax.training.annotate import annotate, require_attributes_file
+from afmrl_jax.types import Modality
 
 
 def read(
@@ -58,6 +59,7 @@ def annotate_catalogue(
     model: tuple[Architecture, Params] | None = None,
     known: Mapping[str, str] | None = None,
     key: str = "",
+    shown: Modality = "both",
 ) -> dict[str, str]:
     """Attributes by listing id, written to `out`; if killed, the next call resumes.
 
@@ -69,6 +71,7 @@ def annotate_catalogue(
         model: the generator, if it was loaded before.
         known: see `annotate`.
         key: see `annotate`.
+        shown: what of each listing the generator sees.
 
     Raises:
         ConfigError: `out` is not a file of attributes.
@@ -83,7 +86,7 @@ def annotate_catalogue(
         return annotate(
             architecture,
             params,
-            run.rows(catalogue),
+            run.rows(catalogue).showing(shown),
             everything,
             out,
             mesh=run.mesh,

@@ -129,8 +129,8 @@ class Embedder:
             items: each a text, a picture (a `pathlib.Path`, encoded bytes, a Pillow picture or a
                 uint8 array [height width 3]), or a dictionary of `text`, `image` (here a string is
                 a path) and `attributes` (a text `key: value; key: value`, or a mapping).
-            write_attributes: let the generator write attributes for the items that have both text
-                and picture, which is what it was trained on, and no attributes.
+            write_attributes: let the generator write attributes for the items that have none, if
+                they have both text and picture, or if the run has `lists.lone`.
             label: name of a progress bar, shown for long lists; None for no bar.
 
         Returns:
@@ -163,7 +163,8 @@ class Embedder:
         asked = [
             (n, x)
             for n, x in enumerate(inputs)
-            if x.text is not None and x.picture is not None and x.attributes is None
+            if x.attributes is None
+            and (generator.lone or (x.text is not None and x.picture is not None))
         ]
         texts = generator.write_for(asked, label=label)
         out = list(inputs)

@@ -40,6 +40,9 @@ class Generator:
     image: ImageConfig
     text: TextBudget
     mesh: Mesh
+    lone: bool = False
+    """Whether it also writes for a title without a picture, and its embedder reads what it writes
+    for either alone; see `ListsConfig`."""
 
     @classmethod
     def load(
@@ -75,14 +78,23 @@ class Generator:
     def of(cls, run: FinishedRun, stage: str) -> Generator:
         """The generator that a stage of a run trained."""
         config = run.config
-        return cls(*run.model(stage), run.tokenizer, config.image, config.text, run.mesh)
+        architecture, params = run.model(stage)
+        return cls(
+            architecture,
+            params,
+            run.tokenizer,
+            config.image,
+            config.text,
+            run.mesh,
+            config.lists.lone,
+        )
 
     def write(self, items: Sequence[Item], *, label: str | None = "write") -> list[str]:
         """The attribute list of each item, by greedy decoding.
 
         Args:
-            items: each with a picture, and the title under `text` if there is one; attributes that
-                an item already has are ignored.
+            items: each with a picture, and the title under `text` if there is one, or of a run with
+                `lists.lone` with a title alone; attributes that an item already has are ignored.
             label: name of a progress bar, shown for more than one batch; None for no bar.
 
         Returns:
@@ -99,22 +111,30 @@ class Generator:
     ) -> list[str]:
         """`write` for numbered inputs that have already been read."""
         for number, x in inputs:
-            if x.picture is None:
+            if x.picture is None and not self.lone:
                 raise InputError(f"items[{number}] has no picture, but the generator needs one")
+        pictured = [place for place, (_, x) in enumerate(inputs) if x.picture is not None]
+        words = [place for place, (_, x) in enumerate(inputs) if x.picture is None]
+        texts: dict[int, str] = {}
         size = next((n for n in SIZES if n >= len(inputs)), SIZES[-1])
-        texts: list[str] = []
-        shown = label if len(inputs) > size else None
-        with Progress(shown, len(inputs)) as progress:
-            for begin in range(0, len(inputs), size):
-                texts += self._batch(inputs[begin : begin + size], size)
-                progress.update(len(texts))
-        return texts
+        with Progress(label if len(inputs) > size else None, len(inputs)) as progress:
+            for places in (pictured, words):
+                for begin in range(0, len(places), size):
+                    chosen = places[begin : begin + size]
+                    found = self._batch([inputs[n] for n in chosen], size)
+                    texts |= zip(chosen, found, strict=True)
+                    progress.update(len(texts))
+        return [texts[place] for place in range(len(inputs))]
 
     def _batch(self, inputs: Sequence[tuple[int, Input]], size: int) -> list[str]:
+        """The lists of inputs that all have a picture, or all have none."""
         builder = rows_of([x for _, x in inputs], self.tokenizer, self.image, self.text)
-        for place, (number, _) in enumerate(inputs):
-            with named(number):
-                builder.picture(place)
+        if inputs[0][1].picture is None:
+            builder = builder.showing("text")
+        else:
+            for place, (number, _) in enumerate(inputs):
+                with named(number):
+                    builder.picture(place)
         batches = write_attributes(
             self.architecture,
             self.params,

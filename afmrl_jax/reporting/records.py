@@ -151,6 +151,7 @@ class ConfigRecord(TypedDict, total=False):
     """What the report itself needs of `config.json`."""
 
     catalogue: str
+    controls: bool
     backbone: _Steps
     cit: _Cycles
 

@@ -25,6 +25,7 @@ ORDER = (
     "annotate-distilled",
     "agcl",
     "agcl-distilled",
+    "agcl-shuffled",
     "rar",
     "annotate-reinforced",
     "cit",
@@ -59,7 +60,8 @@ def expected_stages(config: JsonObject) -> list[str]:
     """The stages of the whole method under a run's settings."""
     cycles = (config.get("cit") or {}).get("cycles", 1)
     backbone = (config.get("backbone") or {}).get("steps", 0) > 0
-    names = [x for x in ORDER if x != "cit" and (backbone or x != "backbone")]
+    made = {"backbone": backbone, "agcl-shuffled": bool(config.get("controls")), "cit": False}
+    names = [x for x in ORDER if made.get(x, True)]
     return sorted([*names, *(f"cit-{n + 1}" for n in range(cycles))], key=_rank)
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from afmrl_jax.config import AgclConfig
-from afmrl_jax.data.attributes.text_format import read_attributes
+from afmrl_jax.data.attributes.lists import Lists
 from afmrl_jax.data.batching.collate import VLBatch
-from afmrl_jax.data.catalogue.load import load_catalogue
+from afmrl_jax.data.catalogue.load import load_catalogue_of
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
 from afmrl_jax.data.sources.mined_negatives import MinedTables
@@ -60,8 +60,9 @@ class Stage:
 
     name: str
     settings: AgclConfig
-    texts: Mapping[str, str] | None
-    """Attribute text by listing id, for BM25; None if the generator has written none."""
+    lists: Lists | None
+    """Of the listings; BM25 takes those from picture and title. None if the generator has written
+    none."""
     reads: bool
     """Whether the embedder reads the texts."""
 
@@ -87,16 +88,17 @@ class Stage:
                 f"no stage {name!r} trains the embedder in {run.folder}; use one of "
                 f"{', '.join(stages)}"
             )
-        texts = _texts(run, "distill")
-        if name.startswith("cit-") and texts is not None:
+        lists = _lists(run, "distill")
+        if name.startswith("cit-") and lists is not None:
             cycle = int(name.removeprefix("cit-"))
-            texts = cycle_attributes(config, cycle, train_ids, texts, _texts(run, "rar") or {})
-        return cls(name, stages[name][0], texts, stages[name][1])
+            newer = _lists(run, "rar") or Lists({})
+            lists = cycle_attributes(config, cycle, train_ids, lists, newer)
+        return cls(name, stages[name][0], lists, stages[name][1])
 
 
-def _texts(run: FinishedRun, generator: str) -> dict[str, str] | None:
-    path = run.folder / ANNOTATIONS[generator] / TEXTS
-    return read_attributes(path) if path.is_file() else None
+def _lists(run: FinishedRun, generator: str) -> Lists | None:
+    folder = run.folder / ANNOTATIONS[generator]
+    return Lists.read(folder, run.config.lists) if (folder / TEXTS).is_file() else None
 
 
 def audit(
@@ -131,11 +133,7 @@ def audit(
     if batches < 1 or shown < 1:
         raise AfmrlError("--batches and --shown must be at least 1")
     _require_own(out)
-    config = run.config
-    whole = load_catalogue(
-        config.catalogue, skip_bad=config.skip_bad, marketplace=config.marketplace
-    )
-    catalogue = whole.subset("train")
+    catalogue = load_catalogue_of(run.config).subset("train")
     listings = catalogue.listings
     own = Stage.of(run, stage, [x.listing_id for x in listings])
     size = batch_size or min(own.settings.batch_size, LARGEST)
@@ -160,7 +158,8 @@ def audit(
         "examples": examples(pairs, masking, source.identity, shown),
     }
     numbers = {x[side] for part in found["examples"].values() for x in part for side in SIDES}
-    found["listings"] = {str(n): _card(listings[n], own.texts) for n in sorted(numbers)}
+    texts = None if own.lists is None else own.lists.both
+    found["listings"] = {str(n): _card(listings[n], texts) for n in sorted(numbers)}
     pictures = {n: base64.b64encode(listings[n].read_image_bytes()).decode() for n in numbers}
     write_page(found, pictures, out)
     write_json(out.with_suffix(".json"), found | provenance())
@@ -183,17 +182,18 @@ def _source(
     run: FinishedRun, stage: Stage, builder: RowBuilder
 ) -> tuple[ContrastiveSource, Bm25Statistics | None]:
     """The batches that the stage was trained on, with terms if there are texts."""
-    vocabulary, statistics = None, None
-    if stage.texts is not None:
-        vocabulary, statistics = term_statistics(builder, stage.texts)
+    vocabulary, statistics, texts = None, None, None
+    if stage.lists is not None:
+        texts = stage.lists.both
+        vocabulary, statistics = term_statistics(builder, texts)
     mining = stage.settings.mining
     tables = MinedTables(run.folder / stage.name / MINED, mining.every, mining.hard_negatives)
     return contrastive_source(
         builder,
         stage.settings,
         run.config.seed,
-        attributes=stage.texts,
-        read=stage.texts if stage.reads else None,
+        attributes=texts,
+        read=stage.lists if stage.reads else None,
         vocabulary=vocabulary,
         mined=tables if mining.hard_negatives else None,
     ), statistics

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from afmrl_jax.config import MarketplaceSettings
+from afmrl_jax.data.attributes.lists import Lists, modalities
 from afmrl_jax.data.attributes.text_format import format_attributes, read_attributes
 from afmrl_jax.data.catalogue.records import Catalogue, Listing
 from afmrl_jax.evaluation.baselines import baseline_inputs, bm25_inputs, known_inputs
 from afmrl_jax.evaluation.evaluate import (
     Evaluated,
     EvaluationData,
-    Subject,
     evaluate_subjects,
     query_and_gallery,
     write_evaluation,
@@ -25,10 +25,10 @@ from afmrl_jax.evaluation.per_query import QueryValues
 from afmrl_jax.evaluation.tasks import RETRIEVAL, TASKS, PerQuery, Task, TaskInputs, evaluate_row
 from afmrl_jax.inference.annotate import annotate_catalogue, read, select
 from afmrl_jax.inference.finished_run import FinishedRun
-from afmrl_jax.inference.systems import systems_of
+from afmrl_jax.inference.systems import subject_of, systems_of
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.runtime.provenance import provenance
-from afmrl_jax.types import JsonObject
+from afmrl_jax.types import JsonObject, Modality
 
 
 def _divided(
@@ -52,28 +52,37 @@ def evaluate(
     """
     test, train = _divided(name, split, skip_bad=skip_bad, marketplace=run.config.marketplace)
     everything = Catalogue(test.name, (*train.listings, *test.listings))
-    texts: dict[str | None, Mapping[str, str] | None] = {None: None}
     systems = systems_of(run.config)
-    for generator in sorted({s.generator for s in systems if s.generator}):
-        texts[generator] = _cached_annotations(run, generator, everything)
-    subjects = (
-        Subject(s.name, run.encoder(s), texts[s.generator], texts[s.generator]) for s in systems
-    )
+    written = {
+        generator: _written(run, generator, everything, test)
+        for generator in sorted({s.generator for s in systems if s.generator})
+    }
     data = EvaluationData(run.rows(test), run.rows(train), split)
+    subjects = (subject_of(s, run.encoder(s), written, data, run.config.seed) for s in systems)
     found = evaluate_subjects(subjects, data, run.config, test.name)
     write_evaluation(out, run.folder, found, provenance())
     return found.evaluation
 
 
+def _written(run: FinishedRun, generator: str, everything: Catalogue, test: Catalogue) -> Lists:
+    """A generator's lists of all listings, and of lone pictures and titles of the test listings."""
+    texts = {
+        shown: _cached_annotations(run, generator, everything if shown == "both" else test, shown)
+        for shown in modalities(run.config.lists)
+    }
+    return Lists(texts["both"], texts.get("image", {}), texts.get("text", {}))
+
+
 def _cached_annotations(
-    run: FinishedRun, generator: str, catalogue: Catalogue
+    run: FinishedRun, generator: str, catalogue: Catalogue, shown: Modality
 ) -> Mapping[str, str]:
     key = hashlib.sha256(catalogue.fingerprint.encode()).hexdigest()[:12]
-    path = run.folder / "evaluations" / f"{key}-{generator}.jsonl"
+    lone = "" if shown == "both" else f"-{shown}"
+    path = run.folder / "evaluations" / f"{key}-{generator}{lone}.jsonl"
     if path.is_file():
         return read_attributes(path)
     log_info(f"{generator} writes attributes for {len(catalogue.listings)} listings")
-    return annotate_catalogue(run, generator, catalogue, path)
+    return annotate_catalogue(run, generator, catalogue, path, shown=shown)
 
 
 def _own_attributes(listings: Sequence[Listing]) -> dict[str, str] | None:

@@ -7,34 +7,36 @@ distill -> annotate-distilled -> backbone -> infonce -> agcl -> agcl-distilled -
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
-from jax.sharding import Mesh
 
 from afmrl_jax.config import AgclConfig, RarConfig, RunConfig, to_dict
+from afmrl_jax.data.attributes.lists import Lists
 from afmrl_jax.data.attributes.oracle import oracle_inputs, taught_texts
-from afmrl_jax.data.attributes.text_format import read_attributes
+from afmrl_jax.data.attributes.shuffled import shuffled_lists
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
-from afmrl_jax.data.catalogue.load import load_catalogue, require_teaching, say_skipped
+from afmrl_jax.data.catalogue.load import load_catalogue_of, require_teaching, say_skipped
 from afmrl_jax.data.catalogue.records import Catalogue
-from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.evaluation.evaluate import EvaluationData, write_results
-from afmrl_jax.inference.systems import TEXTS, evaluate_systems, systems_of
+from afmrl_jax.inference.systems import (
+    ANNOTATIONS,
+    SHUFFLED,
+    TEXTS,
+    evaluate_systems,
+    systems_of,
+)
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.objectives.rewards import find_reward
-from afmrl_jax.parallel.mesh import host_share, make_mesh
-from afmrl_jax.performance.remat import with_remat
-from afmrl_jax.retrieval.encoder import Encoder
+from afmrl_jax.runs.parts import RunParts
 from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.training.agcl import train_agcl
-from afmrl_jax.training.annotate import annotate
 from afmrl_jax.training.cit import cit_settings, cycle_attributes, listings_to_annotate
 from afmrl_jax.training.distill import train_distill
-from afmrl_jax.training.model_store import WEIGHTS, ModelStore
+from afmrl_jax.training.model_store import WEIGHTS
 from afmrl_jax.training.partition import Partition
 from afmrl_jax.training.rar.environment import RarEnvironment
 from afmrl_jax.training.rar.stage import train_rar
@@ -45,7 +47,7 @@ BACKBONE = "backbone"
 ANNOTATED = ("train", "reward", "test")
 
 
-class Pipeline:
+class Pipeline(RunParts):
     """Runs the stages of one run directory in order.
 
     `annotated` are the splits for which the distilled generator writes lists; a caller that stops
@@ -54,9 +56,7 @@ class Pipeline:
 
     def __init__(self, folder: Path, config: RunConfig, annotated: tuple[str, ...] = ANNOTATED):
         self.config = config
-        self.catalogue = load_catalogue(
-            config.catalogue, skip_bad=config.skip_bad, marketplace=config.marketplace
-        )
+        self.catalogue = load_catalogue_of(config)
         require_teaching(self.catalogue, config.oracle.file)
         find_reward(config.rar.reward, config.rar)  # Fails now, not after the earlier stages.
         say_skipped(self.catalogue)
@@ -82,6 +82,9 @@ class Pipeline:
             ("agcl-distilled", config.agcl, "annotate-distilled", True),
         ):
             chain[name] = partial(self.train_r, name, settings, annotated, in_input=in_input)
+        if config.controls:
+            told = (SHUFFLED, config.agcl, "annotate-distilled")
+            chain[SHUFFLED] = partial(self.train_r, *told, in_input=True, shuffled=True)
         chain |= {"rar": self.reinforce, "annotate-reinforced": self._annotate_again}
         last = "agcl-distilled"
         for cycle in range(1, config.cit.cycles + 1):
@@ -110,40 +113,6 @@ class Pipeline:
     def evaluation(self) -> JsonObject:
         """The finished run's `evaluation.json`."""
         return read_json(self.run.folder / "evaluation.json", nan=True)
-
-    @cached_property
-    def mesh(self) -> Mesh:
-        """The devices of this run."""
-        return make_mesh(self.config.mesh.data, self.config.mesh.model)
-
-    @cached_property
-    def models(self) -> ModelStore:
-        """The models of the stages."""
-        return ModelStore(self.run.folder, with_remat(self.config, self.run.folder), self.mesh)
-
-    @cached_property
-    def tokenizer(self) -> BpeTokenizer:
-        """The run's tokenizer."""
-        return BpeTokenizer.load(self.run.folder / "tokenizer")
-
-    @cached_property
-    def builder(self) -> RowBuilder:
-        """Rows over the whole catalogue."""
-        return self._rows(self.catalogue)
-
-    def _rows(self, catalogue: Catalogue) -> RowBuilder:
-        config, share = self.config, host_share(self.mesh)
-        return RowBuilder.of(catalogue.listings, self.tokenizer, config.image, config.text, share)
-
-    def _split_builder(self, *splits: str) -> RowBuilder:
-        return self._rows(self.catalogue.subset(*splits))
-
-    def _encoder(self, stage: str) -> Encoder:
-        size, model = self.config.evaluation.batch_size, self.models.load(stage)
-        return Encoder.on(self.mesh, *model, size, packed=self.config.packed)
-
-    def _where(self, *splits: str) -> np.ndarray:
-        return self.catalogue.indices(*splits)
 
     def _base(self) -> JsonObject:
         """Inputs of every training stage."""
@@ -178,9 +147,6 @@ class Pipeline:
 
         self.run.stage("tokenizer", inputs, ["tokenizer.json"], work)
 
-    def _texts(self, stage: str) -> dict[str, str]:
-        return read_attributes(self.run.folder / stage / TEXTS)
-
     def train_r(
         self,
         name: str,
@@ -189,10 +155,12 @@ class Pipeline:
         *,
         in_input: bool,
         start: str | None = BACKBONE,
+        shuffled: bool = False,
     ) -> None:
         """Train the embedder as a stage, from the model of the stage `start` (with a backbone).
 
-        Weights, masks and, with `in_input`, the input take the lists of the stage `annotated`.
+        Weights, masks and, with `in_input`, the input take the lists of the stage `annotated`; with
+        `shuffled`, each listing has those of another product.
         """
         start = start if self.config.backbone.steps else None
         inputs = self._base() | {
@@ -204,14 +172,20 @@ class Pipeline:
             inputs["start"] = self.run.output_hash(start, WEIGHTS)
         if annotated:
             inputs["attributes"] = self.run.output_hash(annotated, TEXTS)
+            inputs |= self.lists.more(annotated) if in_input else {}
+        if shuffled:
+            inputs["shuffled"] = True
 
         def work(folder: Path) -> None:
             if start:
                 architecture, initial = self.models.load(start)
             else:
                 architecture, initial = self.models.start(name, self.tokenizer)
-            texts = self._texts(annotated) if annotated else None
-            self._fit(folder, name, settings, architecture, initial, texts, in_input)
+            lists = self.lists.read(annotated) if annotated else None
+            if shuffled and lists is not None:
+                listings = self.catalogue.subset("train").listings
+                lists = shuffled_lists(lists, listings, self.config.seed)
+            self._fit(folder, name, settings, architecture, initial, lists, in_input)
 
         self.run.stage(name, inputs, [WEIGHTS], work)
 
@@ -222,7 +196,7 @@ class Pipeline:
         settings: AgclConfig,
         architecture: Architecture,
         initial: Params,
-        texts: Mapping[str, str] | None,
+        lists: Lists | None,
         in_input: bool,
     ) -> None:
         params = train_agcl(
@@ -232,7 +206,7 @@ class Pipeline:
             folder,
             Partition.of(architecture, initial, self.config.embedder, self.mesh),
             self._split_builder("train"),
-            attributes=texts,
+            attributes=lists,
             attributes_in_input=in_input,
             seed=self.config.seed,
         )
@@ -258,14 +232,14 @@ class Pipeline:
         inputs = self._base() | {
             "generator": self.run.output_hash(generator, WEIGHTS),
             "listings": len(indices),
+            "lists": to_dict(self.config.lists),
         }
 
         def work(folder: Path) -> None:
-            model, out = self.models.load(generator), folder / TEXTS
-            packed = self.config.packed
-            annotate(*model, self.builder, indices, out, mesh=self.mesh, packed=packed, label=name)
+            model, splits = self.models.load(generator), self.catalogue.column("split")
+            self.lists.write(folder, model, self.builder, indices, splits, self.config.seed)
 
-        self.run.stage(name, inputs, [TEXTS], work)
+        self.run.stage(name, inputs, self.lists.files, work)
 
     def _annotate_first(self) -> None:
         self._annotate("annotate-distilled", "distill", self._where(*self.annotated))
@@ -292,7 +266,7 @@ class Pipeline:
             environment = RarEnvironment(
                 self._split_builder(*config.rar.gallery_splits),
                 self._encoder("agcl-distilled"),
-                self._texts("annotate-distilled"),
+                self.lists.read("annotate-distilled").both,
                 config.rar,
                 config.seed,
                 vocab_size=architecture.config.text.vocab_size,
@@ -312,14 +286,15 @@ class Pipeline:
             "embedder": self.run.output_hash(last, WEIGHTS),
             "before": self.run.output_hash("annotate-distilled", TEXTS),
             "again": self.run.output_hash("annotate-reinforced", TEXTS),
+            **self.lists.more("annotate-distilled", "annotate-reinforced"),
         }
 
         def work(folder: Path) -> None:
             architecture, params = self.models.load(last)
             ids = [x.listing_id for x in self.catalogue.subset("train").listings]
-            before, after = map(self._texts, ("annotate-distilled", "annotate-reinforced"))
-            texts = cycle_attributes(self.config, cycle, ids, before, after)
-            self._fit(folder, name, settings, architecture, params, texts, True)
+            before, after = map(self.lists.read, ("annotate-distilled", "annotate-reinforced"))
+            lists = cycle_attributes(self.config, cycle, ids, before, after)
+            self._fit(folder, name, settings, architecture, params, lists, True)
 
         self.run.stage(name, inputs, [WEIGHTS], work)
 
@@ -332,6 +307,7 @@ class Pipeline:
             "texts": {
                 s.name: self.run.output_hash(s.annotations, TEXTS) for s in systems if s.annotations
             },
+            **self.lists.more(*ANNOTATIONS.values()),
         }
         self.run.stage(
             "evaluate", inputs, ["../evaluation.json", "../gallery.json"], self._evaluate_systems
@@ -348,8 +324,8 @@ class Pipeline:
             self.config,
             EvaluationData(self._split_builder("test"), self._split_builder("train")),
             self._encoder,
-            self._texts("annotate-distilled"),
-            self._texts("annotate-reinforced"),
+            self.lists.read("annotate-distilled"),
+            self.lists.read("annotate-reinforced"),
             self.catalogue.name,
         )
         write_results(self.run.folder, folder, found, cards, self.run.seconds())

@@ -63,7 +63,8 @@ class Found:
     results: list[JsonObject]
     """Best first, each with its score."""
     attributes: str
-    """What the generator wrote for a query of picture and words; empty for a query of only one."""
+    """What the generator wrote for a query of picture and words; empty for a query of only one,
+    unless the run has `lists.lone`."""
 
 
 def read_queries(path: Path) -> Iterator[Query]:

@@ -11,6 +11,7 @@ import optax
 
 from afmrl_jax.config import AgclConfig, RunConfig
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
+from afmrl_jax.data.attributes.lists import Lists
 from afmrl_jax.data.sources.batches import ContrastiveBatch
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
 from afmrl_jax.data.sources.mined_negatives import MinedTables
@@ -22,7 +23,13 @@ from afmrl_jax.training.encode_batch import encode_batch
 from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop
 from afmrl_jax.training.mining import refresh_of
 from afmrl_jax.training.partition import Partition
-from afmrl_jax.training.state import TrainState, gradient_step, initial_state, make_optimizer
+from afmrl_jax.training.state import (
+    TrainState,
+    gradient_step,
+    initial_state,
+    make_optimizer,
+    trained_weights,
+)
 from afmrl_jax.training.vision_cache import with_cached_tokens
 
 MINED = "mined"
@@ -37,7 +44,7 @@ def train_agcl(
     trainee: Partition,
     builder: RowBuilder,
     *,
-    attributes: Mapping[str, str] | None = None,
+    attributes: Lists | None = None,
     attributes_in_input: bool = False,
     seed: int,
 ) -> Params:
@@ -50,12 +57,13 @@ def train_agcl(
         folder: the stage's folder.
         trainee: the embedder, with the parameters to start from.
         builder: rows over the listings of the `train` split.
-        attributes: attribute text by listing id; weights and masks come from them.
+        attributes: lists of the listings; weights and masks come from the greedy ones written from
+            picture and title, whatever a view shows: the loss knows more than a side of a pair.
         attributes_in_input: whether the embedder also reads them.
         seed: of batches and dropout; stages that are compared share it.
 
     Returns:
-        All of the embedder's parameters.
+        All of the embedder's parameters; those that learn averaged with `optimizer.ema_decay`.
     """
     use_terms = attributes is not None and (
         settings.gamma > 0 or settings.agreement_rho is not None
@@ -63,7 +71,7 @@ def train_agcl(
     vocabulary, statistics = None, None
     if use_terms:
         assert attributes is not None
-        vocabulary, statistics = term_statistics(builder, attributes)
+        vocabulary, statistics = term_statistics(builder, attributes.both)
     loop = LoopConfig.of(config, name, folder, settings.steps)
     trained = builder
     if config.visual_cache is not None:
@@ -79,7 +87,7 @@ def train_agcl(
         trained,
         settings,
         seed,
-        attributes=attributes,
+        attributes=None if attributes is None else attributes.both,
         read=read,
         vocabulary=vocabulary,
         mined=mined,
@@ -91,10 +99,10 @@ def train_agcl(
     state = initial_state(trainee.trainable, optimizer)
     refresh = None
     if mined is not None:
-        products = source.identity
-        refresh = refresh_of(name, mined, trainee, builder, products, mining, read, loop.mesh)
+        products, whole = source.identity, None if read is None else read.both
+        refresh = refresh_of(name, mined, trainee, builder, products, mining, whole, loop.mesh)
     state = run_loop(loop, state, source, partial(step, trainee.frozen), refresh=refresh)
-    return trainee.whole(state.params)
+    return trainee.whole(trained_weights(state, settings.optimizer))
 
 
 def term_statistics(
@@ -112,7 +120,7 @@ def contrastive_source(
     seed: int,
     *,
     attributes: Mapping[str, str] | None = None,
-    read: Mapping[str, str] | None = None,
+    read: Lists | None = None,
     vocabulary: Bm25Vocabulary | None = None,
     mined: MinedTables | None = None,
     shares: int = 1,
@@ -125,7 +133,7 @@ def contrastive_source(
         settings: of the stage.
         seed: of batches and dropout.
         attributes: attribute text by listing id, for the BM25 terms.
-        read: attribute text by listing id that the embedder reads; None: the embedder reads none.
+        read: the lists that the embedder reads; None: it reads none.
         vocabulary: of the terms; None: batches hold none.
         mined: hard negatives of the stage, where it has any.
         shares: devices that share each chunk of a batch, or its bins of rows.
@@ -145,6 +153,7 @@ def contrastive_source(
         attributes_for_terms=attributes,
         vocabulary=vocabulary,
         dropout=settings.dropout,
+        views=settings.views,
         mined=mined,
         chunk_tokens=settings.chunk_tokens,
         shares=shares,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -162,7 +162,7 @@ def annotate(
     # No name of a passing file: what is written goes home with the run.
     partial_path = out.with_name(f"{out.name}.{identity(architecture, params)}{key}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
-    done = _read_partial(partial_path)
+    done = read_partial(partial_path)
     taken = {i: _record(i, text, False) for i, text in (known or {}).items() if i not in done}
     done |= taken
     # All have read what a killed run left before the first one goes on with it.
@@ -171,28 +171,14 @@ def annotate(
     batches = write_attributes(
         architecture, params, builder, rest, mesh=mesh, batch_size=batch_size, packed=packed
     )
-    written, kept_at = 0, time.monotonic()
-    try:
-        # Of several processes one writes; the others have no file.
-        kept = partial_path if is_writer() else Path(os.devnull)
-        with kept.open("a", encoding="utf-8") as file, Progress(label, len(rest)) as bar:
-            file.writelines(_line(record) for record in taken.values())
-            for batch in batches:
-                for index, text, malformed in batch:
-                    record = _record(builder.listings[index].listing_id, text, malformed)
-                    done[record["listing_id"]] = record
-                    file.write(_line(record))
-                file.flush()
-                written += len(batch)
-                bar.update(written)
-                if time.monotonic() - kept_at > KEEP_EVERY:
-                    keep(out)
-                    kept_at = time.monotonic()
-                heed()
-    except OSError as error:
-        raise (disk_full(out) if is_disk_full(error) else error) from error
-    if is_writer():
-        partial_path.replace(out)
+    records = (
+        [_record(builder.listings[n].listing_id, text, malformed) for n, text, malformed in batch]
+        for batch in batches
+    )
+    for record in write_records(
+        records, out, partial_path, count=len(rest), label=label, first=list(taken.values())
+    ):
+        done[record["listing_id"]] = record
     bad = [x for x in done.values() if "raw" in x]
     if bad:
         repaired = sum(bool(x["attributes"]) for x in bad)
@@ -201,6 +187,51 @@ def annotate(
             f"({100 * len(bad) / len(done):.1f} %), {repaired} of them repaired"
         )
     return {key: record["attributes"] for key, record in done.items()}
+
+
+def write_records(
+    batches: Iterable[Sequence[JsonObject]],
+    out: Path,
+    partial_path: Path,
+    *,
+    count: int,
+    label: str,
+    first: Sequence[JsonObject] = (),
+) -> list[JsonObject]:
+    """Append records to `partial_path` batch by batch, and rename it to `out` at the end.
+
+    Args:
+        batches: made while they are written.
+        out: JSON lines.
+        partial_path: what a killed run has left of them is kept.
+        count: records in all batches, for the progress bar.
+        label: of the bar.
+        first: records that come before them.
+
+    Returns:
+        The records of the batches.
+    """
+    written: list[JsonObject] = []
+    kept_at = time.monotonic()
+    try:
+        # Of several processes one writes; the others have no file.
+        kept = partial_path if is_writer() else Path(os.devnull)
+        with kept.open("a", encoding="utf-8") as file, Progress(label, count) as bar:
+            file.writelines(_line(record) for record in first)
+            for batch in batches:
+                file.writelines(_line(record) for record in batch)
+                file.flush()
+                written += batch
+                bar.update(len(written))
+                if time.monotonic() - kept_at > KEEP_EVERY:
+                    keep(out)
+                    kept_at = time.monotonic()
+                heed()
+    except OSError as error:
+        raise (disk_full(out) if is_disk_full(error) else error) from error
+    if is_writer():
+        partial_path.replace(out)
+    return written
 
 
 def require_attributes_file(out: Path) -> None:
@@ -228,6 +259,6 @@ def _record(listing_id: str, text: str, malformed: bool) -> JsonObject:
     return {"listing_id": listing_id, "attributes": salvage_attributes(text), "raw": text}
 
 
-def _read_partial(path: Path) -> dict[str, JsonObject]:
+def read_partial(path: Path) -> dict[str, JsonObject]:
     """Records of an unfinished file, by listing id."""
     return {record["listing_id"]: record for record in read_records(path, repair=is_writer())}

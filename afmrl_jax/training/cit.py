@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from afmrl_jax.config import AgclConfig, RunConfig
+from afmrl_jax.data.attributes.lists import Lists
 
 
 def cit_settings(config: RunConfig) -> AgclConfig:
@@ -76,20 +77,18 @@ def cycle_attributes(
     config: RunConfig,
     cycle: int,
     listing_ids: Sequence[str],
-    before: Mapping[str, str],
-    after: Mapping[str, str],
-) -> dict[str, str]:
-    """Attributes of the training listings in a cycle, by listing id.
+    before: Lists,
+    after: Lists,
+) -> Lists:
+    """The lists of the training listings in a cycle.
 
     Args:
         config: of the run.
         cycle: from 1; each gives new attributes to a further share of the listings.
         listing_ids: of the training listings.
-        before: attribute text by listing id, by the distilled generator.
-        after: by the reinforced generator.
+        before: by the distilled generator.
+        after: by the reinforced generator; what it has not written stays as it was.
     """
-    order = annotation_order(config, listing_ids, before, after)
-    new = {listing_ids[i] for i in order[: _taken(config, len(listing_ids), cycle)]}
-    # A run whose reinforced generator has written nothing yet keeps what there was.
-    known = {**before, **{i: text for i, text in after.items() if i in new}}
-    return {i: known.get(i, "") for i in listing_ids}
+    order = annotation_order(config, listing_ids, before.both, after.both)
+    new = [listing_ids[i] for i in order[: _taken(config, len(listing_ids), cycle)]]
+    return before.with_newer(after, new)

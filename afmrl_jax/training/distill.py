@@ -20,7 +20,13 @@ from afmrl_jax.objectives.agcl import agcl_loss
 from afmrl_jax.objectives.sft import sft_loss_of_hidden
 from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop
 from afmrl_jax.training.partition import Partition
-from afmrl_jax.training.state import TrainState, gradient_step, initial_state, make_optimizer
+from afmrl_jax.training.state import (
+    TrainState,
+    gradient_step,
+    initial_state,
+    make_optimizer,
+    trained_weights,
+)
 
 
 def train_distill(
@@ -40,7 +46,7 @@ def train_distill(
         oracle: the attribute text to write for each of them.
 
     Returns:
-        All of the generator's parameters.
+        All of the generator's parameters; those that learn averaged with `optimizer.ema_decay`.
     """
     settings = config.distill
     optimizer = make_optimizer(settings.optimizer, settings.steps)
@@ -54,13 +60,15 @@ def train_distill(
         seed=config.seed,
         structure_weight=settings.structure_weight,
         swap_share=settings.swap_share,
+        title_dropout=settings.title_dropout,
+        picture_dropout=settings.picture_dropout,
         packed=config.packed,
         shares=loop.mesh.shape["data"],
     )
     step = make_distill_step(trainee.architecture, settings, optimizer)
     state = initial_state(trainee.trainable, optimizer)
     state = run_loop(loop, state, source, partial(step, trainee.frozen))
-    return trainee.whole(state.params)
+    return trainee.whole(trained_weights(state, settings.optimizer))
 
 
 def make_distill_step(

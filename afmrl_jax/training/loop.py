@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,7 +16,7 @@ from jax.sharding import Mesh
 
 from afmrl_jax.config import GuardConfig, KeptCheckpoints, RunConfig
 from afmrl_jax.data.batching.shapes import PaddingShares, ShapeCounter
-from afmrl_jax.data.sources.batches import Batch
+from afmrl_jax.data.sources.batches import Batch, ContrastiveBatch
 from afmrl_jax.data.sources.loader import Reader, Source, iterate
 from afmrl_jax.models.architecture import Params
 from afmrl_jax.parallel.mesh import make_mesh
@@ -153,9 +155,17 @@ class _Loop:
         self._iterator: Reader[Batch] | None = None
         self._shapes, self._padding, self._bad_pictures = ShapeCounter(), PaddingShares(), 0
         self._watchdog = Watchdog(config.name, config.guard.stall_after)
-        self._losses = LossGuard(config.guard.explosion)
+        self._losses = defaultdict[str | None, LossGuard](
+            partial(LossGuard, config.guard.explosion)
+        )
+        """By the view of the batch: from words to pictures a loss is usually many times as large
+        as between whole listings."""
         self._previous: Metrics | None = None
         """Metrics of the last step, not yet looked at: reading them waits for the device."""
+        self._read: str | None = None
+        """View of the batch that was read last."""
+        self._view: str | None = None
+        """View of the last step."""
 
     def run(self, state: TrainState) -> TrainState:
         """All steps that are left."""
@@ -181,7 +191,7 @@ class _Loop:
                 self._watchdog.doing("computing")
                 state, metrics = self._step_function(state, batch, jax.random.fold_in(base, step))
                 self._check(state, step)
-                self._previous = metrics
+                self._previous, self._view = metrics, self._read
                 watch.stepped(metrics)
                 done = step + 1
                 extra = self._evaluate(state, done) if self._evaluate is not None else None
@@ -224,12 +234,16 @@ class _Loop:
         self._bad_pictures += int(found.bad_pictures or 0)
         self._shapes.add(found.rows)
         self._padding.add(found.rows)
+        if isinstance(found, ContrastiveBatch):
+            self._read, found = found.view, found._replace(view=None)
         return place_batch(found._replace(bad_pictures=None), self._config.mesh)
 
     def _write(self, done: int, found: dict[str, float], watch: _Stopwatch) -> None:
         speed = watch.lap(done) | {"compiled_shapes": len(self._shapes)} | resident_memory()
         if self._bad_pictures:
             speed["bad_pictures"], self._bad_pictures = self._bad_pictures, 0
+        if self._view is not None:
+            speed[f"loss/{self._view}"] = found["loss"]
         assert self._log is not None
         self._log.write(done, found | self._padding.lap() | speed)
 
@@ -251,7 +265,7 @@ class _Loop:
             self._checkpointer.save(bad, place(state, config.mesh))
             why = f"the loss is {loss} and its gradient's norm {norm}"
             kept = f"The state after step {bad} is kept in {self._checkpointer.folder / str(bad)}"
-        elif self._losses.exploded(loss):
+        elif self._losses[self._view].exploded(loss):
             why = f"the loss exploded: it is {loss:.4g}, and was far lower a few steps ago,"
             newest = self._checkpointer.latest_step
             kept = f"The newest checkpoint is that of step {newest or 0}"

@@ -54,8 +54,11 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW with gradient clipping; weight decay touches matrices only."""
-    return optax.chain(
+    """AdamW with gradient clipping; weight decay touches matrices only.
+
+    With `ema_decay` its state also holds the average of the weights; see `trained_weights`.
+    """
+    parts = [
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
             learning_rate_schedule(config, steps),
@@ -63,7 +66,47 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             weight_decay=config.weight_decay,
             mask=lambda params: {name: is_matrix(name) for name in params},
         ),
-    )
+    ]
+    if config.ema_decay:
+        parts.append(_average_of_weights(config.ema_decay))
+    return optax.chain(*parts)
+
+
+def _average_of_weights(decay: float) -> optax.GradientTransformation:
+    """The last part of a chain: follows the weights that the updates lead to, and changes nothing.
+
+    As a part of the optimizer, the average is saved, restored, laid out on the mesh and left alone
+    after a bad gradient as the moments are.
+    """
+    ema = optax.ema(decay, accumulator_dtype=jnp.float32)
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        assert params is not None
+        _, state = ema.update(optax.apply_updates(params, updates), state)
+        return updates, state
+
+    return optax.GradientTransformation(ema.init, update)
+
+
+def trained_weights(state: TrainState, config: OptimizerConfig) -> Params:
+    """What a stage leaves of the weights that learn: their average, or the last step's.
+
+    The average over the steps t = 1 to n has weights proportional to decay^(n - t): `optax.ema`
+    begins at zero, and the division by 1 - decay^n takes that out again.
+
+    Args:
+        state: after the last step.
+        config: what its optimizer was made of.
+    """
+    if not config.ema_decay or not int(state.step):
+        return state.params
+    average = state.opt_state[-1]
+    assert isinstance(average, optax.EmaState)
+    with jax.numpy_dtype_promotion("standard"):
+        found: Params = optax.tree.bias_correction(average.ema, config.ema_decay, average.count)
+    return found
 
 
 def initial_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:

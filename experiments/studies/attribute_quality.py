@@ -23,7 +23,7 @@ from afmrl_jax.data.attributes.text_format import (
     parse_attributes,
     read_attributes,
 )
-from afmrl_jax.data.catalogue.load import load_catalogue
+from afmrl_jax.data.catalogue.load import load_catalogue_of
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.evaluation.metrics import positive_ranks, recall_at_k
 from afmrl_jax.inference.finished_run import FinishedRun
@@ -58,7 +58,7 @@ def accuracy(listings: Sequence[Listing], texts: Mapping[str, str]) -> JsonObjec
 def main(settings: AttributeQuality) -> None:
     """Measure, print, write."""
     run = FinishedRun(settings.run)
-    test = load_catalogue(run.config.catalogue, marketplace=run.config.marketplace).subset("test")
+    test = load_catalogue_of(run.config).subset("test")
     texts: dict[str, Mapping[str, str] | None] = {"none": None}
     for generator, stage in ANNOTATIONS.items():
         texts[generator] = read_attributes(run.folder / stage / "attributes.jsonl")

@@ -1,6 +1,7 @@
 """`catalogue-check` and `catalogue-convert` take --catalogue, or the bare name."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -47,3 +48,21 @@ def test_what_a_catalogue_says_does_not_control_the_terminal(tmp_path, capsys, a
     assert not set(told) & set("\x1b\x07\u202e\x9b")
     if as_json:
         assert any("problem" in json.loads(line) for line in told.splitlines())
+
+
+def test_the_marketplace_is_drawn_beforehand_or_into_a_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("AFMRL_MARKETPLACE_CACHE", str(tmp_path / "cache"))
+    sizes = [f"--marketplace.{x}-families={n}" for x, n in (("distill", 1), ("train", 1))]
+    sizes += ["--marketplace.reward-families=3", "--marketplace.test-families=2"]
+    cli.main(["catalogue-draw", *sizes])
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].split()[:3] == ["fine", "ideal", "100.00"]
+    out = tmp_path / "mine"
+    cli.main(["catalogue-draw", *sizes, "--out", str(out)])
+    drawn = Path(said[-1])
+    assert (out / "listings.parquet").read_bytes() == (drawn / "listings.parquet").read_bytes()
+    cli.main(["catalogue-check", str(out)])
+    assert "0 error(s), 0 warning(s)" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["catalogue-draw", *sizes, "--out", str(out)])
+    assert "mine" in capsys.readouterr().err

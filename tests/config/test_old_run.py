@@ -40,6 +40,16 @@ def test_a_run_that_began_with_padded_rows_goes_on_with_them(tmp_path):
     later.close()
 
 
+def test_settings_of_the_marketplace_count_only_on_it():
+    default, fast = RunConfig(), RunConfig.fast()
+    other = dataclasses.replace(default, marketplace=fast.marketplace)
+    assert fingerprint(other) == fingerprint(default)
+    assert migrated(to_dict(other)) == migrated(to_dict(default))
+    here, there = (dataclasses.replace(x, catalogue="marketplace") for x in (default, other))
+    assert fingerprint(here) != fingerprint(there)
+    assert migrated(to_dict(here)) != migrated(to_dict(there))
+
+
 @pytest.mark.parametrize("path", STAGES, ids=lambda x: x.name)
 def test_its_stages_have_the_fingerprints_of_today(path):
     done = json.loads(path.read_text())

@@ -11,6 +11,7 @@ from flax import nnx
 
 from afmrl_jax.config import ImageConfig, InputDropout, TextBudget
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
+from afmrl_jax.data.attributes.lists import Lists
 from afmrl_jax.data.batching import chunk_shapes
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
 from afmrl_jax.data.sources.row_builder import RowBuilder
@@ -127,7 +128,7 @@ def contrastive(builder, **options):
         batch_size=4,
         sibling_share=0.5,
         seed=0,
-        attributes_in_input=texts,
+        attributes_in_input=Lists(texts),
         attributes_for_terms=texts,
         vocabulary=Bm25Vocabulary.fit(list(texts.values())),
         dropout=InputDropout(),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from afmrl_jax.config import CitConfig, RunConfig
+from afmrl_jax.data.attributes.lists import Lists
 from afmrl_jax.training.cit import (
     annotation_order,
     cycle_attributes,
@@ -23,7 +24,9 @@ def config(**cit):
 
 
 def taken(settings, cycle):
-    found = cycle_attributes(settings, cycle, IDS, BEFORE, dict.fromkeys(IDS, "new: yes"))
+    found = cycle_attributes(
+        settings, cycle, IDS, Lists(BEFORE), Lists(dict.fromkeys(IDS, "new: yes"))
+    ).both
     assert list(found) == IDS
     return {i for i, text in found.items() if text == "new: yes"}
 
@@ -45,8 +48,9 @@ def test_those_that_changed_most_come_first():
     order = annotation_order(config(choice="difference"), IDS, BEFORE, AFTER)
     assert [IDS[i] for i in order[:2]] == ["l3", "l7"]
     assert sorted(order.tolist()) == list(range(10))
-    found = cycle_attributes(config(choice="difference", share=0.1), 1, IDS, BEFORE, AFTER)
-    assert found == BEFORE | {"l3": "color: blue"}
+    settings = config(choice="difference", share=0.1)
+    found = cycle_attributes(settings, 1, IDS, Lists(BEFORE), Lists(AFTER))
+    assert found.both == BEFORE | {"l3": "color: blue"}
 
 
 def test_every_cycle_takes_a_further_share():

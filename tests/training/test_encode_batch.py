@@ -20,6 +20,7 @@ from afmrl_jax.config import (
     TextBudget,
 )
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
+from afmrl_jax.data.attributes.lists import Lists
 from afmrl_jax.data.batching import chunk_shapes
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
 from afmrl_jax.data.sources.row_builder import RowBuilder
@@ -74,7 +75,7 @@ def source(builder, dropout=None, **options):
         batch_size=PAIRS,
         sibling_share=0.5,
         seed=0,
-        attributes_in_input=told,
+        attributes_in_input=Lists(told),
         attributes_for_terms=told,
         vocabulary=Bm25Vocabulary.fit(list(told.values())),
         dropout=dropout or InputDropout(),

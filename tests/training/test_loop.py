@@ -14,7 +14,7 @@ import pytest
 
 from afmrl_jax.config import GuardConfig, KeptCheckpoints
 from afmrl_jax.data.batching.collate import VLBatch
-from afmrl_jax.data.sources.batches import PromptBatch
+from afmrl_jax.data.sources.batches import ContrastiveBatch, PromptBatch
 from afmrl_jax.errors import RunError
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place
@@ -236,6 +236,33 @@ def test_an_exploding_loss_stops_the_stage(run, tmp_path):
     assert saved(tmp_path)[-1] <= 32
     # One step alone is none: the next batch lies where it has led.
     run([*steady, 50.0, 10.0, 10.0, 10.0], folder="two", guard=GuardConfig(explosion=20.0))
+
+
+def test_views_with_a_large_loss_are_no_explosion(tmp_path):
+    """A tenth of the steps are of a view whose loss is a hundred times that of the others."""
+
+    class Views(Numbers):
+        def __getitem__(self, step):
+            view = "text-image" if step % 40 > 35 else "both-both"
+            return ContrastiveBatch(ROWS, np.float32(self.values[step]), view=view)
+
+    @jax.jit
+    def still(state, batch, key):
+        assert batch.view is None
+        return step(state, PromptBatch(batch.rows, batch.products), key)[0], {
+            "loss": batch.products,
+            "gradient_norm": batch.products,
+            "halted": jnp.zeros((), bool),
+        }
+
+    values = tuple(100.0 if n % 40 > 35 else 1.0 for n in range(120))
+    config = LoopConfig("agcl", tmp_path, 120, 0, save_every=99, mesh=make_mesh(1), log_every=1)
+    state = initial_state({"norm/scale": jnp.zeros(3)}, SGD)
+    run_loop(config, state, Views(values), still)
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [x["loss/text-image"] for x in lines[36:40]] == [100.0] * 4
+    assert lines[0]["loss/both-both"] == 1.0
+    assert "loss/both-both" not in lines[36]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from afmrl_jax.config import AgclConfig, ImageConfig, MiningConfig, ModelSettings, TextBudget
+from afmrl_jax.data.attributes.lists import Lists
 from afmrl_jax.data.sources.mined_negatives import MinedTables, NegativeTable, fill_up
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import RunError
@@ -169,7 +170,8 @@ def train(folder, tiny_run, builder, encoder, mining):
     params = jax.tree.map(jnp.copy, encoder.params)  # The step donates what it is given.
     trainee = Partition.of(encoder.architecture, params, ModelSettings(), mesh)
     texts = {x.listing_id: f"shape: {x.product_id}" for x in builder.listings}
-    found = train_agcl(config, stage, "agcl", folder, trainee, builder, attributes=texts, seed=0)
+    lists = Lists(texts)
+    found = train_agcl(config, stage, "agcl", folder, trainee, builder, attributes=lists, seed=0)
     return {name: np.asarray(value) for name, value in found.items()}
 
 

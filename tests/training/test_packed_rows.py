@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from afmrl_jax.config import AgclConfig, DistillConfig, Execution, ImageConfig, TextBudget
+from afmrl_jax.data.attributes.lists import Lists
 from afmrl_jax.data.batching.row_packing import PackedRows, RowPacker
 from afmrl_jax.data.batching.shapes import padding_counts
 from afmrl_jax.data.sources.distill import DistillSource
@@ -41,7 +42,7 @@ def architecture(tokenizer):
 def contrastive(builder, *, packed, shares=1):
     texts = {x.listing_id: LISTS[n % 4] for n, x in enumerate(builder.listings)}
     settings = AgclConfig(steps=4, batch_size=12)
-    return contrastive_source(builder, settings, 3, read=texts, packed=packed, shares=shares)
+    return contrastive_source(builder, settings, 3, read=Lists(texts), packed=packed, shares=shares)
 
 
 def distill(builder, *, packed, shares=1):

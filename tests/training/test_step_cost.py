@@ -43,9 +43,11 @@ def forward_flops(config):
     embed = 2 * patches * 3 * 2 * vision.patch_size**2 * size
     tokens, width = VISUAL + TEXT, text.hidden_dim
     narrow = text.num_kv_heads * text.head_dim
-    kernels = 2 * width**2 + 2 * width * narrow + 3 * width * text.intermediate_dim
-    layer = 2 * tokens * kernels + 4 * tokens**2 * width
-    return vision.depth * block + merger + embed, text.num_layers * layer
+    looking = 2 * tokens * (width**2 + 2 * width * narrow) + 4 * tokens**2 * width
+    kernels = width**2 + 3 * width * text.intermediate_dim
+    # In the last layer only the last token, whose state is the vector, needs the rest.
+    rest = 2 * kernels * (tokens * (text.num_layers - 1) + 1)
+    return vision.depth * block + merger + embed, text.num_layers * looking + rest
 
 
 def step_flops(config, trained, remat):

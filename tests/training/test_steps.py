@@ -15,6 +15,7 @@ from afmrl_jax.config import (
     TextBudget,
 )
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
+from afmrl_jax.data.attributes.lists import Lists
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
 from afmrl_jax.data.sources.distill import DistillSource
 from afmrl_jax.data.sources.row_builder import RowBuilder
@@ -93,7 +94,7 @@ def agcl_step(builder, model, *, dropout, in_input=True, **options):
         batch_size=8,
         sibling_share=0.5,
         seed=0,
-        attributes_in_input=texts if in_input else None,
+        attributes_in_input=Lists(texts) if in_input else None,
         attributes_for_terms=texts,
         vocabulary=vocabulary,
         dropout=dropout,

@@ -102,15 +102,17 @@ def generator_prompt(
     budget: TextBudget,
     config: ImageConfig,
     *,
-    title: str,
-    pictures: tuple[Patches, ...],
+    title: str | None,
+    pictures: tuple[Patches, ...] = (),
 ) -> Row:
-    """The generator's prompt: pictures and title, then the turn in which it writes."""
+    """The generator's prompt: pictures and title, either of which may be absent, then the turn in
+    which it writes.
+    """
     visual = _pictures(tokenizer, pictures, config)
     if budget.layout == "chat":
         return Row(_chat(tokenizer, budget, visual, budget.generator_instruction, title), pictures)
     start, end = tokenizer.im_start_id, tokenizer.eos_id
-    words = _cut_title(tokenizer, "", title, budget)
+    words = _cut_title(tokenizer, "", title, budget) if title else []
     return Row([start, *visual, *words, end, start], pictures)
 
 

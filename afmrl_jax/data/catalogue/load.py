@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from afmrl_jax.config import MarketplaceSettings
+from afmrl_jax.config import MarketplaceSettings, RunConfig
 from afmrl_jax.data.catalogue.census import Census
 from afmrl_jax.data.catalogue.pictures import decode, open_picture
 from afmrl_jax.data.catalogue.readers import MARKETPLACE, RowSource, open_rows
@@ -46,8 +46,10 @@ def load_catalogue(
     Raises:
         CatalogueError: names the record, the file and the remedy.
     """
-    drawn = marketplace is not None and str(name_or_path) == MARKETPLACE
-    source = open_rows(name_or_path, dataclasses.asdict(marketplace) if drawn else None)
+    options = None
+    if marketplace is not None and str(name_or_path) == MARKETPLACE:
+        options = dataclasses.asdict(marketplace)
+    source = open_rows(name_or_path, options)
     if source.store is not None:
         return Catalogue(source.name, source.store.listings())
     skipped: list[Problem] = []
@@ -57,6 +59,13 @@ def load_catalogue(
         listings = [x.listing for x in read_listings(source, census, report, look=look)]
         census.refuse(source.file)
     return Catalogue(source.name, tuple(_with_splits(listings)), tuple(skipped))
+
+
+def load_catalogue_of(config: RunConfig) -> Catalogue:
+    """The catalogue of a run."""
+    return load_catalogue(
+        config.catalogue, skip_bad=config.skip_bad, marketplace=config.marketplace
+    )
 
 
 def stopping(left_out: Report, *, skip_bad: bool) -> Report:

@@ -49,7 +49,7 @@ def draw_marketplace(
     """
     offers = plan(settings)
     if workers is None:
-        workers = min(len(os.sched_getaffinity(0)), MOST) if len(offers) > FEW else 1
+        workers = min(_processors(), MOST) if len(offers) > FEW else 1
     with Progress("marketplace", len(offers)) as progress:
         if workers == 1:
             done = 0
@@ -66,6 +66,13 @@ def draw_marketplace(
     ideal = json.dumps(ideal_of(offers, table), indent=1)
     # Not `write_json`, which writes in one process of a job alone.
     (folder / IDEAL).write_text(ideal + "\n", encoding="utf-8")
+
+
+def _processors() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def ideal_of(offers: Sequence[Offer], table: pa.Table) -> dict[str, object]:

@@ -23,17 +23,17 @@ def opening(kind: str) -> list[Point]:
     if kind == "v-neck":
         return [(-12, top), (12, top), (0, 48)]
     if kind == "square":
-        return [(-14, top), (14, top), (14, 34), (-14, 34)]
+        return [(-15, top), (15, top), (15, 36), (-15, 36)]
     if kind == "boat":
         return [(-20, 17), (-13, top), (13, top), (20, 17), *arc((0, 17), 20, 3.5, 0, 180)]
     if kind == "keyhole":
-        return [(-10, top), (10, top), *arc((0, 15), 10, 6, 0, 180)]
+        return [(-11, top), (11, top), *arc((0, 15), 11, 4, 0, 180)]
     if kind == "cowl":
         return [(-13, top), (13, top), *arc((0, 14), 13, 7, 0, 180)]
-    return [(-14, top), (14, top), *arc((0, 15), 14, 15, 0, 180)]
+    return [(-14.5, top), (14.5, top), *arc((0, 15), 14.5, 16, 0, 180)]
 
 
-LOWEST = {"turtleneck": 19.0, "round": 30.0, "v-neck": 48.0, "square": 34.0, "boat": 21.0}
+LOWEST = {"turtleneck": 19.0, "round": 31.0, "v-neck": 48.0, "square": 36.0, "boat": 21.0}
 """Lower end of a neckline; those of `keyhole` and `cowl` are the same."""
 
 
@@ -65,7 +65,7 @@ def neckline(pen: Pen, kind: str, fabric: Color, inside: Inside, neck: Color | N
             pen.area(arc((0, NECK), across, down, 0, 180), fabric, inside.edge, 2.2)
     pen.area(opening(kind), inside.fill, inside.edge, 1.8)
     if kind == "keyhole":
-        pen.area(arc((0, 31), 7, 8.5, 0, 360), inside.fill, inside.edge, 1.8)
+        pen.area(arc((0, 32), 8.5, 8, 0, 360), inside.fill, inside.edge, 1.8)
 
 
 def hood(pen: Pen, fabric: Color, inside: Inside) -> None:
@@ -77,9 +77,9 @@ def hood(pen: Pen, fabric: Color, inside: Inside) -> None:
 def collar(pen: Pen, kind: str) -> None:
     """Draw a collar next to the neckline; hoods are drawn before the body."""
     if kind == "pointed":
-        for side in ([(11, 11), (25, 16), (20, 35)],):
+        flap: list[Point] = [(11, 11), (25, 16), (20, 35)]
+        for side in (flap, mirrored(flap)):
             pen.area(side, LIGHT, DARK, 1.4)
-            pen.area(mirrored(side), LIGHT, DARK, 1.4)
     elif kind == "rounded":
         for x in (-18.0, 18.0):
             pen.disc((x, 20), 8.5, LIGHT, DARK, 1.4)
@@ -161,13 +161,13 @@ def _steps(begin: float, end: float, apart: float) -> list[float]:
 
 
 def _buttoned(pen: Pen, begin: float, end: float) -> None:
-    pen.area([(-5, begin), (5, begin), (5, end), (-5, end)], LIGHT, DARK, 1.2)
+    pen.area([(-6, begin), (6, begin), (6, end), (-6, end)], LIGHT, DARK, 1.2)
     for y in _steps(begin, end, 8.5):
-        pen.disc((0, y), 3.2, DARK)
+        pen.disc((0, y), 3.5, DARK)
 
 
 def _zipped(pen: Pen, begin: float, end: float) -> None:
-    pen.area([(-4.6, begin), (4.6, begin), (4.6, end), (-4.6, end)], DARK, LIGHT, 1.2)
+    pen.area([(-5.6, begin), (5.6, begin), (5.6, end), (-5.6, end)], DARK, LIGHT, 1.2)
     for number, y in enumerate(_steps(begin, end, 2.9)):
         x = 1.2 if number % 2 else -1.2
         pen.line([(x - 2, y), (x + 2, y)], (190, 192, 198), 1.4)
@@ -212,7 +212,7 @@ def kangaroo(pen: Pen, outline: Outline) -> None:
 def pockets(pen: Pen, kind: str, outline: Outline) -> None:
     """Draw all other pockets."""
     if kind == "chest":
-        _patch(pen, 6.5, 25.0, 16.0, 17.0)
+        _patch(pen, 6.0, 24.0, 17.5, 18.5)
         return
     top = outline.pocket_top
     outer = max(18.0, outline.half_width(top + 7) - 1.5)
@@ -221,16 +221,16 @@ def pockets(pen: Pen, kind: str, outline: Outline) -> None:
         if kind == "patch":
             _patch(pen, inner if side > 0 else -outer, top, 14.0, 15.0)
         elif kind == "slant":
-            ends: tuple[Point, Point] = ((side * (inner + 2), top), (side * outer, top + 16))
-            for width, color in ((7.6, LIGHT), (5.0, DARK)):
+            ends: tuple[Point, Point] = ((side * (inner + 1), top - 1), (side * outer, top + 17))
+            for width, color in ((8.2, LIGHT), (5.6, DARK)):
                 short = 0.0 if color == LIGHT else 0.08
                 pen.line([along(*ends, short), along(*ends, 1 - short)], color, width)
         elif kind == "flap":
             x0, x1 = side * inner, side * outer
             middle = (x0 + x1) / 2
-            flap = [(x0, top), (x1, top), (x1, top + 6), (middle, top + 11), (x0, top + 6)]
+            flap = [(x0, top), (x1, top), (x1, top + 8), (middle, top + 13), (x0, top + 8)]
             pen.area(flap, DARK, LIGHT, 1.2)
-            pen.disc((middle, top + 6), 1.9, LIGHT)
+            pen.disc((middle, top + 7.5), 2.2, LIGHT)
 
 
 def _patch(pen: Pen, left: float, top: float, width: float, height: float) -> None:

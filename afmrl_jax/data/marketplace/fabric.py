@@ -20,7 +20,7 @@ def draw_pattern(
         pen: on a picture of the fabric's main color.
         pattern: its value.
         accent: color of the figures.
-        middle: height of the garment's middle.
+        middle: height at which a color block begins.
         rng: moves the pattern, and shapes irregular figures.
     """
     if pattern == "colorblock":
@@ -92,7 +92,7 @@ def _argyle(pen: Pen, accent: Color, shift: Point, rng: np.random.Generator) -> 
     for row, y in enumerate(range(_TOP, _BOTTOM, 10)):
         for x in range(_LEFT + 7 * (row % 2), _RIGHT, 14):
             a, b = x + shift[0], y + shift[1]
-            pen.area([(a, b - 9), (a + 6, b), (a, b + 9), (a - 6, b)], accent)
+            pen.area([(a, b - 7), (a + 4.4, b), (a, b + 7), (a - 4.4, b)], accent)
 
 
 def _leopard(pen: Pen, accent: Color, shift: Point, rng: np.random.Generator) -> None:

@@ -38,7 +38,7 @@ _PHRASES: dict[str, str] = {
         turtleneck | turtleneck/roll neck | Rollkragen | col roulé | cuello alto""",
     "collar": """
         collarless | collarless/no collar | kragenlos | sans col | sin solapa
-        pointed | pointed collar/shirt collar | Spitzkragen | col pointu | solapa en punta
+        pointed | pointed collar/spread collar | Spitzkragen | col pointu | solapa en punta
         rounded | rounded collar/peter pan collar | Bubikragen | col claudine | solapa bebé
         hooded | hooded/with hood | mit Kapuze | à capuche | con capucha
         bow | bow collar/pussy bow | Schluppe/Schleifenkragen | col lavallière | lazada

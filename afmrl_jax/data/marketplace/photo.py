@@ -9,12 +9,9 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from afmrl_jax.data.marketplace import details, trims
-from afmrl_jax.data.marketplace.fabric import draw_pattern
-from afmrl_jax.data.marketplace.pen import DARK, LIGHT, SIDE, Color, Pen, Point, Pose
+from afmrl_jax.data.marketplace.garment import Garment
+from afmrl_jax.data.marketplace.pen import SIDE, Color, Pen, Pose
 from afmrl_jax.data.marketplace.sellers import Seller
-from afmrl_jax.data.marketplace.shapes import NECK, Outline, outline_of
-from afmrl_jax.data.marketplace.world import COLORS
 
 LARGER = 3
 """A picture is drawn so many times as large, and reduced by averaging."""
@@ -23,9 +20,12 @@ STICKERS: tuple[Color, ...] = ((214, 30, 40), (20, 120, 60), (20, 80, 190), (240
 
 
 def take_photo(
-    combination: Mapping[str, str], seller: Seller, pixels: int, badges: float,
+    combination: Mapping[str, str],
+    seller: Seller,
+    pixels: int,
+    badges: float,
     rng: np.random.Generator,
-) -> Image.Image:  # fmt: skip
+) -> Image.Image:
     """A photo of a product by a seller, RGB, `pixels` wide and high.
 
     Args:
@@ -48,94 +48,12 @@ def take_photo(
         mirrored=bool(rng.random() < 0.5),
     )
     image = _backdrop(seller, LARGER * pixels).copy()
-    outline = outline_of(combination, seller.arms + between(-3, 3))
+    arms = seller.arms + between(-3, 3)
     skin = SKINS[int(rng.integers(len(SKINS)))]
-    _draw_garment(
-        image, Pen(image, pose, scale), pose, scale, combination, outline, seller, skin, rng
-    )
+    Garment(combination, arms, seller.stand, skin).draw(image, pose, scale, rng)
     if rng.random() < badges:
         _badge(image, scale, rng)
     return _lit(image.reduce(LARGER), seller, rng)
-
-
-def _draw_garment(
-    image: Image.Image, pen: Pen, pose: Pose, scale: float, combination: Mapping[str, str],
-    outline: Outline, seller: Seller, skin: Color, rng: np.random.Generator,
-) -> None:  # fmt: skip
-    color = COLORS[combination["color"]]
-    ink = LIGHT if sum(color) < 240 else DARK
-    shade = _mixed(color, (0, 0, 0), 0.55) if sum(color) > 150 else (96, 96, 104)
-    inside = details.Inside(skin if seller.stand == "mannequin" else shade, ink)
-    if combination.get("collar") == "hooded":
-        details.hood(pen, color, inside)
-    if seller.stand == "hanger":
-        pen.line([(0, NECK - 2), (0, 2), (4, 0)], (90, 90, 96), 1.6)
-    if combination["type"] == "dungarees":
-        for side in (-1, 1):
-            straps = [(side * 12, 8), (side * 7, 8), (side * 8, 26), (side * 13, 26)]
-            pen.area(straps, color, ink, 1.4)
-    cloth = _cloth(image.size, pose, scale, combination, outline, rng)
-    # The body covers the upper ends of the sleeves, so that its shape is seen.
-    for parts in (outline.sleeves, [outline.body]):
-        if parts:
-            _cover(image, cloth, pose, scale, parts)
-        for part in parts:
-            pen.line([*part, part[0]], ink, 1.6)
-    for seam in outline.seams:
-        pen.line(seam, ink, 1.4)
-    _draw_details(pen, combination, outline, color, inside, skin, seller.stand == "mannequin")
-
-
-def _cloth(
-    size: tuple[int, int], pose: Pose, scale: float, combination: Mapping[str, str],
-    outline: Outline, rng: np.random.Generator,
-) -> Image.Image:  # fmt: skip
-    """A whole picture of the fabric."""
-    cloth = Image.new("RGB", size, COLORS[combination["color"]])
-    if combination["pattern"] != "plain":
-        middle = 0.5 * (min(y for _, y in outline.body) + outline.hem)
-        accent = COLORS[combination["accent"]]
-        draw_pattern(Pen(cloth, pose, scale), combination["pattern"], accent, middle, rng)
-    return cloth
-
-
-def _cover(
-    image: Image.Image, cloth: Image.Image, pose: Pose, scale: float, parts: list[list[Point]]
-) -> None:
-    """Put fabric on some parts."""
-    mask = Image.new("L", image.size, 0)
-    cutter = Pen(mask, pose, scale)
-    for part in parts:
-        cutter.area(part, 255)
-    image.paste(cloth, mask=mask)
-
-
-def _draw_details(
-    pen: Pen, combination: Mapping[str, str], outline: Outline, color: Color,
-    inside: details.Inside, skin: Color, worn: bool,
-) -> None:  # fmt: skip
-    neck = combination.get("neckline")
-    pocket = combination.get("pocket", "pocketless")
-    if pocket == "kangaroo":
-        details.kangaroo(pen, outline)
-    if "closure" in combination:
-        details.closure(pen, combination["closure"], details.lower_end(str(neck)), outline)
-    if neck is not None:
-        details.neckline(pen, neck, color, inside, skin if worn else None)
-    if "collar" in combination:
-        details.collar(pen, combination["collar"])
-    if pocket not in ("pocketless", "kangaroo"):
-        details.pockets(pen, pocket, outline)
-    if "waist" in combination:
-        details.waist(pen, combination["waist"], outline)
-    for edge in outline.edges:
-        trims.trim(pen, combination["trim"], edge)
-
-
-def _mixed(one: Color, other: Color, share: float) -> Color:
-    """The color `share` of the way from one to the other."""
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(one, other, strict=True))
-    return red, green, blue
 
 
 @lru_cache(maxsize=64)

@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from afmrl_jax.config.marketplace import MarketplaceSettings
+from afmrl_jax.config.validation import require
 from afmrl_jax.data.marketplace.lists import caption, full_list
 from afmrl_jax.data.marketplace.photo import encode, take_photo
-from afmrl_jax.data.marketplace.sellers import draw_sellers
+from afmrl_jax.data.marketplace.sellers import SELLERS, draw_sellers
 from afmrl_jax.data.marketplace.titles import write_title
 from afmrl_jax.data.marketplace.world import Combination, draw_for, seeded
 
@@ -43,8 +44,14 @@ class Stream:
 
     seed: int
     photos: int = 1
-    """Photos, titles, captions and lists of a sample."""
+    """Photos, titles, captions and lists of a sample, each by another seller: 20 at most."""
     settings: MarketplaceSettings = field(default_factory=MarketplaceSettings)
+
+    def __post_init__(self) -> None:
+        require(
+            1 <= self.photos <= len(SELLERS),
+            f"a sample has 1 to {len(SELLERS)} photos, one by each seller, found {self.photos}",
+        )
 
     def __getitem__(self, number: int) -> Sample:
         """The sample of a number, from 0 on."""

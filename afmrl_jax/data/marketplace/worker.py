@@ -7,6 +7,7 @@ caller's main module again, which a script without a guard does not survive.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from afmrl_jax.config.marketplace import MarketplaceSettings
 from afmrl_jax.data.marketplace.listings import COLUMNS, Row, row_of
 from afmrl_jax.data.marketplace.plan import Offer, plan
 from afmrl_jax.data.marketplace.sellers import Seller
+from afmrl_jax.runtime.json_files import checked
 
 EVERY = 25
 """Listings between two reports."""
@@ -57,12 +59,12 @@ def main(arguments: Sequence[str]) -> None:
         arguments: the settings as JSON, the first listing, the one behind the last, the file.
     """
     content, begin, end, out = arguments
-    found = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(content).items()}
-    settings = MarketplaceSettings(**found)
+    settings = checked(MarketplaceSettings, json.loads(content), "the settings")
     offers = plan(settings)
 
     def drawn(count: int) -> None:
-        print(count, flush=True)
+        # One call, so that the lines of several processes do not mix.
+        os.write(sys.stdout.fileno(), f"{count}\n".encode())
 
     table = draw_rows(offers[int(begin) : int(end)], sellers_of(offers), settings, drawn)
     with pa.ipc.new_file(str(Path(out)), SCHEMA) as file:

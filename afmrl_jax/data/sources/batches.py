@@ -30,6 +30,9 @@ class ContrastiveBatch(NamedTuple):
     """Index of the last token before the attributes, if rows may hold some."""
     bad_pictures: int | None = None
     """How many pictures were left out, if that may happen; for the log, not for a step."""
+    view: str | None = None
+    """What queries and candidates show, such as `text-image`, if batches differ in it; for the
+    log."""
 
 
 class DistillBatch(NamedTuple):

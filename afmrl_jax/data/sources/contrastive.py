@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from afmrl_jax.config import InputDropout
+from afmrl_jax.config import InputDropout, ViewShares
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
+from afmrl_jax.data.attributes.lists import Lists
 from afmrl_jax.data.attributes.text_format import drop_attributes
 from afmrl_jax.data.batching import prompts
 from afmrl_jax.data.batching.augmentation import drop_words
@@ -20,6 +21,8 @@ from afmrl_jax.data.sources.batches import ContrastiveBatch
 from afmrl_jax.data.sources.mined_negatives import MinedTables, fill_up
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.data.sources.sampler import PairSampler
+from afmrl_jax.data.sources.views import PERIOD, Sides, view_of
+from afmrl_jax.types import Modality
 
 MOST_SAMPLES, SAMPLE_ROWS = 8, 8192
 """Most batches, and most of their rows, from which the shapes of chunks are chosen; at least two
@@ -40,6 +43,9 @@ class ContrastiveSource:
     otherwise with `packed` they are `PackedRows`, in shapes chosen from the first batches; the
     content of a batch is the same.
 
+    With `views`, all queries of a batch show the same and so do all candidates, see `view_of`: a
+    negative never differs from the positive by what it shows.
+
     Batch `i` depends only on (catalogue, seed, `i`, the mined table of its segment), not on the
     number of loader workers or processes.
     """
@@ -52,7 +58,7 @@ class ContrastiveSource:
         batch_size: int,
         sibling_share: float,
         seed: int,
-        attributes_in_input: Mapping[str, str] | None,
+        attributes_in_input: Lists | None,
         attributes_for_terms: Mapping[str, str] | None,
         vocabulary: Bm25Vocabulary | None,
         dropout: InputDropout,
@@ -64,6 +70,7 @@ class ContrastiveSource:
         duplicate_share: float = 0.0,
         mask_duplicate_groups: bool = True,
         mined: MinedTables | None = None,
+        views: ViewShares | None = None,
     ):
         listings = builder.listings
         self._builder = builder
@@ -83,7 +90,8 @@ class ContrastiveSource:
             merge_duplicates=mask_duplicate_groups,
         )
         self._mined = mined
-        self._attributes = attributes_in_input
+        self._lists = attributes_in_input
+        self._views = views or ViewShares()
         self._dropout = dropout
         texts = attributes_for_terms or {}
         width = builder.text.max_terms
@@ -107,10 +115,12 @@ class ContrastiveSource:
             self._collate = builder.packer(self._samples(PACKING_SAMPLES), shares)
 
     def _samples(self, most: int) -> list[list[Row]]:
-        """Rows of the first batches."""
+        """Rows of the first batches, and of the first one of each view."""
         seen = max(2, min(most, SAMPLE_ROWS // (2 * self.batch_size)))
+        first = {self.view(step): step for step in reversed(range(PERIOD))}
         # Nothing is mined yet; any other listings are as long.
-        return [self._rows(step, *self._drawn(step, None)) for step in range(seen)]
+        steps = sorted({*range(seen), *first.values()})
+        return [self._rows(step, *self._drawn(step, None)) for step in steps]
 
     @property
     def batch_size(self) -> int:
@@ -128,25 +138,34 @@ class ContrastiveSource:
     def __repr__(self) -> str:
         return f"ContrastiveSource(listings={len(self._builder.listings)}, seed={self._seed})"
 
-    def _row(self, index: int, rng: np.random.Generator) -> Row:
+    def view(self, step: int) -> Sides:
+        """What the queries of batch `step` show, and what its candidates do."""
+        return view_of(step, self._views, self._seed)
+
+    def _row(self, index: int, rng: np.random.Generator, shown: Modality) -> Row:
         drop, builder = self._dropout, self._builder
-        listing, attributes = builder.listings[index], None
+        listing, attributes, text = builder.listings[index], None, None
         no_list, hidden = rng.random(2)
-        text = self._attributes.get(listing.listing_id) if self._attributes is not None else None
+        if self._lists is not None:
+            # Written from no more than what this side shows.
+            text = self._lists.draw(listing.listing_id, shown, rng)
         if text and no_list >= drop.whole_list:
             attributes = drop_attributes(text, rng, drop.attributes)
         title = drop_words(listing.title, rng, drop.words)
-        pictures = tuple(
-            erase_patches(x, rng, drop.patches, builder.image) for x in builder.picture(index)
-        )
-        blind = drop.title <= hidden < drop.title + drop.picture
+        stored = () if shown == "text" else builder.picture(index)
+        pictures = tuple(erase_patches(x, rng, drop.patches, builder.image) for x in stored)
+        titled, pictured = shown != "image", True
+        if not self._views.used:
+            # With views, it would leave some rows of a side with less than the others show.
+            titled = hidden >= drop.title
+            pictured = not drop.title <= hidden < drop.title + drop.picture
         return prompts.embedder_row(
             builder.tokenizer,
             builder.text,
             builder.image,
-            title=title if hidden >= drop.title else None,
+            title=title if titled else None,
             attributes=attributes,
-            pictures=() if blind else pictures,
+            pictures=pictures if pictured else (),
         )
 
     def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -168,13 +187,14 @@ class ContrastiveSource:
 
     def _rows(self, step: int, queries: np.ndarray, candidates: np.ndarray) -> list[Row]:
         rng = np.random.default_rng(np.random.SeedSequence([self._seed, step, 1]))
-        return [self._row(int(i), rng) for i in np.concatenate([queries, candidates])]
+        sides = zip(self.view(step), (queries, candidates), strict=True)
+        return [self._row(int(i), rng, shown) for shown, places in sides for i in places]
 
     def __getitem__(self, step: int) -> ContrastiveBatch:
         queries, candidates = self.draw(step)
         rows = self._rows(step, queries, candidates)
         last = None
-        if self._attributes is not None:
+        if self._lists is not None:
             last = np.array([row.bare_last for row in rows], np.int32)
         return ContrastiveBatch(
             rows=self._collate(rows),
@@ -184,4 +204,5 @@ class ContrastiveSource:
             candidate_products=None if self._mined is None else self.identity[candidates],
             prompt_last=last,
             bad_pictures=self._builder.bad_pictures(np.concatenate([queries, candidates])),
+            view="-".join(self.view(step)) if self._views.used else None,
         )

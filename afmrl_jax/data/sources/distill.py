@@ -13,6 +13,7 @@ from afmrl_jax.data.batching.row_packing import PackedRows, RowPacker
 from afmrl_jax.data.sources.batches import DistillBatch
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.data.sources.sampler import epoch_indices
+from afmrl_jax.types import Modality
 
 SAMPLES = 32
 """Batches from which the shapes of packed rows are chosen."""
@@ -23,8 +24,10 @@ class DistillSource:
 
     The first half of a batch walks through the listings epoch by epoch. The second half holds, for
     each of them, another listing of its product if there is one. In `swap_share` of the rows the
-    words that title and list have in common are replaced in both. With `packed` the rows are
-    `PackedRows`, in shapes chosen from the first batches, for `shares` devices.
+    words that title and list have in common are replaced in both. `title_dropout` of the rows have
+    no title, and `picture_dropout` no picture, each drawn for itself, so that what is missing does
+    not tell which rows are of one product. With `packed` the rows are `PackedRows`, in shapes
+    chosen from the first batches, for `shares` devices.
     """
 
     def __init__(
@@ -37,6 +40,8 @@ class DistillSource:
         seed: int,
         structure_weight: float = 1.0,
         swap_share: float = 0.0,
+        title_dropout: float = 0.0,
+        picture_dropout: float = 0.0,
         packed: bool = False,
         shares: int = 1,
     ):
@@ -47,6 +52,7 @@ class DistillSource:
         self._seed = seed
         self._structure_weight = structure_weight
         self._swap_share = swap_share
+        self._title_dropout, self._picture_dropout = title_dropout, picture_dropout
         self._words = word_pool([x.title for x in builder.listings])
         self._open_keys = open_keys(oracle)
         names = sorted({x.product_id for x in builder.listings})
@@ -69,6 +75,13 @@ class DistillSource:
         others = others[others != place]
         return int(rng.choice(others)) if len(others) else place
 
+    def _shown(self, rng: np.random.Generator) -> Modality:
+        """What a row's prompt shows."""
+        if not self._title_dropout + self._picture_dropout:
+            return "both"  # Draws nothing, so the batches are those that there were before.
+        hidden = float(rng.random()) - self._title_dropout
+        return "image" if hidden < 0 else "text" if hidden < self._picture_dropout else "both"
+
     def _rows(self, step: int) -> tuple[list[Row], list[int], list[list[float]], list[int]]:
         """Rows, where the list begins in each, its tokens' weights, and places of the listings."""
         builder, rng = self._builder, np.random.default_rng([self._seed, step, 2])
@@ -77,11 +90,13 @@ class DistillSource:
         rows, starts, weights = [], [], []
         for place in places:
             title, text = builder.listings[place].title, self._oracle[place]
-            if rng.random() < self._swap_share:
+            shown = self._shown(rng)
+            # A lone picture shows none of the words that another title would have.
+            if rng.random() < self._swap_share and shown != "image":
                 title, text = swap_words(
                     title, text, keys=self._open_keys, pool=self._words, rng=rng
                 )
-            prompt = builder.prompt(place, title)
+            prompt = builder.showing(shown).prompt(place, title)
             wanted = prompts.completion_tokens(builder.tokenizer, text, builder.text)
             weights.append(prompts.value_weights(builder.tokenizer, wanted, self._structure_weight))
             starts.append(len(prompt.tokens))

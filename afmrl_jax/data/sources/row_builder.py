@@ -16,6 +16,7 @@ from afmrl_jax.data.batching.row_packing import RowPacker
 from afmrl_jax.data.batching.tokenizer import Tokenizer
 from afmrl_jax.data.batching.vision_cache import CachedPictures
 from afmrl_jax.data.catalogue.records import Listing
+from afmrl_jax.types import Modality
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,8 @@ class RowBuilder:
     pictures: PatchStore | CachedPictures
     host: HostShare = dataclasses.field(default_factory=HostShare)
     """The process whose pictures are decoded."""
+    shown: Modality = "both"
+    """What the generator's prompts show of a listing."""
 
     @classmethod
     def of(
@@ -43,6 +46,10 @@ class RowBuilder:
         host = host or HostShare()
         store = PatchStore(listings, image, deferred=not host.whole)
         return cls(listings, tokenizer, image, text, store, host)
+
+    def showing(self, shown: Modality) -> RowBuilder:
+        """This builder, with no more than `shown` in the generator's prompts."""
+        return dataclasses.replace(self, shown=shown)
 
     def picture(self, index: int) -> tuple[Patches, ...]:
         """The picture of listing `index`; empty if it is bad and bad ones are left out."""
@@ -67,13 +74,14 @@ class RowBuilder:
         )
 
     def prompt(self, index: int, title: str | None = None) -> Row:
-        """Generator prompt of listing `index`, with another title if one is given."""
+        """Generator prompt of listing `index`, with another title if one is given; see `shown`."""
+        own = self.listings[index].title if title is None else title
         return prompts.generator_prompt(
             self.tokenizer,
             self.text,
             self.image,
-            title=self.listings[index].title if title is None else title,
-            pictures=self.picture(index),
+            title=None if self.shown == "image" else own,
+            pictures=() if self.shown == "text" else self.picture(index),
         )
 
     def packer(self, samples: Iterable[Sequence[Row]], shares: int) -> RowPacker:

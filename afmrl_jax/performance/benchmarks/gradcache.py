@@ -24,6 +24,7 @@ from afmrl_jax.config import (
     TextConfig,
     VisionConfig,
 )
+from afmrl_jax.data.attributes.lists import Lists
 from afmrl_jax.data.attributes.text_format import format_attributes
 from afmrl_jax.data.batching.chunks import Chunker
 from afmrl_jax.data.batching.collate import Row, collate
@@ -266,7 +267,7 @@ def padding_waste(settings: GradcacheSettings) -> tuple[float, list[JsonObject]]
             batch_size=settings.catalogue_pairs,
             sibling_share=0.0,
             seed=0,
-            attributes_in_input=texts,
+            attributes_in_input=Lists(texts),
             attributes_for_terms=None,
             vocabulary=None,
             dropout=InputDropout(),

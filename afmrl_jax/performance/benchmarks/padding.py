@@ -9,10 +9,11 @@ from functools import cached_property
 import numpy as np
 
 from afmrl_jax.config import AgclConfig, RunConfig
+from afmrl_jax.data.attributes.lists import Lists
 from afmrl_jax.data.attributes.oracle import taught_texts
 from afmrl_jax.data.batching.shapes import AnyRows, ShapeCounter, padding_counts
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
-from afmrl_jax.data.catalogue.load import load_catalogue
+from afmrl_jax.data.catalogue.load import load_catalogue_of
 from afmrl_jax.data.catalogue.records import Catalogue
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
 from afmrl_jax.data.sources.distill import DistillSource
@@ -33,7 +34,7 @@ class _Stages:
 
     @cached_property
     def catalogue(self) -> Catalogue:
-        return load_catalogue(self.config.catalogue, marketplace=self.config.marketplace)
+        return load_catalogue_of(self.config)
 
     @cached_property
     def taught(self) -> tuple[Catalogue, list[str]]:
@@ -70,7 +71,7 @@ class _Stages:
         )
 
     def contrastive(self, settings: AgclConfig, *, reads: bool) -> ContrastiveSource:
-        config, read = self.config, self.lists if reads else None
+        config, read = self.config, Lists(self.lists) if reads else None
         return contrastive_source(
             self.train, settings, config.seed, read=read, packed=config.packed
         )

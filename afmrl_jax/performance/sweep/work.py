@@ -25,6 +25,7 @@ from afmrl_jax.config import (
     VisionConfig,
 )
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
+from afmrl_jax.data.attributes.lists import Lists
 from afmrl_jax.data.attributes.text_format import format_attributes
 from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
@@ -279,7 +280,7 @@ class Work:
         if cell.task == "agcl":
             texts, (vocabulary, _) = self._by_listing, self._terms
             pairs = contrastive_source(
-                builder, self._agcl, 0, attributes=texts, read=texts, vocabulary=vocabulary
+                builder, self._agcl, 0, attributes=texts, read=Lists(texts), vocabulary=vocabulary
             )
             source: Source = pairs
             found = pairs.batch_size

@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as HubTokenizer
 
 from afmrl_jax.config import ImageConfig, InputDropout, TextBudget
+from afmrl_jax.data.attributes.lists import Lists
 from afmrl_jax.data.batching.images import cut
 from afmrl_jax.data.batching.prompts import completion_tokens, embedder_row, generator_prompt
 from afmrl_jax.data.batching.tokenizer import SPECIALS, BpeTokenizer
@@ -293,7 +294,7 @@ def test_contrastive_batches_say_where_attributes_begin(builder):
         batch_size=8,
         sibling_share=0.5,
         seed=0,
-        attributes_in_input=texts,
+        attributes_in_input=Lists(texts),
         attributes_for_terms=None,
         vocabulary=None,
         dropout=keep_all,

@@ -8,8 +8,11 @@ import jax
 import numpy as np
 import pytest
 
+from afmrl_jax.data.catalogue import convert as convert_module
 from afmrl_jax.data.catalogue import load as reading
 from afmrl_jax.data.catalogue import schema as fields
+from afmrl_jax.data.catalogue import store as store_module
+from afmrl_jax.data.catalogue import tfds_examples
 from afmrl_jax.data.catalogue.check import check_catalogue
 from afmrl_jax.data.catalogue.convert import Conversion, convert
 from afmrl_jax.data.catalogue.load import load_catalogue
@@ -279,3 +282,39 @@ def test_unfinished_work_that_was_damaged_is_done_again(folder, tmp_path, name):
     problems = []
     check_catalogue(tmp_path / "store", problems.append)
     assert not problems
+
+
+def test_parts_of_a_split_are_kept(folder, tmp_path):
+    path = folder / "listings.jsonl"
+    found = [json.loads(x) for x in path.read_text().splitlines()]
+    for record in found[::2]:
+        record["part"] = "learn"
+    before = load_catalogue(folder)
+    path.write_text("".join(json.dumps(x) + "\n" for x in found))
+    convert(open_rows(folder), tmp_path / "store", SMALL)
+    plain, stored = load_catalogue(folder), load_catalogue(tmp_path / "store")
+    assert stored.column("part") == plain.column("part")
+    assert set(plain.column("part")) == {"learn", None}
+    assert plain.fingerprint != before.fingerprint
+    assert {row.get("part") for _, row in open_rows(tmp_path / "store").read(print)} == {
+        "learn",
+        None,
+    }
+
+
+def test_a_store_from_before_parts_is_read(folder, tmp_path, monkeypatch):
+    def without(names):
+        return tuple(x for x in names if x != "part")
+
+    with monkeypatch.context() as older:
+        older.setattr(store_module, "COLUMNS", without(store_module.COLUMNS))
+        older.setattr(convert_module, "COLUMNS", without(convert_module.COLUMNS))
+        older.setattr(tfds_examples, "COLUMNS", without(tfds_examples.COLUMNS))
+        older.setattr(tfds_examples, "TEXTS", without(tfds_examples.TEXTS))
+        tfds_examples._features.cache_clear()
+        convert(open_rows(folder), tmp_path / "store", SMALL)
+    tfds_examples._features.cache_clear()
+    plain, stored = load_catalogue(folder), load_catalogue(tmp_path / "store")
+    assert [bare(x) for x in stored.listings] == [bare(x) for x in plain.listings]
+    assert stored.column("part") == [None] * len(plain)
+    assert stored.listings[3].read_image_bytes() == plain.listings[3].read_image_bytes()

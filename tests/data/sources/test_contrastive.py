@@ -11,6 +11,7 @@ import pytest
 
 from afmrl_jax.config import ImageConfig, InputDropout, TextBudget
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
+from afmrl_jax.data.attributes.lists import Lists
 from afmrl_jax.data.batching import collate as batches
 from afmrl_jax.data.batching.host_share import HostShare
 from afmrl_jax.data.catalogue.splits import linked
@@ -142,7 +143,7 @@ def source(builder, **options):
         "category_batch": 2,
         "duplicate_share": 0.25,
         "seed": 3,
-        "attributes_in_input": texts,
+        "attributes_in_input": Lists(texts),
         "attributes_for_terms": texts,
         "vocabulary": Bm25Vocabulary.fit(list(texts.values())),
         "dropout": InputDropout(),

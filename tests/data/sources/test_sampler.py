@@ -8,6 +8,7 @@ import pytest
 
 from afmrl_jax.config import ImageConfig, InputDropout, TextBudget
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
+from afmrl_jax.data.attributes.lists import Lists
 from afmrl_jax.data.batching.augmentation import drop_words
 from afmrl_jax.data.batching.collate import bucket_length
 from afmrl_jax.data.batching.images import erase_patches
@@ -77,7 +78,7 @@ def contrastive(builder, **options):
         "batch_size": 8,
         "sibling_share": 0.5,
         "seed": 3,
-        "attributes_in_input": texts,
+        "attributes_in_input": Lists(texts),
         "attributes_for_terms": texts,
         "vocabulary": vocabulary,
         "dropout": InputDropout(0.5, 0.2, title=0.2, picture=0.2),
