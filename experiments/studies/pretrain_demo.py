@@ -16,6 +16,7 @@ import os
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import optax
@@ -74,7 +75,7 @@ class Pretraining:
     """Folder of pool, checkpoints and models."""
     seed: int = 0
     samples: int = 64_000
-    """Of the pool, two photos each; in thousands."""
+    """Of the pool, two photos each; a multiple of 500."""
     generator_steps: int = 20_000
     generator_batch: int = 32
     embedder_steps: int = 6_000
@@ -105,7 +106,9 @@ def material(settings: Pretraining) -> Material:
     return Material(pool, BpeTokenizer.load(folder), IMAGE, TEXT)
 
 
-def architecture(role: str, sizes: Sizes, tokenizer: BpeTokenizer) -> Architecture:
+def architecture(
+    role: Literal["embedder", "generator"], sizes: Sizes, tokenizer: BpeTokenizer
+) -> Architecture:
     """Of the embedder or the generator."""
     small = family(ROLES[role]).demo(tokenizer.vocab_size, tokenizer.image_pad_id)
     replace = dataclasses.replace
@@ -171,7 +174,8 @@ def pretrain_generator(settings: Pretraining, own: Material) -> Accuracy:
 
 def pretrain_embedder(settings: Pretraining, own: Material) -> None:
     """Train and save the embedder."""
-    built, steps = architecture("embedder", settings.sizes, own.tokenizer), settings.embedder_steps
+    built = architecture("embedder", settings.sizes, own.tokenizer)
+    steps = settings.embedder_steps
     config = dataclasses.replace(AgclConfig().infonce(), prefix_weight=0.0)
     source = PairSource(own, steps, settings.embedder_batch, settings.seed)
     step = make_agcl_step(built, config, None, optimizer(settings, steps))
@@ -183,7 +187,7 @@ def curve(settings: Pretraining, name: str) -> list[list[float]]:
     """Step and mean loss of every twentieth of a training."""
     lines = read_metrics(settings.out / f"train-{name}" / "metrics.jsonl")
     found = [(x["step"], x["loss"]) for x in lines if "loss" in x]
-    parts = np.array_split(np.array(found), min(20, len(found)))
+    parts: list[np.ndarray] = np.array_split(np.array(found), min(20, len(found)))
     return [[float(x[-1, 0]), round(float(x[:, 1].mean()), 4)] for x in parts]
 
 

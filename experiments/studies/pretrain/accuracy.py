@@ -67,7 +67,7 @@ def _written(
 ) -> tuple[list[str], np.ndarray]:
     own = material.tokenizer, material.text, material.image
     rows = [
-        prompts.generator_prompt(*own, title="", pictures=(patchify(x, material.image),))
+        prompts.generator_prompt(*own, title=None, pictures=(patchify(x, material.image),))
         for x in photos
     ]
     batch = collate(rows, own[0], material.image, max(len(row.tokens) for row in rows))

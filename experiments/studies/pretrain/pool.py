@@ -18,7 +18,7 @@ from afmrl_jax.errors import RunError
 from afmrl_jax.runtime.files import atomic_path
 from afmrl_jax.runtime.progress import Progress
 
-SHARD = 1000
+SHARD = 500
 """Samples in a file."""
 PHOTOS = 2
 """Photos of a sample, by two sellers: what an embedder is to find alike."""

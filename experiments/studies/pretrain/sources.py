@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 
-from afmrl_jax.config import ImageConfig, TextBudget
+from afmrl_jax.config import ImageConfig, TextBudget, ViewShares
 from afmrl_jax.data.batching import prompts
 from afmrl_jax.data.batching.collate import Row
 from afmrl_jax.data.batching.images import Patches, cut, erase_patches
@@ -17,21 +16,15 @@ from afmrl_jax.data.batching.row_packing import RowPacker
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.data.sources.batches import ContrastiveBatch, DistillBatch
 from afmrl_jax.data.sources.sampler import epoch_indices
+from afmrl_jax.data.sources.views import PERIOD, Sides, view_of
+from afmrl_jax.types import Modality
 from experiments.studies.pretrain.pool import PHOTOS, Pool
 
 SAMPLES = 24
 """Batches from which the shapes of packed rows are chosen."""
 
-Side = Literal["both", "image", "text"]
-VIEWS: tuple[tuple[Side, Side, float], ...] = (
-    ("image", "text", 0.3),
-    ("text", "image", 0.2),
-    ("both", "both", 0.2),
-    ("image", "image", 0.15),
-    ("image", "both", 0.1),
-    ("text", "both", 0.05),
-)
-"""Views of a pair and their shares of the batches: all negatives of a batch are alike."""
+VIEWS = ViewShares(image_text=0.3, text_image=0.2, image_image=0.15, image_both=0.1, text_both=0.05)
+"""Words and pictures have to meet first; in the rest of the steps both sides show both."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +84,7 @@ class WritingSource:
                 own.tokenizer,
                 own.text,
                 own.image,
-                title=words.titles[photo] if titled else "",
+                title=words.titles[photo] if titled else None,
                 pictures=own.picture(number, photo) if seen else (),
             )
             chosen = text[int(rng.integers(len(text)))]
@@ -126,6 +119,7 @@ class PairSource:
     steps: int
     batch_size: int
     seed: int
+    views: ViewShares = VIEWS
     erased: float = 0.2
     """Probability that a visual token is erased."""
 
@@ -133,27 +127,20 @@ class PairSource:
         return self.steps
 
     @cached_property
-    def _packers(self) -> dict[int, RowPacker]:
-        found: dict[int, list[list[Row]]] = {n: [] for n in range(len(VIEWS))}
-        step = 0
-        while any(not rows for rows in found.values()) or step < SAMPLES:
-            found[self.view(step)].append(self._rows(step)[0])
-            step += 1
-        return {n: self.material.packer(rows) for n, rows in found.items()}
+    def _packers(self) -> dict[Sides, RowPacker]:
+        found: dict[Sides, list[list[Row]]] = {}
+        for step in range(max(SAMPLES, PERIOD)):
+            found.setdefault(self.view(step), []).append(self._rows(step)[0])
+        return {view: self.material.packer(rows) for view, rows in found.items()}
 
-    def view(self, step: int) -> int:
-        """Number of the view of a batch: in any stretch of steps each view has its share.
+    def view(self, step: int) -> Sides:
+        """What queries and targets of a step show."""
+        return view_of(step, self.views, self.seed)
 
-        Of all views the one that lags most behind its share comes next; computed anew for a block
-        of 100 steps, so that any step can be asked for.
-        """
-        return _schedule()[step % 100]
-
-    def _row(self, number: int, offer: int, side: Side, rng: np.random.Generator) -> Row:
-        own, pictures = self.material, ()
-        if side != "text":
-            seen = own.picture(number, offer)
-            pictures = tuple(erase_patches(x, rng, self.erased, own.image) for x in seen)
+    def _row(self, number: int, offer: int, side: Modality, rng: np.random.Generator) -> Row:
+        own = self.material
+        seen = () if side == "text" else own.picture(number, offer)
+        pictures = tuple(erase_patches(x, rng, self.erased, own.image) for x in seen)
         title = None if side == "image" else own.pool.words(number).titles[offer]
         return prompts.embedder_row(
             own.tokenizer, own.text, own.image, title=title, attributes=None, pictures=pictures
@@ -162,7 +149,7 @@ class PairSource:
     def _rows(self, step: int) -> tuple[list[Row], np.ndarray]:
         rng = np.random.default_rng([self.seed, step, 2])
         numbers = epoch_indices(self.material.pool.size, self.batch_size, step, self.seed + 1)
-        one, other, _ = VIEWS[self.view(step)]
+        one, other = self.view(step)
         first = rng.integers(PHOTOS, size=len(numbers)).tolist()
         queries = [self._row(n, p, one, rng) for n, p in zip(numbers.tolist(), first, strict=True)]
         targets = [
@@ -174,14 +161,3 @@ class PairSource:
         rows, numbers = self._rows(step)
         packed = self._packers[self.view(step)](rows)
         return ContrastiveBatch(rows=packed, products=numbers.astype(np.int32))
-
-
-def _schedule() -> list[int]:
-    counts = np.zeros(len(VIEWS))
-    shares = np.array([share for _, _, share in VIEWS])
-    out = []
-    for step in range(1, 101):
-        lagging = int(np.argmax(step * shares - counts))
-        counts[lagging] += 1
-        out.append(lagging)
-    return out

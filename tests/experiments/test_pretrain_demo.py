@@ -1,0 +1,111 @@
+"""Pretraining of the demo's models: the pool, the batches, and the whole command at a tiny size."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from afmrl_jax.data.batching.tokenizer import BpeTokenizer
+from afmrl_jax.models.huggingface.folder import load_model
+from experiments.studies.pretrain import pool as pools
+from experiments.studies.pretrain.pool import PHOTOS, Pool
+from experiments.studies.pretrain.sources import Material, PairSource, WritingSource
+from experiments.studies.pretrain_demo import IMAGE, TEXT
+
+SIZE = 2 * pools.SHARD
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    return Pool.drawn(tmp_path_factory.mktemp("pool"), 3, SIZE, 2)
+
+
+@pytest.fixture(scope="module")
+def material(pool):
+    return Material(pool, BpeTokenizer.train(pool.texts(200), 600), IMAGE, TEXT)
+
+
+def test_a_lost_shard_is_drawn_again_as_it_was(pool, tmp_path):
+    copy = tmp_path / "pool"
+    shutil.copytree(pool.folder, copy / pool.folder.name)
+    path, words = pools._names(copy / pool.folder.name, 1)
+    before = path.read_bytes(), words.read_bytes()
+    path.unlink()
+    Pool.drawn(copy, 3, SIZE, 1)
+    assert (path.read_bytes(), words.read_bytes()) == before
+    assert pool.pixels(0, 0).shape == (96, 96, 3)
+    assert not np.array_equal(pool.pixels(0, 0), pool.pixels(0, 1))
+
+
+def test_what_is_written_counts_and_nothing_else(material):
+    source = WritingSource(material, 10, 12, 0)
+    batch, (rows, starts, _) = source[4], source._rows(4)
+    counted = batch.weights > 0
+    assert counted.sum() == sum(len(row.tokens) - n for row, n in zip(rows, starts, strict=True))
+    written = sorted(
+        material.tokenizer.decode(x.tokens[n:-1]) for x, n in zip(rows, starts, strict=True)
+    )
+    words = [material.pool.words(int(n)) for n in range(SIZE)]
+    known = {text for x in words for text in (*x.captions, *x.lists)}
+    assert known.issuperset(written)
+    # By segment, the targets are those texts.
+    ends = [material.tokenizer.eos_id]
+    assert np.isin(ends, batch.targets[counted]).all()
+    pictured = [bool(row.pictures) for row in rows]
+    assert any(pictured)
+    again = WritingSource(material, 10, 12, 0)[4]
+    np.testing.assert_array_equal(again.rows.bins.tokens, batch.rows.bins.tokens)
+
+
+def test_pairs_are_two_offers_of_a_product_seen_alike(material):
+    source = PairSource(material, 40, 6, 0)
+    seen = set()
+    for step in range(20):
+        one, other = source.view(step)
+        seen.add((one, other))
+        rows, numbers = source._rows(step)
+        assert len(rows) == 2 * len(numbers)
+        for side, part in ((one, rows[:6]), (other, rows[6:])):
+            assert {bool(row.pictures) for row in part} == {side != "text"}
+        assert len(source[step].rows.last) == 12
+    assert len(seen) == 6
+    both = next(step for step in range(20) if source.view(step) == ("both", "both"))
+    rows, numbers = source._rows(both)
+    for number, query, target in zip(numbers, rows[:6], rows[6:], strict=True):
+        photos = [material.picture(int(number), n)[0].pixels for n in range(PHOTOS)]
+        own = [
+            next(p for p in range(PHOTOS) if np.array_equal(photos[p], x.pictures[0].pixels))
+            for x in (query, target)
+        ]
+        assert sorted(own) == [0, 1]
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_after_a_kill_and_ends_with_the_same_weights(pool, tmp_path):
+    """Killed in the middle of the generator's training, against a run that was left alone."""
+    tiny = ["--sizes.vision-depth=1", "--sizes.vision-dim=32", "--sizes.hidden-dim=64"]
+    tiny += ["--sizes.layers=1", "--sizes.intermediate-dim=64", "--vocab-size=600"]
+    tiny += ["--samples", str(SIZE), "--seed=3", "--workers=1", "--save-every=4", "--examined=100"]
+    tiny += ["--generator-steps=12", "--generator-batch=8", "--embedder-steps=8"]
+    command = [sys.executable, "-m", "experiments.studies.pretrain_demo", *tiny]
+    outs = [tmp_path / "whole", tmp_path / "killed"]
+    for out in outs:
+        shutil.copytree(pool.folder.parent, out / "pool")
+    subprocess.run([*command, "--embedder-batch=8", "--out", outs[0]], check=True)
+    killed = subprocess.Popen([*command, "--embedder-batch=8", "--out", outs[1]])
+    metrics = outs[1] / "train-generator" / "checkpoints"
+    while not any(metrics.glob("4*")) and killed.poll() is None:
+        pass
+    killed.kill()
+    killed.wait()
+    subprocess.run([*command, "--embedder-batch=8", "--out", outs[1]], check=True)
+    for name in ("generator", "embedder"):
+        one, other = (load_model(out / name)[1] for out in outs)
+        for key, value in one.items():
+            np.testing.assert_array_equal(value, other[key], err_msg=f"{name} {key}")
+    report = json.loads((outs[1] / "report.json").read_text())
+    assert report["loss"]["generator"][-1][0] == 12
+    assert set(report["generator_accuracy"]) >= {"type", "neckline", "pattern"}
