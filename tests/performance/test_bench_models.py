@@ -6,7 +6,9 @@ from importlib import import_module
 import pytest
 
 from afmrl_jax.config import RunConfig
+from afmrl_jax.performance.benchmarks.limits import Limits, least_seconds
 from afmrl_jax.performance.benchmarks.padding import padding_by_stage
+from afmrl_jax.performance.benchmarks.workload import Size
 
 
 @pytest.mark.parity
@@ -30,6 +32,22 @@ def test_against_torch(tmp_path):
         assert part["torch_profile"]["products"] > 0, part
         assert part.get("same_tokens", 1.0) == 1.0
         assert part["speedup"]["median"] > 0
+        assert part["least_seconds"] > 0
+
+
+def test_the_least_time_is_that_of_products_and_of_reading():
+    size = Size.tiny()
+    rates = Limits(products=1e9, reading=1e6)
+    tokens = size.side**2 + size.text_tokens
+    kernels = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64
+    decoder = 2 * (2 * kernels * tokens + 4 * 32 * tokens * (tokens + 1) / 2)
+    forward, train = (least_seconds(x, size, rates) for x in ("forward", "train"))
+    # Two passes through the decoder, three through its adapters, one through the tower.
+    assert train > forward + 4 * decoder / 1e9
+    assert least_seconds("forward", size, Limits(2e9, 1e6)) == pytest.approx(forward / 2)
+    weights = 4 * (2 * kernels + 32 * 64)
+    one, slow = (least_seconds("decode_b1", size, Limits(1e9, x)) for x in (1e6, 5e5))
+    assert slow - one == pytest.approx(size.new_tokens * weights / 1e6)
 
 
 def test_compilation():

@@ -20,6 +20,7 @@ from afmrl_jax.models.generation import generate
 from afmrl_jax.models.huggingface.folder import load_model
 from afmrl_jax.models.lora import add_lora, with_lora
 from afmrl_jax.parallel.mesh import make_mesh
+from afmrl_jax.performance.benchmarks.limits import Limits, least_seconds, measure_limits
 from afmrl_jax.performance.benchmarks.profiles import profile_jax
 from afmrl_jax.performance.benchmarks.workload import Size, make_rows
 from afmrl_jax.training.agcl import make_agcl_step
@@ -39,6 +40,7 @@ class JaxSide:
         self._size = size
         self._architecture, self._params = load_model(folder, execution=execution)
         self._calls: dict[str, Callable[[], object]] = {}
+        self._limits: Limits | None = None
 
     def prepare(self, part: str) -> list[float]:
         """Compile a part and run it once.
@@ -55,6 +57,12 @@ class JaxSide:
         began = time.perf_counter()
         jax.block_until_ready(self._calls[part]())
         return time.perf_counter() - began
+
+    def least(self, part: str) -> float:
+        """Seconds of one call at what the machine allows; see `limits`."""
+        if self._limits is None:
+            self._limits = measure_limits(self._size)
+        return least_seconds(part, self._size, self._limits)
 
     def profile(self, part: str) -> dict[str, float]:
         """Breakdown of the time of one call."""

@@ -136,6 +136,7 @@ def _pairs(part: str, ours: Worker, theirs: Worker, settings: Settings) -> JsonO
         "our_seconds": spread(samples[0]),
         "torch_seconds": spread(samples[1]),
         "speedup": speedup,
+        "least_seconds": round(ours.call("least", part), 5),
         "our_profile": ours.call("profile", part),
         "torch_profile": theirs.call("profile", part),
     }

@@ -15,7 +15,7 @@ from afmrl_jax.objectives.agcl import Form, agcl_loss
 from afmrl_jax.objectives.bm25 import bm25_scores, fit_bm25
 from afmrl_jax.objectives.ranks import rank_positives
 from afmrl_jax.performance.benchmarks import agcl
-from afmrl_jax.performance.benchmarks.accelerator.models import seconds_of_calls
+from afmrl_jax.performance.benchmarks.calls import seconds_of_calls
 from afmrl_jax.performance.benchmarks.texts import attribute_texts
 from afmrl_jax.performance.record import spread
 from afmrl_jax.retrieval.exact import ExactIndex

@@ -5,8 +5,6 @@ generator's decoding.
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,6 +21,7 @@ from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import generate
 from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.parallel.param_paths import is_adapter
+from afmrl_jax.performance.benchmarks.calls import seconds_of_calls
 from afmrl_jax.performance.benchmarks.jax_side import settings
 from afmrl_jax.performance.benchmarks.workload import Size, make_rows
 from afmrl_jax.performance.flops import Passes
@@ -71,17 +70,6 @@ class Load:
         place = rows.tokens == 3
         tokens = np.where(place, self.config.image_token_id, rows.tokens).astype(np.int32)
         return jax.device_put(rows._replace(tokens=tokens))
-
-
-def seconds_of_calls(call: Callable[[], object], repeats: int) -> list[float]:
-    """Seconds of each of some calls, after one that is not timed; each is waited for."""
-    jax.block_until_ready(call())
-    samples = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(call())
-        samples.append(time.perf_counter() - began)
-    return samples
 
 
 def peaks(side: int, repeats: int) -> tuple[dict[str, float], JsonObject]:
