@@ -24,7 +24,7 @@ from afmrl_jax.runs.oracle import oracle_by_checkpoint, oracle_by_endpoint
 from afmrl_jax.runtime.json_files import parse_json
 from afmrl_jax.runtime.terminal import printable
 from afmrl_jax.training.annotate import require_attributes_file
-from afmrl_jax.types import JsonObject
+from afmrl_jax.types import JsonObject, Modality
 
 NAMELESS = tyro.conf.arg(metavar="CATALOGUE")
 
@@ -150,13 +150,16 @@ class Annotate(OnCatalogue):
     """Which generator: the distilled or the reinforced one."""
     split: Literal["all", "distill", "train", "reward", "test"] = "all"
     """Listings to annotate."""
+    shown: Modality = "both"
+    """What of each listing the generator sees: picture and title, or one of them alone. A run
+    without lists.lone was trained on both."""
 
     def execute(self) -> None:
         """Run the command."""
         require_attributes_file(self.out)
         catalogue = serving.read(self.catalogue, self.split, skip_bad=self.skip_bad)
         texts = serving.annotate_catalogue(
-            FinishedRun(self.run), self.generator, catalogue, self.out
+            FinishedRun(self.run), self.generator, catalogue, self.out, shown=self.shown
         )
         print(f"{len(texts)} listings: {self.out}")
 

@@ -78,5 +78,5 @@ def annotate_catalogue(
             mesh=run.mesh,
             label="annotate",
             known=known,
-            key=key,
+            key=key if shown == "both" else f"{key}-{shown}",
         )
