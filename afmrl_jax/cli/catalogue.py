@@ -27,7 +27,7 @@ from afmrl_jax.runtime.json_files import parse_json
 from afmrl_jax.runtime.outputs import require_own_output
 from afmrl_jax.runtime.terminal import printable
 from afmrl_jax.training.annotate import require_attributes_file
-from afmrl_jax.types import JsonObject
+from afmrl_jax.types import JsonObject, Modality
 
 NAMELESS = tyro.conf.arg(metavar="CATALOGUE")
 
@@ -197,6 +197,9 @@ class Annotate(OnCatalogue):
     """Which generator: the distilled or the reinforced one."""
     split: Literal["all", "distill", "train", "reward", "test"] = "all"
     """Listings to annotate."""
+    shown: Modality = "both"
+    """What of each listing the generator sees: picture and title, or one of them alone. A run
+    without lists.lone was trained on both."""
 
     def execute(self) -> None:
         """Run the command."""
@@ -208,7 +211,9 @@ class Annotate(OnCatalogue):
             skip_bad=self.skip_bad,
             marketplace=run.config.marketplace,
         )
-        texts = serving.annotate_catalogue(run, self.generator, catalogue, self.out)
+        texts = serving.annotate_catalogue(
+            run, self.generator, catalogue, self.out, shown=self.shown
+        )
         print(f"{len(texts)} listings: {self.out}")
 
 

@@ -204,10 +204,15 @@ class ViewShares(Settings):
     """
 
     image_both: float = 0.0
+    """A picture looks for whole listings."""
     text_image: float = 0.0
+    """A title looks for pictures."""
     image_text: float = 0.0
+    """A picture looks for titles."""
     text_both: float = 0.0
+    """A title looks for whole listings."""
     image_image: float = 0.0
+    """A picture looks for pictures."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

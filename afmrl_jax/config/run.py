@@ -142,6 +142,14 @@ class RunConfig(Settings):
                 f"{self.agcl.dropout.patches} erases parts of them: set --agcl.dropout.patches 0, "
                 "or leave visual_cache out",
             )
+        require(
+            not self.lists.lone
+            or self.generator.weights is not None
+            or min(self.distill.title_dropout, self.distill.picture_dropout) > 0,
+            "lists.lone lets the generator write for a lone picture and a lone title, which one "
+            "with random weights has never seen: set --distill.title-dropout and "
+            "--distill.picture-dropout above 0, or name --generator.weights",
+        )
         visual = self.image.max_patches // self.image.merge_size**2
         require(
             visual < self.text.buckets[-1],

@@ -93,5 +93,5 @@ def annotate_catalogue(
             packed=run.config.packed,
             label="annotate",
             known=known,
-            key=key,
+            key=key if shown == "both" else f"{key}-{shown}",
         )

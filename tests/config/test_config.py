@@ -17,8 +17,10 @@ from afmrl_jax.config import (
     ImageConfig,
     InputDropout,
     KeptCheckpoints,
+    ListsConfig,
     MeshConfig,
     MiningConfig,
+    ModelSettings,
     OptimizerConfig,
     OracleConfig,
     QwenVLConfig,
@@ -26,6 +28,7 @@ from afmrl_jax.config import (
     RunConfig,
     TextBudget,
     TextConfig,
+    ViewShares,
     VisionConfig,
     fingerprint,
     from_dict,
@@ -55,6 +58,11 @@ from afmrl_jax.testing import tiny_config
         lambda: CitConfig(share=0),
         lambda: OracleConfig(wrong_rate=2),
         lambda: OptimizerConfig(learning_rate=0),
+        lambda: OptimizerConfig(ema_decay=1.0),
+        lambda: DistillConfig(title_dropout=0.5, picture_dropout=0.5),
+        lambda: ListsConfig(samples=-1),
+        lambda: ListsConfig(temperature=0),
+        lambda: ViewShares(image_both=0.7, image_image=0.4),
         lambda: TextBudget(buckets=(64, 48)),
         lambda: RunConfig(vocab_size=100),
         lambda: RunConfig(image=ImageConfig.qwen()),
@@ -103,6 +111,24 @@ def test_fast_differs_from_the_demo_in_amounts_only():
     assert demo.keys() == fast.keys()
     assert demo["catalogue"] == fast["catalogue"]
     assert fast["cit"]["cycles"] == demo["cit"]["cycles"]
+
+
+def test_lone_pictures_are_written_for_only_by_a_generator_that_has_seen_some():
+    lists = ListsConfig(lone=True)
+    with pytest.raises(ConfigError, match=r"--distill\.title-dropout and --distill\.picture"):
+        RunConfig(lists=lists)
+    with pytest.raises(ConfigError, match=r"--distill\.title-dropout and --distill\.picture"):
+        RunConfig(lists=lists, distill=DistillConfig(title_dropout=0.2))
+    RunConfig(lists=lists, distill=DistillConfig(title_dropout=0.2, picture_dropout=0.1))
+    RunConfig(lists=lists, generator=ModelSettings(weights="/models/qwen"))
+
+
+def test_the_backbone_has_the_views_and_the_average_of_the_rows():
+    agcl = AgclConfig(views=ViewShares.mixed(), optimizer=OptimizerConfig(ema_decay=0.9))
+    for settings in (BackboneConfig().settings(agcl), agcl.infonce()):
+        assert settings.views == ViewShares.mixed()
+        assert settings.optimizer.ema_decay == 0.9
+    assert ViewShares.mixed().by_sides["both", "both"] == pytest.approx(0.35)
 
 
 def test_infonce_is_agcl_without_its_parts():

@@ -10,7 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from afmrl_jax.config import ModelSettings, RunConfig, fingerprint, from_dict, migrated, to_dict
+from afmrl_jax.config import (
+    AgclConfig,
+    DistillConfig,
+    ListsConfig,
+    ModelSettings,
+    OptimizerConfig,
+    RunConfig,
+    ViewShares,
+    fingerprint,
+    from_dict,
+    migrated,
+    to_dict,
+)
 from afmrl_jax.training.run_directory import Run
 
 OLD = Path(__file__).parent / "run_35b8f45"
@@ -66,6 +78,22 @@ def test_the_settings_of_today_give_the_inputs_that_were_recorded():
         done = json.loads((OLD / f"{stage}.DONE.json").read_text())
         now = done["inputs"] | {"settings": to_dict(settings), "model": to_dict(model)}
         assert fingerprint(now) == done["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        {"controls": True},
+        {"lists": ListsConfig(samples=1)},
+        {"agcl": AgclConfig(views=ViewShares(image_text=0.1))},
+        {"agcl": AgclConfig(optimizer=OptimizerConfig(2e-3, ema_decay=0.9))},
+        {"distill": DistillConfig(title_dropout=0.1)},
+    ],
+)
+def test_settings_of_later_versions_make_another_run(later):
+    plain, used = RunConfig(), dataclasses.replace(RunConfig(), **later)
+    assert fingerprint(plain) != fingerprint(used)
+    assert migrated(to_dict(plain)) != migrated(to_dict(used))
 
 
 def test_a_later_setting_counts_once_it_is_used():

@@ -6,7 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from afmrl_jax.config import AgclConfig, DistillConfig, Execution, ImageConfig, TextBudget
+from afmrl_jax.config import (
+    AgclConfig,
+    DistillConfig,
+    Execution,
+    ImageConfig,
+    TextBudget,
+    ViewShares,
+)
 from afmrl_jax.data.attributes.lists import Lists
 from afmrl_jax.data.batching.row_packing import PackedRows, RowPacker
 from afmrl_jax.data.batching.shapes import padding_counts
@@ -39,9 +46,9 @@ def architecture(tokenizer):
     return Architecture.of(config, Execution())
 
 
-def contrastive(builder, *, packed, shares=1):
+def contrastive(builder, *, packed=False, shares=1, **options):
     texts = {x.listing_id: LISTS[n % 4] for n, x in enumerate(builder.listings)}
-    settings = AgclConfig(steps=4, batch_size=12)
+    settings = AgclConfig(steps=4, batch_size=12, **options)
     return contrastive_source(builder, settings, 3, read=Lists(texts), packed=packed, shares=shares)
 
 
@@ -59,7 +66,8 @@ def learned(step, architecture, batch, data):
         params = architecture.init(0)
         state = place(initial_state(jax.tree.map(jnp.array, params), SGD), mesh)
         before = {n: np.asarray(x) for n, x in params.items()}
-        batch = place_batch(batch._replace(bad_pictures=None), mesh)
+        plain = {x: None for x in ("bad_pictures", "view") if hasattr(batch, x)}
+        batch = place_batch(batch._replace(**plain), mesh)
         state, metrics = step({}, state, batch, jax.random.key(0))
     return float(metrics["loss"]), {n: before[n] - np.asarray(x) for n, x in state.params.items()}
 
@@ -88,9 +96,28 @@ def test_steps_have_the_loss_and_the_gradient_of_padded_rows(builder, architectu
     assert len(packed.rows.segment) % data == 0
     found, own = learned(step, architecture, packed, data)
     assert found == pytest.approx(loss, rel=1e-5)
-    size = np.sqrt(sum(np.sum(x**2) for x in gradient.values()))
-    apart = np.sqrt(sum(np.sum((own[n] - x) ** 2) for n, x in gradient.items()))
-    assert apart < 1e-4 * size
+    assert off(own, gradient) < 1e-4
+
+
+def off(found, expected):
+    """Distance of two gradients, relative to the length of the second."""
+    size = np.sqrt(sum(np.sum(x**2) for x in expected.values()))
+    return np.sqrt(sum(np.sum((found[n] - x) ** 2) for n, x in expected.items())) / size
+
+
+@pytest.mark.parametrize("arranged", [{"packed": True}, {"chunk_tokens": 120}])
+def test_titles_against_pictures_are_the_same_in_bins_and_in_chunks_on_two_devices(
+    builder, architecture, arranged
+):
+    views = ViewShares(text_image=1.0)
+    step = make_agcl_step(architecture, AgclConfig(gamma=0.0), None, SGD)
+    whole = contrastive(builder, views=views)[1]
+    assert whole.view == "text-image"
+    loss, gradient = learned(step, architecture, whole, 1)
+    batch = contrastive(builder, views=views, shares=2, **arranged)[1]
+    found, own = learned(step, architecture, batch, 2)
+    assert found == pytest.approx(loss, rel=1e-5)
+    assert off(own, gradient) < 1e-4
 
 
 @pytest.mark.parametrize("source", [contrastive, distill])
