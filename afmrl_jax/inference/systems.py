@@ -12,8 +12,8 @@ from afmrl_jax.evaluation.evaluate import (
     Subject,
     Texts,
     evaluate_subjects,
-    gallery,
 )
+from afmrl_jax.evaluation.gallery import changed_cards, gallery_cards, key_shares
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.types import JsonObject
 
@@ -73,7 +73,8 @@ def evaluate_systems(
         catalogue: its name.
 
     Returns:
-        The evaluation, and the cards of the last row for `gallery.json`.
+        The evaluation, and the cards of the last row for `gallery.json`: queries drawn from all,
+        then from those whose answer the lists changed.
     """
     # The reinforced generator may have written for only a share of the train listings.
     test_texts = {None: None, "distill": before, "rar": after}
@@ -83,4 +84,8 @@ def evaluate_systems(
         for s in systems_of(config)
     )
     found = evaluate_subjects(subjects, data, config, catalogue)
-    return found, gallery(data, found.vectors, config, before, after)
+    read = None if found.subject is None else found.subject.test_texts
+    changed, about = changed_cards(data, found, read, config)
+    keys = {"before": key_shares(before, data), "after": key_shares(after, data)}
+    found.evaluation["lists"] = {"keys": keys, "changes": about}
+    return found, gallery_cards(data, found.vectors, config, before, after) + changed

@@ -342,9 +342,16 @@ class Pipeline:
         return report
 
     def _evaluate_systems(self, folder: Path) -> None:
+        source = Path(self.config.catalogue)
+        data = EvaluationData(
+            self._split_builder("test"),
+            self._split_builder("train"),
+            folder=source if source.is_dir() else None,
+            size=len(self.catalogue.listings),
+        )
         found, cards = evaluate_systems(
             self.config,
-            EvaluationData(self._split_builder("test"), self._split_builder("train")),
+            data,
             self._encoder,
             self._texts("annotate-distilled"),
             self._texts("annotate-reinforced"),
