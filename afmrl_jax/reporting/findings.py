@@ -19,6 +19,9 @@ from afmrl_jax.types import JsonObject
 
 SMALL = 2000
 """Listings of a catalogue below which models from random weights seldom learn enough."""
+NEAR_ZERO = 5.0
+RARE = 1.0
+"""Percent of the lists below which a key is not shown: slips of a pen."""
 SIGNS = {"gain": "▲", "harm": "▼", "not shown": "○", "mixed": "◇"}
 
 
@@ -40,16 +43,34 @@ class Effect:
     """What a perfect model could reach, where the catalogue says."""
 
     @property
+    def _digits(self) -> int:
+        """Decimals: values near zero, as of text to image, need two."""
+        sizes = [abs(x) for x in (self.before, self.after, self.low, self.high) if x is not None]
+        return 2 if max(sizes) < NEAR_ZERO else 1
+
+    def _signed(self, value: float) -> str:
+        # Adding zero makes -0.0 a plain 0.
+        return f"{round(value, self._digits) + 0:+.{self._digits}f}"
+
+    @property
     def text(self) -> str:
         """The difference with its interval."""
-        return f"{self.difference:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+        low, high = self._signed(self.low), self._signed(self.high)
+        return f"{self._signed(self.difference)} [{low}, {high}]"
+
+    @property
+    def sides(self) -> str:
+        """The two values, if they are known."""
+        if self.before is None or self.after is None:
+            return ""
+        return f"{self.before:.{self._digits}f} → {self.after:.{self._digits}f}"
 
     @property
     def p_text(self) -> str:
         """The p-value, or nothing."""
         if self.p is None:
             return ""
-        return "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
+        return "p < 0.001" if self.p < 0.001 else f"p = {self.p:.2g}"
 
 
 @dataclass(frozen=True)
@@ -234,14 +255,15 @@ MOVED = 10.0
 
 
 def key_shares(evaluation: Evaluation | None) -> list[KeyShare]:
-    """The keys of the lists before and after RAR, most frequent first."""
+    """The keys of the lists before and after RAR, most frequent first, without rare ones."""
     keys = ((evaluation or {}).get("lists") or {}).get("keys") or {}
     before, after = (keys.get(x) or {} for x in ("before", "after"))
     found = [
         KeyShare(key, number(before.get(key)) or 0.0, number(after.get(key)) or 0.0)
         for key in dict.fromkeys([*before, *after])
     ]
-    return sorted(found, key=lambda x: (-max(x.before, x.after), x.key))
+    common = [x for x in found if max(x.before, x.after) >= RARE]
+    return sorted(common, key=lambda x: (-max(x.before, x.after), x.key))
 
 
 def moved(shares: Sequence[KeyShare], word: str) -> list[str]:
