@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,6 +17,7 @@ from afmrl_jax.reporting.comparison import comparison_table
 from afmrl_jax.reporting.tables import text_table
 from afmrl_jax.runs.evaluate import evaluate, evaluate_baselines
 from afmrl_jax.runtime.files import write_json
+from afmrl_jax.runtime.json_files import json_text
 from afmrl_jax.runtime.outputs import require_own_output, whole_record
 from afmrl_jax.runtime.provenance import PROVENANCE, provenance
 from afmrl_jax.runtime.terminal import printable_lines
@@ -151,7 +151,7 @@ class Compare:
             seed=self.seed,
         )
         whole = found | provenance()
-        shown = json.dumps(whole, indent=1)
+        shown = json_text(whole, indent=1)
         print(shown if self.as_json else printable_lines(comparison_table(found, self.task)))
         if self.out is not None:
             write_json(self.out, whole)

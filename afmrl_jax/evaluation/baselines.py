@@ -18,7 +18,7 @@ from afmrl_jax.types import AnyArray
 PIXEL_SIDE = 32
 HISTOGRAM_BINS = 6
 PIXELS_AT_ONCE = 1 << 20
-FINE = Task("fine", "both", "both", "product", RECALL)
+FINE = Task("fine", "both", "both", "product", (*RECALL, "MRR"))
 Sides = tuple[np.ndarray | None, np.ndarray | None]
 
 
@@ -104,6 +104,12 @@ def bm25_texts(listings: Sequence[Listing], attributes: Mapping[str, str] | None
     ]
 
 
+def types_of(listings: Sequence[Listing]) -> np.ndarray | None:
+    """The true attribute `type` of each listing, [n]; None if any lacks it."""
+    found = [(x.attributes or {}).get("type") for x in listings]
+    return np.array(found) if found and all(found) else None
+
+
 def known_inputs(
     listings: Sequence[Listing], sides: Sides, known: Mapping[str, Any] | None = None
 ) -> TaskInputs:
@@ -120,6 +126,7 @@ def known_inputs(
         products=np.array([x.true_product for x in listings]),
         families=np.array([x.group for x in listings]),
         categories=np.array(categories) if all(categories) else None,
+        types=types_of(listings),
         queries=sides[0],
         gallery=sides[1],
     )
@@ -155,7 +162,7 @@ def baseline_inputs(
 def run_baselines(
     listings: Sequence[Listing], sides: Sides = (None, None)
 ) -> dict[str, dict[str, float | None]]:
-    """R@1, R@5 and R@10 of the three baselines in percent; None if there were no queries.
+    """R@1, R@5, R@10 and MRR of the three baselines in percent; None if there were no queries.
 
     A query's own listing is excluded, and ties count against the query.
     """

@@ -1,8 +1,7 @@
-"""Evaluating systems: embeddings, the contents of `evaluation.json`, the report's gallery."""
+"""Evaluating systems: embeddings and the contents of `evaluation.json`."""
 
 from __future__ import annotations
 
-import base64
 import itertools
 import os
 import resource
@@ -16,18 +15,19 @@ import numpy as np
 
 from afmrl_jax.config import RunConfig
 from afmrl_jax.data.attributes.lists import Lists
-from afmrl_jax.data.attributes.text_format import format_attributes
 from afmrl_jax.data.catalogue.records import ROLES
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.evaluation.approximate import scann_effect
-from afmrl_jax.evaluation.baselines import run_baselines
+from afmrl_jax.evaluation.baselines import run_baselines, types_of
+from afmrl_jax.evaluation.chance import CHANCE, chance_values
+from afmrl_jax.evaluation.ideal import ideal_values
 from afmrl_jax.evaluation.latency import latency
 from afmrl_jax.evaluation.per_query import FOLDER, QueryValues, write_query_values
-from afmrl_jax.evaluation.tasks import PerQuery, TaskInputs, compare_rows, evaluate_row
+from afmrl_jax.evaluation.primary import primary_results
+from afmrl_jax.evaluation.tasks import PerQuery, TaskInputs, compare_rows, evaluate_row, mean_values
 from afmrl_jax.evaluation.truncation import truncation_curve
 from afmrl_jax.retrieval.encoder import Encoder
-from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.outputs import whole_record
 from afmrl_jax.runtime.preemption import heed
@@ -60,6 +60,8 @@ class Evaluated(NamedTuple):
     per_query: QueryValues
     vectors: np.ndarray | None
     """[n d], of the last system; None if it has none."""
+    subject: Subject | None = None
+    """The last system."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,10 @@ class EvaluationData:
     train: RowBuilder
     split: str = "test"
     """Name of the evaluated split."""
+    folder: Path | None = None
+    """The catalogue's own; `ideal.json` in it says what a perfect model could reach."""
+    size: int | None = None
+    """Listings of the whole catalogue."""
 
     def labels(self, builder: RowBuilder) -> np.ndarray | None:
         """Categories, or None if any listing lacks one."""
@@ -165,6 +171,7 @@ def embed_views(
         products=data.products,
         families=data.families,
         categories=categories,
+        types=types_of(data.test.listings),
         train=train,
         train_categories=train_categories,
         queries=data.sides[0],
@@ -204,9 +211,16 @@ def evaluate_subjects(
         raise ValueError("nothing to evaluate")
     (subject, inputs), listings = last, data.test.listings
     assert inputs.both is not None
+    everything = {CHANCE: chance_values(inputs)} | values
     evaluation = {
         "catalogue": catalogue,
+        "listings": data.size,
         "rows": rows,
+        "chance": mean_values(everything[CHANCE]),
+        "ideal": ideal_values(data.folder, len(listings)),
+        "primary": primary_results(
+            everything, data.families, resamples=settings.bootstrap, seed=seed
+        ),
         "comparisons": _comparisons(values, controls, data.families, seed, settings.bootstrap),
         "baselines": run_baselines(listings, data.sides),
         "scann": scann_effect(inputs, seed=seed),
@@ -219,8 +233,8 @@ def evaluate_subjects(
             None if subject.test_lists is None else subject.test_lists.both,
             inputs.both,
         )
-    per_query = QueryValues.of(catalogue, data.split, listings, values)
-    return Evaluated(evaluation, per_query, inputs.both)
+    per_query = QueryValues.of(catalogue, data.split, listings, everything)
+    return Evaluated(evaluation, per_query, inputs.both, subject)
 
 
 def write_evaluation(
@@ -286,52 +300,4 @@ def _comparisons(
     for one, other in pairs:
         metrics = compare_rows(values[one], values[other], families, seed=seed, resamples=resamples)
         out.append({"from": one, "to": other, "metrics": metrics})
-    return out
-
-
-def gallery(
-    data: EvaluationData, vectors: np.ndarray | None, config: RunConfig, before: Texts, after: Texts
-) -> list[JsonObject]:
-    """Queries with attributes before and after RAR and their first five hits, for the report."""
-    if vectors is None:
-        return []
-    listings, products = data.test.listings, data.products
-    queries, searched = (np.arange(len(listings)) if side is None else side for side in data.sides)
-    index = ExactIndex([listings[int(n)].listing_id for n in searched], vectors[searched])
-    count = min(config.evaluation.gallery_queries, len(queries))
-    chosen = queries[np.random.default_rng(config.seed).permutation(len(queries))[:count]]
-    found = index.search(vectors[chosen], 6)
-
-    def card(place: int) -> JsonObject:
-        x = listings[place]
-        picture = base64.b64encode(x.read_image_bytes()).decode()
-        return {
-            "listing_id": x.listing_id,
-            "product_id": x.product_id,
-            "title": x.title,
-            "image": picture,
-        }
-
-    out = []
-    for number, place in enumerate(chosen):
-        query = listings[int(place)]
-        results = [
-            card(int(p))
-            | {
-                "score": round(float(s), 4),
-                "correct": bool(products[p] == products[place]),
-            }
-            for p, s in zip(searched[found.positions[number]], found.scores[number], strict=True)
-            if p != place
-        ]
-        truth = format_attributes((query.attributes or {}).items())
-        out.append(
-            {
-                "query": card(int(place)),
-                "attributes_before": before.get(query.listing_id, ""),
-                "attributes_after": after.get(query.listing_id, ""),
-                "true_attributes": truth or None,
-                "results": results[:5],
-            }
-        )
     return out

@@ -1,8 +1,9 @@
-"""Intervals and tests: paired bootstrap, sign flips by family, and the spread over seeds."""
+"""Intervals and tests: paired bootstrap, sign flips by family, Holm, and the spread over seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -165,6 +166,100 @@ def sign_flip_p_value(
         drawn = sums.sum() - 2 * (flips.astype(float) @ sums)
         reached += int((np.abs(drawn) >= limit).sum())
     return (1 + reached) / (1 + permutations)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of tests that belong together, corrected so that all claims hold at once.
+
+    Claiming every corrected value below 0.05 makes a false claim among all of them with a
+    probability of at most 5 %, whatever their dependence.
+
+    Example:
+        >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03, 0.005])]
+        [0.03, 0.06, 0.06, 0.02]
+
+    Args:
+        p_values: of each test; NaN is a test that could not be made, and does not count.
+
+    Returns:
+        In the same order; NaN stays NaN.
+
+    Reference: Holm, A simple sequentially rejective multiple test procedure, 1979.
+    """
+    values = np.asarray(p_values, float)
+    made = np.flatnonzero(np.isfinite(values))
+    order = made[np.argsort(values[made], kind="stable")]
+    out = np.full(len(values), np.nan)
+    weighted = values[order] * (len(order) - np.arange(len(order)))
+    out[order] = np.minimum(np.maximum.accumulate(weighted), 1.0)
+    found: list[float] = out.tolist()
+    return found
+
+
+class Crossed(NamedTuple):
+    """A mean over seeds and families, both taken as samples."""
+
+    mean: float
+    low: float
+    high: float
+    error: float
+    """Standard error."""
+    p: float
+    """Two-sided, of a true mean of zero."""
+
+
+def crossed(values: np.ndarray, groups: np.ndarray) -> Crossed:
+    """Mean of per-query values of several seeds, for other seeds and other families.
+
+    Seeds and families are crossed: each seed was judged on the same families. Resampling seeds and
+    families independently (the pigeonhole bootstrap) estimates the variance of such a mean, but it
+    counts the interaction of seed and family three times, which here is most of the variance, and
+    its percentiles are too narrow for five seeds. So the three variances that it adds up are
+    computed directly, the surplus interaction is taken off, and the quantile is Student's, with
+    Satterthwaite's degrees of freedom.
+
+    Args:
+        values: [s n], of s seeds; a query with NaN under any seed is left out.
+        groups: [n], labels (families).
+
+    Raises:
+        ValueError: fewer than two seeds, or fewer than two families with a query.
+
+    Reference: Owen, The pigeonhole bootstrap, 2007; Cameron, Gelbach & Miller, Robust inference
+    with multiway clustering, 2011 (the larger of the one-way variances as the least: MacKinnon,
+    Nielsen & Webb, 2021).
+    """
+    from scipy import stats  # Takes a second to import, and most commands do not need it.
+
+    kept = np.isfinite(values).all(0)
+    _, inverse = np.unique(groups[kept], return_inverse=True)
+    sums = np.stack([np.bincount(inverse, row) for row in values[:, kept]])
+    seeds, families = sums.shape
+    if seeds < 2 or families < 2:
+        raise ValueError(f"{seeds} seeds and {families} families: two of each are needed")
+    sizes = np.bincount(inverse)
+    by_seed = sums.sum(1) / sizes.sum()
+    mean = float(by_seed.mean())
+    # What each seed and family adds to the sum beyond its seed's mean, then beyond its family's.
+    within = sums - by_seed[:, None] * sizes
+    of_family = within.mean(0)
+    interaction = within - of_family
+    of_seeds = float(by_seed.var(ddof=1)) / seeds
+    of_families = families / (families - 1) * float((of_family**2).sum()) / sizes.sum() ** 2
+    both = seeds * families / ((seeds - 1) * (families - 1))
+    both *= float((interaction**2).sum()) / (seeds * sizes.sum()) ** 2
+    variance = max(of_seeds + of_families - both, of_seeds, of_families)
+    if variance == 0:
+        return Crossed(mean, mean, mean, 0.0, 1.0 if mean == 0 else 0.0)
+    freedom = variance**2 / (
+        of_seeds**2 / (seeds - 1)
+        + of_families**2 / (families - 1)
+        + both**2 / ((seeds - 1) * (families - 1))
+    )
+    error = variance**0.5
+    half = float(stats.t.ppf(0.975, freedom)) * error
+    p = 2 * float(stats.t.sf(abs(mean) / error, freedom))
+    return Crossed(mean, mean - half, mean + half, error, p)
 
 
 def spread(values: Sequence[float]) -> JsonObject:

@@ -10,7 +10,14 @@ from typing import Literal
 import numpy as np
 
 from afmrl_jax.evaluation.metrics import depth, macro, metric_values
-from afmrl_jax.evaluation.probes import classify, cluster, clustering_intervals, clustering_scores
+from afmrl_jax.evaluation.probes import (
+    RESTARTS,
+    classify,
+    cluster,
+    clustering_chance,
+    clustering_intervals,
+    clustering_scores,
+)
 from afmrl_jax.evaluation.ranking import Scorer, VectorScorer, rank_gallery
 from afmrl_jax.evaluation.statistics import intervals
 from afmrl_jax.types import JsonObject, Modality
@@ -21,6 +28,8 @@ RECALL = ("R@1", "R@5", "R@10")
 PRECISION = ("Prec@1", "Prec@5", "Prec@10")
 M5 = ("map_m5@1", "map_m5@5", "map_m5@10", "prec_m5@1", "prec_m5@5", "prec_m5@10")
 CATEGORIES_SHOWN = 20
+MOST_DISTANCES = 30_000_000
+"""Listings times clusters beyond which the finer clusterings, minutes a row, are left out."""
 BY_CATEGORY = ("fine.R@1", "fine.R@10", "coarse.mAP@10", "classification.accuracy")
 
 
@@ -31,8 +40,8 @@ class Task:
     name: str
     query: Modality
     gallery: Modality
-    label: Literal["product", "category"]
-    """What a query shares with its positives."""
+    label: Literal["product", "category", "type", "family"]
+    """What a query shares with its positives, or what clusters are compared with."""
     metrics: tuple[str, ...]
     kind: Literal["retrieval", "classification", "clustering"] = "retrieval"
 
@@ -55,6 +64,8 @@ TASKS = (
     Task("image_to_image", "image", "image", "product", (*RECALL, *PRECISION, "MRR", *M5)),
     Task("classification", "both", "both", "category", ("accuracy",), "classification"),
     Task("clustering", "both", "both", "category", ("NMI", "ARI", "Purity"), "clustering"),
+    Task("clustering_type", "both", "both", "type", ("NMI", "ARI", "Purity"), "clustering"),
+    Task("clustering_family", "both", "both", "family", ("NMI", "ARI", "Purity"), "clustering"),
 )  # fmt: skip
 """Neighbours with the same views share one pass over the gallery."""
 RETRIEVAL = tuple(task for task in TASKS if task.kind == "retrieval")
@@ -76,6 +87,8 @@ class TaskInputs:
     families: np.ndarray
     categories: np.ndarray | None = None
     """[n], or None if the catalogue has none."""
+    types: np.ndarray | None = None
+    """[n], the true attribute `type`, or None if any listing lacks it."""
     train: np.ndarray | None = None
     """[m d], the `both` view of the train listings, for classification."""
     train_categories: np.ndarray | None = None
@@ -119,8 +132,21 @@ class TaskInputs:
         )
 
     def labels(self, task: Task) -> np.ndarray | None:
-        """The labels of the task, [n]."""
-        return self.products if task.label == "product" else self.categories
+        """The labels of the task, [n]; None if the catalogue has none.
+
+        Where every product is a family of its own, the catalogue has no families.
+        """
+        if task.label == "family":
+            grouped = len(np.unique(self.families)) < len(np.unique(self.products))
+            return self.families if grouped else None
+        known = {"product": self.products, "category": self.categories, "type": self.types}
+        return known[task.label]
+
+    def has_views(self, task: Task) -> bool:
+        """Whether there are vectors or scores for both sides of the task."""
+        if task.query == task.gallery == "both" and self.scorer is not None:
+            return True
+        return getattr(self, task.query) is not None and getattr(self, task.gallery) is not None
 
 
 def _shared(tasks: Sequence[Task], inputs: TaskInputs) -> Iterator[tuple[Scorer, list[Task]]]:
@@ -162,6 +188,17 @@ def _classified(inputs: TaskInputs) -> PerQuery:
 
 def _percent(value: float) -> float:
     return round(100 * value, 2)
+
+
+def mean_values(values: PerQuery) -> dict[str, dict[str, float]]:
+    """Means over queries in percent, by task and metric; a metric without queries is left out."""
+    out: dict[str, dict[str, float]] = {}
+    for key, each in values.items():
+        task, metric = key.split(".", 1)
+        found = each[np.isfinite(each)]
+        if len(found):
+            out.setdefault(task, {})[metric] = _percent(float(found.mean()))
+    return out
 
 
 def by_category(values: PerQuery, categories: np.ndarray, queries: np.ndarray) -> JsonObject:
@@ -219,11 +256,10 @@ def evaluate_row(
         macros[task.name] = {
             m: _percent(macro(values[key], labels)) for m, key in zip(metrics, keys, strict=True)
         }
-    if any(task.kind == "clustering" for task in tasks):
-        scores, spread = _clustered(inputs, seed, resamples)
-        row["clustering"] = scores
-        bounds |= {"clustering": spread} if spread else {}
     row |= {"macro": macros, "intervals": bounds}
+    for task in tasks:
+        if task.kind == "clustering":
+            _cluster(row, task, inputs, seed, resamples)
     if inputs.categories is not None:
         row["per_category"] = by_category(values, inputs.categories, inputs.query_places)
     answered = values.get("fine.R@1", next(iter(values.values()), np.empty(0)))
@@ -234,20 +270,23 @@ def evaluate_row(
     }, values
 
 
-def _clustered(
-    inputs: TaskInputs, seed: int, resamples: int
-) -> tuple[dict[str, float] | None, dict[str, list[float]] | None]:
-    """Scores of k-means with as many clusters as categories, and their intervals, in percent."""
-    if inputs.categories is None or inputs.both is None:
-        return None, None
-    labels = inputs.categories
-    found = cluster(inputs.both, len(np.unique(labels)), seed)
-    spread = clustering_intervals(labels, found, resamples=min(resamples, 200), seed=seed)
-    scores = clustering_scores(labels, found)
-    return (
-        {k: round(v, 2) for k, v in scores.items()},
-        {k: [round(v, 2) for v in pair] for k, pair in spread.items()},
+def _cluster(row: JsonObject, task: Task, inputs: TaskInputs, seed: int, resamples: int) -> None:
+    """Add the scores of k-means with as many clusters as labels, their intervals, and chance's."""
+    labels = inputs.labels(task)
+    if labels is None or inputs.both is None:
+        return
+    count, fine = len(np.unique(labels)), task.label != "category"
+    if fine and count * len(labels) > MOST_DISTANCES:
+        return
+    found = cluster(inputs.both, count, seed, 1 if fine else RESTARTS)
+    bounds = clustering_intervals(
+        labels, found, inputs.families, resamples=min(resamples, 200), seed=seed
     )
+    row[task.name] = {k: round(v, 2) for k, v in clustering_scores(labels, found).items()}
+    if bounds:
+        row["intervals"][task.name] = {k: [round(v, 2) for v in x] for k, x in bounds.items()}
+    chance = clustering_chance(labels, found, seed=seed)
+    row.setdefault("chance", {})[task.name] = {k: round(v, 2) for k, v in chance.items()}
 
 
 def compare_rows(

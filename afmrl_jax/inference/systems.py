@@ -13,8 +13,8 @@ from afmrl_jax.evaluation.evaluate import (
     EvaluationData,
     Subject,
     evaluate_subjects,
-    gallery,
 )
+from afmrl_jax.evaluation.gallery import changed_cards, gallery_cards, key_shares
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.types import JsonObject
 
@@ -116,7 +116,8 @@ def evaluate_systems(
         catalogue: its name.
 
     Returns:
-        The evaluation, and the cards of the last row for `gallery.json`.
+        The evaluation, and the cards of the last row for `gallery.json`: queries drawn from all,
+        then from those whose answer the lists changed.
     """
     # The reinforced generator may have written for only a share of the train listings.
     written = {"distill": before, "rar": before.with_newer(after, after.both)}
@@ -124,4 +125,9 @@ def evaluate_systems(
         subject_of(s, encoder(s.embedder), written, data, config.seed) for s in systems_of(config)
     )
     found = evaluate_subjects(subjects, data, config, catalogue)
-    return found, gallery(data, found.vectors, config, before.both, after.both)
+    lists = None if found.subject is None else found.subject.test_lists
+    changed, about = changed_cards(data, found, None if lists is None else lists.both, config)
+    keys = {"before": key_shares(before.both, data), "after": key_shares(after.both, data)}
+    found.evaluation["lists"] = {"keys": keys, "changes": about}
+    cards = gallery_cards(data, found.vectors, config, before.both, after.both)
+    return found, cards + changed

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from afmrl_jax.reporting.plots import Curve, Drawn, Plot, draw
-from afmrl_jax.reporting.tables import MISSING, TASKS, Evaluation, number, rows_of
+from afmrl_jax.reporting.tables import MISSING, TASKS, Evaluation, number, reference, rows_of
 from afmrl_jax.types import JsonObject
 
 FIRST_PLOT = 100
 """Number of the first plot here, after those of the stages."""
-APART = ("image_to_image",)
-"""Tasks with a separate table here: the main one has no room for all."""
 DEFINITIONS = (
     ("fine", "map_m5@10", "Fine map_m5@10"),
     ("fine", "prec_m5@10", "Fine prec_m5@10"),
@@ -71,14 +69,44 @@ def _by_row(
     return out if any(set(line[1:]) != {MISSING} for line in out) else []
 
 
-def apart_table(evaluation: Evaluation | None) -> Table | None:
-    """Tasks that the main table leaves out."""
-    tasks = [task for task in TASKS if task.key in APART]
-    columns = [(t.key, m, f"{t.title} {m}") for t in tasks for m in t.metrics]
+def _with_references(
+    evaluation: Evaluation | None, columns: Sequence[tuple[str, str, str]]
+) -> list[tuple[str, ...]]:
+    """Values of the rows, then chance and the ideal where they are known."""
     found = _by_row(rows_of(evaluation), columns)
-    note = "; ".join(f"{task.title}: {task.about}" for task in tasks) + ". In percent."
-    title = ", ".join(task.title for task in tasks)
-    return Table(title, note, ("System", *(x for _, _, x in columns)), found) if found else None
+    for name in ("chance", "ideal") if found else ():
+        texts = [reference(evaluation, name, task, metric).text for task, metric, _ in columns]
+        if set(texts) != {MISSING}:
+            found.append((name, *texts))
+    return found
+
+
+def metrics_table(evaluation: Evaluation | None) -> Table | None:
+    """The metrics of the main table's tasks that it has no room for."""
+    columns = [
+        (t.key, m, f"{t.short or t.title} {m}")
+        for t in TASKS
+        if t.main
+        for m in t.metrics
+        if m not in t.main
+    ]
+    found = _with_references(evaluation, columns)
+    note = "In percent. T>I is text to image, I>M image to multimodal."
+    head = ("System", *(x for _, _, x in columns))
+    return Table("More metrics of these tasks", note, head, found) if found else None
+
+
+def apart_tables(evaluation: Evaluation | None) -> list[Table]:
+    """Tasks that the main table leaves out."""
+    out = []
+    for tasks in ([t for t in TASKS if not t.main and x in t.key] for x in ("image_to_", "clust")):
+        columns = [(t.key, m, f"{t.title} {m}") for t in tasks for m in t.metrics]
+        found = _with_references(evaluation, columns)
+        note = "; ".join(f"{task.title}: {task.about}" for task in tasks) + ". In percent."
+        title = ", ".join(task.title for task in tasks)
+        if found:
+            out.append(Table(title, note, ("System", *(x for _, _, x in columns)), found))
+    return out
 
 
 def definitions_table(evaluation: Evaluation | None) -> Table | None:
@@ -173,14 +201,15 @@ def latency_table(evaluation: Evaluation | None) -> Table | None:
 def detail_tables(evaluation: Evaluation | None) -> list[Table]:
     """All tables for which the evaluation has values."""
     makers = (
-        apart_table,
+        metrics_table,
         definitions_table,
         macro_table,
         scann_table,
         latency_table,
         category_table,
     )
-    return [table for make in makers if (table := make(evaluation)) is not None]
+    found = [table for make in makers if (table := make(evaluation)) is not None]
+    return apart_tables(evaluation) + found
 
 
 def truncation_plots(evaluation: Evaluation | None) -> list[Drawn]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -77,6 +78,7 @@ def results(run: Path) -> str:
         tasks=[x for x in tables.measured_tasks(evaluation) if x.key in SHOWN_TASKS],
         baselines=tables.baselines_of(evaluation),
         cell=tables.cell,
+        reference=partial(tables.reference, evaluation),
     )
 
 
@@ -91,7 +93,7 @@ def gallery(run: Path, count: int) -> str:
         RunError: the run is not evaluated yet.
     """
     cards = _present(records.read_cards(run), run / "gallery.json")
-    return _fragment("gallery", queries=read_gallery(cards[:count]))
+    return _fragment("gallery", queries=read_gallery(cards)[:count])
 
 
 def found(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from afmrl_jax.data.attributes.text_format import is_malformed, parse_attributes
 from afmrl_jax.data.catalogue.pictures import decode
 from afmrl_jax.errors import CatalogueError
+from afmrl_jax.reporting.tables import number
 from afmrl_jax.types import JsonObject
 
 SIDE = 240
@@ -41,6 +42,11 @@ class Attributes:
 
     def __bool__(self) -> bool:
         return bool(self.parts)
+
+
+def unreadable(text: str) -> bool:
+    """Whether tokens were cut inside a letter, so that the text has a replacement character."""
+    return "\N{REPLACEMENT CHARACTER}" in text
 
 
 @dataclass(frozen=True)
@@ -100,9 +106,13 @@ def compare_attributes(before: str, after: str) -> tuple[Attributes, Attributes]
         )
 
     return (
-        Attributes(parts(old, new, "dropped"), bool(before.strip()) and is_malformed(before)),
-        Attributes(parts(new, old, "new"), bool(after.strip()) and is_malformed(after)),
+        Attributes(parts(old, new, "dropped"), _broken(before)),
+        Attributes(parts(new, old, "new"), _broken(after)),
     )
+
+
+def _broken(text: str) -> bool:
+    return bool(text.strip()) and (is_malformed(text) or unreadable(text))
 
 
 def thumbnail(data: str | None) -> str | None:
@@ -123,9 +133,11 @@ def thumbnail(data: str | None) -> str | None:
 
 
 def read_gallery(items: Sequence[JsonObject]) -> list[Query]:
-    """The queries of `gallery.json`, ready for the template."""
+    """The queries of `gallery.json` drawn from all, ready for the template."""
     out = []
     for item in items:
+        if item.get("changed"):
+            continue
         query = item["query"]
         before, after = compare_attributes(
             item.get("attributes_before") or "", item.get("attributes_after") or ""
@@ -149,6 +161,81 @@ def read_gallery(items: Sequence[JsonObject]) -> list[Query]:
                 after=after,
                 truth=item.get("true_attributes"),
                 hits=hits,
+            )
+        )
+    return out
+
+
+@dataclass(frozen=True)
+class Found:
+    """A listing found with the lists, or without them."""
+
+    title: str
+    listing_id: str
+    picture: str | None
+    attributes: Attributes
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A query whose first hit the lists changed."""
+
+    title: str
+    listing_id: str
+    picture: str | None
+    attributes: Attributes
+    without: Found
+    read: Found
+    """Found with the lists."""
+    gained: bool
+    decisive: str
+    """The key whose removal from the three lists undoes most of the change; empty if none does."""
+    effect: float
+    """What it moves the margin between the two by, in hundredths of cosine similarity."""
+
+
+def _read(text: str | None) -> Attributes:
+    return compare_attributes(text or "", text or "")[0]
+
+
+def read_changes(items: Sequence[JsonObject]) -> list[Changed]:
+    """The queries of `gallery.json` whose first hit the lists changed."""
+    out = []
+    for item in items:
+        changed = item.get("changed")
+        if not changed:
+            continue
+        sides = [
+            Found(
+                title=side["title"],
+                listing_id=side["listing_id"],
+                picture=thumbnail(side.get("image")),
+                attributes=_read(side.get("attributes")),
+                correct=correct,
+            )
+            for side, correct in ((changed["right"], True), (changed["wrong"], False))
+        ]
+        gained = bool(changed["gained"])
+        read, without = sides if gained else sides[::-1]
+        # A positive effect moved the right one ahead.
+        effects = {key: number(x) for key, x in (changed.get("effects") or {}).items()}
+        pushes = {key: x if gained else -x for key, x in effects.items() if x is not None}
+        decisive = max(pushes, key=lambda key: pushes[key], default="")
+        if pushes.get(decisive, 0.0) <= 0:
+            decisive = ""
+        query = item["query"]
+        out.append(
+            Changed(
+                title=query["title"],
+                listing_id=query["listing_id"],
+                picture=thumbnail(query.get("image")),
+                attributes=_read(changed.get("attributes")),
+                without=without,
+                read=read,
+                gained=gained,
+                decisive=decisive,
+                effect=100 * pushes.get(decisive, 0.0),
             )
         )
     return out

@@ -249,18 +249,18 @@ def _reinforcement_plots(rar: Lines) -> list[Plot]:
     share = (-0.02, 1.02)
     return [
         Plot(
-            "RAR: reward",
-            "reward",
-            both("reward", errors=1.0),
-            "Held-out queries are never trained on and are always sampled with the same keys. "
-            "Band: one standard error.",
-        ),
-        Plot(
             "RAR: held-out gain over the start",
             "reward",
             [Curve("gain", rar, "held_out/gain", 2.0, points=True)],
             "Paired with the same queries before the first step. Band: two standard errors.",
             zero_line=True,
+        ),
+        Plot(
+            "RAR: reward",
+            "reward",
+            both("reward", errors=1.0),
+            "Held-out queries are never trained on and are always sampled with the same keys. "
+            "Band: one standard error.",
         ),
         Plot("RAR: KL to the distilled generator", "nats per token", [Curve("KL", rar, "kl")]),
         Plot(
@@ -299,21 +299,24 @@ def _distillation_plot(stages: dict[str, Lines]) -> Plot:
     )
 
 
-def _drawn(plots: list[Plot]) -> list[Drawn]:
-    """Draw the plots that have a point."""
-    drawn = [draw(plot, number) for number, plot in enumerate(plots)]
+def _drawn(plots: list[Plot], first: int = 0) -> list[Drawn]:
+    """Draw the plots that have a point, numbered from `first`."""
+    drawn = [draw(plot, number) for number, plot in enumerate(plots, first)]
     return [plot for plot in drawn if plot is not None]
 
 
-def stage_plots(run: Path) -> list[Drawn]:
-    """All curves that the stages of a run have written so far.
+def stage_plots(run: Path) -> tuple[list[Drawn], list[Drawn]]:
+    """All curves that the stages of a run have written so far: of RAR, and of the others.
+
+    Of RAR's the first is the one that decides.
 
     Args:
         run: the run directory.
     """
     stages = read_stages(run)
     reinforcement = _reinforcement_plots(stages.get("rar", []))
-    return _drawn([_distillation_plot(stages), *_embedder_plots(stages), *reinforcement])
+    others = [_distillation_plot(stages), *_embedder_plots(stages)]
+    return _drawn(reinforcement, len(others)), _drawn(others)
 
 
 def main_plots(run: Path) -> list[Drawn]:
@@ -324,5 +327,5 @@ def main_plots(run: Path) -> list[Drawn]:
     """
     stages = read_stages(run)
     loss, best, *_ = _embedder_plots(stages)
-    reward, *_ = _reinforcement_plots(stages.get("rar", []))
+    _, reward, *_ = _reinforcement_plots(stages.get("rar", []))
     return _drawn([_distillation_plot(stages), loss, best, reward])

@@ -54,6 +54,9 @@ class RowRecord(_Named, total=False):
     image_to_image: Numbers
     classification: Numbers
     clustering: Numbers
+    clustering_type: Numbers
+    clustering_family: Numbers
+    chance: dict[str, Numbers] | None
     macro: dict[str, Numbers] | None
     intervals: dict[str, dict[str, Bounds] | None] | None
     per_category: dict[str, dict[str, Number]] | None
@@ -96,10 +99,61 @@ class LatencyRecord(TypedDict, total=False):
     search_scann_batch: Numbers
 
 
+class _Tested(TypedDict):
+    step: str
+    to: str
+    task: str
+    metric: str
+
+
+# `from` is no name of Python's, so this part is given as a call.
+_From = TypedDict("_From", {"from": str})
+
+
+class PrimaryRecord(_Tested, _From, total=False):
+    """One of the primary tests."""
+
+    about: str | None
+    before: Number
+    after: Number
+    difference: Number
+    low: Number
+    high: Number
+    p_holm: Number
+
+
+class KeysRecord(TypedDict, total=False):
+    """Share of the lists with each key, by the generator before and after RAR."""
+
+    before: Numbers
+    after: Numbers
+
+
+class ChangesRecord(TypedDict):
+    """How many first hits the lists changed."""
+
+    system: str
+    queries: int
+    gained: int
+    lost: int
+
+
+class ListsRecord(TypedDict, total=False):
+    """What the lists say and do."""
+
+    keys: KeysRecord | None
+    changes: ChangesRecord | None
+
+
 class EvaluationRecord(TypedDict, total=False):
     """`evaluation.json`."""
 
     catalogue: str | None
+    listings: int | None
+    chance: dict[str, Numbers] | None
+    ideal: dict[str, Numbers] | None
+    primary: list[PrimaryRecord] | None
+    lists: ListsRecord | None
     rows: list[RowRecord] | None
     comparisons: list[ComparedRows] | None
     baselines: dict[str, Numbers] | None
@@ -126,6 +180,22 @@ class HitRecord(ListingRecord):
     correct: bool
 
 
+class ReadRecord(ListingRecord, total=False):
+    """A listing with the list that the embedder read."""
+
+    attributes: str | None
+
+
+class ChangedRecord(TypedDict):
+    """What a query finds with the lists and without them."""
+
+    gained: bool
+    right: ReadRecord
+    wrong: ReadRecord
+    attributes: str | None
+    effects: Numbers
+
+
 class _Card(TypedDict):
     query: ListingRecord
     results: list[HitRecord]
@@ -137,6 +207,7 @@ class CardRecord(_Card, total=False):
     attributes_before: str | None
     attributes_after: str | None
     true_attributes: str | None
+    changed: ChangedRecord | None
 
 
 class _Steps(TypedDict, total=False):
@@ -147,11 +218,17 @@ class _Cycles(TypedDict, total=False):
     cycles: int
 
 
+class _Weights(TypedDict, total=False):
+    weights: str | None
+
+
 class ConfigRecord(TypedDict, total=False):
     """What the report itself needs of `config.json`."""
 
     catalogue: str
     controls: bool
+    embedder: _Weights
+    generator: _Weights
     backbone: _Steps
     cit: _Cycles
 

@@ -7,13 +7,14 @@ enforce that, whatever a catalogue's texts may contain.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from markupsafe import Markup
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.reporting import detail, paper, plots, records, stages, tables
-from afmrl_jax.reporting.gallery import read_gallery
+from afmrl_jax.reporting import detail, findings, paper, plots, records, stages, tables
+from afmrl_jax.reporting.gallery import read_changes, read_gallery, unreadable
 from afmrl_jax.reporting.page import render
 from afmrl_jax.runtime.files import write_text
 from afmrl_jax.training.rar.monitor import raised
@@ -42,6 +43,18 @@ class Forest:
     middle: float
     high: float
     zero: float
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A row of the ladder, with its R@1 on a drawn scale, in percent of the scale's width."""
+
+    name: str
+    recall: tables.Cell
+    reciprocal: tables.Cell
+    low: float
+    middle: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,24 @@ def steps_of(evaluation: tables.Evaluation | None) -> list[Step]:
         ]
         out.append(Step(before, after, shown, [x for x in own if x not in fine]))
     return out
+
+
+def ladder(evaluation: tables.Evaluation | None) -> list[Rung]:
+    """Fine-grained R@1 and MRR of every row that has them."""
+    rows = tables.rows_of(evaluation)
+    found = [(x["name"], *(tables.cell(x, "fine", m) for m in tables.HEADLINE)) for x in rows]
+    known = [x for x in found if x[1].value is not None]
+    bounds = [y for _, x, _ in known for y in (x.value, x.low, x.high) if y is not None]
+    start, width = min(bounds, default=0.0), (max(bounds, default=0.0) - min(bounds, default=0.0))
+
+    def place(value: float | None, otherwise: float) -> float:
+        value = otherwise if value is None else value
+        return round(3 + 94 * (value - start) / (width or 1.0), 2)
+
+    return [
+        Rung(name, x, mrr, *(place(y, x.value or 0.0) for y in (x.low, x.value, x.high)))
+        for name, x, mrr in known
+    ]
 
 
 def _reward_tile(run: Path) -> Tile | None:
@@ -145,12 +176,25 @@ def _millions(count: int | None) -> str:
     return "" if count is None else f"{count / 1e6:.2f} million parameters"
 
 
+def _models(config: JsonObject) -> str:
+    """Where the weights of the two models come from, in words."""
+    given = [(config.get(x) or {}).get("weights") for x in ("embedder", "generator")]
+    if all(given):
+        return "models of the Qwen-VL architecture, started from pretrained weights"
+    if any(given):
+        return "models of the Qwen-VL architecture, one of them started from pretrained weights"
+    return (
+        "tiny models of the Qwen-VL architecture, trained from random weights on this catalogue "
+        "and nothing else"
+    )
+
+
 def _context(run: Path) -> dict[str, object]:
     evaluation = records.read_evaluation(run)
     config = records.read_settings(run)
     gallery = records.read_cards(run)
     chain = stages.read_stages(run, config)
-    drawn = plots.stage_plots(run)
+    reinforcement, drawn = plots.stage_plots(run)
     recorded = plots.read_stages(run)
     trained = ("distill", "backbone", "infonce", "agcl", "agcl-distilled", "rar", "cit")
     expected = [x for x in stages.expected_stages(config) if x.split("-")[0] in trained]
@@ -162,9 +206,20 @@ def _context(run: Path) -> dict[str, object]:
         "furniture": catalogue == "furniture",
         "embedder_size": _millions(stages.parameter_count(run, "infonce")),
         "generator_size": _millions(stages.parameter_count(run, "distill")),
+        "findings": findings.findings_of(evaluation),
+        "signs": findings.SIGNS,
+        "tests": findings.tests_made(evaluation),
+        "unlearned": findings.unlearned(evaluation),
+        "ladder": ladder(evaluation),
+        "keys": findings.key_shares(evaluation),
+        "moved": findings.moved,
+        "changes": ((evaluation or {}).get("lists") or {}).get("changes"),
+        "changed": None if gallery is None else read_changes(gallery),
         "tiles": headline(run, evaluation, chain),
+        "models": _models(config),
         "rows": rows,
-        "tasks": [x for x in measured if x.key not in detail.APART],
+        "tasks": [x for x in measured if x.main],
+        "reference": partial(tables.reference, evaluation),
         "unmeasured": [x for x in tables.TASKS if x not in measured],
         "cell": tables.cell,
         "baselines": tables.baselines_of(evaluation),
@@ -177,6 +232,8 @@ def _context(run: Path) -> dict[str, object]:
         "paper": paper,
         "headings": tables.HEADINGS,
         "plots": [(plot, Markup(plot.svg)) for plot in drawn],
+        "rar_plots": [(plot, Markup(plot.svg)) for plot in reinforcement],
+        "unreadable": unreadable,
         "without_curves": [x for x in expected if x not in recorded],
         "start": records.read_record(
             run / "rar" / "held_out_start" / "start.json", records.StartRecord

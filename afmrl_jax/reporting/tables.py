@@ -30,6 +30,8 @@ class Task:
     metrics: tuple[str, ...]
     short: str = ""
     """Prefix of a metric when columns of several tasks share their names."""
+    main: tuple[str, ...] = ()
+    """Metrics of the report's main table; the others are in its details."""
 
     def heading(self, metric: str, *, qualified: bool = False) -> str:
         """Heading of a metric's column."""
@@ -37,22 +39,39 @@ class Task:
         return f"{self.short} {name}".strip() if qualified else name
 
 
-RECALLS = ("R@1", "R@5", "R@10")
+RECALLS = ("R@1", "R@5", "R@10", "MRR")
+HEADLINE = ("R@1", "MRR")
+CLUSTERING = ("NMI", "ARI", "Purity")
 TASKS = (
-    Task("fine", "Fine-grained", "a listing finds listings of the same product", RECALLS),
+    Task(
+        "fine",
+        "Fine-grained",
+        "a listing finds listings of the same product",
+        RECALLS,
+        main=("R@1", "MRR", "R@10"),
+    ),
     Task(
         "coarse",
         "Coarse",
         "a listing finds listings of the same category",
         ("mAP@1", "mAP@5", "mAP@10"),
+        main=("mAP@10",),
     ),
-    Task("text_to_image", "Text to image", "a title finds pictures of its product", RECALLS, "T>I"),
+    Task(
+        "text_to_image",
+        "Text to image",
+        "a title finds pictures of its product",
+        RECALLS,
+        "T>I",
+        HEADLINE,
+    ),
     Task(
         "image_to_multimodal",
         "Image to multimodal",
         "a picture finds whole listings of its product",
         RECALLS,
         "I>M",
+        HEADLINE,
     ),
     Task(
         "image_to_image",
@@ -66,12 +85,28 @@ TASKS = (
         "Classification",
         "logistic regression on the frozen embeddings",
         ("accuracy",),
+        main=("accuracy",),
     ),
     Task(
         "clustering",
         "Clustering",
         "k-means on the frozen embeddings, against the categories",
-        ("NMI", "ARI", "Purity"),
+        CLUSTERING,
+        main=("NMI",),
+    ),
+    Task(
+        "clustering_type",
+        "Clustering by type",
+        "the same with as many clusters as types, against the types",
+        CLUSTERING,
+        "type",
+    ),
+    Task(
+        "clustering_family",
+        "Clustering by family",
+        "the same with as many clusters as families, against the families",
+        CLUSTERING,
+        "family",
     ),
 )
 FINE = TASKS[0]
@@ -79,6 +114,7 @@ TERMINAL_BLOCKS = (
     ("fine", "coarse"),
     ("text_to_image", "image_to_multimodal"),
     ("image_to_image",),
+    ("clustering_type", "clustering_family"),
 )
 TERMINAL_WIDTH = 80
 TERMINAL_LAST = ("classification", "clustering")
@@ -86,6 +122,7 @@ MARKDOWN_COLUMNS = (
     ("fine", "R@1"),
     ("fine", "R@5"),
     ("fine", "R@10"),
+    ("fine", "MRR"),
     ("coarse", "mAP@10"),
     ("text_to_image", "R@1"),
     ("image_to_multimodal", "R@1"),
@@ -179,12 +216,25 @@ def measured_tasks(evaluation: Evaluation | None) -> tuple[Task, ...]:
 
 
 def baselines_of(evaluation: Evaluation | None) -> list[tuple[str, list[Cell]]]:
-    """Baselines without learning: name and R@1, R@5, R@10 in percent."""
+    """Baselines without learning: name and R@1, R@5, R@10, MRR in percent."""
     found = (evaluation or {}).get("baselines") or {}
     return [
         (name, [Cell(number((values or {}).get(metric))) for metric in FINE.metrics])
         for name, values in found.items()
     ]
+
+
+def reference(evaluation: Evaluation | None, name: str, task: str, metric: str) -> Cell:
+    """What `chance` or the `ideal` has of a metric.
+
+    Chance of a clustering is that of the last row's clusters, filled at random.
+    """
+    evaluation = evaluation or {}
+    found = ((evaluation.get(name) or {}).get(task) or {}).get(metric)
+    rows = rows_of(evaluation)
+    if found is None and rows and name == "chance":
+        found = ((rows[-1].get("chance") or {}).get(task) or {}).get(metric)
+    return Cell(number(found))
 
 
 def best_baseline(evaluation: Evaluation | None) -> tuple[str, float] | None:
@@ -241,19 +291,19 @@ def _block(evaluation: Evaluation, tasks: Sequence[Task]) -> list[str]:
 
 
 def _difference_lines(evaluation: Evaluation) -> list[str]:
-    found = [x for x in differences(evaluation) if x.task is FINE and x.metric == "R@1"]
+    found = [x for x in differences(evaluation) if x.task is FINE and x.metric in HEADLINE]
     if not found:
         return []
     lines = [
         [
-            f"{x.before} -> {x.after}",
+            f"{x.before} -> {x.after}, {x.metric}",
             f"{x.difference:+.2f}",
             f"[{x.low:+.2f}, {x.high:+.2f}]",
             x.verdict,
         ]
         for x in found
     ]
-    title = "Paired difference of fine-grained R@1, in points, with its 95 % interval"
+    title = "Paired differences in fine-grained retrieval, in points, with 95 % intervals"
     return [title, *("  " + line for line in aligned(lines)), ""]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from afmrl_jax.config import MarketplaceSettings
 from afmrl_jax.data.attributes.lists import Lists, modalities
 from afmrl_jax.data.attributes.text_format import format_attributes, read_attributes
+from afmrl_jax.data.catalogue.readers import catalogue_folder
 from afmrl_jax.data.catalogue.records import Catalogue, Listing
 from afmrl_jax.evaluation.baselines import baseline_inputs, bm25_inputs, known_inputs
 from afmrl_jax.evaluation.evaluate import (
@@ -57,7 +58,8 @@ def evaluate(
         generator: _written(run, generator, everything, test)
         for generator in sorted({s.generator for s in systems if s.generator})
     }
-    data = EvaluationData(run.rows(test), run.rows(train), split)
+    folder = catalogue_folder(name, run.config.marketplace) if split == "test" else None
+    data = EvaluationData(run.rows(test), run.rows(train), split, folder)
     subjects = (subject_of(s, run.encoder(s), written, data, run.config.seed) for s in systems)
     found = evaluate_subjects(subjects, data, run.config, test.name)
     write_evaluation(out, run.folder, found, provenance())

@@ -19,6 +19,7 @@ from afmrl_jax.data.attributes.oracle import oracle_inputs, taught_texts
 from afmrl_jax.data.attributes.shuffled import shuffled_lists
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.data.catalogue.load import load_catalogue_of, require_teaching, say_skipped
+from afmrl_jax.data.catalogue.readers import catalogue_folder
 from afmrl_jax.data.catalogue.records import Catalogue
 from afmrl_jax.evaluation.evaluate import EvaluationData, write_results
 from afmrl_jax.inference.systems import (
@@ -320,9 +321,15 @@ class Pipeline(RunParts):
         return report
 
     def _evaluate_systems(self, folder: Path) -> None:
+        data = EvaluationData(
+            self._split_builder("test"),
+            self._split_builder("train"),
+            folder=catalogue_folder(self.config.catalogue, self.config.marketplace),
+            size=len(self.catalogue.listings),
+        )
         found, cards = evaluate_systems(
             self.config,
-            EvaluationData(self._split_builder("test"), self._split_builder("train")),
+            data,
             self._encoder,
             self.lists.read("annotate-distilled"),
             self.lists.read("annotate-reinforced"),

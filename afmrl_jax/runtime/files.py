@@ -8,7 +8,6 @@ import fcntl
 import glob
 import hashlib
 import itertools
-import json
 import os
 import re
 import secrets
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from afmrl_jax.errors import ConfigError, RunError
-from afmrl_jax.runtime.json_files import open_regular
+from afmrl_jax.runtime.json_files import json_text, open_regular
 
 REMOTE = re.compile(r"(gs|s3|az):/+(.*)", re.DOTALL)
 """Paths in object storage; `pathlib` turns two slashes into one."""
@@ -282,8 +281,8 @@ def write_text(path: Path | str, text: str) -> Path:
 
 
 def write_json(path: Path | str, value: object) -> Path:
-    """Write indented JSON, completely or not at all."""
-    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    """Write indented JSON, completely or not at all; NaN and infinities become null."""
+    return write_text(path, json_text(value, indent=1) + "\n")
 
 
 def file_hash(path: Path | str) -> str:

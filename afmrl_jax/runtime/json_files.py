@@ -118,6 +118,27 @@ def parse_json(
     raise error(f"{where} {reason}" + (f"; {remedy}" if remedy else ""))
 
 
+def json_text(value: object, *, indent: int | None = None) -> str:
+    """A value as JSON that any parser reads: NaN and infinities become null.
+
+    Example:
+        >>> json_text({"loss": float("nan"), "step": 3})
+        '{"loss": null, "step": 3}'
+    """
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
 def read_bytes(
     path: Path | str, *, limit: int = MAX_BYTES, error: Errors = RunError, remedy: str = ""
 ) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from afmrl_jax.runtime.files import disk_full, is_disk_full, is_writer, write_text
-from afmrl_jax.runtime.json_files import checked, read_records
+from afmrl_jax.runtime.json_files import checked, json_text, read_records
 from afmrl_jax.types import JsonObject
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class MetricsLog:
         if self.path.is_file():
             # A stage that restarts from scratch writes its step 0 again; one that resumes does not.
             kept = [x for x in read_metrics(self.path) if resume_step and x["step"] <= resume_step]
-            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+            write_text(self.path, "".join(json_text(line) + "\n" for line in kept))
         self._file = self.path.open("a", encoding="utf-8")
         self._begins = resume_step + 1
 
@@ -57,7 +57,7 @@ class MetricsLog:
         if not metrics or not self._writes:
             return
         try:
-            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.write(json_text({"step": step, **metrics}) + "\n")
             self._file.flush()
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)
@@ -84,6 +84,8 @@ def resident_memory() -> dict[str, float]:
 def read_metrics(path: Path) -> list[JsonObject]:
     """The metrics of each step; from a file that is being written, those of its complete lines.
 
+    A null stands for NaN, which JSON does not have, and is read as one.
+
     Raises:
         RunError: a whole line is broken; the message names it.
     """
@@ -91,5 +93,5 @@ def read_metrics(path: Path) -> list[JsonObject]:
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
         checked(_Line, line, where, remedy=REMEDY, nan=True)
-        checked(dict[str, float], line, where, remedy=REMEDY, nan=True)
-    return lines
+        checked(dict[str, float | None], line, where, remedy=REMEDY, nan=True)
+    return [{k: math.nan if x is None else x for k, x in line.items()} for line in lines]

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from afmrl_jax.evaluation import statistics
-from afmrl_jax.evaluation.probes import classify, cluster, clustering_scores, purity
+from afmrl_jax.evaluation.probes import classify
 from afmrl_jax.evaluation.statistics import (
     interval,
     intervals,
@@ -44,21 +43,6 @@ def test_pairing_removes_what_both_have_in_common(rng):
     assert mean == pytest.approx(1)
     assert low == pytest.approx(1)
     assert high == pytest.approx(1)
-
-
-def test_clustering_scores_are_scikit_learns(clustered):
-    vectors, _, _, categories = clustered
-    found = cluster(vectors, 4, seed=0)
-    scores = clustering_scores(categories, found)
-    majority = [np.bincount(categories[found == c]).max() for c in np.unique(found)]
-    assert scores["NMI"] == pytest.approx(100 * normalized_mutual_info_score(categories, found))
-    assert scores["ARI"] == pytest.approx(100 * adjusted_rand_score(categories, found))
-    assert scores["Purity"] == pytest.approx(100 * sum(majority) / len(found))
-
-
-def test_purity_by_hand():
-    labels = np.array(["a", "a", "b", "b", "b"])
-    assert purity(labels, np.array([0, 0, 0, 1, 1])) == pytest.approx(4 / 5)
 
 
 def test_classifier_is_a_standardised_logistic_regression(clustered):

@@ -57,7 +57,8 @@ def alone(inputs, task, queries, gallery):
 
 def test_every_task_of_the_design_is_there_once():
     names = ["fine", "coarse", "text_to_image", "image_to_multimodal", "image_to_image"]
-    assert [task.name for task in TASKS] == [*names, "classification", "clustering"]
+    others = ["classification", "clustering", "clustering_type", "clustering_family"]
+    assert [task.name for task in TASKS] == [*names, *others]
     assert [task.name for task in RETRIEVAL] == names
 
 
@@ -101,6 +102,22 @@ def test_views_and_categories_that_are_missing_leave_their_tasks_out(inputs):
         assert not [key for key in values if key.startswith(f"{name}.")]
     assert row["fine"]["R@1"] > 0
     assert "per_category" not in row
+
+
+def test_clusters_are_compared_with_types_and_families_where_there_are_some(inputs):
+    names = ("clustering", "clustering_type", "clustering_family")
+    typed = dataclasses.replace(inputs, types=inputs.products // 2)
+    row, _ = evaluate_row("x", typed, seed=0, resamples=20)
+    for name in names:
+        for metric, value in row[name].items():
+            low, high = row["intervals"][name][metric]
+            assert low <= value <= high
+        assert row["chance"][name]["NMI"] < row[name]["NMI"]
+    # The types are the families here, and clusters and seed are the same.
+    assert row["clustering_type"] == row["clustering_family"]
+    alone = dataclasses.replace(inputs, families=inputs.products)
+    row, _ = evaluate_row("x", alone, seed=0, resamples=20)
+    assert row["clustering_type"] is row["clustering_family"] is None
 
 
 def test_categories_beyond_the_largest_are_summed_up(inputs, monkeypatch):

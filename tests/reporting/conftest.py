@@ -48,18 +48,20 @@ def evaluation() -> dict[str, Any]:
     rows = []
     for name, fine in zip(ROWS, FINE, strict=True):
         tasks = {
-            "fine": {"R@1": fine, "R@5": fine + 21.3, "R@10": fine + 27.9},
+            "fine": {"R@1": fine, "R@5": fine + 21.3, "R@10": fine + 27.9, "MRR": fine + 8.6},
             "coarse": {"mAP@1": fine + 18, "mAP@5": fine + 13.2, "mAP@10": fine + 10.4},
             "text_to_image": {"R@1": fine - 42, "R@5": fine - 25.5, "R@10": fine - 13},
             "image_to_multimodal": {"R@1": fine - 12, "R@5": fine + 8, "R@10": fine + 17},
             "image_to_image": {"R@1": fine - 20, "R@5": fine - 4, "R@10": fine + 5},
             "classification": {"accuracy": fine + 20.6},
             "clustering": {"NMI": fine + 4.1, "ARI": fine - 21.7, "Purity": fine + 8.8},
+            "clustering_type": {"NMI": fine + 9.2, "ARI": fine - 11.7, "Purity": fine + 2.8},
         }
         intervals = {
             task: {m: [round(v - 2.4, 2), round(v + 2.3, 2)] for m, v in values.items()}
             for task, values in tasks.items()
         }
+        tasks["chance"] = {"clustering_type": {"NMI": 31.5, "ARI": 0.0, "Purity": 12.2}}
         tasks["fine"] |= {"map_m5@10": fine + 3, "prec_m5@10": fine - 9}
         tasks["coarse"] |= {"map_m5@1": fine + 18, "map_m5@10": fine + 12, "prec_m5@10": fine + 1}
         more = {
@@ -81,12 +83,23 @@ def evaluation() -> dict[str, Any]:
     comparisons = []
     for before, after, difference, low, high in (*DIFFERENCES, (3, 4, 0.7, -0.2, 1.6)):
         found = {"difference": difference, "low": low, "high": high}
-        metrics = {f"fine.R@{k}": found for k in (1, 5, 10)}
+        metrics = {f"fine.R@{k}": found for k in (1, 5, 10)} | {"fine.MRR": found}
         metrics |= {"coarse.mAP@10": found, "text_to_image.R@1": found}
         comparisons.append({"from": ROWS[before], "to": ROWS[after], "metrics": metrics})
     return {
         "catalogue": "furniture",
+        "listings": 14_600,
         "rows": rows,
+        "chance": {"fine": {"R@1": 0.11, "MRR": 0.4}, "text_to_image": {"R@1": 0.13}},
+        "ideal": {"text_to_image": {"R@1": 46.1}},
+        "primary": primary(),
+        "lists": {
+            "keys": {
+                "before": {"type": 99.1, "color": 98.4, "style": 80.2, "size": 41.0},
+                "after": {"type": 99.6, "color": 97.0, "size": 44.5, "dims": 22.2, "style": 2.1},
+            },
+            "changes": {"system": "afmrl+cit", "queries": 2204, "gained": 312, "lost": 201},
+        },
         "comparisons": comparisons,
         "baselines": {
             "raw pixels": {"R@1": 14.2, "R@5": 29.1, "R@10": 36.4},
@@ -109,6 +122,47 @@ def evaluation() -> dict[str, Any]:
             "search_exact_one": {"p50_ms": 0.51, "p95_ms": 0.77, "repeats": 30},
         },
         "peak_memory_gb": 3.41,
+    }
+
+
+def primary() -> list[dict[str, Any]]:
+    """Primary tests: a gain, harm in one metric only, nothing shown, and text to image."""
+
+    def test(step: str, pair: tuple[str, str], metric: str, *found: float) -> dict[str, Any]:
+        difference, low, high, p = found
+        about = {"step": step, "about": "against the one before", "from": pair[0], "to": pair[1]}
+        sides = {"before": 55.0, "after": 55.0 + difference}
+        task = "text_to_image" if pair[0] == "chance" else "fine"
+        numbers = {"difference": difference, "low": low, "high": high, "p": p / 8, "p_holm": p}
+        return about | {"task": task, "metric": metric} | sides | numbers
+
+    return [
+        test("attributes", ("agcl", "agcl+distilled"), "R@1", 6.4, 4.3, 8.6, 0.0008),
+        test("attributes", ("agcl", "agcl+distilled"), "MRR", 5.1, 3.3, 6.6, 0.0008),
+        test("AGCL", ("infonce", "agcl"), "R@1", 0.9, -0.4, 2.2, 0.61),
+        test("AGCL", ("infonce", "agcl"), "MRR", -0.8, -1.3, -0.3, 0.012),
+        test("RAR", ("agcl+distilled", "afmrl"), "R@1", 0.9, 0.1, 1.7, 0.11),
+        test("text to image", ("chance", "afmrl+cit"), "R@1", 20.1, 18.0, 22.0, 0.0008),
+    ]
+
+
+def changed_card() -> dict[str, Any]:
+    """A query that finds its product only with the lists, by the word for its neckline."""
+
+    def read(number: int, title: str, words: str) -> dict[str, Any]:
+        found = {"listing_id": f"listing-{number}", "title": title, "image": drawn_picture(number)}
+        return found | {"attributes": words}
+
+    return {
+        "query": read(61, "Shirt, cotton, for summer", "x: y"),
+        "results": [],
+        "changed": {
+            "gained": True,
+            "right": read(62, "Summer shirt", "type: shirt; neckline: v-neck"),
+            "wrong": read(63, "Another shirt", "type: shirt; neckline: round"),
+            "attributes": "type: shirt; neckline: v-neck",
+            "effects": {"neckline": 0.14, "type": -0.01},
+        },
     }
 
 
@@ -152,6 +206,7 @@ def gallery() -> list[dict[str, Any]]:
             "true_attributes": "type: floor lamp; color: white",
             "results": results(9),
         },
+        changed_card(),
     ]
 
 

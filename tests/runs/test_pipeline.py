@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from afmrl_jax.errors import ConfigError, RunError
 from afmrl_jax.evaluation.per_query import read_query_values
 from afmrl_jax.runs.pipeline import Pipeline
+from afmrl_jax.runtime.json_files import parse_json
 from afmrl_jax.training import loop
 from afmrl_jax.training.run_directory import Run
 
@@ -46,6 +47,37 @@ def test_run_directory_holds_what_the_design_says(finished):
         assert list((finished / stage / "tensorboard").iterdir())
     assert (finished / "report.html").is_file()
     assert not list(finished.rglob("*.partial"))
+
+
+def test_every_file_of_a_run_is_valid_json(finished):
+    own = [x for x in finished.rglob("*.json*") if "checkpoints" not in x.parts]
+    assert {"evaluation.json", "gallery.json", "DONE.json", "metrics.jsonl"} <= {
+        x.name for x in own
+    }
+    for path in own:
+        lines = path.suffix == ".jsonl"
+        for text in path.read_text().splitlines() if lines else [path.read_text()]:
+            parse_json(text, path)  # Refuses NaN and infinities.
+
+
+def test_evaluation_says_what_is_claimed_and_what_lists_do(finished):
+    evaluation = json.loads((finished / "evaluation.json").read_text())
+    tested = {(x["step"], x["metric"]) for x in evaluation["primary"]}
+    steps = ("attributes", "AGCL", "RAR", "CIT", "text to image")
+    assert tested == set(itertools.product(steps, ("R@1", "MRR")))
+    assert evaluation["listings"] > evaluation["rows"][0]["n_gallery"]
+    assert 0 < evaluation["chance"]["fine"]["R@1"] < evaluation["chance"]["fine"]["MRR"] < 100
+    changes = evaluation["lists"]["changes"]
+    assert changes["system"] == "afmrl+cit"
+    before, after = (
+        evaluation["rows"][-1]["fine"]["R@1"] * changes["queries"] / 100,
+        changes["gained"] - changes["lost"],
+    )
+    assert 0 <= before - after <= changes["queries"]
+    cards = json.loads((finished / "gallery.json").read_text())
+    shown = [x["changed"]["gained"] for x in cards if "changed" in x]
+    assert shown.count(True) == min(4, changes["gained"])
+    assert shown.count(False) == min(2, changes["lost"])
 
 
 def test_evaluation_has_every_row_and_task(finished):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from typing import Literal, NamedTuple
 
@@ -11,6 +12,7 @@ from afmrl_jax.errors import CatalogueError, ConfigError, RunError
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.json_files import (
     checked,
+    json_text,
     lines_of,
     parse_json,
     read_bytes,
@@ -18,6 +20,7 @@ from afmrl_jax.runtime.json_files import (
     read_json,
     read_records,
 )
+from afmrl_jax.runtime.metrics_log import MetricsLog, read_metrics
 
 
 def test_what_was_written_is_read(tmp_path):
@@ -128,3 +131,21 @@ def test_lines_are_numbered_and_bounded(tmp_path):
     assert list(lines_of(path)) == [(1, b"one"), (4, b"four"), (5, b"five")]
     with pytest.raises(CatalogueError, match=r"lines\.jsonl:1 is longer than 3 bytes"):
         list(lines_of(path, limit=3, error=CatalogueError))
+
+
+def test_what_is_no_number_of_json_is_written_as_null(tmp_path):
+    value = {"a": [1.5, float("nan"), (float("inf"), "NaN")], "b": {"c": -float("inf")}, "d": None}
+    path = write_json(tmp_path / "x.json", value)
+    expected = {"a": [1.5, None, [None, "NaN"]], "b": {"c": None}, "d": None}
+    assert parse_json(path.read_text(), path) == expected
+    assert parse_json(json_text({"ö": 1}), "x") == {"ö": 1}
+
+
+def test_a_metric_that_is_no_number_is_read_as_one(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.write(1, {"loss": float("nan"), "accuracy": 0.5})
+    log.close()
+    parse_json((tmp_path / "metrics.jsonl").read_text(), "line")
+    (line,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert math.isnan(line.pop("loss"))
+    assert line == {"step": 1, "accuracy": 0.5}

@@ -61,6 +61,23 @@ class RowSource:
         return json.dumps([self.file, dict(self.options), about], sort_keys=True)
 
 
+def catalogue_folder(
+    name: str | Path, marketplace: MarketplaceSettings | None = None
+) -> Path | None:
+    """The folder of a catalogue, where other files of it may lie; None if it has none here.
+
+    Args:
+        name: as of `open_rows`.
+        marketplace: its settings, where that is the catalogue; drawn if it was not yet.
+    """
+    if str(name) == MARKETPLACE:
+        from afmrl_jax.data.marketplace.cache import marketplace_folder  # With Pillow's drawing.
+
+        return marketplace_folder(marketplace or MarketplaceSettings())
+    path = Path(name)
+    return path if path.is_dir() else None
+
+
 def open_rows(name_or_path: str | Path, options: Mapping[str, object] | None = None) -> RowSource:
     """The records of a catalogue.
 

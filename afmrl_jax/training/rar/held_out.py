@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,8 @@ class Start:
     """`start.json`: what the distilled generator reaches."""
 
     k: int
-    means: dict[str, float]
+    means: dict[str, float | None]
+    """None is NaN: with a single family a mean has no standard error."""
 
 
 def cluster_error(values: np.ndarray, groups: np.ndarray) -> float:
@@ -121,7 +123,7 @@ class HeldOutEvaluator:
             seed,
             found.k,
             rewards,
-            found.means,
+            {name: math.nan if x is None else x for name, x in found.means.items()},
         )
 
     def __call__(self, params: Params) -> dict[str, float]:
@@ -140,7 +142,7 @@ class HeldOutEvaluator:
 
 def _read_start(folder: Path, queries: int) -> tuple[Start, np.ndarray]:
     """`start.json`, and the first reward of each held-out query."""
-    # With a single family the standard error of a mean is not a number.
+    # Earlier versions wrote NaN itself.
     start = read_checked(folder / "start.json", Start, remedy=REMEDY, nan=True)
     path = folder / "rewards.npy"
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.runtime.files import is_writer, write_text
-from afmrl_jax.runtime.json_files import checked, read_records
+from afmrl_jax.runtime.json_files import checked, json_text, read_records
 from afmrl_jax.training.rar.rollout import Rollout
 from afmrl_jax.types import JsonObject
 
@@ -76,7 +75,7 @@ class SampleLog:
                     ],
                 }
             )
-        lines = (json.dumps(x, ensure_ascii=False) + "\n" for x in records)
+        lines = (json_text(x) + "\n" for x in records)
         write_text(self._path, "".join(lines))
 
 
