@@ -78,8 +78,16 @@ class Generator:
     def of(cls, run: FinishedRun, stage: str) -> Generator:
         """The generator that a stage of a run trained."""
         config = run.config
-        parts = (run.tokenizer, config.image, config.text, run.mesh, config.lists.lone)
-        return cls(*run.model(stage), *parts)
+        architecture, params = run.model(stage)
+        return cls(
+            architecture,
+            params,
+            run.tokenizer,
+            config.image,
+            config.text,
+            run.mesh,
+            config.lists.lone,
+        )
 
     def write(self, items: Sequence[Item], *, label: str | None = "write") -> list[str]:
         """The attribute list of each item, by greedy decoding.
