@@ -68,8 +68,8 @@ class EvaluationData:
     train: RowBuilder
     split: str = "test"
     """Name of the evaluated split."""
-    folder: Path | None = None
-    """The catalogue's own; `ideal.json` in it says what a perfect model could reach."""
+    source: str | None = None
+    """The catalogue's name or folder; `ideal.json` there says what a perfect model could reach."""
     size: int | None = None
     """Listings of the whole catalogue."""
 
@@ -200,7 +200,7 @@ def evaluate_subjects(
         "listings": data.size,
         "rows": rows,
         "chance": mean_values(everything[CHANCE]),
-        "ideal": ideal_values(data.folder, len(listings)),
+        "ideal": ideal_values(data.source, len(listings)),
         "primary": primary_results(
             everything, data.families, resamples=settings.bootstrap, seed=seed
         ),

@@ -125,12 +125,12 @@ def find_changes(
         found, _ = _hits(data, vectors, places, 1)
         first.append(np.where(found[:, 0] == places, found[:, -1], found[:, 0]))
     right = [products[x] == products[places] for x in first]
-    changed = np.flatnonzero(right[0] != right[1])
-    return [
-        Change(int(places[n]), *(int(x[n]) for x in (first if right[0][n] else first[::-1])),
-               gained=bool(right[0][n]))
-        for n in changed
-    ], len(asked)  # fmt: skip
+    out = []
+    for n in np.flatnonzero(right[0] != right[1]).tolist():
+        gained = bool(right[0][n])
+        one, other = (int(x[n]) for x in (first if gained else first[::-1]))
+        out.append(Change(int(places[n]), right=one, wrong=other, gained=gained))
+    return out, len(asked)
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:

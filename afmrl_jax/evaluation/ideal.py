@@ -20,17 +20,17 @@ class _Ideal:
     """By task, `ideal`, and metric, in percent."""
 
 
-def ideal_values(folder: Path | None, listings: int) -> dict[str, dict[str, float]]:
+def ideal_values(source: Path | str | None, listings: int) -> dict[str, dict[str, float]]:
     """The ideal of each task and metric, in percent; empty if the catalogue does not say.
 
     Args:
-        folder: the catalogue's, with `ideal.json` in it or not.
+        source: the catalogue's folder, with `ideal.json` in it or not; no other name has one.
         listings: how many are evaluated: the ideal of others would be another one.
 
     Raises:
         CatalogueError: the file is broken.
     """
-    path = None if folder is None else folder / IDEAL
+    path = None if source is None else Path(source) / IDEAL
     if path is None or not path.is_file():
         return {}
     found = read_checked(path, _Ideal, error=CatalogueError, remedy=REMEDY)

@@ -56,9 +56,9 @@ def evaluate(
     subjects = (
         Subject(s.name, run.encoder(s), texts[s.generator], texts[s.generator]) for s in systems
     )
-    source = Path(name)
-    folder = source if source.is_dir() and split == "test" else None
-    data = EvaluationData(run.rows(test), run.rows(train), split, folder)
+    data = EvaluationData(
+        run.rows(test), run.rows(train), split, source=name if split == "test" else None
+    )
     found = evaluate_subjects(subjects, data, run.config, test.name)
     write_evaluation(out, run.folder, found, provenance())
     return found.evaluation

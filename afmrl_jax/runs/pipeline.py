@@ -342,19 +342,10 @@ class Pipeline:
         return report
 
     def _evaluate_systems(self, folder: Path) -> None:
-        source = Path(self.config.catalogue)
-        data = EvaluationData(
-            self._split_builder("test"),
-            self._split_builder("train"),
-            folder=source if source.is_dir() else None,
-            size=len(self.catalogue.listings),
-        )
-        found, cards = evaluate_systems(
-            self.config,
-            data,
-            self._encoder,
-            self._texts("annotate-distilled"),
-            self._texts("annotate-reinforced"),
-            self.catalogue.name,
-        )
+        config, texts = self.config, self._texts
+        test, train = map(self._split_builder, ("test", "train"))
+        data = EvaluationData(test, train, source=config.catalogue, size=len(self.catalogue))
+        before, after = texts("annotate-distilled"), texts("annotate-reinforced")
+        name = self.catalogue.name
+        found, cards = evaluate_systems(config, data, self._encoder, before, after, name)
         write_results(self.run.folder, folder, found, cards, self.run.seconds())

@@ -35,14 +35,14 @@ def test_vectors_without_meaning_score_as_it_says(rng, roles):
         "fine", "image_to_multimodal", "image_to_image",
     }  # fmt: skip
     means = []
-    for _ in range(300):
+    for _ in range(100):
         vectors = rng.normal(size=(30, 4)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         values = per_query_values(inputs(vectors))
         means.append([np.nanmean(values[f"fine.{m}"]) for m in ("R@1", "R@5", "MRR")])
         assert (np.isnan(values["fine.R@1"]) == np.isnan(found["fine.R@1"])).all()
     expected = [np.nanmean(found[f"fine.{m}"]) for m in ("R@1", "R@5", "MRR")]
-    np.testing.assert_allclose(np.mean(means, 0), expected, atol=0.015)
+    np.testing.assert_allclose(np.mean(means, 0), expected, atol=0.025)
 
 
 def test_the_ideal_is_read_for_the_listings_it_was_computed_for(tmp_path):
