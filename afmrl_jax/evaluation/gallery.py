@@ -125,12 +125,11 @@ def find_changes(
         found, _ = _hits(data, vectors, places, 1)
         first.append(np.where(found[:, 0] == places, found[:, -1], found[:, 0]))
     right = [products[x] == products[places] for x in first]
-    changed = np.flatnonzero(right[0] != right[1])
     out = []
-    for n in changed.tolist():
+    for n in np.flatnonzero(right[0] != right[1]).tolist():
         gained = bool(right[0][n])
-        hit, miss = first if gained else first[::-1]
-        out.append(Change(int(places[n]), int(hit[n]), int(miss[n]), gained))
+        one, other = (int(x[n]) for x in (first if gained else first[::-1]))
+        out.append(Change(int(places[n]), right=one, wrong=other, gained=gained))
     return out, len(asked)
 
 

@@ -159,10 +159,17 @@ def _tested(evaluation: Evaluation) -> list[tuple[str, str, str, str, Effect]]:
             continue
         p = number(x.get("p_holm"))
         ideal = ((evaluation.get("ideal") or {}).get(x["task"]) or {}).get(x["metric"])
-        said = verdict(found[1], found[2], 1.0 if p is None else p)
-        before, after = number(x.get("before")), number(x.get("after"))
+        difference, low, high = found
         effect = Effect(
-            x["metric"], found[0], found[1], found[2], p, said, before, after, number(ideal)
+            metric=x["metric"],
+            difference=difference,
+            low=low,
+            high=high,
+            p=p,
+            said=verdict(low, high, 1.0 if p is None else p),
+            before=number(x.get("before")),
+            after=number(x.get("after")),
+            ideal=number(ideal),
         )
         out.append((x["step"], x["from"], x["to"], x.get("about") or "", effect))
     return out
