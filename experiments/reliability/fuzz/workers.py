@@ -26,14 +26,14 @@ from experiments.reliability.fuzz.guard import (
     cpu_seconds,
     forget_peak,
     peak_mb,
+    queued_seconds,
     resident_mb,
 )
 
 SECONDS = 20.0
 """A case that computes for longer hangs."""
 PATIENCE = 60.0
-"""A case that takes longer by the clock hangs too: other processes may slow it down, but not so
-much."""
+"""A case that takes longer by the clock hangs too; what it waits for a processor does not count."""
 STEP = 1.0
 """Most seconds that count between two looks: more pass only where the whole campaign is paused."""
 TO_MAKE = 120.0
@@ -145,6 +145,8 @@ class _Slot:
     """When the case began to act; None while it is being made."""
     computed: float = 0.0
     """Seconds that its process had computed for until then."""
+    queued: float = 0.0
+    """Seconds that its threads had waited for a processor until then, or until it got its job."""
     what: str = ""
     cases: int = 0
 
@@ -193,6 +195,7 @@ class Pool:
                     if slot.job is None and waiting:
                         slot.job, slot.given = waiting.pop(), self._now
                         slot.begun, slot.what = None, ""
+                        slot.queued = queued_seconds(slot.process.pid)
                         slot.pipe.send(slot.job)
                 yield from self._ended()
         finally:
@@ -231,6 +234,7 @@ class Pool:
             return replace(found, seconds=min(found.seconds, seconds))
         slot.begun, slot.what = self._now, str(found)
         slot.computed = cpu_seconds(slot.process.pid)
+        slot.queued = queued_seconds(slot.process.pid)
         return None
 
     def _too_much(self, slot: _Slot) -> Outcome | None:
@@ -239,11 +243,14 @@ class Pool:
         size = resident_mb(slot.process.pid)
         seconds = 0.0 if slot.begun is None else self._now - slot.begun
         computed = 0.0 if seconds < SECONDS else cpu_seconds(slot.process.pid) - slot.computed
+        idle = self._now - (slot.given if slot.begun is None else slot.begun)
+        if idle > PATIENCE:
+            idle -= max(0.0, queued_seconds(slot.process.pid) - slot.queued)
         if size > MEMORY_MB:
             verdict, line = "memory", f"{size} MB after {seconds:.0f} s"
-        elif computed > SECONDS or seconds > PATIENCE:
+        elif computed > SECONDS or (slot.begun is not None and idle > PATIENCE):
             verdict, line = "hang", f"killed after {seconds:.0f} s"
-        elif slot.begun is None and self._now - slot.given > TO_MAKE:
+        elif slot.begun is None and idle > TO_MAKE:
             verdict, line = "foreign", f"the case was not made in {TO_MAKE:.0f} s"
         else:
             return None
