@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,6 @@ from afmrl_jax.retrieval.scann import DATASET
 from afmrl_jax.retrieval.types import open_vectors
 from afmrl_jax.runs.embedded import INDEX, About, EmbeddedListings
 
-ROWS = 65_536
-"""Vectors taken over at a time."""
 ANEW = "leave --update out to embed everything anew"
 
 
@@ -106,22 +105,22 @@ class Earlier:
                     found[listing_id] = text
         return found
 
-    def places(
-        self, ids: Sequence[str], contents: Sequence[str], texts: Sequence[str | None]
-    ) -> np.ndarray:
-        """The place of each unchanged listing, int64 [n]; -1 for new and changed ones."""
-        out = np.full(len(ids), -1)
-        for n, known in enumerate(zip(ids, contents, texts, strict=True)):
-            at = self.place.get(known[0])
-            if at is not None and (self.contents[at], self.texts[at]) == known[1:]:
-                out[n] = at
-        return out
+    def place_of(self, listing_id: str, content: str, text: str | None) -> int | None:
+        """The place of an unchanged listing; None for a new or changed one."""
+        at = self.place.get(listing_id)
+        same = at is not None and (self.contents[at], self.texts[at]) == (content, text)
+        return at if same else None
+
+    @property
+    def identity(self) -> str:
+        """A hash of the folder."""
+        return hashlib.sha256(str(sorted(self.about.files.items())).encode()).hexdigest()
 
     def gone(self, ids: Sequence[str]) -> int:
         """How many listings are no longer among these."""
         return len(self.place.keys() - set(ids))
 
-    def vectors(self, places: np.ndarray) -> np.ndarray:
+    def vectors(self, places: Sequence[int]) -> np.ndarray:
         """float32 [n d]."""
         found = self.stored[places]
         if found.dtype == np.uint16:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import glob
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from afmrl_jax.data.attributes.text_format import read_attributes
 from afmrl_jax.data.batching.collate import Row
 from afmrl_jax.data.catalogue.pictures import DECODING
-from afmrl_jax.data.catalogue.records import Catalogue
+from afmrl_jax.data.catalogue.records import Catalogue, Listing
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.inference.annotate import annotate_catalogue
@@ -25,12 +26,13 @@ from afmrl_jax.inference.systems import System
 from afmrl_jax.models.architecture import identity
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.retrieval.vector_file import VectorFile, remove_vectors
-from afmrl_jax.runs.earlier import ROWS, Earlier
+from afmrl_jax.runs.earlier import Earlier
 from afmrl_jax.runs.embedded import (
     ABOUT,
     INDEX,
     LISTINGS,
     About,
+    content_of,
     contents_of,
     embedded_files,
     shown_line,
@@ -43,6 +45,8 @@ from afmrl_jax.training.annotate import require_attributes_file
 COMMAND = "afmrl embed"
 FROM_FILE = "file"
 """In place of a generator's identity, for attributes that the user gave."""
+PART = 65_536
+"""Most listings whose vectors are written at a time."""
 
 
 def embed_catalogue(
@@ -89,20 +93,19 @@ def embed_catalogue(
             _reads(run),
             settings=settings or IndexSettings(),
         )
-        contents = contents_of(catalogue.listings)
         earlier = None
         if update and (out / ABOUT).is_file():
             # The default says nothing about which index is wanted.
             earlier = Earlier.read(out, about, strict=about.settings != IndexSettings())
-            about = dataclasses.replace(about, settings=earlier.about.settings)
-        texts, writer = _texts(run, system, catalogue, contents, attributes, out, earlier)
-        about = dataclasses.replace(about, attributes=writer)
+            about = replace(about, settings=earlier.about.settings)
+        texts, writer, contents = _texts(run, system, catalogue, attributes, out, earlier)
+        about = replace(about, attributes=writer)
         _write(run, encoder, catalogue, out, about, contents, texts, earlier)
 
 
 def _reads(run: FinishedRun) -> str:
     """A hash of what, besides the weights, turns a listing into a vector."""
-    settings = [dataclasses.asdict(x) for x in (run.config.image, run.config.text)]
+    settings = [asdict(x) for x in (run.config.image, run.config.text)]
     found = [DECODING, *settings]
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -111,16 +114,20 @@ def _texts(
     run: FinishedRun,
     system: System,
     catalogue: Catalogue,
-    contents: Sequence[str],
     attributes: Path | None,
     out: Path,
     earlier: Earlier | None,
-) -> tuple[Mapping[str, str] | None, str | None]:
-    """Attributes by listing id and who wrote them; None twice if the system reads none."""
+) -> tuple[Mapping[str, str] | None, str | None, Sequence[str] | None]:
+    """Attributes by listing id and who wrote them, None twice if the system reads none.
+
+    And `content_of` each listing, if the generator writes them: it decides which ones an earlier or
+    a killed call has written.
+    """
     if system.generator is None:
-        return None, None
+        return None, None, None
     if attributes is not None:
-        return _known(read_attributes(attributes), catalogue, attributes), FROM_FILE
+        return _known(read_attributes(attributes), catalogue, attributes), FROM_FILE, None
+    contents = contents_of(catalogue.listings)
     # Next to the folder, for other commands.
     path = out.with_name(f"{out.name}.attributes.jsonl")
     require_attributes_file(path)
@@ -136,7 +143,7 @@ def _texts(
     )
     for left in path.parent.glob(f"{glob.escape(path.name)}.{writer}-*.partial"):
         left.unlink()
-    return _known(texts, catalogue, path), writer
+    return _known(texts, catalogue, path), writer, contents
 
 
 def _known(texts: Mapping[str, str], catalogue: Catalogue, path: Path) -> Mapping[str, str]:
@@ -159,7 +166,7 @@ def _write(
     catalogue: Catalogue,
     out: Path,
     about: About,
-    contents: Sequence[str],
+    contents: Sequence[str] | None,
     texts: Mapping[str, str] | None,
     earlier: Earlier | None,
 ) -> None:
@@ -167,79 +174,129 @@ def _write(
     ids = catalogue.column("listing_id")
     found = [None if texts is None else texts[x] for x in ids]
     # What cannot be written should be said before hours of embedding.
-    for x, content, text in zip(catalogue.listings, contents, found, strict=True):
-        shown_line(x, content, text)
-    # Where each vector is in the earlier index, or -1.
-    places = np.full(len(ids), -1) if earlier is None else earlier.places(ids, contents, found)
-    fresh = np.flatnonzero(places < 0)
+    for x, text in zip(catalogue.listings, found, strict=True):
+        shown_line(x, "", text)
+    known = "" if earlier is None else earlier.identity
+    key = _digest([about.embedder, about.reads, known, json.dumps([ids, found])])
+    work = out.with_name(f".{out.name}.vectors")
+    vectors = _Embedding(run, encoder, catalogue, found, contents, earlier).vectors(work, key)
+    made_of = vectors.sources
     if earlier is not None:
+        same = [earlier.place_of(*x) for x in zip(ids, made_of, found, strict=True)]
         log_info(
-            f"embed: {len(ids) - len(fresh)} of {len(ids)} listings are unchanged, "
+            f"embed: {len(ids) - same.count(None)} of {len(ids)} listings are unchanged, "
             f"{earlier.gone(ids)} are gone"
         )
-    key = _digest(
-        [about.embedder, about.reads, *map(str, fresh), json.dumps([ids, contents, found])]
-    )
-    work = out.with_name(f".{out.name}.vectors")
-    values = _embed(run, encoder, catalogue, found, fresh, work, key)
-    if earlier is not None:
-        values = _merged(work / "all", key, earlier, places, values)
     with atomic_path(out) as temporary:
         temporary.mkdir()
-        index = Index.build(values, ids, settings=about.settings, embedder=about.embedder)
+        index = Index.build(vectors.values, ids, settings=about.settings, embedder=about.embedder)
         index.save(temporary / INDEX)
         with (temporary / LISTINGS).open("wb") as file:
-            for x, content, text in zip(catalogue.listings, contents, found, strict=True):
+            for x, content, text in zip(catalogue.listings, made_of, found, strict=True):
                 file.write(shown_line(x, content, text))
         about.write(temporary)
-    remove_vectors(work / "all")
     remove_vectors(work)
 
 
-def _embed(
-    run: FinishedRun,
-    encoder: Encoder,
-    catalogue: Catalogue,
-    texts: Sequence[str | None],
-    fresh: np.ndarray,
-    work: Path,
-    key: str,
-) -> np.ndarray:
-    """Vectors of the listings at the places `fresh`, float32 [n d]; existing ones are kept."""
-    count, dim = len(fresh), encoder.architecture.config.text.hidden_dim
-    if not count:
-        return np.empty((0, dim), np.float32)
-    vectors = VectorFile(work, (count, dim), key)
-    if vectors.done:
-        log_info(f"embed: resumes after {vectors.done} listings")
-    size = CHUNK_BATCHES * encoder.batch_size
+@dataclass(frozen=True)
+class _Read:
+    """A listing after its picture was read."""
 
-    def builder_of(begin: int, end: int) -> RowBuilder:
-        chosen = tuple(catalogue.listings[int(n)] for n in fresh[begin:end])
-        return run.rows(Catalogue(catalogue.name, chosen))
-
-    def row(builder: RowBuilder, place: int, number: int) -> Row:
-        return builder.embedder(place, texts[int(fresh[number])])
-
-    chunks = decoded_chunks(count, size, builder_of, row, begin=vectors.done)
-    with Progress("embed", count, vectors.done) as progress:
-        for builder, rows in chunks:
-            vectors.append(encoder.embed_rows(builder, rows))
-            progress.update(vectors.done)
-    return vectors.values
+    content: str
+    place: int | None = None
+    """Of its vector in the earlier index, if it is unchanged."""
+    row: Row | None = None
+    """What is embedded if it is not."""
 
 
-def _merged(
-    work: Path, key: str, earlier: Earlier, places: np.ndarray, new: np.ndarray
-) -> np.ndarray:
-    """All vectors: those of the earlier index, and the new ones in the order of the listings."""
-    out = VectorFile(work, (len(places), earlier.dim), key)
-    number = np.cumsum(places < 0) - 1
-    while out.done < len(places):
-        chosen = slice(out.done, out.done + ROWS)
-        block = np.empty((len(places[chosen]), earlier.dim), np.float32)
-        kept = places[chosen] >= 0
-        block[kept] = earlier.vectors(places[chosen][kept])
-        block[~kept] = new[number[chosen][~kept]]
-        out.append(block)
-    return out.values
+@dataclass(frozen=True)
+class _Embedding:
+    """Vectors of a catalogue: new ones, and those of an earlier index."""
+
+    run: FinishedRun
+    encoder: Encoder
+    catalogue: Catalogue
+    texts: Sequence[str | None]
+    """Attributes of each listing."""
+    contents: Sequence[str] | None
+    """`content_of` each listing; None if the pictures have not been read."""
+    earlier: Earlier | None
+
+    def vectors(self, work: Path, key: str) -> VectorFile:
+        """All vectors, each beside the content that it was made of.
+
+        Args:
+            work: folder of the file, which may hold what a killed call has done.
+            key: what the vectors depend on besides the contents.
+        """
+        listings = self.catalogue.listings
+        shape = len(listings), self.encoder.architecture.config.text.hidden_dim
+        vectors = VectorFile(work, shape, key)
+        if vectors.done:
+            seen = self.contents or contents_of(listings[: vectors.done])
+            if list(seen[: vectors.done]) != vectors.sources:
+                remove_vectors(work)
+                vectors = VectorFile(work, shape, key)
+                log_info("embed: titles or pictures have changed; it begins anew")
+            else:
+                log_info(f"embed: resumes after {vectors.done} listings")
+        builder = self.run.rows(Catalogue(self.catalogue.name, ()))
+        size = CHUNK_BATCHES * self.encoder.batch_size
+        chunks = decoded_chunks(
+            len(listings), size, lambda *_: builder, self._read, begin=vectors.done
+        )
+        reads = chain.from_iterable(found for _, found in chunks)
+        with Progress("embed", len(listings), vectors.done) as progress:
+            for part in _parts(reads, size):
+                vectors.append(self._embedded(builder, part), [x.content for x in part])
+                progress.update(vectors.done)
+        return vectors
+
+    def _read(self, builder: RowBuilder, _: int, number: int) -> _Read:
+        x = self.catalogue.listings[number]
+        content = None if self.contents is None else self.contents[number]
+        if content is not None and (place := self._place(x, content, number)) is not None:
+            return _Read(content, place)
+        # What is hashed and what is decoded are the same bytes, read once.
+        with x.encoded() as picture:
+            content = content or content_of(x, picture)
+            place = self._place(x, content, number)
+            if place is not None:
+                return _Read(content, place)
+            alone = RowBuilder.of(
+                [replace(x, image=picture)],
+                builder.tokenizer,
+                builder.image,
+                builder.text,
+                builder.host,
+            )
+            return _Read(content, row=alone.embedder(0, self.texts[number]))
+
+    def _place(self, x: Listing, content: str, number: int) -> int | None:
+        if self.earlier is None:
+            return None
+        return self.earlier.place_of(x.listing_id, content, self.texts[number])
+
+    def _embedded(self, builder: RowBuilder, part: Sequence[_Read]) -> np.ndarray:
+        """Vectors of some listings, float32 [n d]."""
+        out = np.empty((len(part), self.encoder.architecture.config.text.hidden_dim), np.float32)
+        new = np.array([x.row is not None for x in part])
+        if new.any():
+            rows = [x.row for x in part if x.row is not None]
+            out[new] = self.encoder.embed_rows(builder, rows)
+        if self.earlier is not None:
+            out[~new] = self.earlier.vectors([x.place for x in part if x.place is not None])
+        return out
+
+
+def _parts(reads: Iterable[_Read], size: int) -> Iterator[list[_Read]]:
+    """Listings in parts: `size` to embed, so that batches are full, or `PART` in all."""
+    part, new = list[_Read](), 0
+    for x in reads:
+        part.append(x)
+        new += x.row is not None
+        if new == size or len(part) == PART:
+            yield part
+            part, new = [], 0
+    if part:
+        yield part

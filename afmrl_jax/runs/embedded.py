@@ -98,23 +98,24 @@ def embedded_files(folder: Path) -> set[str] | None:
     return {ABOUT, LISTINGS, *(f"{INDEX}/{name}" for name in files)}
 
 
-def content_of(x: Listing) -> str:
+def content_of(x: Listing, picture: bytes) -> str:
     """A hash of what models read of a listing: title and encoded picture."""
-    picture = hashlib.sha256(x.read_image_bytes()).hexdigest()
-    return hashlib.sha256(json.dumps([x.title, picture]).encode()).hexdigest()[:32]
+    found = [x.title, hashlib.sha256(picture).hexdigest()]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:32]
 
 
 def contents_of(listings: Sequence[Listing]) -> list[str]:
-    """`content_of` each listing, read by a few threads.
+    """`content_of` each listing, read by a few threads."""
 
-    They are known before anything is embedded, because they decide what an earlier or a killed call
-    has done already; so a picture that is embedded is read twice.
-    """
+    def read(x: Listing) -> str:
+        with x.encoded() as picture:
+            return content_of(x, picture)
+
     out: list[str] = []
     with ThreadPoolExecutor(READERS) as readers:
         for begin in range(0, len(listings), READ_AT_ONCE):
             end = min(begin + READ_AT_ONCE, len(listings))
-            out += readers.map(content_of, [listings[n] for n in range(begin, end)])
+            out += readers.map(read, [listings[n] for n in range(begin, end)])
     return out
 
 

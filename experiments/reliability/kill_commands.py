@@ -44,7 +44,7 @@ from experiments.reliability.fuzz.tiny_run import train_tiny_run
 RESULTS = Path(__file__).parents[1] / "results" / "reliability"
 UPDATES = "update" in {x.name for x in dataclasses.fields(Embed)}
 """Whether `afmrl embed` has --update."""
-LIMIT = 600.0
+LIMIT = 600
 """Seconds after which a command counts as hung."""
 
 
@@ -117,7 +117,11 @@ def finish(arguments: list[str], log: Path) -> float:
     """
     began = time.monotonic()
     process = started(arguments, log)
-    process.join(LIMIT)
+    # Second by second, so that a pause of this process and all that it started does not count.
+    for _ in range(LIMIT):
+        process.join(1.0)
+        if process.exitcode is not None:
+            break
     if process.exitcode != 0:
         process.kill()
         raise RunError(f"{' '.join(arguments)}: status {process.exitcode}\n{log.read_text()}")

@@ -104,14 +104,14 @@ def test_a_killed_embedding_goes_on_where_it_stopped(run, shop, tmp_path, monkey
     monkeypatch.setattr(FinishedRun, "encoder", small_batches(FinishedRun.encoder))
     append, rows = VectorFile.append, []
 
-    def noted(self, vectors):
+    def noted(self, vectors, sources):
         rows.append(len(vectors))
-        append(self, vectors)
+        append(self, vectors, sources)
 
-    def dies(self, vectors):
+    def dies(self, vectors, sources):
         if self.done >= 64:
             raise KeyboardInterrupt
-        noted(self, vectors)
+        noted(self, vectors, sources)
 
     monkeypatch.setattr(VectorFile, "append", dies)
     with pytest.raises(SystemExit):

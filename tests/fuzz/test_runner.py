@@ -9,6 +9,7 @@ import pytest
 
 from afmrl_jax.errors import CatalogueError, ConfigError, RunError
 from experiments.reliability.fuzz import __main__ as campaign
+from experiments.reliability.fuzz import workers
 from experiments.reliability.fuzz.case import AcceptedWrongError, Case, Outcome, verdict_of
 from experiments.reliability.fuzz.mutate import spoil_bytes, spoil_json, spoil_line
 
@@ -83,13 +84,23 @@ def test_cases_that_ended_alike_are_listed_once():
 
 
 TOYS = """
-import json, os, sys, time
+import json, os, pickle, sys, time
 from pathlib import Path
+import numpy as np
 from experiments.reliability.fuzz import workers
 from experiments.reliability.fuzz.case import TARGETS, Case
+from experiments.reliability.fuzz.pickles import plant_pickles, write_pickled_array
 workers.PATIENCE, workers.MEMORY_MB = 3, 900
 outside = Path(sys.argv[1]) / "outside.txt"
+def planted():
+    Path("own").mkdir()
+    plant_pickles(Path("own"), Path("outside"))
+    write_pickled_array(Path("own/x.npy"), Path("outside"))
+    return Path("own")
 ACTS = {
+    "plants": planted,
+    "unpickles": lambda: pickle.loads((planted() / "index.pkl").read_bytes()),
+    "loads": lambda: np.load(planted() / "x.npy", allow_pickle=True),
     "fine": lambda: None,
     "hangs": lambda: time.sleep(60),
     "grows": lambda: bytes(range(256)) * (1 << 22) and time.sleep(60),
@@ -108,6 +119,13 @@ print(json.dumps([[x.target, x.verdict] for x in pool.run(jobs)]))
 """
 
 
+def test_a_pause_of_the_whole_campaign_does_not_count(tmp_path):
+    pool = workers.Pool(tmp_path, tmp_path, 0)
+    pool._looked -= 1000
+    assert not [*pool._ended()]
+    assert 0 < pool._now <= workers.STEP
+
+
 def test_what_hangs_grows_or_dies_costs_only_its_worker(tmp_path):
     (tmp_path / "good" / "texts").mkdir(parents=True)
     (tmp_path / "good" / "texts" / "photo.png").write_bytes(b"secret")
@@ -116,6 +134,9 @@ def test_what_hangs_grows_or_dies_costs_only_its_worker(tmp_path):
     found = sorted(map(tuple, json.loads(done.stdout)))
     wanted = {
         "fine": "accepted",
+        "plants": "accepted",
+        "unpickles": "outside",
+        "loads": "outside",
         "own": "accepted",
         "hangs": "hang",
         "grows": "memory",

@@ -13,19 +13,21 @@ from afmrl_jax.retrieval.vector_file import VectorFile
 def test_a_file_goes_on_behind_its_last_rows(tmp_path, rng):
     rows = rng.normal(size=(10, 3)).astype(np.float32)
     first = VectorFile(tmp_path / "v", (10, 3), "key")
-    first.append(rows[:4])
+    first.append(rows[:4], ["a" * 32, "b", "c", "d"])
     first.values[4] = 7  # a row that was half written when the process died
     again = VectorFile(tmp_path / "v", (10, 3), "key")
     assert again.done == 4
-    again.append(rows[4:])
+    assert again.sources == ["a" * 32, "b", "c", "d"]
+    again.append(rows[4:], [*"efghij"])
+    assert again.sources[4:] == [*"efghij"]
     np.testing.assert_array_equal(np.load(tmp_path / "v" / "vectors.npy"), rows)
     with pytest.raises(RunError, match="more vectors than the 10"):
-        again.append(rows[:1])
+        again.append(rows[:1], ["k"])
 
 
 @pytest.mark.parametrize(("shape", "key"), [((10, 3), "other"), ((11, 3), "key")])
 def test_another_embedder_or_catalogue_begins_anew(tmp_path, shape, key):
-    VectorFile(tmp_path / "v", (10, 3), "key").append(np.ones((4, 3), np.float32))
+    VectorFile(tmp_path / "v", (10, 3), "key").append(np.ones((4, 3), np.float32), [*"abcd"])
     found = VectorFile(tmp_path / "v", shape, key)
     assert found.done == 0
     assert found.values.shape == shape
@@ -46,11 +48,12 @@ def test_a_full_disk_is_said_before_anything_is_embedded(tmp_path, monkeypatch):
         ("progress.json", b"[]", "progress.json"),
         ("progress.json", b'{"shape": [10, 3], "key": "key", "done": 11}', "does not fit"),
         ("vectors.npy", b"cut", "is damaged"),
+        ("sources.npy", b"cut", "is damaged"),
     ],
 )
 def test_damaged_work_is_said_with_what_to_do(tmp_path, name, content, message):
     # F13
-    VectorFile(tmp_path / "v", (10, 3), "key").append(np.ones((4, 3), np.float32))
+    VectorFile(tmp_path / "v", (10, 3), "key").append(np.ones((4, 3), np.float32), [*"abcd"])
     (tmp_path / "v" / name).write_bytes(content)
     with pytest.raises(RunError, match=f"{message}.*(delete|again)"):
         VectorFile(tmp_path / "v", (10, 3), "key")

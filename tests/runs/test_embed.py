@@ -7,17 +7,21 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from afmrl_jax.cli import main as cli
+from afmrl_jax.data.batching.collate import Row
 from afmrl_jax.data.catalogue.load import load_catalogue
+from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.errors import AfmrlError, CatalogueError, ConfigError, RunError
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.inference.index import Index, IndexSettings
 from afmrl_jax.retrieval.encoder import Encoder
+from afmrl_jax.runs import embed as embedding
 from afmrl_jax.runs import embedded as embedded_folder
 from afmrl_jax.runs.embed import embed_catalogue
 from afmrl_jax.runs.embedded import content_of, contents_of
@@ -230,11 +234,74 @@ def test_a_killed_update_leaves_the_old_index_and_goes_on(run, written_run, shop
     assert {x.name for x in tmp_path.iterdir()} == {"shop", "index"}
 
 
+@pytest.fixture
+def reads(monkeypatch):
+    """How often `embed_catalogue` read each listing's picture file."""
+    counts, read, begin = Counter(), Listing.read_image_bytes, embedding.require_own_output
+
+    def begins(*given, **options):
+        # Before, the catalogue was checked.
+        counts.clear()
+        begin(*given, **options)
+
+    def counted(self):
+        if isinstance(self.image, str):
+            counts[self.listing_id] += 1
+        return read(self)
+
+    monkeypatch.setattr(Listing, "read_image_bytes", counted)
+    monkeypatch.setattr(embedding, "require_own_output", begins)
+    return counts
+
+
+def test_every_picture_is_read_once(run, shop, tmp_path, reads):
+    out = embed(run, shop, tmp_path / "index")
+    assert reads == Counter(x["listing_id"] for x in records(shop))
+    changed(shop)
+    embed(run, shop, out, update=True)
+    assert reads == Counter(x["listing_id"] for x in records(shop))
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_killed_call_goes_on_only_if_it_saw_the_same_pictures(
+    run, shop, tmp_path, monkeypatch, seen, reads, other
+):
+    def dies(self, folder):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "index"
+    with monkeypatch.context() as patch:
+        patch.setattr(embedded_folder.About, "write", dies)
+        with pytest.raises(KeyboardInterrupt):
+            embed(run, shop, out)
+    assert not out.exists()
+    if other:
+        picture = draw_badge("circle", "red", "z", np.random.default_rng(8))
+        (shop / records(shop)[1]["image"]).write_bytes(picture)
+    seen.clear()
+    embed(run, shop, out)
+    assert sum(seen) == (30 if other else 0)
+    assert set(reads.values()) == {2 if other else 1}
+    fresh = embed(run, shop, tmp_path / "fresh")
+    for name in ("listings.jsonl", "vectors.npy"):
+        assert files(out)[name] == files(fresh)[name]
+    assert {x.name for x in tmp_path.iterdir()} == {"shop", "index", "fresh"}
+
+
+def test_parts_hold_full_batches_or_so_many_listings(monkeypatch):
+    monkeypatch.setattr(embedding, "PART", 5)
+    new, kept = embedding._Read("", row=Row([], [], 0)), embedding._Read("", place=0)
+    listings = [new if x == "n" else kept for x in "nnnkknkkkkkkknkn"]
+    parts = [[x is new for x in part] for part in embedding._parts(listings, 2)]
+    assert [x for part in parts for x in part] == [x is new for x in listings]
+    assert [(len(x), sum(x)) for x in parts] == [(2, 2), (4, 2), (5, 0), (5, 2)]
+
+
 def test_contents_come_in_the_order_of_the_listings(shop, monkeypatch):
     monkeypatch.setattr(embedded_folder, "READ_AT_ONCE", 7)
     listings = load_catalogue(shop).listings
     found = contents_of(listings)
-    assert found == [content_of(x) for x in listings]
+    assert found == [content_of(x, x.read_image_bytes()) for x in listings]
     assert len(set(found)) == len(listings) == 30
 
 

@@ -127,10 +127,10 @@ class PatchStore:
                 return found
         listing = self._listings[index]
         try:
-            data = listing.read_image_bytes()
-            if self._deferred:
-                return undecoded(data, self.config, partial(self._pixels, index, data))
-            patches = patchify(data, self.config)
+            with listing.encoded() as data:
+                if self._deferred:
+                    return undecoded(data, self.config, partial(self._pixels, index, data))
+                patches = patchify(data, self.config)
         except CatalogueError as error:
             if self.config.bad_pictures == "fatal":
                 raise _unusable(listing, error) from error

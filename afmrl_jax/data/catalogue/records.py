@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,9 +17,14 @@ import numpy as np
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.files import resolve_path
 from afmrl_jax.runtime.json_files import read_bytes
+from afmrl_jax.runtime.memory_budget import MemoryBudget
 
 MAX_PICTURE = 1 << 28
 """Bytes of the largest picture file that is read."""
+
+MAX_ENCODED = 2 * MAX_PICTURE
+"""Bytes of picture files of this machine that all threads of a process hold at once."""
+_ENCODED = MemoryBudget(MAX_ENCODED)
 
 SPLITS = ("distill", "train", "reward", "test")
 ROLES = ("query", "gallery")
@@ -103,6 +110,28 @@ class Listing:
             )
         except CatalogueError as error:
             raise CatalogueError(f"listing {self.listing_id!r}: picture {error}") from error
+
+    @contextmanager
+    def encoded(self) -> Iterator[bytes]:
+        """The encoded picture for the length of a block, for threads that read many at once.
+
+        A file of this machine waits until `MAX_ENCODED` has room for it.
+
+        Raises:
+            CatalogueError: see `read_image_bytes`.
+        """
+        with _ENCODED.hold(self._file_size()):
+            yield self.read_image_bytes()
+
+    def _file_size(self) -> int:
+        """Bytes of the picture's file as far as they are read; 0 if it is no file here."""
+        path = resolve_path(self.image) if isinstance(self.image, str) else None
+        if not isinstance(path, Path):
+            return 0
+        try:
+            return min(path.stat().st_size, MAX_PICTURE)
+        except (OSError, ValueError):  # Reading it says what is wrong.
+            return 0
 
     @property
     def true_product(self) -> str:

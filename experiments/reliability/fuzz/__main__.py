@@ -54,6 +54,8 @@ WEIGHTS = {
     "remote": 60,
 }
 """Shares of the targets in the cases."""
+NOTED = 200
+"""After so many cases each, what came of them so far is written."""
 NEEDS = {"portable": "torch"}
 """Packages without which a target is left out."""
 
@@ -203,6 +205,8 @@ def run_cases(settings: Settings) -> list[Outcome]:
         with Progress("fuzz", len(jobs)) as progress:
             for outcome in pool.run(jobs):
                 outcomes.append(outcome)
+                if len(outcomes) % NOTED == 0:
+                    write_outcomes(settings, outcomes)
                 progress.update(len(outcomes))
     finally:
         shutil.rmtree(work, ignore_errors=True)

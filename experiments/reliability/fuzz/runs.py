@@ -22,6 +22,7 @@ from afmrl_jax.runtime.run_mirror import KNOWN, NEXT, SENDING, STATE, WorkingCop
 from afmrl_jax.training.run_directory import Run
 from experiments.reliability.fuzz.case import AcceptedWrongError, Case, Room, target
 from experiments.reliability.fuzz.catalogues import broken_text, check_page
+from experiments.reliability.fuzz.guard import OUTSIDE
 from experiments.reliability.fuzz.models import check_params
 from experiments.reliability.fuzz.mutate import (
     Rng,
@@ -33,6 +34,7 @@ from experiments.reliability.fuzz.mutate import (
     spoil_line,
     spoil_place,
 )
+from experiments.reliability.fuzz.pickles import plant_pickles, write_pickled_array
 
 STAGES = ("distill", "infonce", "agcl-distilled", "rar", "cit-1")
 HUGE = 10**9
@@ -145,8 +147,16 @@ def index(room: Room) -> Case:
     shutil.copytree(room.good / name, folder)
     notes = [x for x in folder.rglob("*.json*") if x.is_file()]
     files = [x for x in folder.rglob("*") if x.is_file()]
+    unsealed = name != "embedded" and rng.random() < 0.3
+    if unsealed:
+        _unseal(folder / "index.json")
+    outside = room.folder / OUTSIDE
+    plant_pickles(folder, outside)
     path = pick(rng, sorted(notes if rng.random() < 0.6 else files))
-    if path.name == "listings.jsonl" and rng.random() < 0.4:
+    if path.suffix == ".npy" and rng.random() < 0.2:
+        write_pickled_array(path, outside)
+        spoiled = Spoiled("an array of pickles", gone=True)
+    elif path.name == "listings.jsonl" and rng.random() < 0.4:
         spoiled = _reordered(path, rng)
     elif path.suffix == ".npy" and rng.random() < 0.4:
         spoiled = _moved(path, rng)
@@ -158,11 +168,24 @@ def index(room: Room) -> Case:
         room.kept[f"hits {name}"] = _hits(Index.load(room.good / name))
 
     def act() -> None:
-        if _hits(Index.load(folder, embedder="e")) != room.kept[f"hits {name}"]:
+        found = _hits(Index.load(folder, embedder="e"))
+        # Without seals, another vector is as good as the one that was written.
+        if not unsealed and found != room.kept[f"hits {name}"]:
             raise AcceptedWrongError("the results are not those of the whole index")
 
-    wrong = path.name in ("index.json", "vectors.npy") and (spoiled.invalid or spoiled.gone)
-    return Case(f"{name}/{path.name}: {spoiled.what}", act, wrong=wrong)
+    known = path.name == "index.json" or not unsealed
+    wrong = path.name in ("index.json", "vectors.npy") and (
+        spoiled.gone or (spoiled.invalid and known)
+    )
+    how = " without seals" if unsealed else ""
+    return Case(f"{name}/{path.name}{how}: {spoiled.what}", act, wrong=wrong)
+
+
+def _unseal(path: Path) -> None:
+    """Make an index one that an older version, or a stranger, wrote: only its parsers are left."""
+    about = json.loads(path.read_text())
+    kept = about.keys() - {"format", "files", "sha256"}
+    path.write_text(json.dumps({name: about[name] for name in kept}))
 
 
 def _reordered(path: Path, rng: Rng) -> Spoiled:

@@ -10,7 +10,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,16 @@ from experiments.reliability.fuzz.guard import (
     cpu_seconds,
     forget_peak,
     peak_mb,
+    queued_seconds,
     resident_mb,
 )
 
 SECONDS = 20.0
 """A case that computes for longer hangs."""
 PATIENCE = 60.0
-"""A case that takes longer by the clock hangs too: other processes may slow it down, but not so
-much."""
+"""A case that takes longer by the clock hangs too; what it waits for a processor does not count."""
+STEP = 1.0
+"""Most seconds that count between two looks: more pass only where the whole campaign is paused."""
 TO_MAKE = 120.0
 """Seconds in which a case must be made; the first of a worker loads models."""
 MEMORY_MB = 1500
@@ -143,6 +145,8 @@ class _Slot:
     """When the case began to act; None while it is being made."""
     computed: float = 0.0
     """Seconds that its process had computed for until then."""
+    queued: float = 0.0
+    """Seconds that its threads had waited for a processor until then, or until it got its job."""
     what: str = ""
     cases: int = 0
 
@@ -158,6 +162,9 @@ class Pool:
     loud: bool = False
     """Whether what the package prints is shown."""
     _slots: list[_Slot] = field(default_factory=list)
+    _now: float = 0.0
+    """Seconds in which the campaign has been running."""
+    _looked: float = field(default_factory=time.monotonic)
 
     def _start(self) -> _Slot:
         context = multiprocessing.get_context("fork")
@@ -186,8 +193,9 @@ class Pool:
                     self._slots.append(self._start())
                 for slot in self._slots:
                     if slot.job is None and waiting:
-                        slot.job, slot.given = waiting.pop(), time.monotonic()
+                        slot.job, slot.given = waiting.pop(), self._now
                         slot.begun, slot.what = None, ""
+                        slot.queued = queued_seconds(slot.process.pid)
                         slot.pipe.send(slot.job)
                 yield from self._ended()
         finally:
@@ -199,6 +207,8 @@ class Pool:
         """Outcomes that have come, and those of workers that had to be killed."""
         busy = {x.pipe: x for x in self._slots if x.job is not None}
         ready = wait(list(busy), timeout=0.05)
+        before, self._looked = self._looked, time.monotonic()
+        self._now += min(self._looked - before, STEP)
         for pipe, slot in busy.items():
             assert slot.job is not None
             outcome = self._received(slot) if pipe in ready else self._too_much(slot)
@@ -220,22 +230,27 @@ class Pool:
             self._drop(slot)
             return Outcome(*slot.job, "foreign", slot.what, line)
         if isinstance(found, Outcome):
-            return found
-        slot.begun, slot.what = time.monotonic(), str(found)
+            seconds = found.seconds if slot.begun is None else round(self._now - slot.begun, 3)
+            return replace(found, seconds=min(found.seconds, seconds))
+        slot.begun, slot.what = self._now, str(found)
         slot.computed = cpu_seconds(slot.process.pid)
+        slot.queued = queued_seconds(slot.process.pid)
         return None
 
     def _too_much(self, slot: _Slot) -> Outcome | None:
         """The outcome of a case that takes too long or too much memory; its worker is killed."""
         assert slot.job is not None
-        now, size = time.monotonic(), resident_mb(slot.process.pid)
-        seconds = 0.0 if slot.begun is None else now - slot.begun
+        size = resident_mb(slot.process.pid)
+        seconds = 0.0 if slot.begun is None else self._now - slot.begun
         computed = 0.0 if seconds < SECONDS else cpu_seconds(slot.process.pid) - slot.computed
+        idle = self._now - (slot.given if slot.begun is None else slot.begun)
+        if idle > PATIENCE:
+            idle -= max(0.0, queued_seconds(slot.process.pid) - slot.queued)
         if size > MEMORY_MB:
             verdict, line = "memory", f"{size} MB after {seconds:.0f} s"
-        elif computed > SECONDS or seconds > PATIENCE:
+        elif computed > SECONDS or (slot.begun is not None and idle > PATIENCE):
             verdict, line = "hang", f"killed after {seconds:.0f} s"
-        elif slot.begun is None and now - slot.given > TO_MAKE:
+        elif slot.begun is None and idle > TO_MAKE:
             verdict, line = "foreign", f"the case was not made in {TO_MAKE:.0f} s"
         else:
             return None

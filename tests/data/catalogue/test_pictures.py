@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, JpegImagePlugin
 from afmrl_jax.config import ImageConfig
 from afmrl_jax.data.batching.collate import PatchStore
 from afmrl_jax.data.batching.images import patchify, undecoded
-from afmrl_jax.data.catalogue import pictures
+from afmrl_jax.data.catalogue import pictures, records
 from afmrl_jax.data.catalogue.check import check_catalogue
 from afmrl_jax.data.catalogue.load import load_catalogue
 from afmrl_jax.data.catalogue.pictures import decode, open_picture, to_png
@@ -340,6 +340,34 @@ def test_a_photograph_of_50_megapixels_is_opened(kind):
     exif[0x0112] = 6
     data = encode(Image.new("RGB", (8700, 5800), "red"), kind, exif=exif)
     assert open_picture(data).size == (5800, 8700)
+
+
+def test_threads_that_read_wait_for_each_others_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "_ENCODED", MemoryBudget(25))
+    (tmp_path / "a.png").write_bytes(b"0123456789")
+    listings = [Listing(str(n), "p", "t", str(tmp_path / "a.png")) for n in range(8)]
+    gate, lock, running, most = threading.Event(), threading.Lock(), 0, 0
+
+    def read(listing):
+        nonlocal running, most
+        with listing.encoded() as data:
+            with lock:
+                running += 1
+                most = max(most, running)
+            gate.wait(0.05)
+            with lock:
+                running -= 1
+            return data
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(read, listings)) == {b"0123456789"}
+    assert most == 2
+    # One that fails gives its room back.
+    for _ in range(5):
+        with pytest.raises(CatalogueError), listings[0].encoded() as data:
+            decode(data)
+    with Listing("c", "p", "t", b"x" * 100).encoded() as data:
+        assert len(data) == 100, "what is in memory waits for nobody"
 
 
 # S5

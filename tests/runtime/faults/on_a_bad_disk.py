@@ -7,11 +7,13 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from afmrl_jax.cli.main import main
+from experiments.reliability.fuzz.commands import tree_of
 from experiments.reliability.fuzz.network import Server, good_reply
 
 FREE = {"full": 0, "nearly-full": 12_288}
@@ -24,6 +26,7 @@ def commands(run, shop, url):
     few = ["--resamples", "20"]
     return {
         "embed": ["embed", *on, "--system", "infonce"],
+        "update": ["embed", *on, "--system", "infonce", "--update"],
         "annotate": ["annotate", *on],
         "oracle": ["oracle", *on[2:], "--url", url, "--model", "x", "--split", "all"],
         "catalogue-convert": ["catalogue-convert", str(shop)],
@@ -44,9 +47,14 @@ def fill(disk, free):
     os.truncate(disk / "filler", max(0, size - free))
 
 
-def tried(arguments, out):
+def content(out):
+    """What is in an output that is a folder."""
+    return tree_of(out) if out.is_dir() else None
+
+
+def tried(name, arguments, out):
     """What a command does when told to write `out`."""
-    said = io.StringIO()
+    said, before = io.StringIO(), content(out)
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         try:
             main([*arguments, "--out", str(out)])
@@ -57,30 +65,36 @@ def tried(arguments, out):
             status = repr(error)
     lines = said.getvalue().strip().splitlines() or [""]
     return {
-        "command": arguments[0],
+        "command": name,
         "status": status,
         "said": lines[-1],
         "traced": any("Traceback" in x for x in lines),
-        "there": out.exists(),
+        "written": out.exists() and (before is None or content(out) != before),
+        "kept": before is None or content(out) == before,
     }
 
 
 def run_all(kind, run, shop, disk):
     """Mount the disk, and try every command on it."""
+    earlier = disk.with_name(f"{disk.name}-index")
+    main([*commands(run, shop, "")["embed"], "--out", str(earlier)])
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(disk)], check=True)
     (disk / "kept.txt").write_text("kept")
     server = Server()
     server.body = json.dumps(good_reply()).encode()
+    if kind not in FREE:
+        shutil.copytree(earlier, disk / "work" / "update" / "out")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     for name, arguments in commands(run, shop, server.url).items():
         out = disk / "work" / name / ("out.json" if name in ("compare", "baselines") else "out")
         if kind in FREE:
             # Others before it may have left something to go on from.
             subprocess.run(["rm", "-rf", str(disk / "work"), str(disk / "filler")], check=True)
             out.parent.mkdir(parents=True)
+            if name == "update":
+                shutil.copytree(earlier, out)
             fill(disk, FREE[kind])
-        elif name == "embed":
-            subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        print(json.dumps(tried(arguments, out)), flush=True)
+        print(json.dumps(tried(name, arguments, out)), flush=True)
     assert (disk / "kept.txt").read_text() == "kept"
 
 

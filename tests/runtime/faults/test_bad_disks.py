@@ -29,13 +29,14 @@ def test_commands_that_cannot_write_say_so_and_leave_nothing_half_written(
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = [json.loads(x) for x in done.stdout.splitlines() if x.startswith("{")]
-    assert len(found) == 9
+    assert len(found) == 10
     word = "cannot be written" if kind == "read-only" else "no space left on the disk"
     wrong = []
     for x in found:
         # What is small enough may fit; then it is whole.
-        fits = kind == "nearly-full" and x["status"] == 0 and x["there"]
-        refused = x["status"] == 1 and not x["there"] and word in x["said"] and not x["traced"]
+        fits = kind == "nearly-full" and x["status"] == 0 and x["written"]
+        refused = x["status"] == 1 and word in x["said"] and not x["traced"]
+        refused = refused and not x["written"] and x["kept"]
         if not fits and not refused:
             wrong.append(x)
     assert not wrong, "\n".join(map(str, wrong))
