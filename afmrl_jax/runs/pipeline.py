@@ -343,9 +343,8 @@ class Pipeline:
 
     def _evaluate_systems(self, folder: Path) -> None:
         config, texts = self.config, self._texts
-        test, train = map(self._split_builder, ("test", "train"))
+        test, train = self._split_builder("test"), self._split_builder("train")
         data = EvaluationData(test, train, source=config.catalogue, size=len(self.catalogue))
-        before, after = texts("annotate-distilled"), texts("annotate-reinforced")
-        name = self.catalogue.name
-        found, cards = evaluate_systems(config, data, self._encoder, before, after, name)
+        lists = texts("annotate-distilled"), texts("annotate-reinforced")
+        found, cards = evaluate_systems(config, data, self._encoder, *lists, self.catalogue.name)
         write_results(self.run.folder, folder, found, cards, self.run.seconds())
