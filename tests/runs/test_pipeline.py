@@ -110,7 +110,7 @@ def test_evaluation_has_every_row_and_task(finished):
     for part in ("encode_one", "encode_batch", "search_exact_one", "search_exact_batch"):
         assert 0 < timed[part]["p50_ms"] <= timed[part]["p95_ms"], part
     kept = read_query_values(finished / evaluation["per_query"])
-    assert list(kept.systems) == names
+    assert list(kept.systems) == ["chance", *names]
     hits = kept.systems["afmrl"]["fine.R@1"]
     assert 100 * np.nanmean(hits) == pytest.approx(evaluation["rows"][3]["fine"]["R@1"], abs=0.01)
 
