@@ -47,10 +47,10 @@ def test_vectors_without_meaning_score_as_it_says(rng, roles):
 
 def test_the_ideal_is_read_for_the_listings_it_was_computed_for(tmp_path):
     tasks = {"fine": {"ideal": {"R@1": 93.5}, "chance": {"R@1": 0.1}}, "coarse": {"chance": {}}}
-    (tmp_path / "ideal.json").write_text(json.dumps({"gallery": 60, "tasks": tasks}))
+    (tmp_path / "ideal.json").write_text(json.dumps({"queries": 60, "gallery": 60, "tasks": tasks}))
     assert ideal_values(tmp_path, 60) == {"fine": {"R@1": 93.5}}
     assert ideal_values(tmp_path, 61) == {}
     assert ideal_values(None, 60) == ideal_values(tmp_path / "other", 60) == {}
-    (tmp_path / "ideal.json").write_text('{"gallery": 60}')
+    (tmp_path / "ideal.json").write_text('{"queries": 60, "gallery": 60}')
     with pytest.raises(CatalogueError, match=r"ideal\.json: tasks"):
         ideal_values(tmp_path, 60)

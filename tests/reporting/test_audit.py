@@ -148,7 +148,7 @@ def test_overrides_change_what_is_looked_at_and_not_the_batches(run, tmp_path):
 
 
 def test_a_run_without_texts_still_shows_its_scores(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(auditing, "_texts", lambda *_: None)
+    monkeypatch.setattr(auditing, "_lists", lambda *_: None)
     own = auditing.Stage.of
 
     def blind(*arguments):
