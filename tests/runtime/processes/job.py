@@ -21,7 +21,7 @@ from afmrl_jax.config import (
     RarConfig,
     RunConfig,
 )
-from afmrl_jax.data.batching.row_packing import PackedRows
+from afmrl_jax.data.batching.row_packing import PackedPrompts, PackedRows
 from afmrl_jax.models.families import FAMILIES
 from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime.distributed import ClusterConfig
@@ -76,6 +76,7 @@ def record_batches(folder):
 
     def recorded(batch, mesh):
         rows = batch.rows
+        rows = rows.packed if isinstance(rows, PackedPrompts) else rows
         tokens = np.asarray(rows.bins.tokens if isinstance(rows, PackedRows) else rows.tokens)
         with path.open("a") as file:
             file.write(json.dumps(hashlib.sha256(tokens.tobytes()).hexdigest()) + "\n")
