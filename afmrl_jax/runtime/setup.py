@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import sys
 import time
 import traceback
@@ -30,6 +31,8 @@ from afmrl_jax.runtime.terminal import printable_lines
 
 LOST = ("Gloo", "gloo", "Connection", "UNAVAILABLE", "heartbeat", "NCCL")
 """Words in errors caused by a lost process."""
+UNREAD = 141
+"""Exit status as if SIGPIPE had ended the process."""
 CACHE = ".jax_cache"
 """Folder of compiled programs next to the run directories."""
 
@@ -75,15 +78,17 @@ def reported() -> Iterator[None]:
     """Turn user errors into one line on stderr and exit status 1.
 
     Errors of the program itself keep their traceback. Status 75 means that SIGTERM ended the work
-    and the same command resumes it; 130 means that Ctrl-C ended it.
+    and the same command resumes it; 130 means that Ctrl-C ended it; 141 that whoever reads its
+    output has closed it, such as `head`.
     """
     try:
         try:
             yield
+            print(end="", flush=True)
         except Preempted:
             _keep_together()
             raise
-        except (AfmrlError, KeyboardInterrupt):
+        except (AfmrlError, KeyboardInterrupt, BrokenPipeError):
             # Files that explain the error, such as the offending batch; the error matters more.
             with suppress(Exception):
                 keep_all()
@@ -99,6 +104,8 @@ def reported() -> Iterator[None]:
         print("stopped by SIGTERM; run the same command to resume", file=sys.stderr)
         sys.exit(STATUS)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_unread():
+            sys.exit(UNREAD)
         if is_disk_full(error):
             _end(
                 f"error: no space left on the disk ({error}); free some space and start the same "
@@ -111,6 +118,18 @@ def reported() -> Iterator[None]:
             raise
         traceback.print_exc()
         _end(_told(error), 1)
+
+
+def _is_unread() -> bool:
+    """Whether nobody reads the standard output any more; what is left of it is then dropped."""
+    output = select.poll()
+    with suppress(OSError, ValueError):  # It is no file.
+        output.register(sys.stdout, 0)
+    if not output.poll(0):
+        return False
+    # Python would write it once more at its end, and complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _keep_together() -> None:
