@@ -115,9 +115,7 @@ def padding_by_stage(config: RunConfig, batches: int) -> tuple[dict[str, float],
         "infonce": stages.contrastive(config.agcl.infonce(), reads=False),
         "agcl-distilled": stages.contrastive(config.agcl, reads=True),
     }
-    made: dict[str, Iterator[AnyRows]] = {
-        stage: (source[step].rows for step in range(batches)) for stage, source in sources.items()
-    }
+    made = {stage: _rows(source, batches) for stage, source in sources.items()}
     made |= {**stages.prompts(batches), "evaluate": stages.embedded()}
     for stage, found in made.items():
         shapes, counts = ShapeCounter(), []
@@ -126,6 +124,10 @@ def padding_by_stage(config: RunConfig, batches: int) -> tuple[dict[str, float],
             counts.append(padding_counts(rows)["text"])
         details.append(_told(stage, counts, len(shapes)))
     return {"padding_demo_max": max(x["padding"] for x in details)}, details
+
+
+def _rows(source: DistillSource | ContrastiveSource, batches: int) -> Iterator[AnyRows]:
+    return (source[step].rows for step in range(batches))
 
 
 def _told(stage: str, counts: Sequence[tuple[int, int]], shapes: int) -> JsonObject:
