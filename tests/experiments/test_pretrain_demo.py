@@ -87,7 +87,7 @@ def test_pairs_are_two_offers_of_a_product_seen_alike(material):
 def test_the_command_goes_on_after_a_kill_and_ends_with_the_same_weights(pool, tmp_path):
     """Killed in the middle of the generator's training, against a run that was left alone."""
     tiny = ["--sizes.vision-depth=1", "--sizes.vision-dim=32", "--sizes.hidden-dim=64"]
-    tiny += ["--sizes.layers=1", "--sizes.intermediate-dim=64", "--vocab-size=600"]
+    tiny += ["--sizes.layers=2", "--sizes.intermediate-dim=64", "--vocab-size=600"]
     tiny += ["--samples", str(SIZE), "--seed=3", "--workers=1", "--save-every=4", "--examined=100"]
     tiny += ["--generator-steps=12", "--generator-batch=8", "--embedder-steps=8"]
     command = [sys.executable, "-m", "experiments.studies.pretrain_demo", *tiny]
