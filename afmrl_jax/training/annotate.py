@@ -96,7 +96,7 @@ def write_attributes(
         return
     lengths = [len(builder.prompt(i).tokens) for i in indices]
     collate = PromptCollator.of(
-        builder, lengths, batch_size, packed=packed and mesh.shape[AXES[0]] == 1
+        builder, lengths, batch_size, packed=packed, shares=mesh.shape[AXES[0]]
     )
     tokenizer = builder.tokenizer
     params = place(params, mesh)

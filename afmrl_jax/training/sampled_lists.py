@@ -110,7 +110,7 @@ def _batches(
     tokenizer, shares = builder.tokenizer, mesh.shape[AXES[0]]
     size = math.ceil(max(1, CONTINUATIONS // lists.samples) / shares) * shares
     lengths = [len(builder.prompt(n).tokens) for n in indices]
-    collate = PromptCollator.of(builder, lengths, size, packed=packed and shares == 1)
+    collate = PromptCollator.of(builder, lengths, size, packed=packed, shares=shares)
     params, key = place(params, mesh), jax.random.key(seed)
     for begin in range(0, len(indices), size):
         chosen = [*indices[begin : begin + size]]

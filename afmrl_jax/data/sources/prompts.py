@@ -29,15 +29,21 @@ class PromptCollator:
 
     @classmethod
     def of(
-        cls, builder: RowBuilder, lengths: Sequence[int], batch_size: int, *, packed: bool
+        cls,
+        builder: RowBuilder,
+        lengths: Sequence[int],
+        batch_size: int,
+        *,
+        packed: bool,
+        shares: int = 1,
     ) -> PromptCollator:
-        """One for batches of rows of such lengths.
+        """One for batches of rows of such lengths, which `shares` devices divide.
 
         Keys and values of packed prompts are put in rows of their own, for which they would have
-        to travel between devices that divide a batch: `packed` is for one such device.
+        to travel between such devices: with more than one, prompts stay one to a row.
         """
         length, packer = bucket_length(max(lengths), builder.text), None
-        if packed:
+        if packed and shares == 1:
             begins = range(0, len(lengths) - batch_size + 1, batch_size)
             samples = [lengths[n : n + batch_size] for n in begins] or [lengths]
             samples = samples[:: -(-len(samples) // SAMPLES)]

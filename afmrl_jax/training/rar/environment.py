@@ -126,13 +126,15 @@ class RarEnvironment:
         self, queries: np.ndarray, batch_size: int, seed: int, packed: bool
     ) -> tuple[PromptCollator, PromptCollator]:
         """Of the generator's prompts, and of the rows that the embedder reads before a list."""
-        builder, packed = self.builder, packed and self.mesh.shape[AXES[0]] == 1
+        builder, shares = self.builder, self.mesh.shape[AXES[0]]
         shuffled = np.random.default_rng([seed, 6]).permutation(queries)
         lengths = (
             [len(row(int(i)).tokens) for i in shuffled]
             for row in (builder.prompt, lambda i: builder.embedder(i, None))
         )
-        prompts, rows = (PromptCollator.of(builder, x, batch_size, packed=packed) for x in lengths)
+        prompts, rows = (
+            PromptCollator.of(builder, x, batch_size, packed=packed, shares=shares) for x in lengths
+        )
         return prompts, rows
 
     def _same(self, listing: int) -> list[int]:
