@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import traceback
 from collections.abc import Callable
@@ -145,7 +146,9 @@ class Bench:
                 self._keep(name, {"status": "skipped", "reason": reason})
                 continue
             self._keep(name, self._measure(name))
+            # The next part needs the memory: neither programs nor weights in circles may stay.
             jax.clear_caches()
+            gc.collect()
 
     def _measure(self, name: Part) -> JsonObject:
         began = time.monotonic()
