@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from afmrl_jax.models.qwen_vl.fused_attention import fused_works
+from afmrl_jax.models.qwen_vl.fused_probe import fused_forms
 from afmrl_jax.objectives.bm25 import table_scores
 from afmrl_jax.runtime.hardware import building_for, built_for
 
@@ -39,5 +39,5 @@ def test_what_was_traced_for_another_kind_of_device_is_not_used():
 
 def test_no_fused_attention_for_a_gpu_that_is_elsewhere(recwarn):
     with building_for("gpu"):
-        assert not fused_works(jnp.dtype(jnp.bfloat16), 128)
+        assert not fused_forms(jnp.dtype(jnp.bfloat16), 128).rows
     assert not recwarn.list

@@ -8,7 +8,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from afmrl_jax.models.qwen_vl.fused_attention import fused_attention, fused_works
+from afmrl_jax.models.qwen_vl.fused_attention import fused_attention
+from afmrl_jax.models.qwen_vl.fused_probe import fused_forms
 from afmrl_jax.types import AnyArray, Array, Bool, Float, Int
 
 MASKED = float(jnp.finfo(jnp.float32).min)
@@ -48,7 +49,9 @@ class AttentionLayout:
 
 def uses_fused(implementation: Implementation, dtype: jnp.dtype, head_dim: int) -> bool:
     """Whether `attend` takes cuDNN's form for such heads."""
-    return implementation == "fused" or (implementation == "auto" and fused_works(dtype, head_dim))
+    if implementation != "auto":
+        return implementation == "fused"
+    return fused_forms(dtype, head_dim).rows
 
 
 def attend(
@@ -70,10 +73,23 @@ def attend(
     if not uses_fused(implementation, q.dtype, q.shape[-1]):
         return dense(q, k, v, layout.mask(q.shape[1]))
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    masks = implementation == "fused" or not fused_forms(q.dtype, q.shape[-1]).masks
     out = fused_attention(
-        q, k, v, causal=layout.causal, lengths=layout.lengths, segments=layout.segments
+        q,
+        k,
+        v,
+        causal=layout.causal,
+        lengths=layout.lengths,
+        segments=layout.segments,
+        masked=None if masks else _dense_rows,
     )
     return out.reshape(*out.shape[:2], -1)
+
+
+def _dense_rows(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array) -> jax.Array:
+    """`dense` in the place of a fused kernel: heads behind tokens, and the mask for all of them."""
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    return dense(q, k, v, mask[:, 0]).reshape(q.shape)
 
 
 def dense(

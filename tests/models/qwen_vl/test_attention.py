@@ -5,14 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afmrl_jax.models.qwen_vl import attention, fused_attention
+from afmrl_jax.models.qwen_vl import attention, fused_attention, fused_probe
 from afmrl_jax.models.qwen_vl.attention import AttentionLayout, attend, dense, uses_fused
-from afmrl_jax.models.qwen_vl.fused_attention import (
-    fits_fused,
-    fused_length,
-    fused_problem,
-    fused_works,
-)
+from afmrl_jax.models.qwen_vl.fused_attention import fits_fused, fused_length
+from afmrl_jax.models.qwen_vl.fused_probe import FusedForms, fused_forms, fused_problems
 
 
 @pytest.fixture
@@ -22,8 +18,7 @@ def on_a_gpu(monkeypatch):
 
     def kernel(q, k, v, *, implementation, **settings):
         assert implementation == "cudnn"
-        odd = q.shape[1] % 2 or k.shape[1] % 2
-        if settings.get("mask") is not None and odd:
+        if settings.get("mask") is not None and (q.shape[1] % 2 or q.shape[1] % 128 == 64):
             raise NotImplementedError(f"Unsupported sequence length Q {q.shape[1]}")
         calls.append(
             (q.shape, sorted(n for n, x in settings.items() if x is not None and x is not False))
@@ -31,7 +26,7 @@ def on_a_gpu(monkeypatch):
         return real(q, k, v, implementation="xla", **settings)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
-    monkeypatch.setattr(attention, "fused_works", lambda dtype, head_dim: True)
+    monkeypatch.setattr(attention, "fused_forms", lambda dtype, head_dim: FusedForms())
     return calls
 
 
@@ -120,22 +115,63 @@ def test_a_kernel_is_trusted_after_it_gave_the_right_numbers():
     def broken(*args, **settings):
         return plain(*args, **settings) * jnp.nan
 
+    def hopper(*args, mask=None, **settings):
+        """As cuDNN's gradients by a mask: NaN at some lengths where all scores are low."""
+        length = args[0].shape[1]
+        assert mask is None or length % 128 != 64, "a mask of this length is never asked for"
+        return plain(*args, mask=mask, **settings)
+
+    def only_unmasked(*args, mask=None, **settings):
+        if mask is not None:
+            raise ValueError("no masks")
+        return plain(*args, **settings)
+
     bfloat16 = jnp.dtype("bfloat16")
-    assert fused_problem(bfloat16, 16, plain) is None
-    for kernel in (forgets, broken):
-        assert "differ" in fused_problem(bfloat16, 16, kernel)
+    for kernel in (plain, hopper):
+        assert fused_problems(bfloat16, 16, kernel) == FusedForms()
+    found = fused_problems(bfloat16, 16, forgets)
+    assert found.causal == found.masks == ""
+    assert "differ" in found.lengths
+    assert not found.rows
+    assert all("differ" in x for x in fused_problems(bfloat16, 16, broken))
+    found = fused_problems(bfloat16, 16, only_unmasked)
+    assert found == FusedForms(masks="no masks")
+    assert found.rows
     # Also in the middle of tracing another program.
-    found = []
-    jax.jit(lambda: found.append(fused_problem(bfloat16, 16, plain)))()
-    assert found == [None]
+    seen = []
+    jax.jit(lambda: seen.append(fused_problems(bfloat16, 16, plain)))()
+    assert seen == [FusedForms()]
+
+
+def test_a_kernel_that_overflows_is_found_out():
+    def overflows(q, k, v, **settings):
+        q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+        out = jax.nn.dot_product_attention(q, k, v, implementation="xla", **settings)
+        scores = jnp.sum(q[:, :, 0] * k[:, :, 0], -1) * q.shape[-1] ** -0.5
+        return (out + (0 * jnp.exp(-scores))[:, :, None, None]).astype(jnp.bfloat16)
+
+    found = fused_problems(jnp.dtype("bfloat16"), 16, overflows)
+    assert all("low" in x for x in found)
+
+
+def test_where_masks_do_not_work_only_shared_rows_are_plain(on_a_gpu, monkeypatch):
+    problems = FusedForms(masks="NaN")
+    monkeypatch.setattr(attention, "fused_forms", lambda dtype, head_dim: problems)
+    parts = heads(13)
+    layout = AttentionLayout(segments=np.array(SEGMENTS["shared"], np.int32))
+    out = attend(*parts, layout, "auto")
+    assert [settings for _, settings in on_a_gpu] == [["key_value_seq_lengths"]]
+    real = (layout.segments > 0)[..., None]
+    expected = attend(*parts, layout, "dense")
+    np.testing.assert_allclose(np.where(real, out, 0), np.where(real, expected, 0), atol=2e-5)
 
 
 def test_a_gpu_without_cudnn_is_a_warning_and_dense(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    fused_attention._tried.cache_clear()
-    with pytest.warns(UserWarning, match="fused attention is not available here"):
-        assert not fused_works(jnp.dtype("bfloat16"), 24)
-    fused_attention._tried.cache_clear()
+    fused_probe._tried.cache_clear()
+    with pytest.warns(UserWarning, match="fused attention of heads of 24 does not work"):
+        assert not fused_forms(jnp.dtype("bfloat16"), 24).rows
+    fused_probe._tried.cache_clear()
 
 
 @pytest.mark.parametrize("causal", [True, False])

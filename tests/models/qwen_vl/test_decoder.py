@@ -39,7 +39,7 @@ def test_rows_padded_on_either_side_and_of_odd_length(scan, monkeypatch):
     plain, forms = jax.nn.dot_product_attention, []
 
     def kernel(*heads, implementation, **settings):
-        forms.append((settings["is_causal"], settings["mask"]))
+        forms.append((settings["is_causal"], settings.get("mask")))
         return plain(*heads, implementation="xla", **settings)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)

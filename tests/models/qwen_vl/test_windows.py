@@ -11,6 +11,7 @@ from afmrl_jax.config import Execution
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.qwen_vl import attention, vision
 from afmrl_jax.models.qwen_vl.decoder import front_order
+from afmrl_jax.models.qwen_vl.fused_probe import FusedForms
 from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.models.qwen_vl.windows import (
     make_windows,
@@ -121,7 +122,7 @@ def test_windows_as_rows_equal_a_mask(scan, form, monkeypatch):
             "dot_product_attention",
             lambda *x, implementation, **y: plain(*x, implementation="xla", **y),
         )
-        monkeypatch.setattr(attention, "fused_works", lambda dtype, head_dim: True)
+        monkeypatch.setattr(attention, "fused_forms", lambda dtype, head_dim: FusedForms())
     (_, found), ours = run()
     assert made
     np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.models.qwen_vl.attention import fused_works
+from afmrl_jax.models.qwen_vl.fused_probe import fused_forms
 from afmrl_jax.performance.benchmarks.accelerator import kernels, models
 from afmrl_jax.performance.benchmarks.accelerator.kernels import KernelSizes, Measured
 from afmrl_jax.performance.benchmarks.accelerator.models import Load, device_memory
@@ -219,8 +219,13 @@ class Bench:
 
 def _environment() -> Measured:
     """What the device is, and whether fused attention works on it."""
-    widths = {str(n): fused_works(jax.numpy.dtype("bfloat16"), n) for n in (80, 128)}
-    return {}, {"devices": jax.device_count(), "fused_attention": widths, **device_memory()}
+    kind = jax.numpy.dtype("bfloat16")
+    forms = {str(n): fused_forms(kind, n) for n in (80, 128)}
+    about = {
+        "fused_attention": {n: found.rows for n, found in forms.items()},
+        "fused_problems": {n: found._asdict() for n, found in forms.items()},
+    }
+    return {}, {"devices": jax.device_count(), **about, **device_memory()}
 
 
 def run(settings: Settings, out: Path) -> dict[str, float]:
