@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -134,17 +135,27 @@ class ExactIndex:
         scores = np.zeros((len(queries), k), np.float32)
         positions = np.zeros((len(queries), k), np.int32)
         most = self._sizes[-1]
+        pending: deque[tuple[int, int, Best]] = deque()
+
+        def take() -> None:
+            begin, count, found = pending.popleft()
+            scores[begin : begin + count] = np.asarray(found[0])[:count]
+            positions[begin : begin + count] = np.asarray(found[1])[:count]
+
         for begin in range(0, len(queries) if k else 0, most):
             part = queries[begin : begin + most]
             size = next(n for n in self._sizes if n >= len(part))
             padded = np.zeros((size, queries.shape[1]), np.float32)
             padded[: len(part)] = part
-            found = self._best(padded, k)
-            scores[begin : begin + len(part)] = np.asarray(found[0])[: len(part)]
-            positions[begin : begin + len(part)] = np.asarray(found[1])[: len(part)]
+            pending.append((begin, len(part), self._best(padded, k)))
+            # The devices have the next queries before the results of the last ones are fetched.
+            if len(pending) > 1:
+                take()
+        while pending:
+            take()
         if self._names is None:
             self._names = np.array(self._ids, object)
-        return SearchResult(positions, scores, self._names[positions].tolist())
+        return SearchResult(positions, scores, self._names)
 
     def _best(self, queries: np.ndarray, k: int) -> Best:
         best: Best | None = None

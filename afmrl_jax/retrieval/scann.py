@@ -101,6 +101,7 @@ class ScannIndex:
         self, ids: list[str], searcher: Any, embedder: str, settings: ScannSettings, dim: int
     ) -> None:
         self._ids, self.embedder, self.settings, self._dim = ids, embedder, settings, dim
+        self._names: np.ndarray | None = None
         # One finds and is saved by place; the other keeps the ids in step with changes.
         self._searcher = _scann().ScannSearcher(searcher)
         self._named = _scann().ScannSearcher(searcher, self._ids)
@@ -125,7 +126,8 @@ class ScannIndex:
     def _search(self, queries: np.ndarray, k: int, how: ScannSettings) -> SearchResult:
         if not len(queries) or not k:
             shape = (len(queries), k)
-            return SearchResult(np.zeros(shape, np.int32), np.zeros(shape, np.float32), [])
+            nothing = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+            return SearchResult(*nothing, np.empty(0, object))
         found, scores = self._searcher.search_batched_parallel(
             np.ascontiguousarray(queries),
             final_num_neighbors=k,
@@ -136,7 +138,9 @@ class ScannIndex:
         scores = np.asarray(scores, np.float32)
         # If the searched leaves hold fewer than k vectors, the last places are empty.
         places = np.where(np.isfinite(scores), places, 0)
-        return SearchResult(places, scores, [[self._ids[p] for p in row] for row in places])
+        if self._names is None:
+            self._names = np.array(self._ids, object)
+        return SearchResult(places, scores, self._names)
 
     def tune(self, queries: np.ndarray, exact: np.ndarray, target: float) -> float:
         """Choose the fastest settings whose recall on some queries reaches a target.
@@ -179,11 +183,13 @@ class ScannIndex:
         """See `Index.add`; new vectors go to the leaves and hashes that were trained before."""
         check_new(ids, self._named.docid_to_id)
         vectors = check_vectors(ids, vectors, dim=self._dim)
+        self._names = None
         self._named.upsert(list(ids), np.ascontiguousarray(vectors), batch_size=len(ids))
 
     def delete(self, ids: Sequence[str]) -> None:
         """See `Index.delete`."""
         check_known(ids, self._named.docid_to_id)
+        self._names = None
         self._named.delete(list(ids))
 
     def save(self, folder: Path) -> None:

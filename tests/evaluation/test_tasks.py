@@ -162,7 +162,7 @@ class Reversing:
         scores = queries @ self.vectors.T
         positions = np.argsort(scores, axis=1, kind="stable")[:, :k]
         found = np.take_along_axis(scores, positions, axis=1)
-        return approximate.SearchResult(positions, found, [])
+        return approximate.SearchResult(positions, found, np.empty(0, object))
 
 
 @pytest.mark.parametrize("sides", [(None, None), (np.arange(0, 30), np.arange(15, 60))])

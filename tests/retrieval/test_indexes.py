@@ -90,6 +90,17 @@ def test_a_gpu_searches_the_gallery_in_one_part(vectors, ids, devices, small_par
     assert not streamed._held
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_of_a_result_are_those_at_the_time(kind, vectors, ids):
+    index = kind(ids[:200], vectors[:200])
+    found = index.search(vectors[:1], 3)
+    index.delete(ids[:1])
+    index.add(ids[200:], vectors[200:])
+    assert found.ids[0][0] == ids[0]
+    assert index.search(vectors[250:251], 1).ids == [[ids[250]]]
+    assert index.search(vectors[:0], 3).ids == []
+
+
 def test_marks_of_deleted_vectors_are_sent_when_they_change(vectors, ids, monkeypatch):
     index, sent = ExactIndex(ids, vectors), []
 
