@@ -17,10 +17,12 @@ from afmrl_jax.types import JsonObject
 def spread(samples: Sequence[float]) -> dict[str, float]:
     """Median, extremes and number of samples, in their own unit."""
     values = np.asarray(samples, float)
+    # Five digits of it, however small it is.
+    median, least, most = (float(f"{x:.5g}") for x in np.quantile(values, [0.5, 0, 1]))
     return {
-        "median": round(float(np.median(values)), 5),
-        "min": round(float(values.min()), 5),
-        "max": round(float(values.max()), 5),
+        "median": median,
+        "min": least,
+        "max": most,
         "samples": len(values),
     }
 
