@@ -186,15 +186,20 @@ class QwenVLConfig(Settings):
         )
 
 
+DEMO_WEIGHTS, RANDOM_WEIGHTS = "demo", "random"
+"""Names that the setting `weights` knows; any other is a folder."""
+
+
 @dataclass(frozen=True)
 class ModelSettings(Settings):
     """Where a model's weights come from, which of them are trained, and how it is computed."""
 
     weights: str | None = None
-    """Folder of a Qwen2-VL or Qwen2.5-VL in Hugging Face's layout, or of a PEFT adapter. None: a
-    small model with random weights, as in the demo."""
+    """Folder of a Qwen2-VL or Qwen2.5-VL in Hugging Face's layout, or of a PEFT adapter. `demo`:
+    the demo's small model, pretrained on the drawn marketplace. `random` or None: a small model
+    with random weights."""
     family: str | None = None
-    """Model family if `weights` is None: qwen2_vl, qwen2_5_vl, or a registered one. None: qwen2_vl
+    """Model family of random weights: qwen2_vl, qwen2_5_vl, or a registered one. None: qwen2_vl
     for the embedder, qwen2_5_vl for the generator. Given weights determine their own family."""
     trained: Literal["all", "decoder", "lora"] = "all"
     """What is trained: every weight, all but the vision tower, or adapters on the decoder."""
@@ -202,3 +207,8 @@ class ModelSettings(Settings):
     frozen_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of the frozen weights; trained ones are float32."""
     execution: Execution = field(default_factory=Execution)
+
+    @property
+    def starts_random(self) -> bool:
+        """Whether no weights are named."""
+        return self.weights in (None, RANDOM_WEIGHTS)

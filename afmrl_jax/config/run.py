@@ -144,7 +144,7 @@ class RunConfig(Settings):
             )
         require(
             not self.lists.lone
-            or self.generator.weights is not None
+            or not self.generator.starts_random
             or min(self.distill.title_dropout, self.distill.picture_dropout) > 0,
             "lists.lone lets the generator write for a lone picture and a lone title, which one "
             "with random weights has never seen: set --distill.title-dropout and "

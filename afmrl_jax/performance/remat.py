@@ -11,6 +11,7 @@ import jax
 
 from afmrl_jax.config import LoraConfig, ModelSettings, Remat, RunConfig
 from afmrl_jax.models.architecture import Architecture
+from afmrl_jax.models.demo_weights import weights_folder
 from afmrl_jax.models.families import ROLES, family
 from afmrl_jax.models.huggingface.folder import read_architecture
 from afmrl_jax.models.lora import with_lora
@@ -75,10 +76,11 @@ def _chosen(config: RunConfig, role: Role) -> Remat:
 
 
 def _architecture(config: RunConfig, role: Role, settings: ModelSettings) -> Architecture:
-    if settings.weights is None:
+    folder = weights_folder(settings.weights, role)
+    if folder is None:
         found = family(settings.family or ROLES[role]).demo(config.vocab_size, 0)
         return Architecture.of(found, settings.execution)
-    architecture = read_architecture(Path(settings.weights), settings.execution)
+    architecture = read_architecture(folder, settings.execution)
     lora: LoraConfig | None = settings.lora if settings.trained == "lora" else None
     if lora is not None and architecture.config.lora is None:
         return with_lora(architecture, lora)

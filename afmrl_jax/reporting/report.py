@@ -12,6 +12,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from afmrl_jax.config.model import DEMO_WEIGHTS, RANDOM_WEIGHTS
 from afmrl_jax.errors import RunError
 from afmrl_jax.reporting import detail, findings, paper, plots, records, stages, tables
 from afmrl_jax.reporting.gallery import read_changes, read_gallery, unreadable
@@ -179,6 +180,9 @@ def _millions(count: int | None) -> str:
 def _models(config: JsonObject) -> str:
     """Where the weights of the two models come from, in words."""
     given = [(config.get(x) or {}).get("weights") for x in ("embedder", "generator")]
+    given = [None if x == RANDOM_WEIGHTS else x for x in given]
+    if given == [DEMO_WEIGHTS] * 2:
+        return "tiny models of the Qwen-VL architecture, pretrained on the drawn marketplace"
     if all(given):
         return "models of the Qwen-VL architecture, started from pretrained weights"
     if any(given):

@@ -24,6 +24,7 @@ from afmrl_jax.errors import RunError
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.inference.systems import System
 from afmrl_jax.models.architecture import Architecture, Params
+from afmrl_jax.models.demo_weights import weights_folder
 from afmrl_jax.models.huggingface.folder import base_folder, save_model
 from afmrl_jax.models.lora import merge_lora
 from afmrl_jax.retrieval.encoder import Encoder
@@ -108,14 +109,14 @@ def export(
     exact = {n: x.astype(jnp.float32) for n, x in trained.items()}
     plain, merged = merge_lora(architecture, exact)
     merged = {n: x.astype(dtype) for n, x in merged.items()}
-    weights = run.config.embedder.weights
+    weights = weights_folder(run.config.embedder.weights, "embedder")
     agreement = None
     with atomic_path(out) as folder:
         save_model(
             folder,
             plain,
             merged,
-            like=base_folder(Path(weights)) if weights is not None else None,
+            like=base_folder(weights) if weights is not None else None,
             tokenizer=run.tokenizer,
         )
         _write_companions(folder, run, plain)
@@ -297,6 +298,6 @@ def _write_card(
         text=config.text,
         system_turn=SYSTEM,
         agreement=agreement,
-        own_tokenizer=config.embedder.weights is None,
+        own_tokenizer=weights_folder(config.embedder.weights, "embedder") is None,
     )
     write_text(folder / "README.md", card)

@@ -30,6 +30,7 @@ from afmrl_jax.inference.systems import (
     systems_of,
 )
 from afmrl_jax.models.architecture import Architecture, Params
+from afmrl_jax.models.demo_weights import weights_folder
 from afmrl_jax.objectives.rewards import find_reward
 from afmrl_jax.runs.parts import RunParts
 from afmrl_jax.runtime.json_files import read_json
@@ -128,11 +129,18 @@ class Pipeline(RunParts):
         return taught_texts(self.catalogue, self.config.oracle, self.config.seed)
 
     def _tokenizer_stage(self) -> None:
-        source = self.config.embedder.weights or self.config.generator.weights
+        config = self.config
+        folders = (
+            weights_folder(config.embedder.weights, "embedder"),
+            weights_folder(config.generator.weights, "generator"),
+        )
+        source = next((x for x in folders if x is not None), None)
+        named = [x.weights for x in (config.embedder, config.generator) if not x.starts_random]
         inputs = {
             "catalogue": self.catalogue.fingerprint,
             "vocab_size": self.config.vocab_size,
-            "weights": source,
+            # As it is named: where the demo's weights are installed does not matter.
+            "weights": named[0] if named else None,
             "oracle": oracle_inputs(self.config.oracle),
             "seed": self.config.seed,
         }

@@ -11,6 +11,7 @@ from afmrl_jax.config import InitConfig, ModelSettings, RunConfig
 from afmrl_jax.config.validation import require
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.models.architecture import Architecture, Params
+from afmrl_jax.models.demo_weights import Role, weights_folder
 from afmrl_jax.models.families import ROLES, family
 from afmrl_jax.models.huggingface.folder import base_folder, save_model
 from afmrl_jax.models.huggingface.manifest import MANIFEST, require_manifest
@@ -40,12 +41,17 @@ class ModelStore:
         """Of the embedder or the generator, whichever the stage trains."""
         return self.config.generator if _writes(stage) else self.config.embedder
 
+    def _folder(self, stage: str) -> Path | None:
+        role: Role = "generator" if _writes(stage) else "embedder"
+        return weights_folder(self.settings(stage).weights, role)
+
     def start(self, stage: str, tokenizer: BpeTokenizer) -> tuple[Architecture, Params]:
         """What the stage starts from before any training: the user's weights, or random ones."""
         settings, writes = self.settings(stage), _writes(stage)
         seed = self.config.seed + writes
-        if settings.weights is not None:
-            architecture, params = pretrained(settings, self.mesh, seed)
+        folder = self._folder(stage)
+        if folder is not None:
+            architecture, params = pretrained(folder, settings, self.mesh, seed)
             config = architecture.config
             tokenizer.check_model(config.text.vocab_size, config.image_token_id)
             return architecture, params
@@ -73,11 +79,11 @@ class ModelStore:
         self, stage: str, architecture: Architecture, params: Params, tokenizer: BpeTokenizer
     ) -> None:
         """Write what a stage has trained, whole or not at all."""
-        weights = self.settings(stage).weights
+        folder = self._folder(stage)
         save_model(
             self.folder / stage / "model",
             architecture,
             params,
-            like=base_folder(Path(weights)) if weights is not None else None,
+            like=base_folder(folder) if folder is not None else None,
             tokenizer=tokenizer,
         )

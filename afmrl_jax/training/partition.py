@@ -61,19 +61,20 @@ def read_model(folder: Path, settings: ModelSettings, mesh: Mesh) -> tuple[Archi
     return load_model(folder, shardings=partial(shardings, mesh=mesh), execution=settings.execution)
 
 
-def pretrained(settings: ModelSettings, mesh: Mesh, seed: int) -> tuple[Architecture, Params]:
-    """The model that `settings.weights` names, with fresh adapters where they are what learns.
+def pretrained(
+    folder: Path, settings: ModelSettings, mesh: Mesh, seed: int
+) -> tuple[Architecture, Params]:
+    """The model of a folder, with fresh adapters where they are what learns.
 
     Raises:
         ConfigError: the folder holds a model of another family than the settings name.
         RunError: the folder cannot be read.
     """
-    assert settings.weights is not None
-    architecture, params = read_model(Path(settings.weights), settings, mesh)
+    architecture, params = read_model(folder, settings, mesh)
     found = architecture.config.family
     if settings.family not in (None, found):
         raise ConfigError(
-            f"{settings.weights} holds a {found} model and not a {settings.family}; leave the "
+            f"{folder} holds a {found} model and not a {settings.family}; leave the "
             "setting family out, or name other weights"
         )
     if settings.trained == "lora" and architecture.config.lora is None:

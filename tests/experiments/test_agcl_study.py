@@ -159,6 +159,7 @@ def test_plot_is_a_picture_of_every_variation(summary, study, tmp_path):
         assert picture.size[0] > 800
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_models")
 def test_a_seed_from_the_tokenizer_to_the_summary(study, tiny_run, tmp_path, monkeypatch):
     chosen = [x for x in study.variations.variations() if x.name == "default-true"]

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 
+import pytest
 from PIL import Image
 
 from experiments.studies import rar_study as study
 
 
+@pytest.mark.slow
 def test_seeds_long_run_and_collapse(tiny_run, tiny_models, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         study.Study, "base", lambda self, seed: dataclasses.replace(tiny_run, seed=seed)

@@ -18,6 +18,7 @@ def statuses(folder):
     return {x["part"]: x["status"] for x in record(folder)["details"]}
 
 
+@pytest.mark.slow
 def test_all_parts(tmp_path):
     figures = accelerator.run(accelerator.Settings(repeats=3), tmp_path / "out")
     found = record(tmp_path / "out")

@@ -15,7 +15,7 @@ from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.runs.evaluate import evaluate
 from afmrl_jax.runs.pipeline import Pipeline
 
-pytestmark = pytest.mark.usefixtures("tiny_models")
+pytestmark = [pytest.mark.usefixtures("tiny_models"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
