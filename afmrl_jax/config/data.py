@@ -187,6 +187,9 @@ class ListsConfig(Settings):
     lists alone; evaluation always reads those."""
     temperature: float = 1.0
     """Sampling temperature of those lists."""
+    grammar: bool = False
+    """Write only whole lists, with keys that the generator was taught and each at most once: tokens
+    that would leave the form are never chosen."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

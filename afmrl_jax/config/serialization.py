@@ -48,6 +48,7 @@ ADDED: JsonObject = {
     ),
     "lists": {"lone": False, "samples": 0, "temperature": 1.0},
     "controls": False,
+    "grammar": False,
 }
 """Settings that older run directories lack, and the value that means the old behavior."""
 
@@ -63,11 +64,12 @@ def _without_added(value: object) -> object:
     on another catalogue.
     """
     if isinstance(value, dict):
-        kept = {k: v for k, v in value.items() if k not in ADDED or v != ADDED[k]}
+        cleaned = {k: _without_added(v) for k, v in value.items()}
+        kept = {k: v for k, v in cleaned.items() if k not in ADDED or v != ADDED[k]}
         if kept.get("catalogue") != "marketplace":
             # Of a run on another catalogue they say nothing.
             kept.pop("marketplace", None)
-        return {k: _without_added(v) for k, v in kept.items()}
+        return kept
     return [_without_added(x) for x in value] if isinstance(value, list) else value
 
 

@@ -91,6 +91,7 @@ def annotate_catalogue(
             out,
             mesh=run.mesh,
             packed=run.config.packed,
+            grammar=run.grammar(architecture.config.text.vocab_size),
             label="annotate",
             known=known,
             key=key if shown == "both" else f"{key}-{shown}",

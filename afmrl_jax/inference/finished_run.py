@@ -8,6 +8,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from afmrl_jax.config import RunConfig, from_dict
+from afmrl_jax.data.attributes.token_grammar import Grammar
 from afmrl_jax.data.batching.tokenizer import TOKENIZER, BpeTokenizer
 from afmrl_jax.data.catalogue.records import Catalogue
 from afmrl_jax.data.sources.row_builder import RowBuilder
@@ -69,6 +70,12 @@ class FinishedRun:
             )
         check_finished(self.folder / stage, [WEIGHTS])
         return ModelStore(self.folder, self.config, self.mesh).load(stage)
+
+    def grammar(self, vocab_size: int) -> Grammar | None:
+        """What the run's generators keep to, with that many rows in their token table; None where
+        they write freely.
+        """
+        return ModelStore(self.folder, self.config, self.mesh).grammar(self.tokenizer, vocab_size)
 
     def encoder(self, system: System) -> Encoder:
         """The embedder of a system."""

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from afmrl_jax.config import ImageConfig, TextBudget
 from afmrl_jax.data.attributes.text_format import salvage_attributes
+from afmrl_jax.data.attributes.token_grammar import Grammar
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.errors import InputError, RunError
 from afmrl_jax.inference.finished_run import FinishedRun
@@ -43,6 +44,8 @@ class Generator:
     lone: bool = False
     """Whether it also writes for a title without a picture, and its embedder reads what it writes
     for either alone; see `ListsConfig`."""
+    grammar: Grammar | None = None
+    """What its lists keep to; None where it writes freely."""
 
     @classmethod
     def load(
@@ -87,6 +90,7 @@ class Generator:
             config.text,
             run.mesh,
             config.lists.lone,
+            run.grammar(architecture.config.text.vocab_size),
         )
 
     def write(self, items: Sequence[Item], *, label: str | None = "write") -> list[str]:
@@ -142,6 +146,7 @@ class Generator:
             range(len(inputs)),
             mesh=self.mesh,
             batch_size=size,
+            grammar=self.grammar,
         )
         return [
             salvage_attributes(text) if malformed else text

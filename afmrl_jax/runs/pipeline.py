@@ -33,11 +33,13 @@ from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.demo_weights import weights_folder
 from afmrl_jax.objectives.rewards import find_reward
 from afmrl_jax.runs.parts import RunParts
+from afmrl_jax.runtime.files import is_writer
 from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.training.agcl import train_agcl
 from afmrl_jax.training.cit import cit_settings, cycle_attributes, listings_to_annotate
 from afmrl_jax.training.distill import train_distill
+from afmrl_jax.training.list_grammar import KEYS, write_keys
 from afmrl_jax.training.model_store import WEIGHTS
 from afmrl_jax.training.partition import Partition
 from afmrl_jax.training.rar.environment import RarEnvironment
@@ -234,8 +236,11 @@ class Pipeline(RunParts):
             trainee = Partition.of(architecture, params, self.config.generator, self.mesh)
             params = train_distill(self.config, folder, trainee, self._rows(taught), texts)
             self.models.save("distill", architecture, params, self.tokenizer)
+            if self.config.lists.grammar and is_writer():
+                write_keys(folder, texts)
 
-        self.run.stage("distill", inputs, [WEIGHTS], work)
+        written = [WEIGHTS, KEYS] if self.config.lists.grammar else [WEIGHTS]
+        self.run.stage("distill", inputs, written, work)
 
     def _annotate(self, name: str, generator: str, indices: np.ndarray) -> None:
         inputs = self._base() | {
@@ -246,7 +251,9 @@ class Pipeline(RunParts):
 
         def work(folder: Path) -> None:
             model, splits = self.models.load(generator), self.catalogue.column("split")
-            self.lists.write(folder, model, self.builder, indices, splits, self.config.seed)
+            grammar = self.models.grammar(self.tokenizer, model[0].config.text.vocab_size)
+            seed = self.config.seed
+            self.lists.write(folder, model, self.builder, indices, splits, seed, grammar)
 
         self.run.stage(name, inputs, self.lists.files, work)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 
 from afmrl_jax.config import ListsConfig
 from afmrl_jax.data.attributes.lists import SAMPLED, WRITTEN, Lists, modalities
+from afmrl_jax.data.attributes.token_grammar import Grammar
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.runtime.distributed import check_on_first
@@ -60,6 +62,7 @@ class WrittenLists:
         indices: np.ndarray,
         splits: Sequence[str | None],
         seed: int,
+        grammar: Grammar | None = None,
     ) -> None:
         """Write a stage's lists; a killed stage goes on with the file that it was at.
 
@@ -71,7 +74,11 @@ class WrittenLists:
                 `reward`, which are never shown in part, none of a lone picture or title.
             splits: of all listings of the catalogue.
             seed: of the samples.
+            grammar: of all lists; None for whatever the generator writes.
         """
+        where, packed = self.mesh, self.packed
+        write = partial(annotate, *model, mesh=where, packed=packed, grammar=grammar)
+        draw = partial(sample_lists, *model, mesh=where, packed=packed, grammar=grammar)
         own = np.array(splits)[indices]
         lone, sampled = indices[own != "reward"], indices[own == "train"]
         for shown in modalities(self.config):
@@ -79,17 +86,7 @@ class WrittenLists:
             label = folder.name if shown == "both" else f"{folder.name} ({shown})"
             out = folder / WRITTEN[shown]
             if not check_on_first(out.is_file):
-                annotate(*model, rows, chosen, out, mesh=self.mesh, packed=self.packed, label=label)
+                write(rows, chosen, out, label=label)
             out = folder / SAMPLED[shown]
             if self.config.samples and not check_on_first(out.is_file):
-                sample_lists(
-                    *model,
-                    rows,
-                    sampled,
-                    out,
-                    self.config,
-                    seed=seed,
-                    mesh=self.mesh,
-                    packed=self.packed,
-                    label=f"{label}, samples",
-                )
+                draw(rows, sampled, out, self.config, seed=seed, label=f"{label}, samples")

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from afmrl_jax.data.attributes.text_format import is_malformed, salvage_attributes
+from afmrl_jax.data.attributes.token_grammar import Grammar
 from afmrl_jax.data.batching.row_packing import Prompts
 from afmrl_jax.data.sources.prompts import PromptCollator
 from afmrl_jax.data.sources.row_builder import RowBuilder
@@ -45,8 +46,9 @@ def greedy(
     max_new_tokens: int,
     eos_id: int,
     pad_id: int,
+    grammar: Grammar | None = None,
 ) -> Generation:
-    """The most likely completion of each prompt."""
+    """The most likely completion of each prompt; of those in the grammar, if there is one."""
     return generate(
         architecture.bind(params),
         prompts,
@@ -56,6 +58,7 @@ def greedy(
         key=jax.random.key(0),
         eos_id=eos_id,
         pad_id=pad_id,
+        grammar=grammar,
     )
 
 
@@ -87,10 +90,12 @@ def write_attributes(
     mesh: Mesh,
     batch_size: int = BATCH,
     packed: bool = False,
+    grammar: Grammar | None = None,
 ) -> Iterator[list[tuple[int, str, bool]]]:
     """Batches of (listing, text, whether it is malformed), in the order of `indices`.
 
-    With `packed` prompts share bins, where no mesh divides a batch.
+    With `packed` prompts share bins, where no mesh divides a batch. With `grammar` every text is in
+    it.
     """
     if not indices:
         return
@@ -113,6 +118,7 @@ def write_attributes(
                 builder.text.max_attribute_tokens,
                 tokenizer.eos_id,
                 tokenizer.pad_id,
+                grammar,
             )
         texts, malformed = completion_texts(generation, tokenizer)
         count = len(chosen)
@@ -129,6 +135,7 @@ def annotate(
     mesh: Mesh,
     batch_size: int = BATCH,
     packed: bool = False,
+    grammar: Grammar | None = None,
     label: str = "annotate",
     known: Mapping[str, str] | None = None,
     key: str = "",
@@ -147,6 +154,7 @@ def annotate(
         mesh: devices that share a batch.
         batch_size: listings at a time.
         packed: whether prompts may share bins; see `RunConfig.packed`.
+        grammar: of the lists; None for whatever the generator writes.
         label: name of the progress bar.
         known: attributes by listing id that are taken over and not written anew.
         key: what a killed call must share with the one that goes on, besides the generator.
@@ -168,9 +176,8 @@ def annotate(
     # All have read what a killed run left before the first one goes on with it.
     barrier(f"{label} starts")
     rest = [int(i) for i in indices if builder.listings[int(i)].listing_id not in done]
-    batches = write_attributes(
-        architecture, params, builder, rest, mesh=mesh, batch_size=batch_size, packed=packed
-    )
+    write = partial(write_attributes, mesh=mesh, batch_size=batch_size, packed=packed)
+    batches = write(architecture, params, builder, rest, grammar=grammar)
     records = (
         [_record(builder.listings[n].listing_id, text, malformed) for n, text, malformed in batch]
         for batch in batches

@@ -9,12 +9,14 @@ from jax.sharding import Mesh
 
 from afmrl_jax.config import InitConfig, ModelSettings, RunConfig
 from afmrl_jax.config.validation import require
+from afmrl_jax.data.attributes.token_grammar import Grammar
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.demo_weights import Role, weights_folder
 from afmrl_jax.models.families import ROLES, family
 from afmrl_jax.models.huggingface.folder import base_folder, save_model
 from afmrl_jax.models.huggingface.manifest import MANIFEST, require_manifest
+from afmrl_jax.training.list_grammar import grammar_on, read_keys
 from afmrl_jax.training.partition import pretrained, read_model
 
 WEIGHTS = f"model/{MANIFEST}"
@@ -64,6 +66,19 @@ class ModelStore:
         config = family(named).demo(tokenizer.vocab_size, tokenizer.image_pad_id)
         architecture = Architecture.of(config, settings.execution)
         return architecture, architecture.init(seed, InitConfig.copying() if writes else None)
+
+    def grammar(self, tokenizer: BpeTokenizer, vocab_size: int) -> Grammar | None:
+        """What the generators keep to; None where they write freely.
+
+        Args:
+            tokenizer: of the run.
+            vocab_size: rows of the generator's token table.
+        """
+        if not self.config.lists.grammar:
+            return None
+        keys = read_keys(self.folder / GENERATORS[0])
+        budget = self.config.text.max_attribute_tokens
+        return grammar_on(self.mesh, keys, tokenizer, budget, vocab_size)
 
     def load(self, stage: str) -> tuple[Architecture, Params]:
         """What a stage has trained.

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from afmrl_jax.config import ListsConfig
 from afmrl_jax.data.attributes.text_format import salvage_attributes
+from afmrl_jax.data.attributes.token_grammar import Grammar
 from afmrl_jax.data.batching.row_packing import Prompts
 from afmrl_jax.data.sources.prompts import PromptCollator
 from afmrl_jax.data.sources.row_builder import RowBuilder
@@ -39,6 +40,7 @@ def _sampled(
     max_new_tokens: int,
     eos_id: int,
     pad_id: int,
+    grammar: Grammar | None,
 ) -> Generation:
     return generate(
         architecture.bind(params),
@@ -50,6 +52,7 @@ def _sampled(
         eos_id=eos_id,
         pad_id=pad_id,
         row_ids=row_ids,
+        grammar=grammar,
     )
 
 
@@ -65,6 +68,7 @@ def sample_lists(
     mesh: Mesh,
     label: str,
     packed: bool = False,
+    grammar: Grammar | None = None,
 ) -> None:
     """Write `lists.samples` lists of each listing to `out`, one JSON object a line.
 
@@ -83,6 +87,7 @@ def sample_lists(
         mesh: devices that share a batch.
         label: name of the progress bar.
         packed: whether prompts may share bins; see `RunConfig.packed`.
+        grammar: of the lists; None for whatever the generator writes.
     """
     partial_path = out.with_name(f"{out.name}.{identity(architecture, params)}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +95,7 @@ def sample_lists(
     # All have read what a killed run left before the first one goes on with it.
     barrier(f"{label} starts")
     rest = [int(n) for n in indices if builder.listings[int(n)].listing_id not in done]
-    batches = _batches(architecture, params, builder, rest, lists, seed, mesh, packed)
+    batches = _batches(architecture, params, builder, rest, lists, seed, mesh, packed, grammar)
     write_records(batches, out, partial_path, count=len(rest), label=label)
 
 
@@ -103,6 +108,7 @@ def _batches(
     seed: int,
     mesh: Mesh,
     packed: bool,
+    grammar: Grammar | None,
 ) -> Iterator[list[JsonObject]]:
     """Records of the listings, in the order of `indices`."""
     if not indices:
@@ -127,6 +133,7 @@ def _batches(
                 builder.text.max_attribute_tokens,
                 tokenizer.eos_id,
                 tokenizer.pad_id,
+                grammar,
             )
         texts, malformed = completion_texts(generation, tokenizer)
         kept = [salvage_attributes(x) if y else x for x, y in zip(texts, malformed, strict=True)]

@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 
 from afmrl_jax.config import RarConfig
 from afmrl_jax.data.attributes.text_format import parse_attributes
-from afmrl_jax.data.attributes.token_grammar import Grammar, attribute_grammar
+from afmrl_jax.data.attributes.token_grammar import Grammar
 from afmrl_jax.data.batching.row_packing import Prompts, pictured
 from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.data.sources.prompts import PromptCollator
@@ -31,6 +31,7 @@ from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.runtime.distributed import to_devices, to_host
 from afmrl_jax.training.annotate import completion_texts
+from afmrl_jax.training.list_grammar import grammar_on, keys_of
 from afmrl_jax.training.rar.rollout import Rollout, encode_images, trimmed_length
 
 
@@ -157,12 +158,10 @@ class RarEnvironment:
 
     def _grammar(self, attributes: Mapping[str, str], vocab_size: int | None) -> Grammar:
         """Of the keys in the attributes that the distilled generator wrote."""
-        keys = {key for text in attributes.values() if text for key, _ in parse_attributes(text)}
-        grammar = attribute_grammar(
-            self.builder.tokenizer.token_bytes(), sorted(keys), vocab_size=vocab_size
-        )
-        grammar.check(self.builder.text.max_attribute_tokens)
-        return to_devices(grammar, NamedSharding(self.mesh, PartitionSpec()))
+        builder = self.builder
+        budget = builder.text.max_attribute_tokens
+        keys = keys_of(attributes.values())
+        return grammar_on(self.mesh, keys, builder.tokenizer, budget, vocab_size)
 
     def _divide(
         self, queries: np.ndarray, settings: RarConfig, seed: int
