@@ -72,7 +72,8 @@ class RarConfig(Settings):
     updates_per_rollout: int = 1
     """Optimizer steps per rollout; from the second one on, the clipped ratio matters."""
     held_out_share: float = 0.3
-    """Fraction of the reward families held out to evaluate RAR; never trained on."""
+    """Fraction of the reward families held out to evaluate RAR; never trained on. Where a catalogue
+    divides its reward listings into parts, `learn` is trained on and `choose` held out instead."""
     evaluate_every: int = 10
     evaluation_samples: int = 4
     """Samples per held-out query, with the same random keys at every evaluation."""

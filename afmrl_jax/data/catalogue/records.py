@@ -87,8 +87,9 @@ class Listing:
     role: str | None = None
     """In evaluation: `query` only searches, `gallery` is only searched in; None for both."""
     part: str | None = None
-    """Which part of its split, where a catalogue divides one, such as `learn`, `choose` and
-    `report` of `reward`; by family, as splits are."""
+    """Which part of its split, where a catalogue divides one, by family, as splits are. Of
+    `reward`, RAR trains on `learn` and is judged on `choose`; of others, such as `report`, it never
+    asks anything."""
 
     def read_image_bytes(self) -> bytes:
         """The encoded picture.

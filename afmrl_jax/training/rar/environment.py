@@ -65,6 +65,10 @@ def _retrieve(
     return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
 
 
+LEARN, CHOOSE = "learn", "choose"
+"""Parts of the reward split that RAR trains on, and that choose its best step."""
+
+
 class RarEnvironment:
     """Frozen embedder over a fixed gallery; queries are listings of the `reward` split.
 
@@ -166,7 +170,15 @@ class RarEnvironment:
     def _divide(
         self, queries: np.ndarray, settings: RarConfig, seed: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Training and held-out queries, disjoint by family."""
+        """Training and held-out queries, disjoint by family.
+
+        A catalogue may say which is which by the `part` of its reward listings. Those that are
+        neither `learn` nor `choose` are left for whoever judges the method.
+        """
+        parts = np.array([self.builder.listings[int(i)].part or "" for i in queries])
+        named = tuple(queries[parts == x] for x in (LEARN, CHOOSE))
+        if all(map(len, named)):
+            return named[0], named[1]
         families = sorted(set(self.families[queries].tolist()))
         if len(families) < 2:
             raise CatalogueError(

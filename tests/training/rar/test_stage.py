@@ -98,6 +98,27 @@ def test_held_out_queries_share_no_family_with_the_others(environment):
     assert not held & set(env.families[env.training_queries].tolist())
 
 
+def test_a_catalogue_may_say_what_is_held_out(badge_listings, tokenizer):
+    products = sorted({x.product_id for x in badge_listings})[:9]
+    part_of = {x: ("learn", "choose", "report")[n % 3] for n, x in enumerate(products)}
+    listings = [
+        dataclasses.replace(x, split="reward", part=part_of[x.product_id])
+        if x.product_id in part_of
+        else dataclasses.replace(x, split="train")
+        for x in badge_listings
+    ]
+    builder = RowBuilder.of(listings, tokenizer, ImageConfig(), TextBudget())
+    size = {"vocab_size": tokenizer.vocab_size, "image_token_id": tokenizer.image_pad_id}
+    architecture = Architecture.of(tiny_config("qwen2_vl", **size))
+    encoder = Encoder(architecture, architecture.init(0), batch_size=8)
+    env = RarEnvironment(builder, encoder, {}, SETTINGS, 0)
+    for queries, part in ((env.training_queries, "learn"), (env.held_out_queries, "choose")):
+        assert {listings[i].part for i in queries} == {part}
+        assert {listings[i].product_id for i in queries} == {
+            x for x, y in part_of.items() if y == part
+        }
+
+
 def test_the_judge_finds_at_the_start_what_it_kept(environment, tmp_path):
     env, architecture, params = environment
     asked = (tmp_path, SETTINGS, architecture, params, env, find_reward("recall"), 0)
