@@ -116,6 +116,7 @@ def tiny_config(
     """A model of some ten thousand parameters with every part of the real one."""
     # Qwen2-VL gives its MLP width as a multiple of the other width; only Qwen2.5-VL has windows.
     intermediate, blocks = {"qwen2_5_vl": (48, (1,))}.get(family, (64, ()))
+    third = family == "qwen3_vl"
     vision = VisionConfig(
         depth=2,
         embed_dim=32,
@@ -123,6 +124,8 @@ def tiny_config(
         intermediate=intermediate,
         out_dim=32,
         full_attention_blocks=blocks,
+        position_side=6 if third else 0,
+        deep_blocks=(0,) if third else (),
     )
     text = TextConfig(
         vocab_size=vocab_size,
@@ -133,6 +136,9 @@ def tiny_config(
         num_kv_heads=2,
         mrope_section=(2, 1, 1),
         tie_embeddings=tie_embeddings,
+        head_size=8 if third else None,
+        qkv_bias=not third,
+        qk_norm=third,
     )
     return QwenVLConfig(family, vision, text, image_token_id, lora)
 

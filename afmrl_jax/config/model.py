@@ -17,7 +17,7 @@ def _require_positive(config: VisionConfig | TextConfig, part: str, but: tuple[s
 
 @dataclass(frozen=True)
 class VisionConfig(Settings):
-    """The vision tower of Qwen2-VL or Qwen2.5-VL."""
+    """The vision tower of a Qwen-VL."""
 
     depth: int
     embed_dim: int
@@ -31,9 +31,21 @@ class VisionConfig(Settings):
     full_attention_blocks: tuple[int, ...] = ()
     in_channels: int = 3
     rms_norm_eps: float = 1e-6
+    position_side: int = 0
+    """Side of the square table of learned positions, which is stretched over every picture; 0 for
+    none."""
+    deep_blocks: tuple[int, ...] = ()
+    """Blocks whose outputs the decoder adds at the picture places, behind its first layers, one
+    block a layer (DeepStack)."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "vision", ("full_attention_blocks",))
+        _require_positive(self, "vision", ("full_attention_blocks", "position_side", "deep_blocks"))
+        require(self.position_side >= 0, f"position_side {self.position_side} is below 0")
+        require(
+            all(0 <= x < self.depth for x in self.deep_blocks)
+            and list(self.deep_blocks) == sorted(set(self.deep_blocks)),
+            f"deep_blocks {self.deep_blocks} must be blocks from 0 to {self.depth - 1}, ascending",
+        )
         require(
             self.embed_dim % self.num_heads == 0,
             f"vision embed_dim {self.embed_dim} must divide by num_heads {self.num_heads}",
@@ -48,7 +60,7 @@ class VisionConfig(Settings):
 
 @dataclass(frozen=True)
 class TextConfig(Settings):
-    """The causal decoder: RMSNorm, grouped-query attention with QKV bias, SwiGLU, M-RoPE."""
+    """The causal decoder: RMSNorm, grouped-query attention, SwiGLU, M-RoPE."""
 
     vocab_size: int
     hidden_dim: int
@@ -60,11 +72,19 @@ class TextConfig(Settings):
     mrope_section: tuple[int, int, int] = (4, 6, 6)
     rms_norm_eps: float = 1e-6
     tie_embeddings: bool = True
+    head_size: int | None = None
+    """Width of a head; None: `hidden_dim / num_heads`."""
+    qkv_bias: bool = True
+    """Whether queries, keys and values have biases."""
+    qk_norm: bool = False
+    """Whether queries and keys are normed, head by head, before they are turned."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "text", ("mrope_section", "tie_embeddings"))
+        others = ("mrope_section", "tie_embeddings", "head_size", "qkv_bias", "qk_norm")
+        _require_positive(self, "text", others)
+        require(self.head_size is None or self.head_size > 0, "text head_size must be positive")
         require(
-            self.hidden_dim % self.num_heads == 0,
+            self.head_size is not None or self.hidden_dim % self.num_heads == 0,
             f"text hidden_dim {self.hidden_dim} must divide by num_heads {self.num_heads}",
         )
         require(
@@ -80,7 +100,7 @@ class TextConfig(Settings):
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
-        return self.hidden_dim // self.num_heads
+        return self.head_size or self.hidden_dim // self.num_heads
 
 
 @dataclass(frozen=True)
@@ -92,7 +112,8 @@ class InitConfig(Settings):
     residual: float = 1.0
     """Scale of the maps that end a residual branch, next to 1 / sqrt(fan-in)."""
     induction: bool = False
-    """Whether the weights hold an induction head, so that the model copies from the start."""
+    """Whether the weights hold an induction head, so that the model copies from the start; not in
+    families without biases on queries and keys, such as Qwen3-VL."""
 
     @classmethod
     def copying(cls) -> InitConfig:
@@ -168,7 +189,9 @@ class Execution(Settings):
 
 @dataclass(frozen=True)
 class QwenVLConfig(Settings):
-    """A Qwen2-VL (`qwen2_vl`) or Qwen2.5-VL (`qwen2_5_vl`) model, or one of another family."""
+    """A Qwen2-VL (`qwen2_vl`), Qwen2.5-VL (`qwen2_5_vl`) or Qwen3-VL (`qwen3_vl`) model, or one of
+    another family.
+    """
 
     family: str
     """A name of `models.families`."""
@@ -184,6 +207,8 @@ class QwenVLConfig(Settings):
             self.vision.out_dim == self.text.hidden_dim,
             f"vision out_dim {self.vision.out_dim} must equal hidden_dim {self.text.hidden_dim}",
         )
+        deep, layers = len(self.vision.deep_blocks), self.text.num_layers
+        require(deep <= layers, f"{deep} deep_blocks need as many layers, and there are {layers}")
 
 
 DEMO_WEIGHTS, RANDOM_WEIGHTS = "demo", "random"

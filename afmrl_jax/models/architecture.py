@@ -90,7 +90,9 @@ class Architecture:
         for ending, scale in scales.items():
             if scale != 1.0:
                 params |= {n: scale * x for n, x in params.items() if n.endswith(ending)}
-        if settings.induction:
+        text = self.config.text
+        # The circuit is made of biases, and norms would undo its strengths.
+        if settings.induction and text.qkv_bias and not text.qk_norm:
             params = add_induction_head(params, self.config.text, jax.random.fold_in(key, 1))
         return params
 

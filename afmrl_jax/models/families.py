@@ -17,10 +17,17 @@ from afmrl_jax.models.qwen_vl.hub_config import (
     write_qwen2_5_vision,
     write_qwen2_vision,
 )
+from afmrl_jax.models.qwen_vl.hub_qwen3 import read_qwen3_config, write_qwen3_config
 from afmrl_jax.models.qwen_vl.layers import Keys
 from afmrl_jax.models.qwen_vl.model import QwenVL
-from afmrl_jax.models.qwen_vl.presets import DEMO_QWEN2_5_VL, DEMO_QWEN2_VL
-from afmrl_jax.models.qwen_vl.vision import QWEN2_5_VISION, QWEN2_VISION, VisionStyle
+from afmrl_jax.models.qwen_vl.presets import DEMO_QWEN2_5_VL, DEMO_QWEN2_VL, DEMO_QWEN3_VL
+from afmrl_jax.models.qwen_vl.rope import interleaved_angles
+from afmrl_jax.models.qwen_vl.tower_parts import (
+    QWEN2_5_VISION,
+    QWEN2_VISION,
+    QWEN3_VISION,
+    VisionStyle,
+)
 from afmrl_jax.types import JsonObject
 
 
@@ -49,6 +56,8 @@ class Family:
     """The config.json, without special tokens and the type of the weights."""
     demo: Callable[[int, int], QwenVLConfig]
     """(vocab_size, image_token_id) -> the small model that a run without weights starts from."""
+    hub_prefixes: tuple[tuple[str, str], ...] = ()
+    """How published names of tensors begin, and how they do in the other families."""
 
 
 FAMILIES: dict[str, Family] = {}
@@ -103,5 +112,16 @@ register(
             write_config, "Qwen2_5_VLForConditionalGeneration", write_qwen2_5_vision
         ),
         demo=DEMO_QWEN2_5_VL,
+    )
+)
+register(
+    Family(
+        name="qwen3_vl",
+        build=partial(QwenVL, style=QWEN3_VISION, rotary=interleaved_angles),
+        vision=QWEN3_VISION,
+        read_config=read_qwen3_config,
+        write_config=write_qwen3_config,
+        demo=DEMO_QWEN3_VL,
+        hub_prefixes=(("model.language_model.", "model."), ("model.visual.", "visual.")),
     )
 )

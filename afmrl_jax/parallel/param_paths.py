@@ -7,7 +7,7 @@ import re
 TOWER = "visual_tower/"
 """How the paths of the vision tower's parameters begin."""
 NORM = re.compile(r"(norm|norm1|norm2|ln_q)/(scale|bias)$")
-STACKS = re.compile(r"(^|/)(layers|blocks)/")
+STACKS = re.compile(r"(^|/)(layers|blocks|deepstack_merger_list)/")
 
 
 def is_stacked(ours: str) -> bool:

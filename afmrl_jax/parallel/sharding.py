@@ -46,23 +46,27 @@ TABLE: tuple[tuple[str, P], ...] = (
     # ... and columns of the narrowing side.
     (r"blocks/mlp/down_proj/kernel$", P(None, ("data", "model"))),
     # Hidden units of an MLP are independent: the widening side splits its columns ...
-    (r"mlp/(gate_proj|up_proj|fc1)/kernel$", P("data", "model")),
+    (r"mlp/(gate_proj|up_proj|(linear_)?fc1)/kernel$", P("data", "model")),
     # ... its bias with them ...
-    (r"mlp/fc1/bias$", P("model")),
+    (r"mlp/(linear_)?fc1/bias$", P("model")),
     # ... and the narrowing side sums over them.
-    (r"mlp/(down_proj|fc2)/kernel$", P("model", "data")),
+    (r"mlp/(down_proj|(linear_)?fc2)/kernel$", P("model", "data")),
     # Added once to the sum, so not split.
-    (r"mlp/(down_proj|fc2)/bias$", P()),
+    (r"mlp/(down_proj|(linear_)?fc2)/bias$", P()),
     # The merger is an MLP too: widening ...
-    (r"merger/mlp_0/kernel$", P("data", "model")),
+    (r"merger(_list)?/(mlp_0|linear_fc1)/kernel$", P("data", "model")),
     # ... its bias with it ...
-    (r"merger/mlp_0/bias$", P("model")),
+    (r"merger(_list)?/(mlp_0|linear_fc1)/bias$", P("model")),
     # ... narrowing to the decoder's width ...
-    (r"merger/mlp_2/kernel$", P("model", "data")),
+    (r"merger(_list)?/(mlp_2|linear_fc2)/kernel$", P("model", "data")),
     # ... and the bias of the sum.
-    (r"merger/mlp_2/bias$", P()),
+    (r"merger(_list)?/(mlp_2|linear_fc2)/bias$", P()),
     # The numbers of a patch (1176 in Qwen) rarely divide; the columns do.
     (r"patch_embed/proj/kernel$", P(None, ("data", "model"))),
+    # Small, and added to whole vectors.
+    (r"patch_embed/proj/bias$", P()),
+    # A few megabytes, looked up by every picture.
+    (r"pos_embed$", P()),
     # An adapter lies like the kernel beside it; its rank is too small to split. First those of
     # maps whose columns are split ...
     (r"(self_attn/[qkv]_proj|mlp/(gate_proj|up_proj))/lora_a$", P("data", None)),

@@ -13,6 +13,8 @@ from afmrl_jax.data.batching.images import cut
 PAD, IMAGE_PAD, IMAGE_START, IMAGE_END, TEXT_END = 2, 90, 92, 93, 80
 VOCABULARY = 96
 IMAGE = ImageConfig(patch_size=14, temporal_patch_size=2, max_pixels=14 * 14 * 280, max_pictures=3)
+THIRD = 100
+"""Cases from this number on are of Qwen3-VL."""
 GRIDS = ((2, 2), (4, 6), (10, 4), (2, 8), (20, 14), (6, 6), (4, 2), (8, 14), (14, 20), (6, 10))
 """Patches; merged they are half of it, from 1 x 1 to 10 x 7, few divisible by the window of 2."""
 NEW_TOKENS = 5
@@ -52,7 +54,7 @@ def make_case(number):
     first = (GRIDS[number % len(GRIDS)], *rows[0][1:])
     return Case(
         number,
-        family=("qwen2_vl", "qwen2_5_vl")[number % 2],
+        family="qwen3_vl" if number >= THIRD else ("qwen2_vl", "qwen2_5_vl")[number % 2],
         ratio=(1, 2, 4, 7)[number // 3 % 4],
         tied=bool(number // 2 % 2),
         side=("right", "left", "none")[number // 5 % 3],
@@ -65,8 +67,10 @@ def make_case(number):
 
 
 def hub_config(case):
-    """config.json of the case, flat as published."""
+    """config.json of the case, as published."""
     heads = 7 if case.ratio == 7 else 4
+    if case.family == "qwen3_vl":
+        return _nested_config(case, heads)
     vision = {"depth": 3, "num_heads": 2, "patch_size": 14, "in_channels": 3}
     vision |= {"spatial_merge_size": 2, "temporal_patch_size": 2}
     if case.family == "qwen2_vl":
@@ -102,6 +106,55 @@ def hub_config(case):
     }
 
 
+def _nested_config(case, heads):
+    # Half of them with heads that are wider than their share of the hidden width, as in the 4B.
+    hidden = 16 * heads if case.number % 2 else 48
+    depth = 4
+    deep = ([0, 2], [1], [0, 1, 3], [])[case.number % 4]
+    rope = {"mrope_interleaved": True, "mrope_section": list(case.section)}
+    return {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "model_type": "qwen3_vl",
+        "tie_word_embeddings": case.tied,
+        "image_token_id": IMAGE_PAD,
+        "video_token_id": 91,
+        "vision_start_token_id": IMAGE_START,
+        "vision_end_token_id": IMAGE_END,
+        "text_config": {
+            "model_type": "qwen3_vl_text",
+            "vocab_size": VOCABULARY,
+            "hidden_size": hidden,
+            "intermediate_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads // case.ratio,
+            "head_dim": 16,
+            "hidden_act": "silu",
+            "rms_norm_eps": case.eps,
+            "rope_theta": case.theta,
+            "rope_scaling": {"rope_type": "default", **rope},
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "pad_token_id": PAD,
+        },
+        "vision_config": {
+            "model_type": "qwen3_vl",
+            "depth": depth,
+            "hidden_size": 32,
+            "hidden_act": "gelu_pytorch_tanh",
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "in_channels": 3,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": hidden,
+            "num_position_embeddings": (16, 36, 144)[case.number % 3],
+            "deepstack_visual_indexes": deep,
+        },
+    }
+
+
 def random_tensor(case, name, shape):
     """A tensor by its published name; norms lie around one, nothing at its initial value."""
     rng = np.random.default_rng([case.number, zlib.crc32(name.encode())])
@@ -110,7 +163,7 @@ def random_tensor(case, name, shape):
         around = 1.0 if "norm" in name or "ln_q" in name else 0.0
         return np.float32(around) + np.float32(0.1) * values * (name.endswith(("weight", "bias")))
     fan_in = np.prod(shape[1:])
-    return values * np.float32(0.5 if "embed_tokens" in name else fan_in**-0.5)
+    return values * np.float32(0.5 if "embed" in name and "patch" not in name else fan_in**-0.5)
 
 
 def make_batch(case):

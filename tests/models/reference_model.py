@@ -86,7 +86,12 @@ def outputs(model, batch, rows):
         out = model(**given, output_hidden_states=True)
         block_outputs = torch.stack([x[0] for x in blocks]).numpy()
         layer_outputs = torch.stack([x[0] for x in layers]).numpy()
-        merged = tower(given["pixel_values"], grid_thw=given["image_grid_thw"]).pooler_output
+        seen = tower(given["pixel_values"], grid_thw=given["image_grid_thw"])
+        merged, deep = seen.pooler_output, getattr(seen, "deepstack_features", None) or []
+        # What a layer hands on is not yet what the next one gets.
+        pictured = (given["input_ids"] == IMAGE_PAD).numpy()
+        for number, added in enumerate(deep):
+            layer_outputs[number][pictured] += added.numpy()
         for hook in hooks + more:
             hook.remove()
         greedy = _greedy(model, rows)
@@ -99,6 +104,7 @@ def outputs(model, batch, rows):
         "positions": positions.numpy().swapaxes(0, 1),
         "blocks": block_outputs,
         "merged": merged.numpy(),
+        **{f"deep_{n}": x.numpy() for n, x in enumerate(deep)},
         "layers": layer_outputs,
         "logits": out.logits.numpy(),
         "vectors": vectors / np.linalg.norm(vectors, axis=1, keepdims=True),

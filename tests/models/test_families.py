@@ -24,7 +24,7 @@ from afmrl_jax.models.huggingface.folder import load_model, save_model
 from afmrl_jax.models.qwen_vl.hub_config import read_config, read_qwen2_vision, write_config
 from afmrl_jax.models.qwen_vl.layers import Linear, RMSNorm
 from afmrl_jax.models.qwen_vl.model import QwenVL
-from afmrl_jax.models.qwen_vl.vision import VisionStyle
+from afmrl_jax.models.qwen_vl.tower_parts import VisionStyle
 from afmrl_jax.performance.flops import vision_flops
 from afmrl_jax.testing import tiny_config, tiny_demo
 from afmrl_jax.training.encode_batch import encode_batch

@@ -1,4 +1,4 @@
-"""Both families against Hugging Face's implementation on random weights, part by part.
+"""All families against Hugging Face's implementation on random weights, part by part.
 
 The live comparison needs torch. The golden file holds a choice of the reference's numbers for some
 of the same cases, so that the check runs everywhere.
@@ -21,6 +21,7 @@ from tests.models.reference_cases import (
     IMAGE,
     NEW_TOKENS,
     PAD,
+    THIRD,
     hub_config,
     make_batch,
     make_case,
@@ -35,7 +36,7 @@ from tests.models.reference_model import (
     outputs,
 )
 
-CASES = [make_case(number) for number in range(44)]
+CASES = [make_case(number) for number in (*range(44), *range(THIRD, THIRD + 44))]
 TOLERANCE = 1e-4
 
 
@@ -68,16 +69,18 @@ def our_outputs(architecture, params, batch, rows):
             eos_id=-1,
             pad_id=PAD,
         )
-        return blocks, merged.tokens, layers, model.logits(hidden), vectors, greedy.tokens[:, 0]
+        seen = (merged.tokens, *merged.deep)
+        return blocks, seen, layers, model.logits(hidden), vectors, greedy.tokens[:, 0]
 
     names = ("blocks", "merged", "layers", "logits", "vectors", "greedy")
     found = run(params, jax.tree.map(jnp.asarray, batch))
-    found = dict(zip(names, map(np.asarray, found), strict=True))
+    found = dict(zip(names, jax.tree.map(np.asarray, found), strict=True))
     order = picture_order(batch, rows)
     depth, _, _, width = found["blocks"].shape
     found["blocks"] = found["blocks"].reshape(depth, -1, width)[:, order]
-    flat = found["merged"].reshape(-1, found["merged"].shape[-1])
-    found["merged"] = flat[order[::4] // 4]
+    seen = [x.reshape(-1, x.shape[-1])[order[::4] // 4] for x in found["merged"]]
+    found["merged"] = seen[0]
+    found |= {f"deep_{n}": x for n, x in enumerate(seen[1:])}
     return found | {"positions": np.asarray(batch.positions)}
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from afmrl_jax.models.architecture import Architecture
+from afmrl_jax.models.families import family
 from afmrl_jax.parallel.param_paths import STACKS, TOWER, is_adapter, is_stacked
 
 _RENAMES = (
@@ -15,6 +16,7 @@ _RENAMES = (
     (r"/kernel$", "/weight"),
     (r"/scale$", "/weight"),
     (r"embed_tokens$", "embed_tokens/weight"),
+    (r"pos_embed$", "pos_embed/weight"),
     (r"^lm_head$", "lm_head/weight"),
 )
 
@@ -63,6 +65,21 @@ def _hub_name(ours: str, layer: int | None) -> str:
     if layer is not None:
         name = STACKS.sub(rf"\1\2/{layer}/", name)
     return name.replace("/", ".")
+
+
+def published_name(name: str, family_name: str) -> str:
+    """The name in a file of a family for a tensor of `hub_tensors`.
+
+    Example:
+        >>> published_name("visual.pos_embed.weight", "qwen3_vl")
+        'model.visual.pos_embed.weight'
+        >>> published_name("model.norm.weight", "qwen2_vl")
+        'model.norm.weight'
+    """
+    for theirs, ours in family(family_name).hub_prefixes:
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
 
 
 def canonical_name(name: str) -> str:

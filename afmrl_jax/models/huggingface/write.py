@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from afmrl_jax.models.architecture import Architecture, Params
-from afmrl_jax.models.huggingface.names import HubTensor, hub_tensors
+from afmrl_jax.models.huggingface.names import HubTensor, hub_tensors, published_name
 from afmrl_jax.models.huggingface.read import INDEX, SINGLE
 from afmrl_jax.models.huggingface.safetensors import TensorToWrite, write_tensors
 from afmrl_jax.runtime.distributed import to_host
@@ -31,7 +31,12 @@ def save_params(
         shard_bytes: largest size of a file, unless a single tensor is larger.
     """
     tensors = [
-        TensorToWrite(t.name, t.shape, np.dtype(params[t.ours].dtype), partial(_fetch, params, t))
+        TensorToWrite(
+            published_name(t.name, architecture.config.family),
+            t.shape,
+            np.dtype(params[t.ours].dtype),
+            partial(_fetch, params, t),
+        )
         for t in hub_tensors(architecture)
     ]
     files = divide(tensors, shard_bytes)

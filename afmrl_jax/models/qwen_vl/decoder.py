@@ -1,4 +1,4 @@
-"""The causal decoder of both families, over whole rows or after a shared prompt."""
+"""The causal decoder of all families, over whole rows or after a shared prompt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from afmrl_jax.models.qwen_vl.layers import (
 )
 from afmrl_jax.models.qwen_vl.rope import Rotary, mrope_angles, rotate
 from afmrl_jax.models.qwen_vl.shared_prompt import attend_behind
-from afmrl_jax.models.qwen_vl.vision import GatedMlp
+from afmrl_jax.models.qwen_vl.tower_parts import GatedMlp
 from afmrl_jax.models.qwen_vl.windows import reordered
 from afmrl_jax.parallel.layout import rows_over_data
 from afmrl_jax.types import AnyArray, Array, Bool, Float, Int, PyTree
@@ -40,8 +40,20 @@ class KeyValue(NamedTuple):
     value: Float[Array, "*of s k"]
 
 
+class Embedded(NamedTuple):
+    """What a decoder reads of rows."""
+
+    x: Float[Array, "b t d"]
+    """Embeddings."""
+    deep: tuple[Float[Array, "b t d"], ...] = ()
+    """What is added behind the first layers, one array a layer: zero but at picture places."""
+
+
+Rows = Embedded | Float[Array, "b t d"]
+
+
 class Attention(nnx.Module):
-    """Grouped-query attention with biases on q, k and v."""
+    """Grouped-query attention, with or without biases and norms on q and k."""
 
     def __init__(
         self, config: TextConfig, lora: LoraConfig | None, execution: Execution, *, keys: Keys
@@ -53,10 +65,13 @@ class Attention(nnx.Module):
             own = lora if lora is not None and name in lora.targets else None
             return Linear(inputs, outputs, bias=bias, lora=own, keys=keys)
 
-        self.q_proj = linear("q_proj", size, inner, True)
-        self.k_proj = linear("k_proj", size, narrow, True)
-        self.v_proj = linear("v_proj", size, narrow, True)
+        self.q_proj = linear("q_proj", size, inner, config.qkv_bias)
+        self.k_proj = linear("k_proj", size, narrow, config.qkv_bias)
+        self.v_proj = linear("v_proj", size, narrow, config.qkv_bias)
         self.o_proj = linear("o_proj", inner, size, False)
+        head, eps = config.head_dim, config.rms_norm_eps
+        self.q_norm = RMSNorm(head, eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(head, eps) if config.qk_norm else None
         self.config = config
         self.implementation = execution.attention
 
@@ -66,8 +81,9 @@ class Attention(nnx.Module):
         """Rotated queries, and rotated keys with values [b n t k]."""
         batch, length, _ = x.shape
         head = self.config.head_dim
-        q = rotate(self.q_proj(x).reshape(batch, length, -1, head), angles)
-        k = rotate(self.k_proj(x).reshape(batch, length, -1, head), angles)
+        q = self.q_proj(x).reshape(batch, length, -1, head)
+        k = self.k_proj(x).reshape(batch, length, -1, head)
+        q, k = (rotate(y, angles) for y in normed(q, k, self.q_norm, self.k_norm))
         v = self.v_proj(x).reshape(batch, length, -1, head)
         return q, KeyValue(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
 
@@ -110,6 +126,13 @@ class Attention(nnx.Module):
         """
         parts = (*prefix, *own)
         return self.o_proj(attend_behind(q, *parts, prefix_mask, own_mask))
+
+
+def normed(
+    q: jax.Array, k: jax.Array, q_norm: RMSNorm | None, k_norm: RMSNorm | None
+) -> tuple[jax.Array, jax.Array]:
+    """Queries and keys [... k], each head by itself, where there are norms for them."""
+    return (q if q_norm is None else q_norm(q)), (k if k_norm is None else k_norm(k))
 
 
 class DecoderLayer(nnx.Module):
@@ -175,7 +198,7 @@ class Decoder(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "b t d"],
+        x: Rows,
         positions: Int[AnyArray, "b 3 t"],
         token_mask: Bool[AnyArray, "b t"],
         segment: Int[AnyArray, "b t"] | None = None,
@@ -184,7 +207,7 @@ class Decoder(nnx.Module):
         """Hidden states after the final norm.
 
         Args:
-            x: embeddings.
+            x: embeddings, and what is added behind layers.
             positions: time, row and column.
             token_mask: False at padding on either side.
             segment: numbers of texts that share a row and do not see each other; None for one.
@@ -195,7 +218,7 @@ class Decoder(nnx.Module):
 
     def prefill(
         self,
-        x: Float[Array, "b t d"],
+        x: Rows,
         positions: Int[AnyArray, "b 3 t"],
         token_mask: Bool[AnyArray, "b t"],
         segment: Int[AnyArray, "b t"] | None = None,
@@ -211,7 +234,7 @@ class Decoder(nnx.Module):
 
     def layer_outputs(
         self,
-        x: Float[Array, "b t d"],
+        x: Rows,
         positions: Int[AnyArray, "b 3 t"],
         token_mask: Bool[AnyArray, "b t"],
     ) -> Float[Array, "l b t d"]:
@@ -220,13 +243,14 @@ class Decoder(nnx.Module):
 
     def _through(
         self,
-        x: Float[Array, "b t d"],
+        rows: Rows,
         positions: Int[AnyArray, "b 3 t"],
         token_mask: Bool[AnyArray, "b t"],
         keep: Callable[[KeyValue, jax.Array], PyTree],
         segment: Int[AnyArray, "b t"] | None = None,
         at: Int[AnyArray, "c m"] | None = None,
     ) -> tuple[Float[Array, "b t d"] | Float[Array, "c m d"], PyTree]:
+        x, deep = rows if isinstance(rows, Embedded) else Embedded(rows)
         angles = self.angles(positions)
         text, execution = self.config, self.execution
         own_rows = token_mask.astype(jnp.int32) if segment is None else segment
@@ -236,21 +260,27 @@ class Decoder(nnx.Module):
             # With what exists in front, causality is all that attention must be told.
             order, back = front_order(token_mask)
             x, angles = reordered(x, order, back), reordered(angles, order, back)
+            deep = tuple(reordered(y, order, back) for y in deep)
             layout = AttentionLayout(causal=True)
 
         def returned(x: jax.Array) -> jax.Array:
             """[b t ...] with tokens where they came from."""
             return x if order is None or back is None else reordered(x, back, order)
 
-        def step(layer: DecoderLayer, x: jax.Array, _: None) -> tuple[jax.Array, PyTree]:
+        numbers = jnp.arange(text.num_layers, dtype=jnp.int32) if deep else None
+
+        def step(
+            layer: DecoderLayer, x: jax.Array, number: jax.Array | None
+        ) -> tuple[jax.Array, PyTree]:
             x = rows_over_data(x)
             mixed, own = layer.self_attn(layer.input_layernorm(x), angles, layout)
             x = rows_over_data(layer.feed_forward(rows_over_data(x + mixed)))
+            x = rows_over_data(x if number is None else _deepened(x, deep, number))
             stored = KeyValue(*(returned(y.swapaxes(1, 2)).swapaxes(1, 2) for y in own))
             return x, keep(stored, returned(x))
 
         if at is None or order is not None or execution.scans(text.num_layers):
-            x, kept = run_stack(self.layers, step, x, None, execution)
+            x, kept = run_stack(self.layers, step, x, numbers, execution)
             return (returned(x) if at is None else _taken(returned(x), at)), kept
 
         def last(layer: DecoderLayer, x: jax.Array) -> tuple[jax.Array, PyTree]:
@@ -259,12 +289,15 @@ class Decoder(nnx.Module):
             mixed, own = layer.self_attn.mixed(layer.input_layernorm(x), angles, layout)
             x = _taken(x, at) + layer.self_attn.o_proj(_taken(mixed, at))
             x = layer.feed_forward(x)
+            if len(deep) == text.num_layers:
+                x = x + _taken(deep[-1], at).astype(x.dtype)
             return x, keep(own, x)
 
         front, end = parted(self.layers)
         kept = []
         if front is not None:
-            x, found = run_stack(front, step, x, None, execution)
+            before = None if numbers is None else numbers[:-1]
+            x, found = run_stack(front, step, x, before, execution)
             kept.append(found)
         x, found = run_layer(end, last, x, execution)
         kept.append(jax.tree.map(lambda y: y[None], found))
@@ -303,6 +336,14 @@ class Decoder(nnx.Module):
             return rows_over_data(x), None
 
         return self.norm(run_stack(self.layers, step, x, prefix, self.execution)[0])
+
+
+def _deepened(
+    x: Float[Array, "b t d"], deep: tuple[jax.Array, ...], number: Int[Array, ""]
+) -> Float[Array, "b t d"]:
+    """With what is added behind the layer of that number, if anything is."""
+    adds = [lambda x, own=own: x + own.astype(x.dtype) for own in deep]
+    return jax.lax.switch(jnp.minimum(number, len(deep)), [*adds, lambda x: x], x)
 
 
 def _taken(x: Float[Array, "b t d"], at: Int[AnyArray, "c m"]) -> Float[Array, "c m d"]:

@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL: one class, told apart by the style of its vision tower."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: one class, told apart by the style of its vision tower."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.data.batching.images import Normalization
 from afmrl_jax.data.batching.row_packing import PackedRows
 from afmrl_jax.data.batching.visual_features import VisualFeatures
-from afmrl_jax.models.qwen_vl.decoder import Decoder
+from afmrl_jax.models.qwen_vl.decoder import Decoder, Embedded
 from afmrl_jax.models.qwen_vl.layers import Keys
 from afmrl_jax.models.qwen_vl.pixels import normalized
 from afmrl_jax.models.qwen_vl.rope import Rotary, mrope_angles
-from afmrl_jax.models.qwen_vl.vision import VisionStyle, VisionTower
+from afmrl_jax.models.qwen_vl.tower_parts import VisionStyle
+from afmrl_jax.models.qwen_vl.vision import VisionTower
 from afmrl_jax.models.token_logprobs import Head
 from afmrl_jax.parallel.layout import rows_over_data
 from afmrl_jax.types import AnyArray, Array, Float, Int, Real
@@ -24,7 +25,8 @@ from afmrl_jax.types import AnyArray, Array, Float, Int, Real
 class QwenVL(nnx.Module):
     """Vision tower, decoder and head. Attribute names follow the hub's parameter names.
 
-    Reference: Wang et al., Qwen2-VL, arXiv 2409.12191; Bai et al., Qwen2.5-VL, arXiv 2502.13923.
+    Reference: Wang et al., Qwen2-VL, arXiv 2409.12191; Bai et al., Qwen2.5-VL, arXiv 2502.13923 and
+    Qwen3-VL, arXiv 2511.21631.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class QwenVL(nnx.Module):
     ) -> VisualFeatures:
         """Features [n p/merge^2 d] of n bins of patches; see `VLBatch` and `VisionTower`."""
         numbers = normalized(patches, normalization, self.config.vision.temporal_patch_size)
-        return VisualFeatures(self.visual_tower(numbers, segment, position))
+        return self.visual_tower(numbers, segment, position)
 
     def visual_of(self, batch: VLBatch) -> VisualFeatures | None:
         """Features [n s d] of a batch's pictures: its own, or those the tower gives.
@@ -79,7 +81,7 @@ class QwenVL(nnx.Module):
         visual_start: Int[AnyArray, " b"] | Int[AnyArray, "b t"] | None = None,
         *,
         shares: int = 1,
-    ) -> Float[Array, "b t d"]:
+    ) -> Embedded:
         """Token embeddings, with visual tokens at the picture places.
 
         Args:
@@ -94,18 +96,24 @@ class QwenVL(nnx.Module):
         """
         embedded = rows_over_data(self.model.embed(tokens))
         if visual is None or visual.tokens.shape[0] == 0:
-            return embedded
+            return Embedded(embedded)
         if visual_start is None:
             raise ValueError("visual tokens without visual_start have no place")
         place = tokens == self.config.image_token_id
         number = jnp.asarray(visual_start)
         if number.ndim == 1:
             number = number[:, None] + jnp.cumsum(place.astype(jnp.int32), axis=1) - 1
-        # Outside the picture places the number may point anywhere; what it finds is not used.
-        chosen = _take(visual.tokens, number, shares)
-        return rows_over_data(jnp.where(place[..., None], chosen.astype(embedded.dtype), embedded))
 
-    def inputs(self, batch: VLBatch, visual: VisualFeatures | None = None) -> Float[Array, "b t d"]:
+        def put(tokens: jax.Array, around: jax.Array) -> jax.Array:
+            # Outside the picture places the number may point anywhere; what it finds is not used.
+            chosen = _take(tokens, number, shares).astype(embedded.dtype)
+            return rows_over_data(jnp.where(place[..., None], chosen, around))
+
+        nothing = jnp.zeros((), embedded.dtype)
+        deep = tuple(put(tokens, nothing) for tokens in visual.deep)
+        return Embedded(put(visual.tokens, embedded), deep)
+
+    def inputs(self, batch: VLBatch, visual: VisualFeatures | None = None) -> Embedded:
         """Embeddings of a batch; where `visual` is given, the vision tower does not run."""
         if visual is None:
             visual = self.visual_of(batch)

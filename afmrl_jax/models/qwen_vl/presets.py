@@ -1,7 +1,8 @@
-"""The published sizes of Qwen2-VL and Qwen2.5-VL, and the demo's, by name."""
+"""The published sizes of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, and the demo's, by name."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from afmrl_jax.config import QwenVLConfig, TextConfig, VisionConfig
@@ -58,6 +59,43 @@ def _qwen2_5_vl(text: TextConfig) -> QwenVLConfig:
     return QwenVLConfig("qwen2_5_vl", vision, text)
 
 
+def _qwen3_vl(
+    text: TextConfig, depth: int = 24, width: int = 1024, intermediate: int = 4096
+) -> QwenVLConfig:
+    vision = VisionConfig(
+        depth=depth,
+        embed_dim=width,
+        num_heads=16,
+        intermediate=intermediate,
+        out_dim=text.hidden_dim,
+        patch_size=16,
+        merge_size=2,
+        temporal_patch_size=2,
+        window_size=64,
+        position_side=48,
+        deep_blocks=(5, 11, 17) if depth == 24 else (8, 16, 24),
+    )
+    return QwenVLConfig("qwen3_vl", vision, text)
+
+
+def _text3(hidden: int, intermediate: int, layers: int, heads: int, *, tied: bool) -> TextConfig:
+    return TextConfig(
+        vocab_size=151936,
+        hidden_dim=hidden,
+        intermediate_dim=intermediate,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=8,
+        rope_theta=5e6,
+        mrope_section=(24, 20, 20),
+        rms_norm_eps=1e-6,
+        tie_embeddings=tied,
+        head_size=128,
+        qkv_bias=False,
+        qk_norm=True,
+    )
+
+
 def _demo(
     family: str,
     vocab_size: int,
@@ -94,11 +132,28 @@ scratch in minutes.
 An embedder needs the values of four heads: two are too narrow to carry picture, title and list to
 the last token. A generator can do with two."""
 
+
+def _demo_qwen3(vocab_size: int, image_token_id: int) -> QwenVLConfig:
+    """As the other demo models, with every part of a Qwen3-VL."""
+    other = _demo("qwen3_vl", vocab_size, image_token_id)
+    window = 2 * other.vision.patch_size * other.vision.merge_size
+    return replace(
+        other,
+        vision=replace(other.vision, position_side=12, deep_blocks=(0,), window_size=window),
+        text=replace(other.text, head_size=24, qkv_bias=False, qk_norm=True),
+    )
+
+
+DEMO_QWEN3_VL = _demo_qwen3
+
 PRESETS: dict[str, QwenVLConfig] = {
     "qwen2vl_2b": _qwen2_vl(_text(1536, 8960, 28, 12, 2, 151936)),
     "qwen2vl_7b": _qwen2_vl(_text(3584, 18944, 28, 28, 4, 152064)),
     "qwen2_5vl_3b": _qwen2_5_vl(_text(2048, 11008, 36, 16, 2, 151936)),
     "qwen2_5vl_7b": _qwen2_5_vl(_text(3584, 18944, 28, 28, 4, 152064)),
+    "qwen3vl_2b": _qwen3_vl(_text3(2048, 6144, 28, 16, tied=True)),
+    "qwen3vl_4b": _qwen3_vl(_text3(2560, 9728, 36, 32, tied=True)),
+    "qwen3vl_8b": _qwen3_vl(_text3(4096, 12288, 36, 32, tied=False), 27, 1152, 4304),
     "demo_embedder": DEMO_QWEN2_VL(2048, 5),
     "demo_generator": DEMO_QWEN2_5_VL(2048, 5),
 }

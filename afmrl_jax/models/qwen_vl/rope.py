@@ -54,6 +54,26 @@ def mrope_angles(
     return jnp.swapaxes(chosen, 1, 2) * jnp.asarray(frequency, jnp.float32)[None, None]
 
 
+def interleaved_angles(
+    positions: Int[AnyArray, "b 3 t"],
+    head_dim: int,
+    theta: float,
+    sections: tuple[int, int, int],
+) -> Float[Array, "b t f"]:
+    """As `mrope_angles`, but the axes take turns: time, row, column, time, and so on.
+
+    A row or column that has had its share leaves its turns to time. Qwen3-VL's rule.
+    """
+    half = head_dim // 2
+    frequency = 1.0 / theta ** (np.arange(half, dtype=np.float32) / half)
+    number = np.arange(half)
+    axis = np.zeros(half, np.int64)
+    for one in (1, 2):
+        axis[(number % 3 == one) & (number < 3 * sections[one])] = one
+    chosen = positions.astype(jnp.float32)[:, axis, :]
+    return jnp.swapaxes(chosen, 1, 2) * jnp.asarray(frequency, jnp.float32)[None, None]
+
+
 def rotate(x: Float[Array, "b t h k"], angles: Float[Array, "b t f"]) -> Float[Array, "b t h k"]:
     """Turn pairs (i, i + k/2) of each head by `angles`.
 

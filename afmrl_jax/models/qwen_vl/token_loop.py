@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from afmrl_jax.models.qwen_vl.attention import MASKED
-from afmrl_jax.models.qwen_vl.decoder import Decoder, DecoderLayer, KeyValue
+from afmrl_jax.models.qwen_vl.decoder import Decoder, DecoderLayer, KeyValue, normed
 from afmrl_jax.models.qwen_vl.layers import (
     Affine,
     RMSNorm,
@@ -35,6 +35,7 @@ class _Layer(NamedTuple):
 
     input_norm: RMSNorm
     qkv: tuple[Map, ...]
+    qk_norms: tuple[RMSNorm | None, RMSNorm | None]
     out: Map
     mlp_norm: RMSNorm
     gate_up: tuple[Map, ...]
@@ -139,7 +140,7 @@ class TokenLoop:
         cuts = heads * size, (heads + narrow) * size
         found = _each(layer.qkv, layer.input_norm(rows), cuts)
         q, k, v = (x.reshape(x.shape[0], 1, -1, size) for x in found)
-        q, k = rotate(q, angles), rotate(k, angles)
+        q, k = (rotate(x, angles) for x in normed(q, k, *layer.qk_norms))
         shape = (-1, group, narrow)
         q = (q * size**-0.5).reshape(*shape, heads // narrow, size).swapaxes(1, 2)
         k, v = (x.reshape(*shape, 1, size).swapaxes(1, 2) for x in (k, v))
@@ -216,6 +217,7 @@ def _ready(layer: DecoderLayer, dtype: jnp.dtype, rows: int) -> _Layer:
     return _Layer(
         layer.input_layernorm,
         group(*(x.affine(dtype) for x in (attention.q_proj, attention.k_proj, attention.v_proj))),
+        (attention.q_norm, attention.k_norm),
         for_few_rows(attention.o_proj.affine(dtype), rows),
         layer.post_attention_layernorm,
         group(*(x.affine(dtype) for x in (mlp.gate_proj, mlp.up_proj))),

@@ -1,4 +1,4 @@
-"""The vision towers of Qwen2-VL and Qwen2.5-VL: patches in, merged visual tokens out."""
+"""The vision towers of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: patches in, merged visual tokens out."""
 
 from __future__ import annotations
 
@@ -11,18 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from afmrl_jax.config import Execution, LoraConfig, QwenVLConfig, VisionConfig
+from afmrl_jax.config import Execution, QwenVLConfig, VisionConfig
 from afmrl_jax.config.validation import require
+from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models.qwen_vl.attention import AttentionLayout, attend
-from afmrl_jax.models.qwen_vl.layers import (
-    Keys,
-    LayerNorm,
-    Linear,
-    RMSNorm,
-    run_stack,
-    stack_layers,
-)
+from afmrl_jax.models.qwen_vl.layers import Keys, Linear, run_stack, stack_layers, unstack
 from afmrl_jax.models.qwen_vl.rope import rotate, vision_angles
+from afmrl_jax.models.qwen_vl.tower_parts import VisionStyle, stretched_positions
 from afmrl_jax.models.qwen_vl.windows import (
     Windows,
     make_windows,
@@ -87,73 +82,6 @@ class VisionAttention(nnx.Module):
         return out if windows is None else windows.patches(out)
 
 
-class QuickGeluMlp(nnx.Module):
-    """Qwen2-VL's MLP."""
-
-    def __init__(self, config: VisionConfig, *, keys: Keys):
-        self.fc1 = Linear(config.embed_dim, config.intermediate, bias=True, keys=keys)
-        self.fc2 = Linear(config.intermediate, config.embed_dim, bias=True, keys=keys)
-
-    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-        """Of each vector by itself."""
-        x = self.fc1(x)
-        return self.fc2(x * jax.nn.sigmoid(1.702 * x))
-
-
-class GatedMlp(nnx.Module):
-    """SiLU-gated MLP: with biases in Qwen2.5-VL's vision tower, without in both decoders."""
-
-    def __init__(
-        self,
-        size: int,
-        intermediate: int,
-        *,
-        bias: bool,
-        keys: Keys,
-        lora: LoraConfig | None = None,
-    ):
-        def linear(name: str, inputs: int, outputs: int) -> Linear:
-            own = lora if lora is not None and name in lora.targets else None
-            return Linear(inputs, outputs, bias=bias, lora=own, keys=keys)
-
-        self.gate_proj = linear("gate_proj", size, intermediate)
-        self.up_proj = linear("up_proj", size, intermediate)
-        self.down_proj = linear("down_proj", intermediate, size)
-
-    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-        """Of each vector by itself."""
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-@dataclass(frozen=True)
-class VisionStyle:
-    """What tells the vision towers of the families apart."""
-
-    norm: Callable[[int, float], nnx.Module]
-    """Of a width and an epsilon."""
-    mlp: Callable[[VisionConfig, Keys], nnx.Module]
-    """The second half of a block."""
-    gated: bool
-    """Whether the MLP multiplies two maps of its input, so that it has three matrices, not two."""
-    windows: bool
-    """Whether blocks look within windows, all but `VisionConfig.full_attention_blocks`."""
-
-
-QWEN2_VISION = VisionStyle(
-    # This family fixes the epsilon.
-    norm=lambda size, eps: LayerNorm(size, 1e-6),
-    mlp=lambda config, keys: QuickGeluMlp(config, keys=keys),
-    gated=False,
-    windows=False,
-)
-QWEN2_5_VISION = VisionStyle(
-    norm=RMSNorm,
-    mlp=lambda config, keys: GatedMlp(config.embed_dim, config.intermediate, bias=True, keys=keys),
-    gated=True,
-    windows=True,
-)
-
-
 class VisionBlock(nnx.Module):
     """Pre-norm transformer block."""
 
@@ -182,29 +110,13 @@ class VisionBlock(nnx.Module):
 class PatchEmbed(nnx.Module):
     """Flattened patches to vectors: a convolution whose stride is its size."""
 
-    def __init__(self, config: VisionConfig, *, keys: Keys):
+    def __init__(self, config: VisionConfig, *, bias: bool, keys: Keys):
         inputs = config.in_channels * config.temporal_patch_size * config.patch_size**2
-        self.proj = Linear(inputs, config.embed_dim, bias=False, keys=keys)
+        self.proj = Linear(inputs, config.embed_dim, bias=bias, keys=keys)
 
     def __call__(self, patches: Float[AnyArray, "n p f"]) -> Float[Array, "n p d"]:
         """Of each patch by itself."""
         return self.proj(jnp.asarray(patches))
-
-
-class PatchMerger(nnx.Module):
-    """Joins merge_size^2 neighbouring patches into one token of the decoder's width."""
-
-    def __init__(self, vision: VisionConfig, style: VisionStyle, *, keys: Keys):
-        self.ln_q = style.norm(vision.embed_dim, 1e-6)
-        joined = vision.embed_dim * vision.merge_size**2
-        self.mlp_0 = Linear(joined, joined, bias=True, keys=keys)
-        self.mlp_2 = Linear(joined, vision.out_dim, bias=True, keys=keys)
-        self.joined = joined
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[n p d] to [n p/merge^2 out], each square of patches joined."""
-        x = self.ln_q(x).reshape(x.shape[0], -1, self.joined)
-        return self.mlp_2(jax.nn.gelu(self.mlp_0(x), approximate=False))
 
 
 class VisionTower(nnx.Module):
@@ -224,11 +136,24 @@ class VisionTower(nnx.Module):
             not style.windows or vision.window_size % unit == 0,
             f"window_size must be a multiple of {unit} pixels",
         )
-        self.patch_embed = PatchEmbed(vision, keys=keys)
+        self.patch_embed = PatchEmbed(vision, bias=style.patch_bias, keys=keys)
         self.blocks = stack_layers(
             vision.depth, lambda: VisionBlock(vision, style, execution, keys=keys), keys
         )
-        self.merger = PatchMerger(vision, style, keys=keys)
+        self.merger = style.merger(vision, style.norm, keys=keys)
+        side, count = vision.position_side, len(vision.deep_blocks)
+        self.pos_embed = (
+            nnx.Param(
+                0.02 * jax.random.normal(keys.draw(), (side**2, vision.embed_dim), jnp.float32)
+            )
+            if side
+            else None
+        )
+
+        def deep_merger() -> nnx.Module:
+            return style.merger(vision, style.norm, keys=keys, deep=True)
+
+        self.deepstack_merger_list = stack_layers(count, deep_merger, keys) if count else None
         self.config = config
         self.windows = style.windows
         self.execution = execution
@@ -238,15 +163,22 @@ class VisionTower(nnx.Module):
         patches: Float[AnyArray, "n p f"],
         segment: Int[AnyArray, "n p"],
         position: Int[AnyArray, "n p 2"],
-    ) -> Float[Array, "n s d"]:
-        """Merged tokens, s = p / merge_size^2, of patches in merge-block order.
+    ) -> VisualFeatures:
+        """Merged tokens [n s d], s = p / merge_size^2, of patches in merge-block order.
 
         Args:
             patches: flattened normalised pixels; several pictures may share a bin n.
             segment: number of the picture inside the bin, from 1; 0 is padding.
             position: (row, column) in patches.
         """
-        return self.merger(self._through(patches, segment, position, lambda out: None)[0])
+        x, deep, _ = self._through(patches, segment, position, lambda out: None)
+        mergers = self.deepstack_merger_list
+        if mergers is None:
+            return VisualFeatures(self.merger(x))
+        graphdef, state = nnx.split(mergers)
+        parts = unstack(state, len(deep))
+        found = (nnx.merge(graphdef, own)(y) for own, y in zip(parts, deep, strict=True))
+        return VisualFeatures(self.merger(x), tuple(found))
 
     def block_outputs(
         self,
@@ -255,7 +187,7 @@ class VisionTower(nnx.Module):
         position: Int[AnyArray, "n p 2"],
     ) -> Float[Array, "l n p d"]:
         """What each block hands on; for looking inside."""
-        return self._through(patches, segment, position, lambda out: out)[1]
+        return self._through(patches, segment, position, lambda out: out)[2]
 
     def _through(
         self,
@@ -263,19 +195,38 @@ class VisionTower(nnx.Module):
         segment: Int[AnyArray, "n p"],
         position: Int[AnyArray, "n p 2"],
         keep: Callable[[jax.Array], PyTree],
-    ) -> tuple[Float[Array, "n p d"], PyTree]:
+    ) -> tuple[Float[Array, "n p d"], tuple[Float[Array, "n p d"], ...], PyTree]:
+        """What the last block hands on, what the deep ones do, and what is kept of every one."""
         vision = self.config.vision
         angles = vision_angles(position, vision.embed_dim // vision.num_heads)
         views, numbers = self._views(segment, position)
+        count = len(vision.deep_blocks)
+        # Where each block's output is put; all but the deep ones' at a place that nobody reads.
+        places = np.full(vision.depth, count, np.int32)
+        places[list(vision.deep_blocks)] = np.arange(count)
 
         def step(
-            block: VisionBlock, x: jax.Array, number: jax.Array | None
-        ) -> tuple[jax.Array, PyTree]:
-            x = block(x, angles, views, number)
-            return x, keep(x)
+            block: VisionBlock,
+            carry: tuple[jax.Array, jax.Array | None],
+            extra: tuple[jax.Array | None, jax.Array | None],
+        ) -> tuple[tuple[jax.Array, jax.Array | None], PyTree]:
+            x, deep = carry
+            x = block(x, angles, views, extra[0])
+            if deep is not None:
+                assert extra[1] is not None
+                deep = jax.lax.dynamic_update_index_in_dim(deep, x, extra[1], 0)
+            return (x, deep), keep(x)
 
         x = self.patch_embed(patches.astype(self.execution.dtype))
-        return run_stack(self.blocks, step, x, numbers, self.execution)
+        if self.pos_embed is not None:
+            side = vision.position_side
+            x = x + stretched_positions(self.pos_embed[...], side, segment, position).astype(
+                x.dtype
+            )
+        start = jnp.zeros((count + 1, *x.shape), x.dtype) if count else None
+        extras = (numbers, jnp.asarray(places) if count else None)
+        (x, deep), kept = run_stack(self.blocks, step, (x, start), extras, self.execution)
+        return x, () if deep is None else tuple(deep[n] for n in range(count)), kept
 
     def _views(
         self, segment: Int[AnyArray, "n p"], position: Int[AnyArray, "n p 2"]
