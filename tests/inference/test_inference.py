@@ -180,7 +180,7 @@ def test_an_index_refuses_what_it_cannot_hold(tmp_path):
         Index.load(tmp_path)
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_a_hugging_face_folder(tokenizer, picture, tmp_path, family):
     config = tiny_config(
         family, vocab_size=tokenizer.vocab_size, image_token_id=tokenizer.image_pad_id

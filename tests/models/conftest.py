@@ -13,7 +13,7 @@ def builder(badge_listings, tokenizer):
     return RowBuilder.of(badge_listings, tokenizer, ImageConfig(), TextBudget())
 
 
-@pytest.fixture(params=["qwen2_vl", "qwen2_5_vl"])
+@pytest.fixture(params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def model(request, tokenizer):
     """A model whose weights are all away from their initial zeros and ones."""
     config = tiny_config(

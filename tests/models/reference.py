@@ -13,7 +13,7 @@ from afmrl_jax.testing import normalized_pixels
 
 torch = pytest.importorskip("torch", reason="the reference needs `pip install torch`")
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 IMAGE_PAD = 90
 TEXT = {
     "vocab_size": 96,
@@ -51,20 +51,32 @@ VISION = {
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
     },
+    "qwen3_vl": {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "num_position_embeddings": 36,
+        "deepstack_visual_indexes": [0],
+    },
 }
 
 
 def hub_class(family):
     import transformers
 
-    name = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}[family]
+    name = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}[family]
     return getattr(transformers, f"{name}ForConditionalGeneration")
 
 
 def reference_model(family, tied, dtype="float32"):
     """Random weights, none at the zeros and ones that would hide a swapped bias."""
     config = hub_class(family).config_class(
-        text_config=TEXT,
+        text_config=TEXT | ({"head_dim": 16} if family == "qwen3_vl" else {}),
         vision_config=VISION[family],
         image_token_id=IMAGE_PAD,
         video_token_id=91,
@@ -81,18 +93,33 @@ def reference_model(family, tied, dtype="float32"):
 
 
 def our_config(family, tied):
+    third = family == "qwen3_vl"
     vision = VisionConfig(
         depth=2,
         embed_dim=32,
         num_heads=2,
-        intermediate={"qwen2_vl": 64, "qwen2_5_vl": 48}[family],
+        intermediate=64 if family == "qwen2_vl" else 48,
         out_dim=64,
         patch_size=14,
         temporal_patch_size=2,
         window_size=56,
         full_attention_blocks=(1,) if family == "qwen2_5_vl" else (),
+        position_side=6 if third else 0,
+        deep_blocks=(0,) if third else (),
     )
-    text = TextConfig(96, 64, 128, 2, 4, 2, mrope_section=(2, 3, 3), tie_embeddings=tied)
+    text = TextConfig(
+        96,
+        64,
+        128,
+        2,
+        4,
+        2,
+        mrope_section=(2, 3, 3),
+        tie_embeddings=tied,
+        head_size=16 if third else None,
+        qkv_bias=not third,
+        qk_norm=third,
+    )
     return QwenVLConfig(family, vision, text, IMAGE_PAD)
 
 

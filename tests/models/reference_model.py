@@ -21,7 +21,7 @@ from tests.models.reference_cases import (
 )
 
 GOLDEN = Path(__file__).parent / "golden" / "reference.npz"
-GOLDEN_CASES = (0, 1, 5, 8, 14, 19, 22, 27)
+GOLDEN_CASES = (0, 1, 5, 8, 14, 19, 22, 27, 100, 101, 102, 103, 109, 117, 124, 138)
 KEPT = 48
 
 

@@ -28,7 +28,7 @@ def batch(builder):
     return jax.tree.map(jnp.asarray, builder.batch(rows))
 
 
-@pytest.fixture(params=["qwen2_vl", "qwen2_5_vl"])
+@pytest.fixture(params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def dense(request, tokenizer):
     config = tiny_config(
         request.param, vocab_size=tokenizer.vocab_size, image_token_id=tokenizer.image_pad_id

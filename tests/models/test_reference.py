@@ -141,7 +141,7 @@ def test_every_part_equals_the_golden_numbers(number, scan, tmp_path):
 def test_golden_cases_cover_both_families_and_all_sides():
     chosen = [make_case(number) for number in GOLDEN_CASES]
     for field, values in {
-        "family": {"qwen2_vl", "qwen2_5_vl"},
+        "family": {"qwen2_vl", "qwen2_5_vl", "qwen3_vl"},
         "side": {"left", "right", "none"},
         "batch": {1, 3, 8},
         "ratio": {1, 2, 4, 7},

@@ -47,7 +47,7 @@ def test_constrain_is_the_identity_without_a_mesh():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_table_covers_every_parameter_and_the_training_state(family, tied):
     params = Architecture.of(tiny_config(family, tie_embeddings=tied)).init(0)
     state = jax.eval_shape(lambda p: initial_state(p, optax.adamw(1e-3)), params)
@@ -59,7 +59,7 @@ def test_every_line_of_the_table_is_used():
     import re
 
     names = set()
-    for family in ("qwen2_vl", "qwen2_5_vl"):
+    for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
         names |= set(
             Architecture.of(tiny_config(family, tie_embeddings=False, lora=LoraConfig())).shapes
         )

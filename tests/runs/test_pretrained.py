@@ -144,7 +144,7 @@ def test_a_run_from_other_heads_and_types(tied, dtype, tiny_run, tmp_path, token
     assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in params.values())
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_either_family_embeds_and_writes(family, tiny_run, folders, tmp_path, tokenizer):
     for settings in (ModelSettings(weights=str(folders / family)), ModelSettings(family=family)):
         config = dataclasses.replace(tiny_run, embedder=settings, generator=settings)

@@ -141,7 +141,7 @@ def test_settings_of_the_loss_reach_it(builder, tokenizer, monkeypatch):
     assert own.items() <= asked.items()
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_vectors_and_greedy_texts_on_every_mesh(builder, tokenizer, family):
     model = architecture(family, tokenizer)
     params = model.init(0)

@@ -104,7 +104,7 @@ class QwenVL(nnx.Module):
         if number.ndim == 1:
             number = number[:, None] + jnp.cumsum(place.astype(jnp.int32), axis=1) - 1
 
-        def put(tokens: jax.Array, around: jax.Array) -> jax.Array:
+        def put(tokens: AnyArray, around: jax.Array) -> jax.Array:
             # Outside the picture places the number may point anywhere; what it finds is not used.
             chosen = _take(tokens, number, shares).astype(embedded.dtype)
             return rows_over_data(jnp.where(place[..., None], chosen, around))

@@ -21,7 +21,7 @@ from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import shardings
 from afmrl_jax.testing import tiny_config
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 INDEX = "model.safetensors.index.json"
 
 
@@ -115,7 +115,7 @@ def test_config_json_describes_the_same_model(family, demo):
     ("change", "message"),
     [
         ({"model_type": "llama"}, "type 'llama'"),
-        ({"model_type": "qwen3_vl"}, "supported are qwen2_vl, qwen2_5_vl"),
+        ({"model_type": "qwen4_vl"}, "supported are qwen2_vl, qwen2_5_vl"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"use_sliding_window": True}, "sliding-window"),
         ({"hidden_act": "gelu"}, "'gelu'"),

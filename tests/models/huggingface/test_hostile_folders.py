@@ -26,7 +26,7 @@ ODD = [0, -1, 1.5, "2", [1], {}, True, 10**9]
 @pytest.fixture(scope="module")
 def configs():
     """A good config.json of each family."""
-    families = ("qwen2_vl", "qwen2_5_vl")
+    families = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
     return {x: to_hub_config(tiny_config(x), dtype="float32", ids={}) for x in families}
 
 

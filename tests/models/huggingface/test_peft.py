@@ -157,7 +157,7 @@ def test_every_tensor_that_does_not_fit_is_named_at_once(adapter):
 
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_peft_reads_what_we_write(family, tmp_path):
     pytest.importorskip("torch")
     peft = pytest.importorskip("peft")
@@ -180,7 +180,7 @@ def test_peft_reads_what_we_write(family, tmp_path):
 
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_we_read_what_peft_writes(family, tmp_path):
     torch = pytest.importorskip("torch")
     peft = pytest.importorskip("peft")

@@ -9,7 +9,7 @@ from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.families import family as family_of
 from afmrl_jax.models.huggingface.config import from_hub_config, to_hub_config
 from afmrl_jax.models.huggingface.folder import load_model, save_model
-from afmrl_jax.models.huggingface.names import canonical_name
+from afmrl_jax.models.huggingface.names import canonical_name, published_name
 from afmrl_jax.models.huggingface.safetensors import TensorToWrite, stored_tensors, write_tensors
 from afmrl_jax.testing import tiny_config
 
@@ -51,14 +51,16 @@ def flatten_config(folder):
     (folder / "config.json").write_text(json.dumps(flat))
 
 
-def rename(folder, style):
-    """Give the tensors the names of a model in memory."""
+def rename(folder, style, family):
+    """Give the tensors the names of a published file, or of a model in memory."""
     for path in folder.glob("model*.safetensors"):
         tensors = {n: np.array(x.open()) for n, x in stored_tensors(path).items()}
         out = []
         for name, value in tensors.items():
-            name = canonical_name(name)
-            if style == "memory" and name.startswith("visual."):
+            name = published_name(canonical_name(name), family)
+            if family == "qwen3_vl":
+                pass  # They are the same.
+            elif style == "memory" and name.startswith("visual."):
                 name = "model." + name
             elif style == "memory" and name.startswith("model."):
                 name = "model.language_model." + name.removeprefix("model.")
@@ -73,8 +75,10 @@ def test_logits_equal_those_of_the_folder_read(family, tied, layout, tmp_path):
     reference = reference_model(family, tied)
     reference.save_pretrained(tmp_path)
     if layout == "flat":
+        if family == "qwen3_vl":
+            pytest.skip("its files were never flat")
         flatten_config(tmp_path)
-        rename(tmp_path, "memory")
+        rename(tmp_path, "memory", family)
     architecture, params = load_model(tmp_path)
     assert architecture.config == our_config(family, tied)
     assert_same_logits(architecture, params, reference)
@@ -88,7 +92,7 @@ def test_from_the_hub_and_back_is_bit_exact(family, dtype, shards, style, tmp_pa
     reference = reference_model(family, False, dtype)
     large = shards == "one file"
     reference.save_pretrained(tmp_path / "hub", max_shard_size="5GB" if large else "50KB")
-    rename(tmp_path / "hub", style)
+    rename(tmp_path / "hub", style, family)
     if style == "memory" and not large:
         index = tmp_path / "hub" / "model.safetensors.index.json"
         found = {}

@@ -75,11 +75,13 @@ def test_devices_exchange_gradients_in_float32(tmp_path):
     params = place(architecture.init(0), mesh)
     tokens, mask = jnp.ones((16, 8), jnp.int32), jnp.ones((16, 8), bool)
     positions = jnp.ones((16, 3, 8), jnp.int32)
+    # Another program every time: one that the compile cache knows would not be dumped.
+    scale = float(np.random.default_rng().random())
 
     def loss(params):
         model = architecture.bind(params)
         hidden = model.model(model.embed(tokens), positions, mask)
-        return jnp.sum(hidden.astype(jnp.float32) ** 2)
+        return scale * jnp.sum(hidden.astype(jnp.float32) ** 2)
 
     with jax.set_mesh(mesh):
         jax.jit(jax.grad(loss)).lower(params).compile(

@@ -43,7 +43,9 @@ def reference(name):
 
     config = PRESETS[name]
     raw = to_hub_config(config, dtype="float32", ids={})
-    family = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}[config.family]
+    family = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}[
+        config.family
+    ]
     hub = getattr(transformers, f"{family}Config").from_dict(raw)
     with torch.device("meta"):
         model = getattr(transformers, f"{family}ForConditionalGeneration")(hub)
