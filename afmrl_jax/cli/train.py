@@ -9,8 +9,10 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
-from afmrl_jax.config import RunConfig, read_config, to_yaml
+from afmrl_jax.config import RunConfig, pretrained_for, read_config, to_yaml
+from afmrl_jax.config.model import DEMO_WEIGHTS, RANDOM_WEIGHTS
 from afmrl_jax.errors import ConfigError
+from afmrl_jax.models.huggingface.folder import family_in
 from afmrl_jax.reporting.tables import text_table
 from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime.distributed import ClusterConfig
@@ -46,8 +48,8 @@ class Train(Settings):
         afmrl train --catalogue my-shop --out runs/my-shop --seed 1 --agcl.gamma 0.3
         afmrl train --config my-shop.yaml --out runs/my-shop
         afmrl train --preset pretrained --catalogue my-shop --out runs/my-shop \
-            --embedder.weights /models/Qwen2-VL-2B-Instruct \
-            --generator.weights /models/Qwen2.5-VL-3B-Instruct
+            --embedder.weights /models/Qwen3-VL-Embedding-2B \
+            --generator.weights /models/Qwen3-VL-4B-Instruct
 
     The same command resumes an interrupted run. Every setting is an option. With `--preset
     pretrained` the embedder trains low-rank adapters and the generator its decoder, in bfloat16
@@ -116,18 +118,23 @@ def train_defaults(arguments: Sequence[str]) -> Train:
         arguments: the options; only the preset and the file are read.
     """
     preset, file = _start(arguments)
-    config = _settings(preset, file)
+    config = _settings(arguments, preset, file)
     return Train(preset, preset == "fast", file, config, out=Path("runs") / preset)
 
 
 def config_defaults(arguments: Sequence[str]) -> Config:
     """The same for `afmrl config`."""
     preset, file = _start(arguments)
-    return Config(preset, preset == "fast", file, _settings(preset, file))
+    return Config(preset, preset == "fast", file, _settings(arguments, preset, file))
 
 
-def _settings(preset: Preset, file: Path | None) -> RunConfig:
+def _settings(arguments: Sequence[str], preset: Preset, file: Path | None) -> RunConfig:
     base: RunConfig = getattr(RunConfig, preset)()
+    if preset == "pretrained":
+        named = (_value(arguments, f"--{x}.weights") for x in ("embedder", "generator"))
+        folders = [Path(x) for x in named if x not in (None, DEMO_WEIGHTS, RANDOM_WEIGHTS)]
+        # Patches and chat format are the model's.
+        base = pretrained_for(next(filter(None, map(family_in, folders)), None))
     return base if file is None else read_config(file, base)
 
 

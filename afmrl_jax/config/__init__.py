@@ -26,7 +26,13 @@ from afmrl_jax.config.model import (
     VisionConfig,
 )
 from afmrl_jax.config.rar import CitConfig, RarConfig
-from afmrl_jax.config.run import GuardConfig, KeptCheckpoints, MeshConfig, RunConfig
+from afmrl_jax.config.run import (
+    GuardConfig,
+    KeptCheckpoints,
+    MeshConfig,
+    RunConfig,
+    pretrained_for,
+)
 from afmrl_jax.config.serialization import fingerprint, from_dict, migrated, to_dict
 from afmrl_jax.config.stages import (
     AgclConfig,
@@ -68,6 +74,7 @@ __all__ = [
     "fingerprint",
     "from_dict",
     "migrated",
+    "pretrained_for",
     "read_config",
     "to_dict",
     "to_yaml",

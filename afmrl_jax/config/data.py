@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -90,6 +91,17 @@ class ImageConfig(Settings):
             max_pixels=max_pixels,
         )
 
+    @classmethod
+    def qwen3(cls, *, min_pixels: int = 64 * 64, max_pixels: int = 256 * 32 * 32) -> ImageConfig:
+        """Patches of the published Qwen3-VL, by default 256 visual tokens."""
+        half = (0.5, 0.5, 0.5)
+        return dataclasses.replace(
+            cls.qwen(min_pixels=min_pixels, max_pixels=max_pixels),
+            patch_size=16,
+            mean=half,
+            std=half,
+        )
+
     @property
     def max_patches(self) -> int:
         """Patches of the largest picture."""
@@ -119,9 +131,11 @@ class TextBudget(Settings):
     """Attribute text is cut to this many tokens, and the generator writes no more."""
     max_terms: int = 32
     """BM25 terms kept per attribute text."""
-    layout: Literal["bare", "chat"] = "bare"
+    layout: Literal["bare", "chat", "qwen3"] = "bare"
     """`bare`: picture, title and attributes with nothing around them, for a vocabulary learned from
-    a catalogue. `chat`: the published Qwen2-VL chat format, for a pretrained model."""
+    a catalogue. `chat`: the published chat format of Qwen2-VL and Qwen2.5-VL, for a pretrained
+    model. `qwen3`: that of Qwen3-VL, whose generator has no system turn, and whose embedder has its
+    instruction there, as Qwen3-VL-Embedding has."""
     generator_instruction: str = (
         "Write the key attributes of this product in the form `key: value; key: value`.\nTitle: "
     )

@@ -220,7 +220,7 @@ class ModelSettings(Settings):
     """Where a model's weights come from, which of them are trained, and how it is computed."""
 
     weights: str | None = None
-    """Folder of a Qwen2-VL or Qwen2.5-VL in Hugging Face's layout, or of a PEFT adapter. `demo`:
+    """Folder of a Qwen-VL in Hugging Face's layout, or of a PEFT adapter. `demo`:
     the demo's small model, pretrained on the drawn marketplace. `random` or None: a small model
     with random weights."""
     family: str | None = None

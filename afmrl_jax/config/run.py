@@ -238,3 +238,17 @@ class RunConfig(Settings):
             ),
             cit=replace(demo.cit, steps=200, learning_rate=2e-5),
         )
+
+    @classmethod
+    def qwen3(cls) -> RunConfig:
+        """As `pretrained`, for Qwen3-VL in both roles: its patches and its chat format."""
+        other = cls.pretrained()
+        text = dataclasses.replace(
+            other.text, layout="qwen3", embedder_instruction="Represent this product for retrieval."
+        )
+        return dataclasses.replace(other, image=ImageConfig.qwen3(), text=text)
+
+
+def pretrained_for(family: str | None) -> RunConfig:
+    """The preset for pretrained weights of a family."""
+    return RunConfig.qwen3() if family == "qwen3_vl" else RunConfig.pretrained()

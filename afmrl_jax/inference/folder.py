@@ -12,10 +12,11 @@ from afmrl_jax.config import (
     Execution,
     ImageConfig,
     ModelSettings,
-    RunConfig,
+    QwenVLConfig,
     TextBudget,
-    VisionConfig,
+    pretrained_for,
 )
+from afmrl_jax.data.batching.prompts import SYSTEM
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.huggingface.folder import base_folder
@@ -83,8 +84,8 @@ class FolderModel:
             architecture,
             params,
             tokenizer,
-            image or _image(architecture.config.vision, exported),
-            text or _text(RunConfig.pretrained().text, exported),
+            image or _image(config, exported),
+            text or _text(pretrained_for(config.family).text, exported),
             mesh,
         )
 
@@ -95,10 +96,11 @@ def _tokenizer(folder: Path) -> BpeTokenizer:
     return BpeTokenizer.load(folder if own else base_folder(folder))
 
 
-def _image(vision: VisionConfig, exported: JsonObject | None) -> ImageConfig:
+def _image(config: QwenVLConfig, exported: JsonObject | None) -> ImageConfig:
     names = ("patch_size", "merge_size", "temporal_patch_size")
     if exported is None:
-        return replace(ImageConfig.qwen(), **{name: getattr(vision, name) for name in names})
+        found = pretrained_for(config.family).image
+        return replace(found, **{name: getattr(config.vision, name) for name in names})
     kept = {name: exported[name] for name in (*names, "min_pixels", "max_pixels")}
     return ImageConfig(**kept, mean=tuple(exported["mean"]), std=tuple(exported["std"]))
 
@@ -108,10 +110,13 @@ def _text(budget: TextBudget, exported: JsonObject | None) -> TextBudget:
         return budget
     if exported["layout"] == "bare":
         budget = TextBudget()
+    layout, instruction = exported["layout"], exported["instruction"]
+    if layout == "chat" and exported["system"] != SYSTEM:
+        layout, instruction = "qwen3", exported["system"].removeprefix("system\n")
     return replace(
         budget,
-        layout=exported["layout"],
-        embedder_instruction=exported["instruction"],
+        layout=layout,
+        embedder_instruction=instruction,
         max_title_tokens=exported["max_text_tokens"],
         max_attribute_tokens=exported["max_attribute_tokens"],
     )

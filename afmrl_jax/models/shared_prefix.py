@@ -11,7 +11,7 @@ from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.data.batching.row_packing import PackedPrompts, Prompts
 from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models.embedder import ends, unit
-from afmrl_jax.models.qwen_vl.decoder import KeyValue
+from afmrl_jax.models.qwen_vl.decoder_attention import KeyValue
 from afmrl_jax.models.qwen_vl.model import QwenVL
 from afmrl_jax.models.qwen_vl.windows import reordered
 from afmrl_jax.types import AnyArray, Array, Bool, Float, Int

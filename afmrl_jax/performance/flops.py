@@ -24,7 +24,7 @@ Counts = Sequence[int] | np.ndarray
 
 
 def vision_flops(config: QwenVLConfig, patches: Counts) -> float:
-    """One pass of the vision tower and its merger over pictures with these patch counts."""
+    """One pass of the vision tower and its mergers over pictures with these patch counts."""
     vision = config.vision
     count = np.asarray(patches, np.float64)
     wide, merged = vision.embed_dim, vision.merge_size**2
@@ -36,7 +36,8 @@ def vision_flops(config: QwenVLConfig, patches: Counts) -> float:
     seen = windowed * np.minimum(count, window) + (vision.depth - windowed) * count
     pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     joined = wide * merged
-    ends = 2 * pixels * wide + 2 * joined * (joined + vision.out_dim) / merged
+    mergers = 1 + len(vision.deep_blocks)
+    ends = 2 * pixels * wide + mergers * 2 * joined * (joined + vision.out_dim) / merged
     return float(np.sum(count * (2 * vision.depth * kernels + ends) + 4 * wide * count * seen))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from afmrl_jax.data.attributes.text_format import format_attributes
-from afmrl_jax.data.batching.prompts import SYSTEM
+from afmrl_jax.data.batching.prompts import embedder_turns
 from afmrl_jax.data.catalogue.load import load_catalogue
 from afmrl_jax.data.catalogue.records import Catalogue, Listing
 from afmrl_jax.data.sources.row_builder import RowBuilder
@@ -157,10 +157,12 @@ def _write_companions(folder: Path, run: FinishedRun, architecture: Architecture
             **shared,
         },
     )
+    system, instruction = embedder_turns(text)
     settings = {
-        "layout": text.layout,
-        "system": SYSTEM,
-        "instruction": text.embedder_instruction,
+        # Chats differ in what is said, and that is written here.
+        "layout": "bare" if text.layout == "bare" else "chat",
+        "system": system,
+        "instruction": instruction,
         "max_text_tokens": text.max_title_tokens,
         "max_attribute_tokens": text.max_attribute_tokens,
         "max_patches": image.max_patches,
@@ -296,7 +298,8 @@ def _write_card(
         dim=architecture.config.text.hidden_dim,
         image=config.image,
         text=config.text,
-        system_turn=SYSTEM,
+        system_turn=embedder_turns(config.text)[0],
+        instruction=embedder_turns(config.text)[1],
         agreement=agreement,
         own_tokenizer=weights_folder(config.embedder.weights, "embedder") is None,
     )

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from afmrl_jax.config import InitConfig, ModelSettings, RunConfig
+from afmrl_jax.config import ImageConfig, InitConfig, ModelSettings, RunConfig, VisionConfig
 from afmrl_jax.config.validation import require
 from afmrl_jax.data.attributes.token_grammar import Grammar
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
+from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.demo_weights import Role, weights_folder
 from afmrl_jax.models.families import ROLES, family
@@ -24,6 +25,22 @@ WEIGHTS = f"model/{MANIFEST}"
 GENERATORS = ("distill", "rar")
 """Stages that train the generator, or first parts of their names; all others train the
 embedder."""
+
+
+def check_patches(image: ImageConfig, vision: VisionConfig, where: str) -> None:
+    """Refuse a model whose patches are not those that pictures are cut into.
+
+    Raises:
+        ConfigError: names the settings that would fit.
+    """
+    names = ("patch_size", "merge_size", "temporal_patch_size")
+    wrong = {x: getattr(vision, x) for x in names if getattr(vision, x) != getattr(image, x)}
+    if wrong:
+        fit = " ".join(f"--image.{x.replace('_', '-')} {value}" for x, value in wrong.items())
+        raise ConfigError(
+            f"{where} reads other patches than pictures are cut into: it needs {fit}; both models "
+            "of a run read the same pictures, so their patches must be alike"
+        )
 
 
 def _writes(stage: str) -> bool:
@@ -56,6 +73,7 @@ class ModelStore:
             architecture, params = pretrained(folder, settings, self.mesh, seed)
             config = architecture.config
             tokenizer.check_model(config.text.vocab_size, config.image_token_id)
+            check_patches(self.config.image, config.vision, str(folder))
             return architecture, params
         require(
             settings.trained == "all",

@@ -173,3 +173,16 @@ def test_a_run_stops_after_a_stage(tiny_file, tmp_path, capsys):
 def test_the_version_is_said(capsys):
     cli.main(["--version"])
     assert capsys.readouterr().out.startswith("afmrl-jax 0.")
+
+
+def test_the_pretrained_preset_fits_the_weights(asked, tmp_path):
+    """Patches and chat format are those of the named model."""
+    folder = tmp_path / "qwen3"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "qwen3_vl"}')
+    options = ["--preset", "pretrained", "--embedder.weights", folder]
+    options += ["--generator.weights", folder]
+    config = asked(*options)[1]
+    assert (config.image, config.text) == (RunConfig.qwen3().image, RunConfig.qwen3().text)
+    (folder / "config.json").write_text('{"model_type": "qwen2_vl"}')
+    assert asked(*options)[1].image == RunConfig.pretrained().image

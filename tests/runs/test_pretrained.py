@@ -23,7 +23,7 @@ CHAT = TextBudget(buckets=(128, 192), max_attribute_tokens=16, layout="chat")
 
 
 def write_folders(root, tokenizer, *, tied=True, dtype="float32"):
-    for seed, family in enumerate(("qwen2_vl", "qwen2_5_vl")):
+    for seed, family in enumerate(("qwen2_vl", "qwen2_5_vl", "qwen3_vl")):
         config = tiny_config(
             family,
             vocab_size=tokenizer.vocab_size + 3,
@@ -166,3 +166,61 @@ def test_adapters_need_weights(tiny_run, tmp_path, tokenizer):
     config = dataclasses.replace(tiny_run, embedder=RunConfig.pretrained().embedder)
     with pytest.raises(ConfigError, match=r"--embedder\.weights"):
         ModelStore(tmp_path, config, make_mesh(1, 1)).start("infonce", tokenizer)
+
+
+def write_qwen3(folder, tokenizer, seed=0):
+    ids = {"vocab_size": tokenizer.vocab_size + 3, "image_token_id": tokenizer.image_pad_id}
+    architecture = Architecture.of(tiny_config("qwen3_vl", **ids))
+    save_model(folder, architecture, architecture.init(seed), tokenizer=tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def third(tiny_run, tmp_path_factory, tokenizer):
+    """A run with Qwen3-VL in both roles."""
+    root = tmp_path_factory.mktemp("qwen3")
+    for seed, role in enumerate(("embedder", "generator")):
+        write_qwen3(root / role, tokenizer, seed)
+    config = dataclasses.replace(
+        pretrained_run(tiny_run, root),
+        text=dataclasses.replace(CHAT, layout="qwen3"),
+        embedder=ModelSettings(
+            weights=str(root / "embedder"), trained="lora", lora=LoraConfig(rank=2)
+        ),
+        generator=ModelSettings(weights=str(root / "generator"), trained="decoder"),
+    )
+    Pipeline(root / "run", config).execute()
+    return root / "run"
+
+
+@pytest.mark.slow
+def test_qwen3_goes_through_every_stage(third):
+    names = [x["name"] for x in read_json(third / "evaluation.json")["rows"]]
+    assert names == ["infonce", "agcl", "agcl+distilled", "afmrl", "afmrl+cit"]
+    for stage in ("distill", "rar"):
+        assert read_json(third / stage / "model" / "config.json")["model_type"] == "qwen3_vl"
+    assert is_peft_folder(third / "cit-1" / "model")
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")
+def test_an_exported_qwen3_gives_the_same_vectors_in_torch(third, tmp_path):
+    pytest.importorskip("torch", reason="the check needs `pip install torch`")
+    agreement = export(FinishedRun(third), "afmrl+cit", tmp_path / "r")
+    assert agreement is not None
+    assert agreement.difference < 1e-4
+
+
+def test_patches_of_another_size_are_refused_with_the_settings_that_fit(
+    tiny_run, tmp_path, tokenizer
+):
+    folder = write_qwen3(tmp_path / "r", tokenizer)
+    config = dataclasses.replace(
+        tiny_run,
+        image=dataclasses.replace(tiny_run.image, patch_size=16),
+        embedder=ModelSettings(weights=str(folder)),
+    )
+    store = ModelStore(tmp_path, config, make_mesh(1, 1))
+    with pytest.raises(ConfigError, match=r"--image\.patch-size 8"):
+        store.start("infonce", tokenizer)

@@ -15,6 +15,10 @@ chat. Every picture is `<|vision_start|><|image_pad|>...<|vision_end|>`:
     <|im_start|>assistant\n
     attributes<|im_end|>
 
+`qwen3` is the published format of Qwen3-VL, which has a system turn only if it is given one. That
+of Qwen3-VL-Embedding is the instruction, so the embedder's is, and its user's turn is pictures and
+title alone.
+
 The embedder's vector is the hidden state of the last token. Its row without attributes is the
 beginning of the row with them (`Row.bare_length`), and the decoder is causal, so a row with
 attributes yields both vectors. The generator's prompt ends where the attributes begin.
@@ -31,6 +35,13 @@ from afmrl_jax.data.batching.tokenizer import Tokenizer
 
 SYSTEM = "system\nYou are a helpful assistant."
 """What Qwen2-VL's chat template writes if a conversation has no system turn."""
+
+
+def embedder_turns(budget: TextBudget) -> tuple[str, str]:
+    """The embedder's system turn, and what stands before the title in the user's."""
+    if budget.layout == "qwen3":
+        return f"system\n{budget.embedder_instruction.strip()}", ""
+    return SYSTEM, budget.embedder_instruction
 
 
 def _pictures(tokenizer: Tokenizer, pictures: Sequence[Patches], config: ImageConfig) -> list[int]:
@@ -58,10 +69,11 @@ def _chat(
     tokenizer: Tokenizer,
     budget: TextBudget,
     visual: list[int],
+    system: str,
     instruction: str,
     title: str | None,
 ) -> list[int]:
-    """The system's and the user's turn, and the opening of the assistant's."""
+    """The system's turn, if it is not empty, the user's, and the opening of the assistant's."""
     start, end, newline = tokenizer.im_start_id, tokenizer.eos_id, tokenizer.encode("\n")
     # Without a title the instruction must not end in a space.
     text = instruction if title else instruction.rstrip()
@@ -71,8 +83,8 @@ def _chat(
         user += _cut_title(tokenizer, text, title or "", budget)
     else:
         user = _cut_title(tokenizer, f"user\n{text}", title or "", budget)
-    system = [start, *tokenizer.encode(SYSTEM), end, *newline]
-    return [*system, start, *user, end, *newline, start, *tokenizer.encode("assistant\n")]
+    told = [start, *tokenizer.encode(system), end, *newline] if system else []
+    return [*told, start, *user, end, *newline, start, *tokenizer.encode("assistant\n")]
 
 
 def embedder_row(
@@ -86,8 +98,8 @@ def embedder_row(
 ) -> Row:
     """The embedder's input for one listing; any of the three parts may be absent."""
     visual = _pictures(tokenizer, pictures, config)
-    if budget.layout == "chat":
-        tokens = _chat(tokenizer, budget, visual, budget.embedder_instruction, title)
+    if budget.layout != "bare":
+        tokens = _chat(tokenizer, budget, visual, *embedder_turns(budget), title)
     else:
         words = _cut_title(tokenizer, "", title, budget) if title else []
         tokens = [tokenizer.im_start_id, *visual, *words, tokenizer.eos_id]
@@ -109,8 +121,10 @@ def generator_prompt(
     which it writes.
     """
     visual = _pictures(tokenizer, pictures, config)
-    if budget.layout == "chat":
-        return Row(_chat(tokenizer, budget, visual, budget.generator_instruction, title), pictures)
+    if budget.layout != "bare":
+        system = SYSTEM if budget.layout == "chat" else ""
+        told = _chat(tokenizer, budget, visual, system, budget.generator_instruction, title)
+        return Row(told, pictures)
     start, end = tokenizer.im_start_id, tokenizer.eos_id
     words = _cut_title(tokenizer, "", title, budget) if title else []
     return Row([start, *visual, *words, end, start], pictures)

@@ -155,6 +155,16 @@ def _whole(base: Path, folder: Path) -> Path:
     return base
 
 
+def family_in(folder: Path) -> str | None:
+    """The family of the model in a folder, or of an adapter's base; None if it cannot be told."""
+    try:
+        raw = read_json(base_folder(folder) / "config.json", remedy=REMEDY)
+    except (ConfigError, RunError, OSError):
+        return None
+    name = raw.get("model_type") if isinstance(raw, dict) else None
+    return name if isinstance(name, str) else None
+
+
 def read_architecture(folder: Path, execution: Execution | None = None) -> Architecture:
     """The architecture of a Hugging Face folder, from its config.json alone."""
     path = folder / "config.json"

@@ -38,7 +38,7 @@ class Fields:
             if self._values.get(name) is not None:
                 return name, self._values[name]
         if default is None:
-            raise RunError(f"{self._where} has no {names[0]}; is it a Qwen2-VL or Qwen2.5-VL?")
+            raise RunError(f"{self._where} has no {names[0]}; is it a Qwen-VL?")
         return names[0], default
 
     def take(self, kind: Callable[..., T], *names: str, default: Any = None) -> T:

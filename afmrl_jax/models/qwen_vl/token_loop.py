@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from afmrl_jax.models.qwen_vl.attention import MASKED
-from afmrl_jax.models.qwen_vl.decoder import Decoder, DecoderLayer, KeyValue, normed
+from afmrl_jax.models.qwen_vl.decoder import Decoder, DecoderLayer
+from afmrl_jax.models.qwen_vl.decoder_attention import KeyValue, normed
 from afmrl_jax.models.qwen_vl.layers import (
     Affine,
     RMSNorm,

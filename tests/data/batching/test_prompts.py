@@ -1,6 +1,8 @@
 """Rows in both layouts; the chat layout against the reference tokenizer and chat template."""
 
 import base64
+import dataclasses
+import functools
 import itertools
 import os
 from pathlib import Path
@@ -40,6 +42,14 @@ You are a helpful assistant.<|im_end|>
 {% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 """Qwen2-VL's, without videos and without numbered pictures."""
+CHAT3_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}
+{% if message['content'] is string %}{{ message['content'] }}<|im_end|>
+{% else %}{% for content in message['content'] %}\
+{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>\
+{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>
+{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+"""Qwen3-VL-Instruct's and Qwen3-VL-Embedding's, without tools, videos and numbered pictures."""
 PIECES = [
     *("Red", "chair", "ÖLGEMÄLDE", "90x60 cm", "1234", "'s", "don't", "木製", "の椅子", "收納"),
     *(
@@ -140,14 +150,16 @@ def reference(folder):
     transformers = pytest.importorskip("transformers")
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
 
-    def ids(pictures, text, answer=None):
+    def ids(pictures, text, answer=None, *, template=CHAT_TEMPLATE, system=None):
         content = [{"type": "image"}] * len(pictures) + [{"type": "text", "text": text}]
         messages = [{"role": "user", "content": content}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
         if answer is not None:
             messages.append({"role": "assistant", "content": answer})
         written = tokenizer.apply_chat_template(
             messages,
-            chat_template=CHAT_TEMPLATE,
+            chat_template=template,
             add_generation_prompt=answer is None,
             tokenize=False,
         )
@@ -200,6 +212,25 @@ def test_chat_rows_are_the_references(hub, reference, rng, instruction, count):
         prompt = generator_prompt(hub, budget, IMAGE, title=title, pictures=pictures)
         assert prompt.tokens == bare
         assert prompt.tokens + completion_tokens(hub, told, budget) == row.tokens
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_rows_of_qwen3_are_the_references(hub, reference, rng, count):
+    """Twenty conversations: an embedder's with its instruction as the system, a generator's."""
+    told = CHAT.embedder_instruction
+    budget = dataclasses.replace(CHAT, layout="qwen3", embedder_instruction=told)
+    for _ in range(20):
+        pictures = tuple(picture(rng, *rng.integers(1, 5, 2)) for _ in range(count))
+        title = title_of(rng)
+        ids = functools.partial(reference, pictures, template=CHAT3_TEMPLATE)
+        options = {"title": title, "pictures": pictures}
+        bare = embedder_row(hub, budget, IMAGE, attributes=None, **options)
+        assert bare.tokens == ids(title, system=told.strip()), repr(title)
+        row = embedder_row(hub, budget, IMAGE, attributes="type: chair", **options)
+        assert row.tokens == ids(title, "type: chair", system=told.strip()), repr(title)
+        assert row.tokens[: row.bare_length] == bare.tokens
+        prompt = generator_prompt(hub, budget, IMAGE, **options)
+        assert prompt.tokens == ids(CHAT.generator_instruction + title), repr(title)
 
 
 def test_a_row_of_a_picture_alone_has_no_dangling_space(hub, reference, rng):
