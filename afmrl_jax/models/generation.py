@@ -13,7 +13,7 @@ from afmrl_jax.data.batching.row_packing import Prompts
 from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models import constrained as following
 from afmrl_jax.models.qwen_vl.attention import MASKED
-from afmrl_jax.models.qwen_vl.decoder import KeyValue
+from afmrl_jax.models.qwen_vl.decoder_attention import KeyValue
 from afmrl_jax.models.qwen_vl.layers import Affine, TurnedAffine, for_few_rows
 from afmrl_jax.models.qwen_vl.model import QwenVL
 from afmrl_jax.models.qwen_vl.token_loop import TokenLoop
