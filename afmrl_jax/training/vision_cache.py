@@ -20,7 +20,6 @@ from afmrl_jax.data.batching.vision_cache import (
     picture_hash,
     preprocessing,
 )
-from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture, Params
@@ -29,6 +28,7 @@ from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.runtime.distributed import barrier, to_host
 from afmrl_jax.runtime.preemption import Preempted, reached
 from afmrl_jax.runtime.progress import Progress
+from afmrl_jax.types import Array, Float
 
 PICTURES = 64
 """Computed at once."""
@@ -36,9 +36,11 @@ SHARD_BYTES = 1 << 28
 
 
 @partial(jax.jit, static_argnames="architecture")
-def _tower(architecture: Architecture, params: Params, bins: Bins) -> VisualFeatures:
+def _tower(architecture: Architecture, params: Params, bins: Bins) -> Float[Array, "n s w"]:
+    """All that the tower gives of pictures, side by side."""
     model = architecture.bind(params)
-    return model.visual(bins.patches, bins.segment, bins.position, bins.normalization)
+    found = model.visual(bins.patches, bins.segment, bins.position, bins.normalization)
+    return found.side_by_side()
 
 
 def tower_key(architecture: Architecture, params: Params, image: ImageConfig) -> str:
@@ -76,7 +78,8 @@ def with_cached_tokens(
         mesh: where the tower runs.
     """
     hashes = [picture_hash(x) for x in builder.listings]
-    dtype, width = architecture.execution.dtype, architecture.config.text.hidden_dim
+    config, dtype = architecture.config, architecture.execution.dtype
+    width = config.text.hidden_dim * (1 + len(config.vision.deep_blocks))
     cache = TokenCache(folder / tower_key(architecture, params, builder.image), width, dtype)
     with cache.held():
         barrier("visual cache is held")
@@ -111,12 +114,13 @@ def _fill(
             rows = [(x,) for x in pictures] + [none] * (PICTURES - len(own))
             bins = pack(rows, config, builder.host)
             found = _tower(architecture, params, place_batch(bins, mesh))
-            if found.deep:
+            if found.shape[-1] != cache.width:
                 raise ConfigError(
-                    f"the vision tower of {architecture.config.family} gives several arrays a "
-                    "picture, and the cache keeps one; train without visual_cache"
+                    f"the vision tower of {architecture.config.family} gives {found.shape[-1]} "
+                    f"numbers a token where its config says {cache.width}; train without "
+                    "visual_cache"
                 )
-            tokens = to_host(found.tokens).reshape(-1, cache.width)
+            tokens = to_host(found).reshape(-1, cache.width)
             for key, picture, first in zip(own, pictures, bins.visual_start, strict=False):
                 grid = (picture.grid[0] // merge, picture.grid[1] // merge)
                 ready[key] = (tokens[first : first + grid[0] * grid[1]], grid)

@@ -39,10 +39,11 @@ def builder(badge_listings, tokenizer):
     return RowBuilder.of(badge_listings[:40], tokenizer, ImageConfig(), text)
 
 
-@pytest.fixture
-def embedder(tokenizer):
+@pytest.fixture(params=["qwen2_vl", "qwen3_vl"])
+def embedder(request, tokenizer):
+    """The second one's tower gives several arrays a picture."""
     ids = {"vocab_size": tokenizer.vocab_size, "image_token_id": tokenizer.image_pad_id}
-    architecture = Architecture.of(tiny_config(**ids), Execution(scan=True))
+    architecture = Architecture.of(tiny_config(request.param, **ids), Execution(scan=True))
     return architecture, architecture.init(0)
 
 

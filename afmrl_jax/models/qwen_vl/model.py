@@ -97,6 +97,8 @@ class QwenVL(nnx.Module):
         embedded = rows_over_data(self.model.embed(tokens))
         if visual is None or visual.tokens.shape[0] == 0:
             return Embedded(embedded)
+        # Out of a cache all arrays come side by side.
+        visual = visual.apart(self.config.text.hidden_dim)
         if visual_start is None:
             raise ValueError("visual tokens without visual_start have no place")
         place = tokens == self.config.image_token_id

@@ -141,14 +141,12 @@ class VisionTower(nnx.Module):
             vision.depth, lambda: VisionBlock(vision, style, execution, keys=keys), keys
         )
         self.merger = style.merger(vision, style.norm, keys=keys)
-        side, count = vision.position_side, len(vision.deep_blocks)
-        self.pos_embed = (
-            nnx.Param(
-                0.02 * jax.random.normal(keys.draw(), (side**2, vision.embed_dim), jnp.float32)
-            )
-            if side
-            else None
-        )
+        places, count = (vision.position_side**2, vision.embed_dim), len(vision.deep_blocks)
+
+        def table() -> nnx.Param:
+            return nnx.Param(0.02 * jax.random.normal(keys.draw(), places, jnp.float32))
+
+        self.pos_embed = table() if vision.position_side else None
 
         def deep_merger() -> nnx.Module:
             return style.merger(vision, style.norm, keys=keys, deep=True)
@@ -220,9 +218,8 @@ class VisionTower(nnx.Module):
         x = self.patch_embed(patches.astype(self.execution.dtype))
         if self.pos_embed is not None:
             side = vision.position_side
-            x = x + stretched_positions(self.pos_embed[...], side, segment, position).astype(
-                x.dtype
-            )
+            learned = stretched_positions(self.pos_embed[...], side, segment, position)
+            x = x + learned.astype(x.dtype)
         start = jnp.zeros((count + 1, *x.shape), x.dtype) if count else None
         extras = (numbers, jnp.asarray(places) if count else None)
         (x, deep), kept = run_stack(self.blocks, step, (x, start), extras, self.execution)
