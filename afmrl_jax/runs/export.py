@@ -171,6 +171,11 @@ def _write_companions(folder: Path, run: FinishedRun, architecture: Architecture
         **shared,
     }
     write_json(folder / SETTINGS, settings)
+    _write_modules(folder, architecture.config.text.hidden_dim)
+
+
+def _write_modules(folder: Path, size: int) -> None:
+    """What sentence-transformers reads beside them, for vectors of this size."""
     shutil.copyfile(PORTABLE / MODULE, folder / MODULE)
     stock = "sentence_transformers.models"
     kinds = {
@@ -183,7 +188,6 @@ def _write_companions(folder: Path, run: FinishedRun, architecture: Architecture
         for i, (path, kind) in enumerate(kinds.items())
     ]
     write_json(folder / "modules.json", modules)
-    size = architecture.config.text.hidden_dim
     pooling = {"word_embedding_dimension": size, "pooling_mode_lasttoken": True}
     write_json(
         folder / "1_Pooling" / "config.json",

@@ -131,18 +131,14 @@ class Pipeline(RunParts):
         return taught_texts(self.catalogue, self.config.oracle, self.config.seed)
 
     def _tokenizer_stage(self) -> None:
-        config = self.config
-        folders = (
-            weights_folder(config.embedder.weights, "embedder"),
-            weights_folder(config.generator.weights, "generator"),
-        )
-        source = next((x for x in folders if x is not None), None)
-        named = [x.weights for x in (config.embedder, config.generator) if not x.starts_random]
+        own = self.config.embedder.weights, self.config.generator.weights
+        folders = weights_folder(own[0], "embedder"), weights_folder(own[1], "generator")
+        source, named = next(((x, n) for x, n in zip(folders, own, strict=True) if x), (None, None))
         inputs = {
             "catalogue": self.catalogue.fingerprint,
             "vocab_size": self.config.vocab_size,
             # As it is named: where the demo's weights are installed does not matter.
-            "weights": named[0] if named else None,
+            "weights": named,
             "oracle": oracle_inputs(self.config.oracle),
             "seed": self.config.seed,
         }

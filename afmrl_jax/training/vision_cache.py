@@ -23,6 +23,7 @@ from afmrl_jax.data.batching.vision_cache import (
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture, Params
+from afmrl_jax.models.qwen_vl.kept_features import side_by_side
 from afmrl_jax.parallel.param_paths import TOWER
 from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.runtime.distributed import barrier, to_host
@@ -40,7 +41,7 @@ def _tower(architecture: Architecture, params: Params, bins: Bins) -> Float[Arra
     """All that the tower gives of pictures, side by side."""
     model = architecture.bind(params)
     found = model.visual(bins.patches, bins.segment, bins.position, bins.normalization)
-    return found.side_by_side()
+    return side_by_side(found)
 
 
 def tower_key(architecture: Architecture, params: Params, image: ImageConfig) -> str:

@@ -12,6 +12,7 @@ from afmrl_jax.data.batching.images import Normalization
 from afmrl_jax.data.batching.row_packing import PackedRows
 from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models.qwen_vl.decoder import Decoder, Embedded
+from afmrl_jax.models.qwen_vl.kept_features import apart
 from afmrl_jax.models.qwen_vl.layers import Keys
 from afmrl_jax.models.qwen_vl.pixels import normalized
 from afmrl_jax.models.qwen_vl.rope import Rotary, mrope_angles
@@ -98,7 +99,7 @@ class QwenVL(nnx.Module):
         if visual is None or visual.tokens.shape[0] == 0:
             return Embedded(embedded)
         # Out of a cache all arrays come side by side.
-        visual = visual.apart(self.config.text.hidden_dim)
+        visual = apart(visual, self.config.text.hidden_dim)
         if visual_start is None:
             raise ValueError("visual tokens without visual_start have no place")
         place = tokens == self.config.image_token_id

@@ -59,7 +59,8 @@ def check_config(config: Any) -> None:
             continue
         if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
             raise AcceptedWrongError(f"{name} {value!r} was taken")
-        if value == 0 and not name.endswith(("window_size", "dropout")):
+        # A tower without learned positions has a table of side 0.
+        if value == 0 and not name.endswith(("window_size", "dropout", "position_side")):
             raise AcceptedWrongError(f"{name} 0 was taken")
     if not 0 <= config.image_token_id < text.vocab_size:
         raise AcceptedWrongError(f"image_token_id {config.image_token_id} was taken")
