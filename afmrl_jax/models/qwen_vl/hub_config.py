@@ -38,14 +38,42 @@ def read_config(
     top = Fields({**text_values, **own}, where)
     text = _text(Fields(text_values, where), top)
     tower = vision(Fields(top.inner("vision_config"), f"{where}: vision_config"))
+    return QwenVLConfig(family, tower, text, image_token(top, text.vocab_size))
+
+
+def image_token(top: Fields, vocab_size: int) -> int:
+    """Id of `<|image_pad|>`, from the fields of the whole model."""
     token = top.take(int, "image_token_id", default=IMAGE_TOKEN)
-    top.require(
-        0 <= token < text.vocab_size,
-        "image_token_id",
-        token,
-        f"an id of the vocabulary, below {text.vocab_size}",
-    )
-    return QwenVLConfig(family, tower, text, token)
+    known = f"an id of the vocabulary, below {vocab_size}"
+    top.require(0 <= token < vocab_size, "image_token_id", token, known)
+    return token
+
+
+def rope_fields(fields: Fields) -> JsonObject:
+    """What a decoder's fields say of its rotary positions, whatever version wrote them.
+
+    Raises:
+        RunError: they are of a kind that is not supported.
+    """
+    rope = fields.inner("rope_parameters") or fields.inner("rope_scaling")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "mrope"):
+        raise fields.unsupported(f"rotary positions of type {reprlib.repr(kind)} are not supported")
+    return rope
+
+
+def text_sizes(fields: Fields) -> JsonObject:
+    """Sizes that decoders of all families have, by our names."""
+    heads = fields.size("num_attention_heads", most=MAX_HEADS)
+    return {
+        "vocab_size": fields.size("vocab_size", most=MAX_VOCABULARY),
+        "hidden_dim": fields.size("hidden_size"),
+        "intermediate_dim": fields.size("intermediate_size"),
+        "num_layers": fields.size("num_hidden_layers", most=MAX_LAYERS),
+        "num_heads": heads,
+        "num_kv_heads": fields.size("num_key_value_heads", most=MAX_HEADS, default=heads),
+        "rms_norm_eps": fields.number("rms_norm_eps", least=1e-12, most=0.1, default=1e-6),
+    }
 
 
 def _text(fields: Fields, top: Fields) -> TextConfig:
@@ -59,24 +87,14 @@ def _text(fields: Fields, top: Fields) -> TextConfig:
         raise fields.unsupported("sliding-window attention is not supported")
     if (act := fields.get("hidden_act", default="silu")) != "silu":
         raise fields.unsupported(f"hidden_act {reprlib.repr(act)} is not supported, only silu")
-    rope = fields.inner("rope_parameters") or fields.inner("rope_scaling")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "mrope"):
-        raise fields.unsupported(f"rotary positions of type {reprlib.repr(kind)} are not supported")
-    positions = fields.over(rope)
-    heads, size = fields.size("num_attention_heads", most=MAX_HEADS), fields.size("hidden_size")
-    if fields.get("head_dim", default=size // heads) != size // heads:
+    positions, sizes = fields.over(rope_fields(fields)), text_sizes(fields)
+    head = sizes["hidden_dim"] // sizes["num_heads"]
+    if fields.get("head_dim", default=head) != head:
         raise fields.unsupported("a head_dim other than hidden_size / heads is not supported")
     return TextConfig(
-        vocab_size=fields.size("vocab_size", most=MAX_VOCABULARY),
-        hidden_dim=size,
-        intermediate_dim=fields.size("intermediate_size"),
-        num_layers=fields.size("num_hidden_layers", most=MAX_LAYERS),
-        num_heads=heads,
-        num_kv_heads=fields.size("num_key_value_heads", most=MAX_HEADS, default=heads),
+        **sizes,
         rope_theta=positions.number("rope_theta", least=1.0, most=1e12, default=1e6),
         mrope_section=positions.take(tuple[int, int, int], "mrope_section", default=(16, 24, 24)),
-        rms_norm_eps=fields.number("rms_norm_eps", least=1e-12, most=0.1, default=1e-6),
         tie_embeddings=top.take(bool, "tie_word_embeddings", default=False),
     )
 

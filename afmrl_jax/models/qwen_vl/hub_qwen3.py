@@ -6,8 +6,14 @@ import math
 import reprlib
 
 from afmrl_jax.config import QwenVLConfig, TextConfig, VisionConfig
-from afmrl_jax.models.qwen_vl.hub_config import IMAGE_TOKEN, MAX_HEADS, MAX_SIDE
-from afmrl_jax.models.qwen_vl.hub_fields import MAX_LAYERS, MAX_VOCABULARY, Fields
+from afmrl_jax.models.qwen_vl.hub_config import (
+    MAX_HEADS,
+    MAX_SIDE,
+    image_token,
+    rope_fields,
+    text_sizes,
+)
+from afmrl_jax.models.qwen_vl.hub_fields import MAX_LAYERS, Fields
 from afmrl_jax.types import JsonObject
 
 FAMILY = "qwen3_vl"
@@ -30,14 +36,7 @@ def read_qwen3_config(raw: JsonObject, where: str) -> QwenVLConfig:
     top = Fields(raw, where)
     text = _text(Fields(top.inner("text_config"), f"{where}: text_config"), top)
     vision = _vision(Fields(top.inner("vision_config"), f"{where}: vision_config"))
-    token = top.take(int, "image_token_id", default=IMAGE_TOKEN)
-    top.require(
-        0 <= token < text.vocab_size,
-        "image_token_id",
-        token,
-        f"an id of the vocabulary, below {text.vocab_size}",
-    )
-    return QwenVLConfig(FAMILY, vision, text, token)
+    return QwenVLConfig(FAMILY, vision, text, image_token(top, text.vocab_size))
 
 
 def _text(fields: Fields, top: Fields) -> TextConfig:
@@ -47,24 +46,14 @@ def _text(fields: Fields, top: Fields) -> TextConfig:
             raise fields.unsupported(
                 f"{name} {reprlib.repr(found)} is not supported, only {wanted}"
             )
-    rope = fields.inner("rope_parameters") or fields.inner("rope_scaling")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "mrope"):
-        raise fields.unsupported(f"rotary positions of type {reprlib.repr(kind)} are not supported")
+    rope = rope_fields(fields)
     if rope.get("mrope_interleaved", True) is not True:
         raise fields.unsupported("rotary positions that do not take turns are not supported")
     positions = fields.over(rope)
-    heads, size = fields.size("num_attention_heads", most=MAX_HEADS), fields.size("hidden_size")
     return TextConfig(
-        vocab_size=fields.size("vocab_size", most=MAX_VOCABULARY),
-        hidden_dim=size,
-        intermediate_dim=fields.size("intermediate_size"),
-        num_layers=fields.size("num_hidden_layers", most=MAX_LAYERS),
-        num_heads=heads,
-        num_kv_heads=fields.size("num_key_value_heads", most=MAX_HEADS, default=heads),
+        **text_sizes(fields),
         rope_theta=positions.number("rope_theta", least=1.0, most=1e12, default=DEFAULT_THETA),
         mrope_section=positions.take(tuple[int, int, int], "mrope_section", default=(24, 20, 20)),
-        rms_norm_eps=fields.number("rms_norm_eps", least=1e-12, most=0.1, default=1e-6),
         tie_embeddings=top.take(bool, "tie_word_embeddings", default=False),
         head_size=fields.size("head_dim", default=128),
         qkv_bias=False,

@@ -47,11 +47,7 @@ def mrope_angles(
     Returns:
         float32; f is head_dim / 2.
     """
-    half = head_dim // 2
-    frequency = 1.0 / theta ** (np.arange(half, dtype=np.float32) / half)
-    axis = np.repeat(np.arange(3), sections)
-    chosen = positions.astype(jnp.float32)[:, axis, :]
-    return jnp.swapaxes(chosen, 1, 2) * jnp.asarray(frequency, jnp.float32)[None, None]
+    return _along_axes(positions, theta, np.repeat(np.arange(3), sections))
 
 
 def interleaved_angles(
@@ -64,12 +60,18 @@ def interleaved_angles(
 
     A row or column that has had its share leaves its turns to time. Qwen3-VL's rule.
     """
-    half = head_dim // 2
-    frequency = 1.0 / theta ** (np.arange(half, dtype=np.float32) / half)
-    number = np.arange(half)
-    axis = np.zeros(half, np.int64)
+    number = np.arange(head_dim // 2)
+    axis = np.zeros(len(number), np.int64)
     for one in (1, 2):
         axis[(number % 3 == one) & (number < 3 * sections[one])] = one
+    return _along_axes(positions, theta, axis)
+
+
+def _along_axes(
+    positions: Int[AnyArray, "b 3 t"], theta: float, axis: np.ndarray
+) -> Float[Array, "b t f"]:
+    """Angles of f frequencies, each of which follows the axis that `axis` [f] names."""
+    frequency = 1.0 / theta ** (np.arange(len(axis), dtype=np.float32) / len(axis))
     chosen = positions.astype(jnp.float32)[:, axis, :]
     return jnp.swapaxes(chosen, 1, 2) * jnp.asarray(frequency, jnp.float32)[None, None]
 

@@ -42,13 +42,10 @@ You are a helpful assistant.<|im_end|>
 {% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 """Qwen2-VL's, without videos and without numbered pictures."""
-CHAT3_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}
-{% if message['content'] is string %}{{ message['content'] }}<|im_end|>
-{% else %}{% for content in message['content'] %}\
-{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>\
-{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>
-{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+DEFAULT_TURN = """{% if loop.first and message['role'] != 'system' %}<|im_start|>system
+You are a helpful assistant.<|im_end|>
 {% endif %}"""
+CHAT3_TEMPLATE = CHAT_TEMPLATE.replace(DEFAULT_TURN, "")
 """Qwen3-VL-Instruct's and Qwen3-VL-Embedding's, without tools, videos and numbered pictures."""
 PIECES = [
     *("Red", "chair", "ÖLGEMÄLDE", "90x60 cm", "1234", "'s", "don't", "木製", "の椅子", "收納"),
