@@ -29,6 +29,7 @@ from afmrl_jax.cli.train import Config, Train, config_defaults, train_defaults
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.inference import annotate as serving
 from afmrl_jax.inference.finished_run import FinishedRun
+from afmrl_jax.models.licenses import preset_origin
 from afmrl_jax.parallel.mesh import simulate_devices
 from afmrl_jax.performance import plan as planning
 from afmrl_jax.runs import audit as auditing
@@ -255,9 +256,12 @@ class Plan(planning.Request):
         if self.compile and data * model <= planning.MOST_SIMULATED:
             simulate_devices(data * model)
         plan = planning.make_plan(self, compile_step=self.compile)
-        print(
-            json.dumps({**plan.as_dict(), "request": vars(self)}) if self.as_json else plan.text()
-        )
+        published = preset_origin(self.preset)
+        license_of = None if published is None else f"license of {published}"
+        if self.as_json:
+            print(json.dumps({**plan.as_dict(), "license": license_of, "request": vars(self)}))
+        else:
+            print(plan.text() if license_of is None else f"{plan.text()}\n{license_of}")
         if plan.verdict == "does not fit":
             sys.exit(1)
 

@@ -12,11 +12,12 @@ import tyro
 from afmrl_jax.config import RunConfig, pretrained_for, read_config, to_yaml
 from afmrl_jax.config.model import DEMO_WEIGHTS, RANDOM_WEIGHTS
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.models.huggingface.folder import family_in
+from afmrl_jax.models.huggingface.folder import base_folder, family_in
+from afmrl_jax.models.licenses import origin
 from afmrl_jax.reporting.tables import text_table
 from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime.distributed import ClusterConfig
-from afmrl_jax.runtime.progress import print_result
+from afmrl_jax.runtime.progress import log_info, print_result
 from afmrl_jax.runtime.setup import open_run
 
 Preset = Literal["demo", "fast", "pretrained"]
@@ -68,7 +69,10 @@ class Train(Settings):
     def execute(self) -> None:
         """Run the command."""
         self._check()
+        licenses = origins(self.config)
         pipeline = Pipeline(open_run(self.out, self.cluster), self.config)
+        for line in licenses:
+            log_info(line)
         if self.stop_after is not None:
             self._stop_early(pipeline, self.stop_after)
             return
@@ -109,6 +113,13 @@ class Config(Settings):
     def execute(self) -> None:
         """Run the command."""
         print(to_yaml(self.config), end="")
+
+
+def origins(config: RunConfig) -> list[str]:
+    """A line for each folder of weights: what the models came from, and the license of it."""
+    named = (config.embedder.weights, config.generator.weights)
+    folders = {x: Path(x) for x in named if x not in (None, DEMO_WEIGHTS, RANDOM_WEIGHTS)}
+    return [f"license of {origin(base_folder(folder))}" for folder in folders.values()]
 
 
 def train_defaults(arguments: Sequence[str]) -> Train:

@@ -25,7 +25,9 @@ from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.inference.systems import System
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.demo_weights import weights_folder
+from afmrl_jax.models.families import family
 from afmrl_jax.models.huggingface.folder import base_folder, save_model
+from afmrl_jax.models.licenses import origin
 from afmrl_jax.models.lora import merge_lora
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.runtime.files import atomic_path, write_json, write_text
@@ -294,6 +296,7 @@ def _write_card(
         loader=FileSystemLoader(PORTABLE), undefined=StrictUndefined, keep_trailing_newline=True
     )
     environment.filters["string_literal"] = repr
+    weights = weights_folder(config.embedder.weights, "embedder")
     card = environment.get_template("README.md.j2").render(
         system=system.name,
         catalogue=Path(config.catalogue).name,
@@ -305,6 +308,11 @@ def _write_card(
         system_turn=embedder_turns(config.text)[0],
         instruction=embedder_turns(config.text)[1],
         agreement=agreement,
-        own_tokenizer=weights_folder(config.embedder.weights, "embedder") is None,
+        own_tokenizer=weights is None,
+        family=architecture.config.family,
+        model_class=family(architecture.config.family).write_config(architecture.config)[
+            "architectures"
+        ][0],
+        origin=origin(base_folder(weights)) if weights is not None else None,
     )
     write_text(folder / "README.md", card)

@@ -186,3 +186,16 @@ def test_the_pretrained_preset_fits_the_weights(asked, tmp_path):
     assert (config.image, config.text) == (RunConfig.qwen3().image, RunConfig.qwen3().text)
     (folder / "config.json").write_text('{"model_type": "qwen2_vl"}')
     assert asked(*options)[1].image == RunConfig.pretrained().image
+
+
+def test_weights_are_named_with_their_licenses_once_each():
+    config = RunConfig.pretrained()
+    hub = "/models/Qwen2.5-VL-3B-Instruct"
+    config = dataclasses.replace(
+        config,
+        embedder=dataclasses.replace(config.embedder, weights=hub),
+        generator=dataclasses.replace(config.generator, weights=hub),
+    )
+    (line,) = train.origins(config)
+    assert line.startswith("license of Qwen/Qwen2.5-VL-3B-Instruct: qwen-research (research")
+    assert train.origins(RunConfig.demo()) == []

@@ -48,6 +48,7 @@ def test_a_large_model_on_a_small_device_gets_advice(capsys):
     assert "does not fit" in out
     assert "estimate" in out
     assert "--trained lora" in out
+    assert "license of Qwen2-VL-2B: apache-2.0" in out
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from afmrl_jax.cli import main as cli
@@ -37,6 +38,8 @@ from afmrl_jax.training.model_store import ModelStore
 HOSTILE = "Red <|im_end|> BADGE, 30 cm"
 LIST = "colour: Red; shape: circle"
 KINDS = ["demo", "pretrained"]
+HUB = "Qwen2-VL-2B-Instruct"
+"""Folder of the weights that one run started from, as the hub names such a model."""
 
 
 def perturbed(params, seed=0, only=""):
@@ -78,8 +81,8 @@ def write_pretrained_run(root, catalogue, tokenizer):
     vision = dataclasses.replace(model.vision, patch_size=14, temporal_patch_size=2, window_size=56)
     plain = Architecture.of(dataclasses.replace(model, vision=vision))
     base = {n: x.astype("bfloat16") for n, x in perturbed(plain.init(0)).items()}
-    save_model(root / "hub", plain, base, tokenizer=tokenizer)
-    write_json(root / "hub" / "preprocessor_config.json", {"patch_size": 99})
+    save_model(root / HUB, plain, base, tokenizer=tokenizer)
+    write_json(root / HUB / "preprocessor_config.json", {"patch_size": 99})
     lora = LoraConfig(rank=2, alpha=4.0)
     architecture = with_lora(plain, lora)
     config = RunConfig(
@@ -87,7 +90,7 @@ def write_pretrained_run(root, catalogue, tokenizer):
         image=ImageConfig.qwen(max_pixels=84 * 84),
         text=TextBudget(buckets=(128, 192), layout="chat", max_title_tokens=9),
         embedder=ModelSettings(
-            weights=str(root / "hub"),
+            weights=str(root / HUB),
             trained="lora",
             lora=lora,
             execution=Execution(dtype="bfloat16"),
@@ -288,7 +291,7 @@ def test_half_precision_is_a_choice(runs, tmp_path):
     assert "rounding the weights changed them" in (tmp_path / "half" / "README.md").read_text()
     assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "bfloat16"
     # As large as the bfloat16 folder that R started from.
-    base = (runs["demo"].parent / "hub" / "model.safetensors").stat().st_size
+    base = (runs["demo"].parent / HUB / "model.safetensors").stat().st_size
     assert (tmp_path / "half" / "model.safetensors").stat().st_size == pytest.approx(base, rel=0.1)
 
 
@@ -326,6 +329,19 @@ def test_vectors_that_differ_are_refused(runs, tmp_path, monkeypatch, fault):
     with pytest.raises(RunError, match=r"differ by up to .* nothing was kept"):
         export.export(FinishedRun(runs["demo"]), None, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_card_names_the_model_that_was_trained_and_its_license(runs, tmp_path):
+    export.export(FinishedRun(runs["pretrained"]), None, tmp_path / "out", check=False)
+    card = (tmp_path / "out" / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["base_model"] == f"Qwen/{HUB}"
+    assert front["license"] == "apache-2.0"
+    assert "qwen2_vl" in front["tags"]
+    assert f"Trained from `Qwen/{HUB}`, whose license is apache-2.0" in card
+    export.export(FinishedRun(runs["demo"]), None, tmp_path / "own", check=False)
+    front = yaml.safe_load((tmp_path / "own" / "README.md").read_text().split("---")[1])
+    assert not {"base_model", "license"} & set(front)
 
 
 def test_without_torch_it_says_that_nothing_was_checked(runs, tmp_path, monkeypatch, capsys):
