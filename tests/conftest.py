@@ -18,7 +18,9 @@ if version("jaxlib").startswith("0.10."):
     os.environ.setdefault(
         "XLA_FLAGS",
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_use_fusion_emitters=false "
+        # One LLVM module a program: splitting pays off only where the kernels are large.
+        "--xla_cpu_parallel_codegen_split_count=1",
     )
 # Commands must not fill the user's compile cache.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = ""

@@ -1,3 +1,5 @@
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,16 +15,24 @@ def builder(badge_listings, tokenizer):
     return RowBuilder.of(badge_listings, tokenizer, ImageConfig(), TextBudget())
 
 
-@pytest.fixture(params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
-def model(request, tokenizer):
-    """A model whose weights are all away from their initial zeros and ones."""
-    config = tiny_config(
-        request.param, vocab_size=tokenizer.vocab_size, image_token_id=tokenizer.image_pad_id
-    )
-    architecture = Architecture.of(config)
+@functools.cache
+def weights(architecture):
+    """All away from their initial zeros and ones; drawn once for all tests."""
     rng = np.random.default_rng(0)
-    params = {
+    return {
         name: value + jnp.asarray(0.1 * rng.normal(size=value.shape), jnp.float32)
         for name, value in architecture.init(0).items()
     }
-    return architecture.bind(params)
+
+
+@functools.cache
+def architecture(family, vocab_size, image_token_id):
+    config = tiny_config(family, vocab_size=vocab_size, image_token_id=image_token_id)
+    return Architecture.of(config)
+
+
+@pytest.fixture(params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def model(request, tokenizer):
+    """A model of each family."""
+    small = architecture(request.param, tokenizer.vocab_size, tokenizer.image_pad_id)
+    return small.bind(dict(weights(small)))

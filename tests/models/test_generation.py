@@ -20,9 +20,16 @@ def prompts(builder):
     return jax.tree.map(jnp.asarray, builder.batch(rows)), rows
 
 
-def run(model, prompt, tokenizer, **options):
+STATIC = ("eos_id", "pad_id", "group_size", "max_new_tokens", "temperature", "top_k", "top_p")
+# Compiled as stages do; operation by operation takes a compilation for each.
+forward = nnx.jit(lambda model, batch: model(batch))
+written = nnx.jit(generate, static_argnames=STATIC)
+likelihoods = nnx.jit(completion_logprobs, static_argnames=("temperature",))
+
+
+def run(model, prompt, tokenizer, *, by=written, **options):
     settings = {"group_size": 1, "max_new_tokens": 6, "temperature": 0.0} | options
-    return generate(
+    return by(
         model,
         prompt,
         key=jax.random.key(3),
@@ -39,7 +46,7 @@ def test_greedy_tokens_are_those_of_a_full_pass_for_every_token(model, prompts, 
         tokens = list(row.tokens)
         for step in range(6):
             one = builder.batch([type(row)(tokens, row.pictures)])
-            hidden = model(jax.tree.map(jnp.asarray, one))
+            hidden = forward(model, jax.tree.map(jnp.asarray, one))
             expected = int(jnp.argmax(model.logits(hidden[0, len(tokens) - 1])))
             assert int(found.tokens[number, 0, step]) == expected
             if expected == tokenizer.eos_id:
@@ -51,7 +58,7 @@ def test_greedy_tokens_are_those_of_a_full_pass_for_every_token(model, prompts, 
 def test_sampled_logprobs_are_the_teacher_forced_ones(model, prompts, tokenizer, group):
     prompt, _ = prompts
     found = run(model, prompt, tokenizer, group_size=group, temperature=0.8, max_new_tokens=8)
-    twin, entropy = completion_logprobs(model, prompt, found.tokens, found.mask, temperature=0.8)
+    twin, entropy = likelihoods(model, prompt, found.tokens, found.mask, temperature=0.8)
     np.testing.assert_allclose(found.logprobs, twin, atol=2e-5)
     assert float(jnp.min(entropy)) >= 0
 
@@ -126,14 +133,15 @@ def test_a_grammar_makes_every_list_well_formed(model, prompts, tokenizer):
         ):
             text = tokenizer.decode(tokens[: mask.sum() - 1].tolist()).strip()
             assert {key for key, _ in parse_attributes(text)} <= set(keys)
-    twin, _ = completion_logprobs(model, prompt, found.tokens, found.mask, temperature=1.5)
+    twin, _ = likelihoods(model, prompt, found.tokens, found.mask, temperature=1.5)
     np.testing.assert_allclose(found.logprobs, twin, atol=1e-4)
 
 
 def test_the_token_loop_stays_on_the_device(model, prompts, tokenizer):
     """One program without callbacks, infeeds or outfeeds: the host is not asked for a token."""
     prompt, _ = prompts
-    program = jax.jit(lambda: run(model, prompt, tokenizer, temperature=1.0, max_new_tokens=50))
+    settings = {"by": generate, "temperature": 1.0, "max_new_tokens": 50}
+    program = jax.jit(lambda: run(model, prompt, tokenizer, **settings))
     text = program.lower().compile().as_text()
     assert text.count("while(") >= 1
     for word in ("callback", "infeed", "outfeed", "send(", "recv("):
@@ -146,7 +154,7 @@ def test_samples_pass_a_chi_square_test(model, prompts, builder, tokenizer, cut)
     count = 4000
     one = jax.tree.map(jnp.asarray, builder.batch(prompts[1][:1]))
     found = run(model, one, tokenizer, group_size=count, temperature=0.5, max_new_tokens=1, **cut)
-    hidden = model(one)[0, len(prompts[1][0].tokens) - 1]
+    hidden = forward(model, one)[0, len(prompts[1][0].tokens) - 1]
     chance = np.asarray(jax.nn.softmax(model.logits(hidden) / 0.5), np.float64)
     order = np.argsort(-chance)
     before = np.cumsum(chance[order]) - chance[order]
@@ -167,7 +175,7 @@ def test_sampling_follows_the_models_probabilities(model, prompts, builder, toke
     _, rows = prompts
     one = jax.tree.map(jnp.asarray, builder.batch(rows[:1]))
     found = run(model, one, tokenizer, group_size=4000, temperature=1.0, max_new_tokens=1)
-    hidden = model(one)[0, len(rows[0].tokens) - 1]
+    hidden = forward(model, one)[0, len(rows[0].tokens) - 1]
     expected = jax.nn.softmax(model.logits(hidden))
     counts = np.bincount(np.asarray(found.tokens).ravel(), minlength=len(expected)) / 4000
     error = np.sqrt(np.asarray(expected) * (1 - np.asarray(expected)) / 4000)
