@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from afmrl_jax.config import Execution, InitConfig, QwenVLConfig
-from afmrl_jax.models.families import family
+from afmrl_jax.models.families import Build, family
 from afmrl_jax.models.induction import add_induction_head
 from afmrl_jax.models.qwen_vl.layers import Keys
 from afmrl_jax.models.qwen_vl.model import QwenVL
@@ -72,15 +73,12 @@ class Architecture:
 
     def init(self, seed: int, settings: InitConfig | None = None) -> Params:
         """Random parameters, float32."""
-        return jax.jit(self._init, static_argnames="settings")(
-            jnp.uint32(seed), settings=settings or InitConfig()
-        )
+        build = family(self.config.family).build
+        return _drawn(self, build, jnp.uint32(seed), settings or InitConfig())
 
-    def _init(self, seed: jax.Array, settings: InitConfig) -> Params:
+    def _init(self, build: Build, seed: jax.Array, settings: InitConfig) -> Params:
         key = jax.random.key(seed)
-        params = self.flatten(
-            family(self.config.family).build(self.config, self.execution, keys=Keys(key))
-        )
+        params = self.flatten(build(self.config, self.execution, keys=Keys(key)))
         scales = {
             "embed_tokens": settings.embedding / InitConfig.embedding,
             "lm_head": settings.embedding / InitConfig.embedding,
@@ -124,3 +122,11 @@ def identity(architecture: Architecture, params: Params) -> str:
     for name in sorted(params):
         digest.update(to_host(params[name]).tobytes())
     return digest.hexdigest()[:16]
+
+
+# A function of the module, so that equal architectures are compiled once.
+@partial(jax.jit, static_argnames=("architecture", "build", "settings"))
+def _drawn(
+    architecture: Architecture, build: Build, seed: jax.Array, settings: InitConfig
+) -> Params:
+    return architecture._init(build, seed, settings)

@@ -1,6 +1,7 @@
 """The cache of visual tokens: the same training without the tower, and safe on disk."""
 
 import dataclasses
+import functools
 import pickle
 import threading
 
@@ -19,6 +20,7 @@ from afmrl_jax.config import (
     RunConfig,
     TextBudget,
 )
+from afmrl_jax.data.batching import chunk_shapes
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture
@@ -42,8 +44,14 @@ def builder(badge_listings, tokenizer):
 @pytest.fixture(params=["qwen2_vl", "qwen3_vl"])
 def embedder(request, tokenizer):
     """The second one's tower gives several arrays a picture."""
-    ids = {"vocab_size": tokenizer.vocab_size, "image_token_id": tokenizer.image_pad_id}
-    architecture = Architecture.of(tiny_config(request.param, **ids), Execution(scan=True))
+    architecture, params = drawn(request.param, tokenizer.vocab_size, tokenizer.image_pad_id)
+    return architecture, dict(params)
+
+
+@functools.cache
+def drawn(family, vocab_size, image_token_id):
+    config = tiny_config(family, vocab_size=vocab_size, image_token_id=image_token_id)
+    architecture = Architecture.of(config, Execution(scan=True))
     return architecture, architecture.init(0)
 
 
@@ -155,7 +163,11 @@ def test_two_at_once_share_the_work(builder, embedder, towers, tmp_path):
 
 
 @pytest.mark.parametrize("chunk_tokens", [None, 128])
-def test_training_is_the_same_with_the_cache(builder, embedder, towers, tmp_path, chunk_tokens):
+def test_training_is_the_same_with_the_cache(
+    builder, embedder, towers, tmp_path, monkeypatch, chunk_tokens
+):
+    # Every shape is a program within the program, and compiling takes nearly all the time.
+    monkeypatch.setattr(chunk_shapes, "MOST_SHAPES", 2)
     settings = AgclConfig(
         steps=3, batch_size=6, gamma=0.0, dropout=NO_ERASING, chunk_tokens=chunk_tokens
     )

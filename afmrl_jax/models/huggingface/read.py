@@ -183,7 +183,7 @@ def _load(
         convert = _converter(first.kind, shape.dtype, sharding)
         return convert(_read(stored[first.name], first, sharding))
     # Layers are written into the stack on the device, where donation makes it happen in place.
-    stack = jax.jit(lambda: jnp.zeros(shape.shape, shape.dtype), out_shardings=sharding)()
+    stack = jnp.zeros(shape.shape, shape.dtype, device=sharding)
     put = _putter(first.kind, shape.dtype, sharding)
     for part in parts:
         stack = put(stack, _read(stored[part.name], part, sharding), np.int32(part.layer or 0))
