@@ -69,6 +69,7 @@ class Embed(OnCatalogue):
             self.split,
             skip_bad=self.skip_bad,
             marketplace=run.config.marketplace,
+            columns=self.columns,
         )
         embed_catalogue(
             run,
@@ -144,6 +145,8 @@ class Export:
     """Compare vectors with torch, if it is installed."""
     catalogue: str | None = None
     """Catalogue of the compared listings; by default the run's own."""
+    columns: str | None = None
+    """Which columns of a table are which, as in `--columns title=name,product_id=sku`."""
 
     def execute(self) -> None:
         """Run the command."""
@@ -154,6 +157,7 @@ class Export:
             dtype=self.dtype,
             check=self.check,
             catalogue=self.catalogue,
+            columns=self.columns,
         )
         if agreement is not None:
             print(f"checked: {agreement}")

@@ -19,6 +19,7 @@ OPTIONAL_TEXT = (
     "category", "oracle", "seller", "split", "family_id", "duplicate_of", "duplicate_group", "role",
     "part",
 )  # fmt: skip
+COLUMNS = (*REQUIRED, "attributes", *OPTIONAL_TEXT)
 IDS = ("listing_id", "product_id", "family_id", "duplicate_of", "duplicate_group")
 """Texts that name something, so nothing in them is replaced: control characters are refused."""
 SHOWN = 60
@@ -79,8 +80,13 @@ def problem_of(error: CatalogueError, row: Mapping[str, object], where: str, fil
     return Problem(record, file, what, remedy)
 
 
-def to_listing(row: Mapping[str, object], folder: Path) -> Listing:
+def to_listing(row: Mapping[str, object], folder: Path, root: Path | None = None) -> Listing:
     """A record as a listing.
+
+    Args:
+        row: the record.
+        folder: names of pictures are relative to it.
+        root: where pictures must lie once links are followed; by default `folder`.
 
     Raises:
         CatalogueError: "what is wrong; the remedy".
@@ -94,20 +100,30 @@ def to_listing(row: Mapping[str, object], folder: Path) -> Listing:
     if values.get("role", ROLES[0]) not in ROLES:
         raise CatalogueError(f"unknown role {values['role']!r}; use one of {', '.join(ROLES)}")
     return Listing(
-        image=_image(row, folder), attributes=_attributes(row.get("attributes")), **values
+        image=_image(row, folder, root or folder),
+        attributes=_attributes(row.get("attributes")),
+        **values,
     )
 
 
-def _image(row: Mapping[str, object], folder: Path) -> bytes | str:
+def _image(row: Mapping[str, object], folder: Path, root: Path) -> bytes | str:
     image = row.get("image")
+    if isinstance(image, Mapping) and image.keys() == {"bytes", "path"}:
+        # How `datasets` stores a picture: as bytes, or else where it lies.
+        image = image["bytes"] or image["path"]
+        row = {"image": image}
     if isinstance(image, bytes) and image:
         return image
     name = _text(row, "image")
+    if name.lower().startswith(("http://", "https://")):
+        raise CatalogueError(
+            f"picture {_shown(name)} is an address; download it and give the name of the file"
+        )
     path = folder / name
     try:
         # A remote folder has no links to follow.
         inside = (
-            path.resolve().is_relative_to(folder.resolve())
+            path.resolve().is_relative_to(root.resolve())
             if is_local(folder)
             else ".." not in path.parts
         )
