@@ -17,7 +17,7 @@ from afmrl_jax.data.attributes.endpoint import Endpoint
 from afmrl_jax.data.catalogue.check import check_catalogue
 from afmrl_jax.data.catalogue.convert import Conversion, convert
 from afmrl_jax.data.catalogue.readers import open_rows
-from afmrl_jax.data.catalogue.records import Problem
+from afmrl_jax.data.catalogue.records import Catalogue, Problem
 from afmrl_jax.data.marketplace.cache import marketplace_folder, read_ideal, write_marketplace
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.inference import annotate as serving
@@ -178,6 +178,9 @@ def _summary(summary: dict) -> str:
         lines.append(f"  {split:8s} " + ", ".join(f"{n} {what}" for what, n in counts.items()))
     coverage = summary["coverage"].items()
     lines.append("  known    " + ", ".join(f"{k} {100 * v:.0f} %" for k, v in coverage))
+    if "carried" in summary:
+        carried = (f"{printable(k)} {100 * v:.0f} %" for k, v in summary["carried"].items())
+        lines.append("  carried  " + ", ".join(carried))
     return "\n".join(lines)
 
 
@@ -197,6 +200,16 @@ class OnCatalogue:
     skip_bad: bool = False
     """Skip unusable records, counted and listed, instead of stopping."""
 
+    def read(self, run: FinishedRun, split: str) -> Catalogue:
+        """The listings of a split of the catalogue."""
+        return serving.read(
+            self.catalogue,
+            split,
+            skip_bad=self.skip_bad,
+            marketplace=run.config.marketplace,
+            columns=self.columns,
+        )
+
 
 @dataclass(frozen=True)
 class Annotate(OnCatalogue):
@@ -214,13 +227,7 @@ class Annotate(OnCatalogue):
         """Run the command."""
         require_attributes_file(self.out)
         run = FinishedRun(self.run)
-        catalogue = serving.read(
-            self.catalogue,
-            self.split,
-            skip_bad=self.skip_bad,
-            marketplace=run.config.marketplace,
-            columns=self.columns,
-        )
+        catalogue = self.read(run, self.split)
         texts = serving.annotate_catalogue(
             run, self.generator, catalogue, self.out, shown=self.shown
         )

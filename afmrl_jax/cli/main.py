@@ -27,7 +27,6 @@ from afmrl_jax.cli.command import Command
 from afmrl_jax.cli.evaluation import Baselines, Compare, Evaluate
 from afmrl_jax.cli.train import Config, Train, config_defaults, train_defaults
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.inference import annotate as serving
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.parallel.mesh import simulate_devices
 from afmrl_jax.performance import plan as planning
@@ -64,13 +63,7 @@ class Embed(OnCatalogue):
     def execute(self) -> None:
         """Run the command."""
         run = FinishedRun(self.run)
-        catalogue = serving.read(
-            self.catalogue,
-            self.split,
-            skip_bad=self.skip_bad,
-            marketplace=run.config.marketplace,
-            columns=self.columns,
-        )
+        catalogue = self.read(run, self.split)
         embed_catalogue(
             run,
             self.system,
@@ -122,7 +115,8 @@ class Search:
             print(printable(f"read off the query: {found.attributes}"))
         for number, x in enumerate(found.results, 1):
             line = f"{x['score']:.4f}  {x['listing_id']}  [{x['product_id']}]  {x['title']}"
-            print(printable(f"{number:3d}  {line}"))
+            extra = "".join(f"  {name}: {value}" for name, value in x.get("extra", {}).items())
+            print(printable(f"{number:3d}  {line}{extra}"))
 
 
 @dataclass(frozen=True)

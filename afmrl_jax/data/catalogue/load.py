@@ -15,7 +15,7 @@ from afmrl_jax.data.catalogue.census import Census
 from afmrl_jax.data.catalogue.pictures import decode, open_picture
 from afmrl_jax.data.catalogue.readers import MARKETPLACE, RowSource, open_rows
 from afmrl_jax.data.catalogue.records import SPLITS, Catalogue, Listing, Problem, Report
-from afmrl_jax.data.catalogue.schema import problem_of, to_listing
+from afmrl_jax.data.catalogue.schema import left_columns, problem_of, to_listing
 from afmrl_jax.data.catalogue.splits import draw_splits
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.progress import log_info
@@ -138,7 +138,7 @@ def read_listings(
             if look != "none":
                 picture = listing.read_image_bytes()
                 decode(picture) if look == "decode" else open_picture(picture)
-            census.take(listing)
+            census.take(listing, left_columns(row))
         except CatalogueError as error:
             report(problem_of(error, row, where, source.file))
             continue
