@@ -29,6 +29,8 @@ MARKETPLACE = "marketplace"
 FILES = tuple(f"listings{end}" for end in tables.ENDS)
 """Names of a listings file that is found in its folder."""
 
+WORKBOOKS = (".xlsx", ".xls", ".ods")
+
 
 @dataclass(frozen=True)
 class RowSource:
@@ -175,6 +177,8 @@ def _refuse_misfits(folder: Path) -> None:
 
 def find_listings(path: Path) -> Path:
     """The listings file of a folder, or the file itself."""
+    if path.name.lower().endswith(WORKBOOKS):
+        raise CatalogueError(f"{path} is a workbook; save its sheet as a file of CSV UTF-8")
     if path.is_file():
         return path
     for name in FILES:

@@ -240,6 +240,12 @@ def test_a_folder_with_a_table_of_another_name_says_to_give_the_file(folder):
         load_catalogue(folder)
 
 
+def test_a_workbook_is_to_be_saved_as_csv(folder):
+    (folder / "Products.XLSX").write_bytes(b"PK")
+    with pytest.raises(CatalogueError, match=r"is a workbook; save its sheet as a file of CSV"):
+        load_catalogue(folder / "Products.XLSX")
+
+
 def test_addresses_and_other_places_are_no_pictures(folder, tmp_path):
     rows = records(folder)
     (tmp_path / "secret.png").write_bytes(b"x")
