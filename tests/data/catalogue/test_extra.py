@@ -7,11 +7,13 @@ from decimal import Decimal
 import pytest
 
 from afmrl_jax.cli import main as cli
+from afmrl_jax.data.catalogue import convert as conversion
 from afmrl_jax.data.catalogue.check import check_catalogue
 from afmrl_jax.data.catalogue.convert import Conversion, convert
 from afmrl_jax.data.catalogue.load import load_catalogue
 from afmrl_jax.data.catalogue.readers import open_rows
 from afmrl_jax.data.catalogue.schema import LONGEST_EXTRA, MAX_EXTRA, left_columns, to_listing
+from afmrl_jax.data.catalogue.tfds_examples import COLUMNS
 from afmrl_jax.runs.embedded import shown_line
 from afmrl_jax.testing import write_badge_catalogue
 
@@ -80,6 +82,16 @@ def test_a_store_has_them_and_they_change_no_fingerprint(folder, tmp_path):
     assert [x.extra for x in again.listings] == expected
     write_badge_catalogue(folder, listings_per_product=2)
     assert load_catalogue(folder).fingerprint == whole.fingerprint
+
+
+@pytest.mark.parametrize("lacking", [("extra",), ("part", "extra")])
+def test_a_store_that_was_written_before_them_is_read(folder, tmp_path, monkeypatch, lacking):
+    known = tuple(x for x in COLUMNS if x not in lacking)
+    monkeypatch.setattr(conversion, "COLUMNS", known)
+    convert(open_rows(folder), tmp_path / "store", Conversion())
+    store = load_catalogue(tmp_path / "store")
+    assert store.column("title") == load_catalogue(folder).column("title")
+    assert store.listings[3].extra is None
 
 
 def test_results_show_them():
