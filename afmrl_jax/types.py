@@ -20,6 +20,9 @@ union of the types, because Grain's workers import this file and JAX must stay o
 JsonObject = dict[str, Any]
 """An object of a JSON file, as `json.loads` gives it or `json.dumps` takes it."""
 
+Plain = str | int | float | bool
+"""A value of a catalogue that nothing but people read."""
+
 Modality = Literal["both", "text", "image"]
 """What is shown of a listing: picture and title, or one of them alone."""
 
@@ -31,6 +34,7 @@ __all__ = [
     "Int",
     "JsonObject",
     "Modality",
+    "Plain",
     "PyTree",
     "Real",
     "UInt8",

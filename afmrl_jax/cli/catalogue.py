@@ -17,7 +17,7 @@ from afmrl_jax.data.attributes.endpoint import Endpoint
 from afmrl_jax.data.catalogue.check import check_catalogue
 from afmrl_jax.data.catalogue.convert import Conversion, convert
 from afmrl_jax.data.catalogue.readers import open_rows
-from afmrl_jax.data.catalogue.records import Problem
+from afmrl_jax.data.catalogue.records import Catalogue, Problem
 from afmrl_jax.data.marketplace.cache import marketplace_folder, read_ideal, write_marketplace
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.inference import annotate as serving
@@ -39,8 +39,10 @@ class CatalogueCheck:
     folder: Annotated[str | None, tyro.conf.Positional, NAMELESS] = None
     """The catalogue, same as --catalogue."""
     catalogue: str | None = None
-    """Folder with listings.jsonl or listings.parquet, a store, `furniture` or
-    `marketplace`."""
+    """Folder with listings.jsonl, .parquet or .csv, a store, any CSV, `hf://user/set#split`,
+    `furniture` or `marketplace`."""
+    columns: str | None = None
+    """Which columns of a table are which, as in `--columns title=name,product_id=sku`."""
     as_json: bool = False
     """Print JSON lines: all problems, then the summary."""
     options: dict[str, str] = field(default_factory=dict)
@@ -59,7 +61,9 @@ class CatalogueCheck:
                 print(printable(f"{problem.severity}: {problem}"))
 
         catalogue = _named(self.catalogue, self.folder)
-        summary = check_catalogue(catalogue, show, options=parsed(self.options))
+        summary = check_catalogue(
+            catalogue, show, options=parsed(self.options), columns=self.columns
+        )
         if self.as_json:
             print(json.dumps({"summary": summary}))
         else:
@@ -80,8 +84,10 @@ class CatalogueConvert(Conversion):
     folder: Annotated[str | None, tyro.conf.Positional, NAMELESS] = None
     """The catalogue, same as --catalogue."""
     catalogue: str | None = None
-    """Folder with listings.jsonl or listings.parquet, also in object storage, `furniture` or
-    `marketplace`."""
+    """Folder with listings.jsonl, .parquet or .csv, also in object storage, any CSV,
+    `hf://user/set#split`, `furniture` or `marketplace`."""
+    columns: str | None = None
+    """Which columns of a table are which, as in `--columns title=name,product_id=sku`."""
     out: Path = tyro.MISSING
     """Folder to write; it must not exist."""
     options: dict[str, str] = field(default_factory=dict)
@@ -91,7 +97,8 @@ class CatalogueConvert(Conversion):
     def execute(self) -> None:
         """Run the command."""
         catalogue = _named(self.catalogue, self.folder)
-        manifest = convert(open_rows(catalogue, parsed(self.options)), self.out, self)
+        source = open_rows(catalogue, parsed(self.options), self.columns)
+        manifest = convert(source, self.out, self)
         print(_summary(manifest))
         left = f", {manifest['left_out']} record(s) skipped" if manifest["left_out"] else ""
         print(f"{self.out}: {len(manifest['shards'])} shard(s){left}")
@@ -171,6 +178,9 @@ def _summary(summary: dict) -> str:
         lines.append(f"  {split:8s} " + ", ".join(f"{n} {what}" for what, n in counts.items()))
     coverage = summary["coverage"].items()
     lines.append("  known    " + ", ".join(f"{k} {100 * v:.0f} %" for k, v in coverage))
+    if "carried" in summary:
+        carried = (f"{printable(k)} {100 * v:.0f} %" for k, v in summary["carried"].items())
+        lines.append("  carried  " + ", ".join(carried))
     return "\n".join(lines)
 
 
@@ -181,12 +191,24 @@ class OnCatalogue:
     run: Path
     """Run directory of a finished `afmrl train`."""
     catalogue: str
-    """Folder with listings.jsonl or listings.parquet, a store, `furniture` or
-    `marketplace`."""
+    """Folder with listings.jsonl, .parquet or .csv, a store, any CSV, `hf://user/set#split`,
+    `furniture` or `marketplace`."""
     out: Path
     """File or folder to write."""
+    columns: str | None = None
+    """Which columns of a table are which, as in `--columns title=name,product_id=sku`."""
     skip_bad: bool = False
     """Skip unusable records, counted and listed, instead of stopping."""
+
+    def read(self, run: FinishedRun, split: str) -> Catalogue:
+        """The listings of a split of the catalogue."""
+        return serving.read(
+            self.catalogue,
+            split,
+            skip_bad=self.skip_bad,
+            marketplace=run.config.marketplace,
+            columns=self.columns,
+        )
 
 
 @dataclass(frozen=True)
@@ -205,12 +227,7 @@ class Annotate(OnCatalogue):
         """Run the command."""
         require_attributes_file(self.out)
         run = FinishedRun(self.run)
-        catalogue = serving.read(
-            self.catalogue,
-            self.split,
-            skip_bad=self.skip_bad,
-            marketplace=run.config.marketplace,
-        )
+        catalogue = self.read(run, self.split)
         texts = serving.annotate_catalogue(
             run, self.generator, catalogue, self.out, shown=self.shown
         )
@@ -226,10 +243,12 @@ class Oracle:
     """
 
     catalogue: str
-    """Folder with listings.jsonl or listings.parquet, a store, `furniture` or
-    `marketplace`."""
+    """Folder with listings.jsonl, .parquet or .csv, a store, any CSV, `hf://user/set#split`,
+    `furniture` or `marketplace`."""
     out: Path
     """JSON lines to write."""
+    columns: str | None = None
+    """Which columns of a table are which, as in `--columns title=name,product_id=sku`."""
     url: str | None = None
     """Base URL of the endpoint, as in http://localhost:8000/v1."""
     model: str | None = None
@@ -250,7 +269,9 @@ class Oracle:
         if (self.checkpoint is None) == (self.url is None or self.model is None):
             raise ConfigError("name an endpoint with --url and --model, or a folder: --checkpoint")
         require_attributes_file(self.out)
-        catalogue = serving.read(self.catalogue, self.split, skip_bad=self.skip_bad)
+        catalogue = serving.read(
+            self.catalogue, self.split, skip_bad=self.skip_bad, columns=self.columns
+        )
         if self.checkpoint is not None:
             texts = oracle_by_checkpoint(catalogue, self.checkpoint, self.out)
             print(f"{len(texts)} listings: {self.out}")

@@ -47,7 +47,12 @@ class Evaluate(OnCatalogue):
         """Run the command."""
         require_own_output(self.out, "afmrl evaluate", file=is_evaluation)
         evaluation = evaluate(
-            FinishedRun(self.run), self.catalogue, self.split, self.out, skip_bad=self.skip_bad
+            FinishedRun(self.run),
+            self.catalogue,
+            self.split,
+            self.out,
+            skip_bad=self.skip_bad,
+            columns=self.columns,
         )
         print(printable_lines(text_table(evaluation)))
         print(self.out)
@@ -62,7 +67,10 @@ class Baselines:
     """
 
     catalogue: str
-    """Folder with listings.jsonl or listings.parquet, or `furniture`."""
+    """Folder with listings.jsonl, .parquet or .csv, a store, any CSV, `hf://user/set#split`,
+    `furniture` or `marketplace`."""
+    columns: str | None = None
+    """Which columns of a table are which, as in `--columns title=name,product_id=sku`."""
     out: Path | None = None
     """JSON file to write, in the format of `evaluation.json`; by default nothing is written."""
     per_query: bool = True
@@ -93,6 +101,7 @@ class Baselines:
             attributes=self.attributes,
             trust_code=self.trust_code,
             skip_bad=self.skip_bad,
+            columns=self.columns,
             resamples=self.resamples,
             seed=self.seed,
         )

@@ -27,7 +27,6 @@ from afmrl_jax.cli.command import Command
 from afmrl_jax.cli.evaluation import Baselines, Compare, Evaluate
 from afmrl_jax.cli.train import Config, Train, config_defaults, train_defaults
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.inference import annotate as serving
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.models.licenses import preset_origin
 from afmrl_jax.parallel.mesh import simulate_devices
@@ -65,12 +64,7 @@ class Embed(OnCatalogue):
     def execute(self) -> None:
         """Run the command."""
         run = FinishedRun(self.run)
-        catalogue = serving.read(
-            self.catalogue,
-            self.split,
-            skip_bad=self.skip_bad,
-            marketplace=run.config.marketplace,
-        )
+        catalogue = self.read(run, self.split)
         embed_catalogue(
             run,
             self.system,
@@ -122,7 +116,8 @@ class Search:
             print(printable(f"read off the query: {found.attributes}"))
         for number, x in enumerate(found.results, 1):
             line = f"{x['score']:.4f}  {x['listing_id']}  [{x['product_id']}]  {x['title']}"
-            print(printable(f"{number:3d}  {line}"))
+            extra = "".join(f"  {name}: {value}" for name, value in x.get("extra", {}).items())
+            print(printable(f"{number:3d}  {line}{extra}"))
 
 
 @dataclass(frozen=True)
@@ -145,6 +140,8 @@ class Export:
     """Compare vectors with torch, if it is installed."""
     catalogue: str | None = None
     """Catalogue of the compared listings; by default the run's own."""
+    columns: str | None = None
+    """Which columns of a table are which, as in `--columns title=name,product_id=sku`."""
 
     def execute(self) -> None:
         """Run the command."""
@@ -155,6 +152,7 @@ class Export:
             dtype=self.dtype,
             check=self.check,
             catalogue=self.catalogue,
+            columns=self.columns,
         )
         if agreement is not None:
             print(f"checked: {agreement}")

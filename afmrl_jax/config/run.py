@@ -80,7 +80,10 @@ class RunConfig(Settings):
     """One run of the whole method, stage by stage."""
 
     catalogue: str = "furniture"
-    """`furniture` (embedded), `marketplace` (drawn), or a folder in the catalogue format."""
+    """`furniture` (embedded), `marketplace` (drawn), a folder in the catalogue format, a CSV or
+    another table, or a data set of the Hugging Face hub (`hf://user/set`)."""
+    columns: str | None = None
+    """Which columns of a table are which, as in `title=name,product_id=sku`."""
     seed: int = 0
     vocab_size: int = 2048
     """Entries of the byte-level BPE trained on the catalogue."""

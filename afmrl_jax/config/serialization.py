@@ -49,6 +49,7 @@ ADDED: JsonObject = {
     "lists": {"lone": False, "samples": 0, "temperature": 1.0},
     "controls": False,
     "grammar": False,
+    "columns": None,
 }
 """Settings that older run directories lack, and the value that means the old behavior."""
 

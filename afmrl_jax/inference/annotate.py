@@ -26,6 +26,7 @@ def read(
     *,
     skip_bad: bool = False,
     marketplace: MarketplaceSettings | None = None,
+    columns: str | None = None,
 ) -> Catalogue:
     """The listings of a split, or of `all`; records that were left out are logged.
 
@@ -34,8 +35,9 @@ def read(
         split: or `all`.
         skip_bad: leave unusable records out.
         marketplace: settings of the drawn marketplace, if that is the catalogue.
+        columns: which columns of a table are which.
     """
-    catalogue = load_catalogue(name, skip_bad=skip_bad, marketplace=marketplace)
+    catalogue = load_catalogue(name, skip_bad=skip_bad, marketplace=marketplace, columns=columns)
     say_skipped(catalogue)
     return select(catalogue, split)
 

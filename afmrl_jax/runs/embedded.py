@@ -125,9 +125,11 @@ def shown_line(x: Listing, content: str, attributes: str | None) -> bytes:
     Raises:
         CatalogueError: a text cannot be written in UTF-8.
     """
-    shown = {"listing_id": x.listing_id, "product_id": x.product_id, "title": x.title}
+    shown: JsonObject = {"listing_id": x.listing_id, "product_id": x.product_id, "title": x.title}
     if attributes is not None:
         shown["attributes"] = attributes
+    if x.extra:
+        shown["extra"] = dict(x.extra)
     try:
         return json.dumps(shown | {"content": content}, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError as error:

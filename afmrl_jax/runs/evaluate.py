@@ -33,10 +33,15 @@ from afmrl_jax.types import JsonObject, Modality
 
 
 def _divided(
-    name: str, split: str, *, skip_bad: bool, marketplace: MarketplaceSettings | None = None
+    name: str,
+    split: str,
+    *,
+    skip_bad: bool,
+    marketplace: MarketplaceSettings | None = None,
+    columns: str | None = None,
 ) -> tuple[Catalogue, Catalogue]:
     """The evaluated listings, and those that a classifier is fitted on."""
-    whole = read(name, "all", skip_bad=skip_bad, marketplace=marketplace)
+    whole = read(name, "all", skip_bad=skip_bad, marketplace=marketplace, columns=columns)
     test = select(whole, split)
     # A classifier must not be evaluated on the data it was fitted on.
     overlap = split in ("train", "all")
@@ -44,14 +49,22 @@ def _divided(
 
 
 def evaluate(
-    run: FinishedRun, name: str, split: str, out: Path, *, skip_bad: bool = False
+    run: FinishedRun,
+    name: str,
+    split: str,
+    out: Path,
+    *,
+    skip_bad: bool = False,
+    columns: str | None = None,
 ) -> JsonObject:
     """Evaluate every system of a run on a split of a catalogue, and write `out`.
 
     The run keeps the attributes that its generators write, by catalogue, and the metrics of single
     queries.
     """
-    test, train = _divided(name, split, skip_bad=skip_bad, marketplace=run.config.marketplace)
+    test, train = _divided(
+        name, split, skip_bad=skip_bad, marketplace=run.config.marketplace, columns=columns
+    )
     everything = Catalogue(test.name, (*train.listings, *test.listings))
     systems = systems_of(run.config)
     written = {
@@ -103,6 +116,7 @@ def evaluate_baselines(
     attributes: Path | None = None,
     trust_code: bool = False,
     skip_bad: bool = False,
+    columns: str | None = None,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Evaluated:
@@ -116,12 +130,13 @@ def evaluate_baselines(
             catalogue's own.
         trust_code: run code from an embedder's folder.
         skip_bad: leave unusable records out.
+        columns: which columns of a table are which.
         resamples: of the bootstrap.
         seed: of resampling and clustering.
     """
     # A folder that cannot be loaded should fail before the others have been evaluated.
     loaded = [OutsideEmbedder(x, trust_code=trust_code) for x in embedders]
-    test, train = _divided(name, split, skip_bad=skip_bad)
+    test, train = _divided(name, split, skip_bad=skip_bad, columns=columns)
     listings = test.listings
     sides = query_and_gallery([x.role for x in listings])
     rows: list[JsonObject] = []

@@ -83,6 +83,7 @@ def export(
     dtype: Literal["float32", "bfloat16"] = "float32",
     check: bool = True,
     catalogue: str | None = None,
+    columns: str | None = None,
 ) -> Agreement | None:
     """Write the embedder of a system as a folder that other tools load.
 
@@ -93,6 +94,7 @@ def export(
         dtype: of the weights. Adapters are merged in float32 first.
         check: embed some listings here and with torch from the folder, and compare.
         catalogue: where those listings come from; None for the run's own.
+        columns: of `catalogue`, which are which if it is a table.
 
     Returns:
         The result of the check; None if it was not wanted, or torch is not installed.
@@ -106,7 +108,9 @@ def export(
     system = run.system(system_name)
     checking = check and importlib.util.find_spec("torch") is not None
     # Before any weights are read: a missing catalogue should be noticed first.
-    listings = _some_listings(catalogue or run.config.catalogue, run) if checking else ()
+    if catalogue is None:
+        catalogue, columns = run.config.catalogue, run.config.columns
+    listings = _some_listings(catalogue, columns, run) if checking else ()
     architecture, trained = run.model(system.embedder)
     exact = {n: x.astype(jnp.float32) for n, x in trained.items()}
     plain, merged = merge_lora(architecture, exact)
@@ -128,8 +132,8 @@ def export(
     return agreement
 
 
-def _some_listings(name: str, run: FinishedRun) -> Sequence[Listing]:
-    catalogue = load_catalogue(name, marketplace=run.config.marketplace)
+def _some_listings(name: str, columns: str | None, run: FinishedRun) -> Sequence[Listing]:
+    catalogue = load_catalogue(name, marketplace=run.config.marketplace, columns=columns)
     return (catalogue.subset("test").listings or catalogue.listings)[:CHECKED_LISTINGS]
 
 

@@ -15,12 +15,14 @@ from afmrl_jax.data.attributes.text_format import (
     parse_attributes,
     salvage_attributes,
 )
+from afmrl_jax.data.catalogue import tables
+from afmrl_jax.data.catalogue.tables.columns import parse_columns
 from afmrl_jax.errors import AfmrlError, ConfigError
 from afmrl_jax.runs.search import Query, read_queries
 from afmrl_jax.runtime import run_mirror
 from afmrl_jax.runtime.json_files import checked, parse_json
 from afmrl_jax.runtime.run_mirror import STATE, WorkingCopy
-from tests.fuzz.strategies import attribute_texts, changed, json_texts, spliced, values
+from tests.fuzz.strategies import attribute_texts, changed, json_texts, spliced, texts, values
 
 # The same examples every time: a failure of `make test` can be repeated.
 few = settings(
@@ -121,6 +123,26 @@ def test_queries_are_queries_or_an_error_that_names_the_line(folder, lines):
             (query.name + (query.text or "")).encode()
     except AfmrlError as error:
         assert "queries.jsonl" in str(error)  # noqa: PT017
+
+
+cells = st.text('a,;"\t\n\r\0\ufeff\u202e\xe9', max_size=8) | texts
+
+
+@few
+@given(st.lists(cells, max_size=12), st.lists(cells, max_size=6), cells)
+def test_a_csv_is_rows_of_texts_or_problems_that_name_the_line(folder, parts, names, columns):
+    path = folder / "x.csv"
+    head = ",".join(["listing_id,product_id,title,image", *names])
+    path.write_bytes(encoded("\n".join([head, *parts])))
+    problems = []
+    try:
+        for where, row in tables.rows([path], problems.append, parse_columns(columns)):
+            assert where.startswith("x.csv, line ")
+            "".join([*row, *row.values()]).encode()
+    except ConfigError as error:
+        assert str(error).startswith("--columns")  # noqa: PT017
+    assert all(x.record == "file" or x.record.startswith("line ") for x in problems)
+    assert all(x.file == str(path) and x.what and x.remedy for x in problems)
 
 
 @few

@@ -1,5 +1,6 @@
 """Embedding a catalogue, updating it, and what damage to the folder leads to."""
 
+import csv
 import json
 import os
 import shutil
@@ -168,6 +169,30 @@ def test_an_update_asks_the_generator_only_for_what_is_new(run, shop, tmp_path, 
     assert apart == [lines[0]["listing_id"]]
     with pytest.raises(RunError, match="has attributes of file, not of the generator"):
         embed(run, shop, out, update=True, **options)
+
+
+def test_another_price_in_a_table_is_shown_and_embeds_nothing(
+    run, written_run, shop, tmp_path, seen, capsys
+):
+    path, out = shop / "products.csv", tmp_path / "index"
+
+    def command(price):
+        rows = [(x["listing_id"], x["title"], x["image"], price) for x in records(shop)]
+        with path.open("w", newline="") as file:
+            csv.writer(file, delimiter=";").writerows([("sku", "name", "image", "price"), *rows])
+        columns = "listing_id=sku,product_id=sku,title=name"
+        given = ["--run", str(written_run), "--catalogue", str(path), "--columns", columns]
+        cli.main(["embed", *given, "--system", "infonce", "--out", str(out), "--update"])
+
+    command("9,90")
+    assert sum(seen) == 30
+    command("8,90")
+    assert sum(seen) == 30
+    (found,) = Searcher(run, out).search([Query("q", "badge")], 2)
+    assert [x["extra"] for x in found.results] == [{"price": "8,90"}] * 2
+    capsys.readouterr()
+    cli.main(["search", "--run", str(written_run), "--index", str(out), "--text", "badge"])
+    assert "  price: 8,90\n" in capsys.readouterr().out
 
 
 def test_an_update_of_nothing_embeds_everything(run, shop, tmp_path, seen):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from afmrl_jax.data.catalogue.records import SPLITS, Listing, Problem
@@ -16,6 +17,11 @@ COVERED = (
     "category", "attributes", "oracle", "seller", "family_id", "duplicate_of", "duplicate_group",
     "role", "part",
 )  # fmt: skip
+
+MAX_COLUMNS = 1000
+"""Columns besides a listing's that are counted by name."""
+NAMED = 20
+"""How many columns that are left out a warning names."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS listing (
@@ -41,7 +47,10 @@ class Census:
         self.db = sqlite3.connect(":memory:" if path is None else path)
         # A killed process loses what was not committed; a power cut may lose the conversion.
         self.db.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {SCHEMA}")
-        self._covered: Counter[str] = Counter(json.loads(self.note("covered") or "{}"))
+        self._covered, self._carried, self._left = (
+            Counter[str](json.loads(self.note(name) or "{}"))
+            for name in ("covered", "carried", "left")
+        )
 
     def close(self) -> None:
         """Close the database and drop what was not committed."""
@@ -54,12 +63,17 @@ class Census:
 
     def commit(self, **notes: str) -> None:
         """Save what was taken, together with some notes."""
-        notes["covered"] = json.dumps(self._covered)
+        counts = {"covered": self._covered, "carried": self._carried, "left": self._left}
+        notes |= {name: json.dumps(count) for name, count in counts.items()}
         self.db.executemany("INSERT OR REPLACE INTO note VALUES (?, ?)", notes.items())
         self.db.commit()
 
-    def take(self, x: Listing) -> None:
+    def take(self, x: Listing, left: Mapping[str, str] | None = None) -> None:
         """Count a listing in.
+
+        Args:
+            x: the listing.
+            left: columns of its record that it does not carry, and why.
 
         Raises:
             CatalogueError: it conflicts with those before it, and is not counted. The message is
@@ -84,6 +98,8 @@ class Census:
         values = (x.listing_id, x.product_id, x.group, x.duplicate_group, x.split, taught)
         run("INSERT INTO listing VALUES (?, ?, ?, ?, ?, ?)", values)
         self._covered.update(name for name in COVERED if getattr(x, name) is not None)
+        _count_some(self._carried, x.extra or ())
+        _count_some(self._left, (f"{name!r} ({why})" for name, why in (left or {}).items()))
 
     def _count(self, what: str, rest: str = "") -> int:
         return int(self.db.execute(f"SELECT {what} FROM listing {rest}").fetchone()[0])
@@ -136,10 +152,19 @@ class Census:
         if not self._count("COUNT(*)", "WHERE taught AND split = 'distill'"):
             what = "no listing of the distill split has attributes or an oracle text"
             out.append(Problem("catalogue", file, what, "distillation needs either", "warning"))
+        if self._left:
+            named = ", ".join(f"{x} in {n}" for x, n in self._left.most_common(NAMED))
+            more = f" and {len(self._left) - NAMED} more" if len(self._left) > NAMED else ""
+            what = f"columns that are read by nothing and not shown in results: {named}{more}"
+            remedy = "results show texts, numbers and truth values; a map (--columns) names others"
+            out.append(Problem("catalogue", file, what, remedy, "warning"))
         return out
 
     def summary(self) -> JsonObject:
-        """Counts of listings, products and families, by split, and how many have each field."""
+        """Counts of listings, products and families, by split, and how many have each field.
+
+        Columns that are not a listing's, and are carried to results, are under `carried`.
+        """
 
         def counts(rest: str = "") -> dict[str, int]:
             return {
@@ -151,4 +176,12 @@ class Census:
         total = len(self)
         coverage = {x: round(self._covered[x] / total, 3) for x in COVERED} if total else {}
         splits = {split: counts(f"WHERE split = '{split}'") for split in SPLITS}
-        return {**counts(), "splits": splits, "coverage": coverage}
+        found = {**counts(), "splits": splits, "coverage": coverage}
+        if self._carried:
+            found["carried"] = {x: round(n / total, 3) for x, n in self._carried.items()}
+        return found
+
+
+def _count_some(counts: Counter[str], names: Iterable[str]) -> None:
+    """Count names, new ones only up to `MAX_COLUMNS`: a file may have others in every line."""
+    counts.update(x for x in names if x in counts or len(counts) < MAX_COLUMNS)

@@ -22,6 +22,7 @@ def check_catalogue(
     *,
     look: Look = "decode",
     options: Mapping[str, object] | None = None,
+    columns: str | None = None,
 ) -> JsonObject:
     """Read a whole catalogue and continue after each problem.
 
@@ -30,11 +31,12 @@ def check_catalogue(
         report: called with each problem as it is found.
         look: how closely pictures are checked.
         options: of a published layout's reader.
+        columns: as for `load_catalogue`.
 
     Returns:
         Counts of what is usable, and how many listings have each field.
     """
-    source = open_rows(path, options)
+    source = open_rows(path, options, columns)
     with (
         TemporaryDirectory(prefix="afmrl-check-") as folder,
         closing(Census(Path(folder) / "census.sqlite")) as census,

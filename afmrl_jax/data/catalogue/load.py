@@ -15,7 +15,7 @@ from afmrl_jax.data.catalogue.census import Census
 from afmrl_jax.data.catalogue.pictures import decode, open_picture
 from afmrl_jax.data.catalogue.readers import MARKETPLACE, RowSource, open_rows
 from afmrl_jax.data.catalogue.records import SPLITS, Catalogue, Listing, Problem, Report
-from afmrl_jax.data.catalogue.schema import problem_of, to_listing
+from afmrl_jax.data.catalogue.schema import left_columns, problem_of, to_listing
 from afmrl_jax.data.catalogue.splits import draw_splits
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.progress import log_info
@@ -30,6 +30,7 @@ def load_catalogue(
     *,
     skip_bad: bool = False,
     marketplace: MarketplaceSettings | None = None,
+    columns: str | None = None,
 ) -> Catalogue:
     """A catalogue by name or folder, ready for a run.
 
@@ -38,10 +39,12 @@ def load_catalogue(
 
     Args:
         name_or_path: `furniture`, `marketplace` (drawn when it is first asked for, then kept in
-            the user's cache), a folder, or its `listings` file.
+            the user's cache), a folder, a table's file, or a data set of the Hugging Face hub; see
+            `open_rows`.
         skip_bad: leave unusable records out (they are listed in `skipped`) instead of stopping.
             Pictures are then decoded here and not only opened, so that none fails later.
         marketplace: settings of the drawn marketplace, for other ones than the default.
+        columns: which columns of a table are which, as in `title=name,product_id=sku`.
 
     Raises:
         CatalogueError: names the record, the file and the remedy.
@@ -49,7 +52,7 @@ def load_catalogue(
     options = None
     if marketplace is not None and str(name_or_path) == MARKETPLACE:
         options = dataclasses.asdict(marketplace)
-    source = open_rows(name_or_path, options)
+    source = open_rows(name_or_path, options, columns)
     if source.store is not None:
         return Catalogue(source.name, source.store.listings())
     skipped: list[Problem] = []
@@ -64,7 +67,10 @@ def load_catalogue(
 def load_catalogue_of(config: RunConfig) -> Catalogue:
     """The catalogue of a run."""
     return load_catalogue(
-        config.catalogue, skip_bad=config.skip_bad, marketplace=config.marketplace
+        config.catalogue,
+        skip_bad=config.skip_bad,
+        marketplace=config.marketplace,
+        columns=config.columns,
     )
 
 
@@ -117,7 +123,7 @@ def read_listings(
         look: how closely pictures are checked.
         begin: so many records are skipped; their problems were reported when they were first read.
     """
-    number = 0
+    number, root = 0, source.root
 
     def report_new(problem: Problem) -> None:
         if number >= begin:
@@ -128,11 +134,11 @@ def read_listings(
         if number <= begin:
             continue
         try:
-            listing, picture = to_listing(row, source.folder), b""
+            listing, picture = to_listing(row, source.folder, root), b""
             if look != "none":
                 picture = listing.read_image_bytes()
                 decode(picture) if look == "decode" else open_picture(picture)
-            census.take(listing)
+            census.take(listing, left_columns(row))
         except CatalogueError as error:
             report(problem_of(error, row, where, source.file))
             continue

@@ -1,4 +1,4 @@
-"""Raw records of a catalogue one by one: JSON lines, Parquet, a store, a published layout."""
+"""Raw records of a catalogue one by one: tabular files, a store, a published layout, the hub."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from afmrl_jax.config import MarketplaceSettings
+from afmrl_jax.data.catalogue import hub, tables
 from afmrl_jax.data.catalogue.manifest import AGAIN, MANIFEST, lacks_manifest
-from afmrl_jax.data.catalogue.published import LAYOUTS, Layout, layout_of, shards
+from afmrl_jax.data.catalogue.published import LAYOUTS, Layout, hugging_face, layout_of
 from afmrl_jax.data.catalogue.published.examples import stored_rows
 from afmrl_jax.data.catalogue.records import Report, Row
 from afmrl_jax.data.catalogue.store import Store
+from afmrl_jax.data.catalogue.tables.columns import parse_columns
 from afmrl_jax.data.catalogue.tfds_examples import PART, open_prepared
 from afmrl_jax.errors import CatalogueError, ConfigError
 from afmrl_jax.runtime.files import is_local, resolve_path
@@ -24,7 +26,10 @@ from afmrl_jax.runtime.json_files import checked
 
 MARKETPLACE = "marketplace"
 """Name of the catalogue that is drawn."""
-FILES = ("listings.parquet", "listings.jsonl", "listings.jsonl.gz")
+FILES = tuple(f"listings{end}" for end in tables.ENDS)
+"""Names of a listings file that is found in its folder."""
+
+WORKBOOKS = (".xlsx", ".xls", ".ods")
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class RowSource:
     file: str
     """The path that problems are reported under."""
     folder: Path
-    """Names of pictures are relative to it."""
+    """Names of pictures are relative to it; what they lead to must lie in `root`."""
     read: Callable[[Report], Iterator[Row]]
     """Gives the readable records; the others go to the report."""
     count: int | None = None
@@ -46,8 +51,14 @@ class RowSource:
 
     inputs: tuple[Path, ...] = ()
     """Files that the records come from."""
+
     options: Mapping[str, object] = field(default_factory=dict)
-    """How a published layout is read."""
+    """How the files are read."""
+
+    @property
+    def root(self) -> Path:
+        """Where pictures may lie."""
+        return hub.picture_root(self.folder) if is_local(self.folder) else self.folder
 
     @property
     def stamp(self) -> str:
@@ -78,20 +89,29 @@ def catalogue_folder(
     return path if path.is_dir() else None
 
 
-def open_rows(name_or_path: str | Path, options: Mapping[str, object] | None = None) -> RowSource:
+def open_rows(
+    name_or_path: str | Path,
+    options: Mapping[str, object] | None = None,
+    columns: str | None = None,
+) -> RowSource:
     """The records of a catalogue.
 
     Args:
-        name_or_path: `furniture`; `marketplace`; a folder with listings.parquet, listings.jsonl or
-            a store, one written by a TFDS builder of this package, or one in a published layout; or
-            the listings' file itself. Folders and files may be in object storage, stores may not.
+        name_or_path: `furniture`; `marketplace`; a folder with a file of listings or a store, one
+            written by a TFDS builder of this package, or one in a published layout; a table's file
+            itself; or a data set of the Hugging Face hub, `hf://user/set`. Folders and files may be
+            in object storage, stores may not. `#split` at the end names a split of a data set in a
+            layout of Hugging Face.
         options: of a published layout's `rows`; settings of the marketplace.
+        columns: which columns of tables are which, as in `title=name,product_id=sku`.
 
     Raises:
         CatalogueError: there is no catalogue, or it cannot be opened.
-        ConfigError: the layout has no such option.
+        ConfigError: the layout has no such option, or `columns` names no column of a listing.
     """
-    options = options or {}
+    options = dict(options or {})
+    if columns:
+        options["columns"] = parse_columns(columns)
     try:
         source = _open(name_or_path, options)
     except (OSError, ValueError) as error:
@@ -103,8 +123,9 @@ def open_rows(name_or_path: str | Path, options: Mapping[str, object] | None = N
             f"catalogue {str(name_or_path)[:200]!r} cannot be read ({reason}); give `furniture`, "
             "`marketplace` or a catalogue folder"
         ) from error
-    if options and source.options != options:
-        raise ConfigError(f"{source.file} is read without options; leave --options out")
+    if unused := options.keys() - source.options.keys():
+        told = "--columns" if unused == {"columns"} else "--options"
+        raise ConfigError(f"{source.file} is read without {told[2:]}; leave {told} out")
     return source
 
 
@@ -114,6 +135,12 @@ def _open(name_or_path: str | Path, options: Mapping[str, object]) -> RowSource:
         return _own(path, "furniture", trusted=True)
     if str(name_or_path) == MARKETPLACE:
         return _drawn(options)
+    name, _, split = str(name_or_path).rpartition("#")
+    if name and (name.startswith(hub.PREFIX) or not resolve_path(name_or_path).exists()):
+        return _open(name, {**options, "split": split})
+    if str(name_or_path).startswith(hub.PREFIX):
+        source = _open(hub.hub_folder(str(name_or_path)), options)
+        return replace(source, name=hub.set_name(str(name_or_path)))
     path = resolve_path(name_or_path)
     if (path / MANIFEST).is_file():
         store = Store.open(path)
@@ -124,7 +151,7 @@ def _open(name_or_path: str | Path, options: Mapping[str, object]) -> RowSource:
             f"{path} has files of a store but no {MANIFEST}, without which nothing in it can be "
             f"checked; {AGAIN}"
         )
-    if (path / "dataset_info.json").is_file():
+    if (path / "dataset_info.json").is_file() and not hugging_face.SAVED_LAYOUT.found(path):
         return _prepared(path)
     if any((path / x).is_file() for x in FILES):
         layout = None
@@ -134,7 +161,7 @@ def _open(name_or_path: str | Path, options: Mapping[str, object]) -> RowSource:
     if layout is not None:
         return _published(path, layout, options)
     path = find_listings(path)
-    return _own(path, path.parent.name)
+    return _own(path, path.parent.name, options)
 
 
 def _refuse_misfits(folder: Path) -> None:
@@ -150,6 +177,8 @@ def _refuse_misfits(folder: Path) -> None:
 
 def find_listings(path: Path) -> Path:
     """The listings file of a folder, or the file itself."""
+    if path.name.lower().endswith(WORKBOOKS):
+        raise CatalogueError(f"{path} is a workbook; save its sheet as a file of CSV UTF-8")
     if path.is_file():
         return path
     for name in FILES:
@@ -161,16 +190,37 @@ def find_listings(path: Path) -> Path:
     if path.is_dir():
         what = f"holds none of {', '.join(FILES)}, is not a store, and has no published layout "
         what += f"({', '.join(LAYOUTS)})"
+        others = sorted(x.name for x in path.iterdir() if tables.format_of(x) and x.is_file())
+        if others:
+            what += f", but a table: give the file itself, as in {path / others[0]}"
     raise CatalogueError(
         f"catalogue {path} {what}; give `furniture`, `marketplace` or a catalogue folder"
     )
 
 
-def _own(path: Path, name: str, *, trusted: bool = False) -> RowSource:
-    """A listings file with the columns of this package."""
-    read = partial(shards.rows, path.parent, files=[path])
-    count = shards.count(path)
-    return RowSource(name, str(path), path.parent, read, count, trusted=trusted, inputs=(path,))
+def _own(
+    path: Path,
+    name: str,
+    options: Mapping[str, object] | None = None,
+    *,
+    trusted: bool = False,
+) -> RowSource:
+    """A file of listings, in columns of this package or under other names."""
+    taken = {x: value for x, value in (options or {}).items() if x == "columns"}
+
+    def read(report: Report) -> Iterator[Row]:
+        return tables.rows([path], report, **taken)  # type: ignore[arg-type]
+
+    return RowSource(
+        name,
+        str(path),
+        path.parent,
+        read,
+        tables.count([path]),
+        trusted=trusted,
+        inputs=(path,),
+        options=taken,
+    )
 
 
 def _drawn(options: Mapping[str, object]) -> RowSource:

@@ -18,6 +18,7 @@ from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.files import resolve_path
 from afmrl_jax.runtime.json_files import read_bytes
 from afmrl_jax.runtime.memory_budget import MemoryBudget
+from afmrl_jax.types import Plain
 
 MAX_PICTURE = 1 << 28
 """Bytes of the largest picture file that is read."""
@@ -90,6 +91,8 @@ class Listing:
     """Which part of its split, where a catalogue divides one, by family, as splits are. Of
     `reward`, RAR trains on `learn` and is judged on `choose`; of others, such as `report`, it never
     asks anything."""
+    extra: Mapping[str, Plain] | None = None
+    """What else a shop says, such as price and address: results show it, no model reads it."""
 
     def read_image_bytes(self) -> bytes:
         """The encoded picture.
@@ -193,7 +196,7 @@ class Catalogue:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over everything in the records, pictures included."""
+        """SHA-256 over all that a run may read, pictures included: all but `Listing.extra`."""
         if isinstance(self.listings, StoredListings):
             return self.listings.fingerprint
         digest = hashlib.sha256()

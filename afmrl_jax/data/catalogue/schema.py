@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -13,16 +13,22 @@ from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.files import is_local
 from afmrl_jax.runtime.json_files import parse_json
 from afmrl_jax.runtime.terminal import cleaned, printable
+from afmrl_jax.types import Plain
 
 REQUIRED = ("listing_id", "product_id", "title", "image")
 OPTIONAL_TEXT = (
     "category", "oracle", "seller", "split", "family_id", "duplicate_of", "duplicate_group", "role",
     "part",
 )  # fmt: skip
+COLUMNS = (*REQUIRED, "attributes", *OPTIONAL_TEXT)
 IDS = ("listing_id", "product_id", "family_id", "duplicate_of", "duplicate_group")
 """Texts that name something, so nothing in them is replaced: control characters are refused."""
 SHOWN = 60
 """Letters of a value that a message repeats."""
+MAX_EXTRA = 64
+"""Columns of a record, besides those of a listing, that are carried."""
+LONGEST_EXTRA = 1024
+"""Letters of the longest text in them: they are in memory for every listing."""
 _SEPARATORS = str.maketrans({";": ",", ":": " ", "\n": " "})
 """What separates attributes in a list, and its replacement inside an attribute."""
 
@@ -79,8 +85,13 @@ def problem_of(error: CatalogueError, row: Mapping[str, object], where: str, fil
     return Problem(record, file, what, remedy)
 
 
-def to_listing(row: Mapping[str, object], folder: Path) -> Listing:
+def to_listing(row: Mapping[str, object], folder: Path, root: Path | None = None) -> Listing:
     """A record as a listing.
+
+    Args:
+        row: the record.
+        folder: names of pictures are relative to it.
+        root: where pictures must lie once links are followed; by default `folder`.
 
     Raises:
         CatalogueError: "what is wrong; the remedy".
@@ -94,20 +105,63 @@ def to_listing(row: Mapping[str, object], folder: Path) -> Listing:
     if values.get("role", ROLES[0]) not in ROLES:
         raise CatalogueError(f"unknown role {values['role']!r}; use one of {', '.join(ROLES)}")
     return Listing(
-        image=_image(row, folder), attributes=_attributes(row.get("attributes")), **values
+        image=_image(row, folder, root or folder),
+        attributes=_attributes(row.get("attributes")),
+        extra={name: value for name, value, why in _others(row) if not why} or None,
+        **values,
     )
 
 
-def _image(row: Mapping[str, object], folder: Path) -> bytes | str:
+def left_columns(row: Mapping[str, object]) -> dict[str, str]:
+    """Columns that are neither a listing's nor can be carried, and why."""
+    return {name: why for name, _, why in _others(row) if why}
+
+
+def _others(row: Mapping[str, object]) -> Iterator[tuple[str, Plain, str]]:
+    """Columns that are not a listing's and not empty: the value, or else why it is not carried."""
+    carried = 0
+    for name, value in row.items():
+        if name in COLUMNS or value is None or value == "" or value != value:
+            continue
+        if isinstance(value, Decimal | date):
+            value = str(value)
+        why = ""
+        if isinstance(value, float) and math.isinf(value):
+            value, why = "", "not finite"
+        elif not isinstance(value, str | int | float):
+            value, why = "", f"a {type(value).__name__}"
+        elif isinstance(value, str):
+            if len(value) > LONGEST_EXTRA:
+                why = f"longer than {LONGEST_EXTRA} letters"
+            value = cleaned(value[:LONGEST_EXTRA].encode(errors="replace").decode()).strip()
+            if not value:
+                continue
+        if not name or len(name) > SHOWN or printable(name) != name:
+            why = "its name"
+        elif carried == MAX_EXTRA:
+            why = f"there are more than {MAX_EXTRA}"
+        carried += not why
+        yield name, value, why
+
+
+def _image(row: Mapping[str, object], folder: Path, root: Path) -> bytes | str:
     image = row.get("image")
+    if isinstance(image, Mapping) and image.keys() == {"bytes", "path"}:
+        # How `datasets` stores a picture: as bytes, or else where it lies.
+        image = image["bytes"] or image["path"]
+        row = {"image": image}
     if isinstance(image, bytes) and image:
         return image
     name = _text(row, "image")
+    if name.lower().startswith(("http://", "https://")):
+        raise CatalogueError(
+            f"picture {_shown(name)} is an address; download it and give the name of the file"
+        )
     path = folder / name
     try:
         # A remote folder has no links to follow.
         inside = (
-            path.resolve().is_relative_to(folder.resolve())
+            path.resolve().is_relative_to(root.resolve())
             if is_local(folder)
             else ".." not in path.parts
         )

@@ -33,7 +33,7 @@ from afmrl_jax.data.catalogue.tfds_examples import (
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.files import is_local
 from afmrl_jax.runtime.json_files import parse_json
-from afmrl_jax.types import JsonObject
+from afmrl_jax.types import JsonObject, Plain
 
 if TYPE_CHECKING:
     from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -166,7 +166,6 @@ def _columns(folder: str, fingerprint: str) -> pa.Table:
     """
     shards = Manifest.read(Path(folder)).shards
     schema = pa.schema([(name, pa.string()) for name in COLUMNS])
-    older = pa.schema([(name, pa.string()) for name in COLUMNS if name not in ADDED])
     tables = []
     for number, shard in enumerate(shards):
         path = Path(folder) / columns_name(number, len(shards))
@@ -174,9 +173,9 @@ def _columns(folder: str, fingerprint: str) -> pa.Table:
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
             # Arrow believes a file: without this, offsets that are wrong read any memory.
             table.validate(full=True)
-            if table.schema.equals(older):
-                nothing = pa.array([""] * table.num_rows, pa.string())
-                for name in ADDED:
+            nothing = pa.array([""] * table.num_rows, pa.string())
+            for name in ADDED:
+                if name not in table.schema.names:  # An older store.
                     table = table.add_column(COLUMNS.index(name), name, nothing)
             if not table.schema.equals(schema) or table.num_rows != shard.listings:
                 raise ValueError(f"it has other columns, or not {shard.listings} rows")
@@ -259,13 +258,14 @@ class StoreListings(StoredListings):
 
     def _listing(self, texts: dict[str, str], number: int, split: int) -> Listing:
         values: JsonObject = {name: value or None for name, value in texts.items()}
-        if values["attributes"]:
-            where = f"{self._folder}: record {number}: 'attributes'"
-            found = parse_json(values["attributes"], where, error=CatalogueError, remedy=AGAIN)
-            texts_only = isinstance(found, dict) and all(isinstance(x, str) for x in found.values())
-            if not texts_only:
-                raise CatalogueError(f"{where} are not texts by name; {AGAIN}")
-            values["attributes"] = found
+        for name, kind in (("attributes", str), ("extra", Plain)):
+            if values[name]:
+                where = f"{self._folder}: record {number}: {name!r}"
+                found = parse_json(values[name], where, error=CatalogueError, remedy=AGAIN)
+                fits = isinstance(found, dict) and all(isinstance(x, kind) for x in found.values())
+                if not fits:
+                    raise CatalogueError(f"{where} are not plain values by name; {AGAIN}")
+                values[name] = found
         picture = PictureAt(self._folder, number)
         return Listing(image=picture, split=SPLITS[split], **values)
 

@@ -25,9 +25,10 @@ DESCRIPTIONS = ("dataset_info.json", FEATURES)
 """What TFDS reads before any example."""
 AGAIN = "copy it again, or convert again"
 TEXTS = (*REQUIRED[:3], *OPTIONAL_TEXT)
-COLUMNS = (*TEXTS, "attributes")
-"""All but the picture; a missing one is stored as an empty text, attributes as JSON."""
-ADDED = ("part",)
+OBJECTS = ("attributes", "extra")
+COLUMNS = (*TEXTS, *OBJECTS)
+"""All but the picture; a missing one is stored as an empty text, the last two as JSON."""
+ADDED = ("part", "extra")
 """Columns that older stores lack."""
 PART = "listings"
 """The only split in TFDS's sense: the split of a listing (train, test, ...) is a column."""
@@ -56,9 +57,12 @@ def _features() -> FeaturesDict:
 
 def to_columns(x: Listing) -> dict[str, str]:
     """The stored texts of a listing, by column."""
-    attributes = json.dumps(dict(x.attributes), ensure_ascii=False) if x.attributes else ""
     texts = {name: getattr(x, name) or "" for name in TEXTS}
-    return {**texts, "attributes": attributes}
+    objects = {name: getattr(x, name) for name in OBJECTS}
+    return texts | {
+        name: json.dumps(dict(value), ensure_ascii=False) if value else ""
+        for name, value in objects.items()
+    }
 
 
 def to_example(x: Listing, picture: bytes) -> dict[str, str | bytes]:
@@ -69,13 +73,14 @@ def to_example(x: Listing, picture: bytes) -> dict[str, str | bytes]:
 def from_example(example: Mapping[str, bytes]) -> dict[str, object]:
     """An example that TFDS has read as a raw record, without empty columns."""
     # TFDS gives None for a column that an older store lacks.
-    texts = {name: example[name].decode() for name in COLUMNS if example.get(name)}
-    row: dict[str, object] = {**texts}
-    if "attributes" in texts:
-        row["attributes"] = parse_json(
-            texts["attributes"], "'attributes'", error=CatalogueError, remedy=AGAIN
-        )
-    return row | {"image": bytes(example["image"])}
+    row: dict[str, object] = {name: example[name].decode() for name in COLUMNS if example.get(name)}
+    for name in OBJECTS:
+        if name in row:
+            row[name] = parse_json(str(row[name]), f"{name!r}", error=CatalogueError, remedy=AGAIN)
+    # As they were in the record that was stored: beside a listing's columns.
+    extra = row.pop("extra", None)
+    extra = extra if isinstance(extra, dict) else {}
+    return extra | row | {"image": bytes(example["image"])}
 
 
 def parse(data: bytes) -> dict[str, object]:

@@ -36,6 +36,8 @@ from experiments.reliability.fuzz.workers import Job, Pool
 WEIGHTS = {
     "adapter": 71,
     "attributes": 30,
+    "csv": 80,
+    "datasets": 60,
     "html": 27,
     "hubconfig": 109,
     "index": 106,
@@ -102,6 +104,7 @@ def load_targets() -> None:
         network,
         pictures,
         runs,
+        tables,
     )
 
     # The endpoint's client asks for it, by starting a program, and it is kept.

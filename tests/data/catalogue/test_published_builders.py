@@ -229,7 +229,8 @@ def test_broken_shards(shard_folder):
     said = [str(x) for x in problems]
     assert said[0].startswith(f"{shard_folder / 'part-3.parquet'}: file: not a Parquet file")
     assert said[1] == (
-        f"{shard_folder / 'part-4.parquet'}: file: the column product_id, image is missing; add it"
+        f"{shard_folder / 'part-4.parquet'}: file: the column product_id, image is missing; it has "
+        "listing_id, title; add it, or say which one it is: --columns product_id=NAME"
     )
 
 

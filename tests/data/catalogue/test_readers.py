@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from afmrl_jax.data.catalogue import lines as text_lines
 from afmrl_jax.data.catalogue.check import check_catalogue
 from afmrl_jax.data.catalogue.load import load_catalogue
-from afmrl_jax.data.catalogue.published import reading
 from afmrl_jax.data.catalogue.readers import open_rows
 from afmrl_jax.errors import CatalogueError, ConfigError
 from afmrl_jax.testing import write_badge_catalogue
@@ -52,8 +52,8 @@ def test_a_check_goes_on_after_a_broken_line(folder, line):  # F3
 
 
 def test_a_line_without_end_takes_bounded_memory_and_the_rest_is_read(folder, monkeypatch):  # F17
-    monkeypatch.setattr(reading, "MAX_LINE", 2000)
-    monkeypatch.setattr(reading, "LONGEST_SKIPPED", 1 << 20)
+    monkeypatch.setattr(text_lines, "MAX_LINE", 2000)
+    monkeypatch.setattr(text_lines, "LONGEST_SKIPPED", 1 << 20)
     path = folder / "listings.jsonl"
     lines = path.read_bytes().splitlines()
     path.unlink()
@@ -76,7 +76,7 @@ def test_a_line_without_end_takes_bounded_memory_and_the_rest_is_read(folder, mo
             sizes.append(len(found))
             return found
 
-    monkeypatch.setattr(reading.gzip, "GzipFile", Counted)
+    monkeypatch.setattr(text_lines.gzip, "GzipFile", Counted)
     found = errors_of(folder)
     assert "the rest of the file is not read" in found[0].what
     assert max(sizes) <= 2001

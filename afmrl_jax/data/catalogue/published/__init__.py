@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from afmrl_jax.data.catalogue.published import abo, m5product, mbe, online_products, product1m
+from afmrl_jax.data.catalogue.published import (
+    abo,
+    hugging_face,
+    m5product,
+    mbe,
+    online_products,
+    product1m,
+)
 from afmrl_jax.data.catalogue.published.reading import Layout
 
 __all__ = ["LAYOUTS", "Layout", "layout_of"]
@@ -22,6 +29,8 @@ LAYOUTS: dict[str, Layout] = {
         online_products.LAYOUT,
         online_products.STORED_LAYOUT,
         mbe.LAYOUT,
+        hugging_face.SAVED_LAYOUT,
+        hugging_face.LAYOUT,
     )
 }
 """The published layouts by name."""

@@ -23,13 +23,8 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from afmrl_jax.data.catalogue.published.reading import (
-    Layout,
-    lacks,
-    read_json_lines,
-    read_lines,
-    text,
-)
+from afmrl_jax.data.catalogue.lines import read_json_lines, read_lines
+from afmrl_jax.data.catalogue.published.reading import Layout, lacks, text
 from afmrl_jax.data.catalogue.records import Problem, Report, Row
 from afmrl_jax.errors import CatalogueError
 

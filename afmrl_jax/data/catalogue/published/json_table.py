@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from afmrl_jax.data.catalogue.published.reading import DAMAGED, open_bytes
+from afmrl_jax.data.catalogue.lines import DAMAGED, open_bytes
 from afmrl_jax.data.catalogue.records import Problem, Report
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.json_files import parse_json

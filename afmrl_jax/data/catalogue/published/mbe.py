@@ -25,13 +25,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from afmrl_jax.data.catalogue.published.reading import (
-    Layout,
-    lacks,
-    read_json_lines,
-    text,
-    training_split,
-)
+from afmrl_jax.data.catalogue.lines import read_json_lines
+from afmrl_jax.data.catalogue.published.reading import Layout, lacks, text, training_split
 from afmrl_jax.data.catalogue.records import Problem, Report, Row
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.json_files import open_regular

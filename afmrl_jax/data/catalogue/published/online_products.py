@@ -25,7 +25,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from afmrl_jax.data.catalogue.published.reading import Layout, read_lines, training_split
+from afmrl_jax.data.catalogue.lines import read_lines
+from afmrl_jax.data.catalogue.published.reading import Layout, training_split
 from afmrl_jax.data.catalogue.records import Problem, Report, Row
 from afmrl_jax.data.catalogue.tfds_examples import open_prepared
 from afmrl_jax.errors import CatalogueError

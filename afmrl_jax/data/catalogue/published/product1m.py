@@ -30,7 +30,8 @@ import html
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from afmrl_jax.data.catalogue.published.reading import Layout, lacks, read_lines, training_split
+from afmrl_jax.data.catalogue.lines import read_lines
+from afmrl_jax.data.catalogue.published.reading import Layout, lacks, training_split
 from afmrl_jax.data.catalogue.records import Problem, Report, Row
 from afmrl_jax.errors import CatalogueError
 

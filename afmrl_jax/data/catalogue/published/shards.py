@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import pyarrow.parquet as pq
+from afmrl_jax.data.catalogue.published.reading import Layout
+from afmrl_jax.data.catalogue.records import Report, Row
+from afmrl_jax.data.catalogue.tables import json_lines, parquet
+from afmrl_jax.data.catalogue.tables import rows as rows_of
 
-from afmrl_jax.data.catalogue.published.reading import Layout, read_json_lines
-from afmrl_jax.data.catalogue.records import Problem, Report, Row
-from afmrl_jax.data.catalogue.schema import REQUIRED
-from afmrl_jax.errors import CatalogueError
-from afmrl_jax.runtime.json_files import open_regular
-
-ENDS = (".jsonl", ".jsonl.gz", ".parquet")
-BATCH = 256
-"""Rows of a Parquet file in memory at a time: they may hold pictures."""
+ENDS = (*json_lines.FORMAT.ends, *parquet.FORMAT.ends)
 
 
 def inputs(folder: Path) -> list[Path]:
@@ -31,46 +26,7 @@ def rows(folder: Path, report: Report, *, files: Sequence[Path] | None = None) -
         report: called with each broken record, and with files that cannot be read.
         files: of any folder; by default those of this one.
     """
-    for file in inputs(folder) if files is None else files:
-        if file.name.endswith(".parquet"):
-            yield from _parquet_rows(file, report)
-        else:
-            for number, record in read_json_lines(file, report):
-                yield f"{file.name}, line {number}", record
-
-
-def count(path: Path) -> int | None:
-    """Number of records in a file, if it says so."""
-    if not path.name.endswith(".parquet"):
-        return None
-    try:
-        with open_regular(path) as file:
-            return int(pq.ParquetFile(file).metadata.num_rows)
-    except Exception:  # What is wrong is said where the rows are read.
-        return None
-
-
-def _parquet_rows(path: Path, report: Report) -> Iterator[Row]:
-    number, what, remedy = 0, "", "write it again"
-    try:
-        with open_regular(path, error=CatalogueError) as file:
-            table = pq.ParquetFile(file)
-            missing = [name for name in REQUIRED if name not in table.schema_arrow.names]
-            if missing:
-                what, remedy = f"the column {', '.join(missing)} is missing", "add it"
-            for batch in table.iter_batches(batch_size=BATCH) if not missing else ():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path.name}, row {number}", row
-    except CatalogueError:
-        raise
-    # Of Arrow, of the system, and of Python's decoding: damage has many names.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        what = f"not a Parquet file, or a damaged one ({reason})"
-        what += f", and the rows after row {number} are not read" if number else ""
-    if what:
-        report(Problem("file", str(path), what, remedy))
+    return rows_of(inputs(folder) if files is None else files, report)
 
 
 LAYOUT = Layout(
