@@ -49,6 +49,13 @@ ADDED: JsonObject = {
     "lists": {"lone": False, "samples": 0, "temperature": 1.0},
     "controls": False,
     "grammar": False,
+    "mask_warmup": 0.0,
+    "teacher_share": None,
+    "oracle_mask": None,
+    "positive_weight": "own",
+    "weighted_pairs": "all",
+    "normalize_weights": False,
+    "permute_weights": False,
 }
 """Settings that older run directories lack, and the value that means the old behavior."""
 
