@@ -5,6 +5,7 @@
 docstring of a field is also its `--help` text.
 """
 
+from afmrl_jax.config.contrastive import AgclConfig, BackboneConfig, MiningConfig
 from afmrl_jax.config.data import (
     ImageConfig,
     InputDropout,
@@ -34,14 +35,7 @@ from afmrl_jax.config.run import (
     pretrained_for,
 )
 from afmrl_jax.config.serialization import fingerprint, from_dict, migrated, to_dict
-from afmrl_jax.config.stages import (
-    AgclConfig,
-    BackboneConfig,
-    DistillConfig,
-    EvaluationConfig,
-    MiningConfig,
-    OptimizerConfig,
-)
+from afmrl_jax.config.stages import DistillConfig, EvaluationConfig, OptimizerConfig
 
 __all__ = [
     "AgclConfig",

@@ -1,7 +1,7 @@
 """Every setting of the system, as frozen dataclasses that reject invalid values when built.
 
-A run's settings are `RunConfig`; those of its stages are in `stages.py` and `rar.py`, those of its
-models in `model.py`, those of its inputs in `data.py`.
+A run's settings are `RunConfig`; those of its stages are in `stages.py`, `contrastive.py` and
+`rar.py`, those of its models in `model.py`, those of its inputs in `data.py`.
 """
 
 from __future__ import annotations
@@ -9,17 +9,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
+from afmrl_jax.config.contrastive import AgclConfig, BackboneConfig
 from afmrl_jax.config.data import ImageConfig, ListsConfig, OracleConfig, TextBudget
 from afmrl_jax.config.marketplace import MarketplaceSettings
 from afmrl_jax.config.model import Execution, ModelSettings
 from afmrl_jax.config.rar import CitConfig, RarConfig
-from afmrl_jax.config.stages import (
-    AgclConfig,
-    BackboneConfig,
-    DistillConfig,
-    EvaluationConfig,
-    OptimizerConfig,
-)
+from afmrl_jax.config.stages import DistillConfig, EvaluationConfig, OptimizerConfig
 from afmrl_jax.config.validation import MAX_COUNT, MAX_ROWS, MAX_STEPS, Settings, require
 
 

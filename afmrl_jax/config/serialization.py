@@ -50,6 +50,13 @@ ADDED: JsonObject = {
     "controls": False,
     "grammar": False,
     "columns": None,
+    "mask_warmup": 0.0,
+    "teacher_share": None,
+    "oracle_mask": None,
+    "positive_weight": "own",
+    "weighted_pairs": "all",
+    "normalize_weights": False,
+    "permute_weights": False,
 }
 """Settings that older run directories lack, and the value that means the old behavior."""
 

@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Literal, get_args
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
-from afmrl_jax.models.embedder import UNIT_TOLERANCE
-from afmrl_jax.objectives.agcl_kernels.collective import DATA, Placement
+from afmrl_jax.objectives.agcl_kernels.checks import check_batch, check_unit
+from afmrl_jax.objectives.agcl_kernels.collective import Placement
+from afmrl_jax.objectives.agcl_kernels.forms import Form, choose, stream_of
 from afmrl_jax.objectives.agcl_kernels.products import (
     VectorPrecision,
     accumulator,
     chosen_precision,
 )
+from afmrl_jax.objectives.agcl_kernels.rules import PAPER, Criteria, Weighting
+from afmrl_jax.objectives.agcl_kernels.sides import Batch, Pairwise
 from afmrl_jax.objectives.agcl_kernels.tile import Plan
-from afmrl_jax.objectives.agcl_kernels.vjp import Batch, Stream, padding, streamed_loss, tile_length
+from afmrl_jax.objectives.agcl_kernels.vjp import streamed_loss
 from afmrl_jax.objectives.agcl_reference import dense_loss
 from afmrl_jax.objectives.bm25 import Bm25Terms, bm25_scores
 from afmrl_jax.objectives.bm25 import Form as Bm25Form
-from afmrl_jax.runtime.hardware import built_for
 from afmrl_jax.types import AnyArray, Array, Float, Int
 
-Form = Literal["auto", "dense", "kept", "tiled", "ring", "gathered"]
 Number = float | Float[Array, ""]
-CPU_TILE, CPU_KEPT_TILE, DEVICE_TILE = (512, 512), (4096, 512), (4096, 4096)
-"""Rows and columns of a tile: what fits a CPU's caches, and enough work for one launch elsewhere.
-Where logits are kept, tall tiles cost no memory and add up the candidates' gradient once. The last
-is an estimate; no accelerator was at hand to measure."""
-KEEP_BYTES = 2**27
-"""Largest size of the logits of all pairs that `auto` keeps between the passes on one device: 4096
-pairs in float32 and both directions. Up to there memory is no concern, and a product of four and
-the second making of weights and masks are spared."""
-GATHER_BYTES = 2**28
-"""Largest size of all candidates and their gradient that `auto` brings to every device. Up to there
-one collective and fewer, longer loops are worth more than memory that any device has."""
+
+
+class Teacher(NamedTuple):
+    """A frozen embedder's view of the batch, by which likely false negatives are left out."""
+
+    queries: Float[AnyArray, "q t"]
+    """Its unit vectors, of any dimension."""
+    candidates: Float[AnyArray, "c t"]
+    share: Number = 0.95
+    """Share of the positive's score above which a negative is left out."""
 
 
 def agcl_loss(
@@ -55,6 +53,10 @@ def agcl_loss(
     symmetric: bool = True,
     positives: Literal["pair", "product"] = "pair",
     bm25_reverse: Float[Array, "q q"] | bool = False,
+    weighting: Weighting = PAPER,
+    teacher: Teacher | None = None,
+    oracle_ids: tuple[Int[AnyArray, " q"], Int[AnyArray, " c"]] | None = None,
+    placebo_key: jax.Array | None = None,
     form: Form = "auto",
     bm25_form: Bm25Form = "auto",
     vector_precision: VectorPrecision = "auto",
@@ -83,6 +85,11 @@ def agcl_loss(
         L_i = - mean_{p in P_i} log( w_ip e^{s_ip/tau} / sum_{j in P_i + N_i} w_ij e^{s_ij/tau} ),
 
     so that positives also compete with one another, as in the "out" form of SupCon.
+
+    `weighting` changes w, see `Weighting`. Two further masks take pairs out of N_i. With t the
+    cosine by a frozen `teacher`, they are those with t_ij > t_ii - (1 - share) |t_ii|, for t_ii > 0
+    t_ij > share t_ii; and those whose `oracle_ids` are equal, a ceiling for all masks. The placebo
+    has the weights of each row in a random order of its negatives.
 
     The symmetric loss is the mean over queries and over the candidates of pairs, which are
     contrasted with all queries by s_ij <= s_jj + delta and so on; hard negatives ask nothing.
@@ -126,6 +133,11 @@ def agcl_loss(
         bm25_reverse: scores of the second direction, candidate i as the query and query j as the
             document. False: `bm25` transposed, which differs a little, for BM25 normalises by the
             length of the document. True: from the terms. [q q]: given, for `dense`.
+        weighting: weight of the positive, which negatives are weighed, and relative to what.
+        teacher: vectors and share; None for no such mask.
+        oracle_ids: int32 [q] and [c], such as true products or families; two that are equal are no
+            negatives of each other, but no positives either.
+        placebo_key: by which weights, and they alone, are permuted; None leaves them.
         form: how it is computed.
         bm25_form: how a tile of BM25 is computed, see `bm25_scores`.
         vector_precision: of products of float32 vectors in cosines and gradients. `float32` is
@@ -140,17 +152,19 @@ def agcl_loss(
         The mean loss, float32 (float64 for float64 vectors), and metrics of the first direction,
         without gradients: `loss`; `accuracy` (share of queries whose positive beats every negative
         left), `positive_similarity`, `hardest_negative` (mean over the queries that have one),
-        `masked` and its three overlapping reasons `masked_by_identity`, `masked_by_margin`,
-        `masked_by_agreement` (shares of the pairs off the diagonal), `mean_weight`, and the
-        histogram of weights: `weight_share_k` is the share of pairs with tanh(gamma B) in
-        [k/8, (k+1)/8), k = 0 ... 7.
+        `masked` and its overlapping reasons `masked_by_identity`, `masked_by_margin`,
+        `masked_by_agreement` and, where they are asked for, `masked_by_teacher` and
+        `masked_by_oracle` (shares of the pairs off the diagonal), `mean_weight` before any
+        division by the mean, and the histogram of weights: `weight_share_k` is the share of pairs
+        with |ln w - 1| in [k/8, (k+1)/8), k = 0 ... 7.
 
     Raises:
         ValueError: the arrays do not describe one batch, vectors are not of unit length (seen only
             outside of `jax.jit`), or the form cannot be had with them.
 
     Reference: AFMRL, arXiv 2604.20135, section on AGCL; tiles after Inf-CL, arXiv 2410.17243;
-    several positives after SupCon, arXiv 2004.11362.
+    several positives after SupCon, arXiv 2004.11362; the teacher's share after NV-Retriever,
+    arXiv 2407.15831.
     """
     queries, candidates = jnp.asarray(queries), jnp.asarray(candidates)
     bm25 = bm25 if bm25 is None or isinstance(bm25, Bm25Terms) else jnp.asarray(bm25)
@@ -159,6 +173,63 @@ def agcl_loss(
     def optional(x: Number | None) -> jax.Array | None:
         return None if x is None else jnp.asarray(x, wide)
 
+    _check_settings(positives, temperature, weighting, agreement_rho)
+    if isinstance(gamma, float) and gamma == 0 and agreement_rho is None:
+        # All weights are equal and nobody asks who agrees.
+        bm25, bm25_reverse = (None, False) if isinstance(bm25, Bm25Terms) else (bm25, bm25_reverse)
+    terms = _as(bm25, wide) if isinstance(bm25, Bm25Terms) else None
+    criteria = Criteria(
+        jnp.asarray(gamma, wide),
+        optional(delta),
+        optional(agreement_rho),
+        jnp.asarray(agreement_epsilon, wide),
+        None if teacher is None else optional(teacher.share),
+    )
+    shape = queries.shape[0], candidates.shape[0]
+    batch = Batch(
+        jnp.asarray(product_ids),
+        jnp.asarray(product_ids if candidate_product_ids is None else candidate_product_ids),
+        terms,
+        criteria,
+        None if teacher is None else Pairwise(*map(jnp.asarray, teacher[:2])),
+        None if oracle_ids is None else Pairwise(*map(jnp.asarray, oracle_ids)),
+        None if placebo_key is None or bm25 is None else _orders(placebo_key, *shape),
+    )
+    check_batch(queries, candidates, bm25, bm25_reverse, batch)
+    taught = {} if batch.teacher is None else batch.teacher._asdict()
+    check_unit(
+        queries=queries, candidates=candidates, **{f"teacher's {k}": x for k, x in taught.items()}
+    )
+    tau, further = jnp.asarray(temperature, wide), positives == "product"
+    placement = choose(form, bm25, queries, candidates, mesh, symmetric)
+    if placement == "dense":
+        tables = _tables(bm25 if terms is None else terms, bm25_reverse, shape, wide, bm25_form)
+        return dense_loss(
+            queries,
+            candidates,
+            tau,
+            *tables,
+            batch,
+            symmetric=symmetric,
+            count_positives=further,
+            weighting=weighting,
+        )
+    vocab = 0 if terms is None else terms.statistics.idf.shape[0]
+    keep = placement == "kept"
+    precision = chosen_precision(vector_precision)
+    reverse = bm25_reverse is True
+    plan = Plan(
+        symmetric, further, reverse, bm25_form, vocab, precision, keep=keep, weighting=weighting
+    )
+    where: Placement = "tiled" if placement == "kept" else placement
+    stream = stream_of(queries, candidates, where, mesh, tile, plan)
+    return streamed_loss(stream, queries, candidates, tau, batch)
+
+
+def _check_settings(
+    positives: str, temperature: Number, weighting: Weighting, agreement_rho: Number | None
+) -> None:
+    """Refuse settings of the loss that are none, or that do not go together."""
     if positives not in ("pair", "product") or (
         isinstance(temperature, float) and temperature <= 0
     ):
@@ -166,55 +237,20 @@ def agcl_loss(
             f"positives must be 'pair' or 'product' and temperature above 0: {positives!r}, "
             f"{temperature}"
         )
-    if isinstance(gamma, float) and gamma == 0 and agreement_rho is None:
-        # All weights are equal and nobody asks who agrees.
-        bm25, bm25_reverse = (None, False) if isinstance(bm25, Bm25Terms) else (bm25, bm25_reverse)
-    terms = _as(bm25, wide) if isinstance(bm25, Bm25Terms) else None
-    batch = Batch(
-        jnp.asarray(product_ids),
-        jnp.asarray(product_ids if candidate_product_ids is None else candidate_product_ids),
-        terms,
-        jnp.asarray(gamma, wide),
-        optional(delta),
-        optional(agreement_rho),
-        jnp.asarray(agreement_epsilon, wide),
-    )
-    _check(queries, candidates, bm25, bm25_reverse, batch)
-    _check_unit(queries=queries, candidates=candidates)
-    tau, further = jnp.asarray(temperature, wide), positives == "product"
-    placement = _choose(form, bm25, queries, candidates, mesh, symmetric)
-    if placement == "dense":
-        shape = (queries.shape[0], candidates.shape[0])
-        tables = _tables(bm25 if terms is None else terms, bm25_reverse, shape, wide, bm25_form)
-        return dense_loss(
-            queries, candidates, tau, *tables, batch, symmetric=symmetric, count_positives=further
+    if weighting.pairs == "agreeing" and agreement_rho is None:
+        raise ValueError("to weigh agreeing pairs, say from which share they agree: agreement_rho")
+    if weighting.normalized and positives == "product":
+        raise ValueError(
+            "weights relative to their mean contrast one positive with its negatives: take the "
+            "positives 'pair'"
         )
-    vocab = 0 if terms is None else terms.statistics.idf.shape[0]
-    keep = placement == "kept"
-    precision = chosen_precision(vector_precision)
-    plan = Plan(symmetric, further, bm25_reverse is True, bm25_form, vocab, precision, keep=keep)
-    where: Placement = "tiled" if placement == "kept" else placement
-    stream = _stream(queries, candidates, where, mesh, tile, plan)
-    return streamed_loss(stream, queries, candidates, tau, batch)
 
 
-def _check_unit(**sides: jax.Array) -> None:
-    """Refuse vectors whose scores are no cosines; inside of a compiled program nothing is known.
-
-    Raises:
-        ValueError: names the first.
-    """
-    for name, vectors in sides.items():
-        if isinstance(vectors, jax.core.Tracer):
-            continue
-        norms = np.linalg.norm(np.asarray(vectors, np.float64), axis=-1)
-        wrong = np.flatnonzero(np.abs(norms - 1) > UNIT_TOLERANCE)
-        if len(wrong):
-            raise ValueError(
-                f"AGCL compares cosines, and {len(wrong)} of the {len(norms)} {name} are not unit "
-                f"vectors (the norm of number {wrong[0]} is {norms[wrong[0]]:.4g}): divide each by "
-                "its norm"
-            )
+def _orders(key: jax.Array, count: int, columns: int) -> Pairwise:
+    """Which text stands in for each in the placebo, of `count` queries and `columns` candidates."""
+    first, second = jax.random.split(key)
+    orders = (jax.random.permutation(k, n) for k, n in ((first, count), (second, columns)))
+    return Pairwise(*(x.astype(jnp.int32) for x in orders))
 
 
 def _as(terms: Bm25Terms, kind: jnp.dtype) -> Bm25Terms:
@@ -225,64 +261,6 @@ def _as(terms: Bm25Terms, kind: jnp.dtype) -> Bm25Terms:
         average_length=jnp.asarray(statistics.average_length, kind),
     )
     return terms._replace(statistics=statistics)
-
-
-def _choose(
-    form: Form,
-    bm25: Bm25Terms | jax.Array | None,
-    queries: jax.Array,
-    candidates: jax.Array,
-    mesh: Mesh | None,
-    symmetric: bool,
-) -> Literal["dense", "kept"] | Placement:
-    given = isinstance(bm25, jax.Array)
-    if form not in get_args(Form):
-        raise ValueError(f"AGCL has the forms {', '.join(get_args(Form))}, not {form!r}")
-    if given and form not in ("auto", "dense"):
-        raise ValueError(
-            f"form {form!r} makes its own tiles of BM25: pass `Bm25Terms` instead of scores, or "
-            "take the form 'dense'"
-        )
-    shards = _shards(mesh)
-    if form in ("ring", "gathered") and not shards:
-        raise ValueError(
-            f"form {form!r} needs a mesh with the axis {DATA!r}: pass `mesh`, or call within "
-            "`jax.set_mesh`"
-        )
-    if form != "auto":
-        return form
-    if given:
-        return "dense"
-    itemsize = accumulator(queries).itemsize
-    if shards < 2:
-        logits = queries.shape[0] * candidates.shape[0] * itemsize * (2 if symmetric else 1)
-        return "kept" if logits <= KEEP_BYTES else "tiled"
-    gradient = candidates.size * itemsize
-    return "gathered" if candidates.nbytes + gradient <= GATHER_BYTES else "ring"
-
-
-def _shards(mesh: Mesh | None) -> int:
-    """Size of the mesh's data axis; 0 where there is none."""
-    found = jax.sharding.get_abstract_mesh() if mesh is None else mesh
-    return 0 if found.empty else int(dict(found.shape).get(DATA, 0))
-
-
-def _stream(
-    queries: jax.Array,
-    candidates: jax.Array,
-    placement: Placement,
-    mesh: Mesh | None,
-    tile: tuple[int, int] | None,
-    plan: Plan,
-) -> Stream:
-    """Equal tiles of at most the wished size, and whether any has padding."""
-    on_cpu = CPU_KEPT_TILE if plan.keep else CPU_TILE
-    wanted = tile or (on_cpu if built_for() == "cpu" else DEVICE_TILE)
-    shards = 1 if placement == "tiled" else _shards(mesh)
-    counts = queries.shape[0], candidates.shape[0]
-    rows, cols = (tile_length(n, shards, most) for n, most in zip(counts, wanted, strict=True))
-    padded = bool(padding(counts[0], shards, rows) or padding(counts[1], shards, cols))
-    return Stream(replace(plan, padded=padded), placement, mesh, shards, (rows, cols))
 
 
 def _tables(
@@ -303,41 +281,3 @@ def _tables(
     if reverse is True:
         given = bm25_scores(statistics, candidate[:count], query, form=form)
     return bm25_scores(statistics, query, candidate, form=form), given
-
-
-def _check(
-    queries: jax.Array,
-    candidates: jax.Array,
-    bm25: Bm25Terms | jax.Array | None,
-    reverse: jax.Array | bool,
-    identities: Batch,
-) -> None:
-    """Refuse what is not one batch, or a setting out of its range."""
-    if not (queries.ndim == candidates.ndim == 2 and queries.shape[1] == candidates.shape[1]):
-        raise ValueError(
-            f"queries {queries.shape} and candidates {candidates.shape} must be [q d] and [c d]"
-        )
-    count, columns = queries.shape[0], candidates.shape[0]
-    if not 0 < count <= columns:
-        raise ValueError(
-            f"{count} queries and {columns} candidates: candidate i must belong to query i, and "
-            "hard negatives follow"
-        )
-    wanted: dict[str, tuple[tuple[int, ...] | None, tuple[int, ...]]] = {}
-    for side, size in (("", count), ("candidate_", columns)):
-        ids = getattr(identities, f"{side}products")
-        wanted[f"{side}products"] = (ids.shape, (size,))
-    if isinstance(bm25, Bm25Terms):
-        wanted["texts of queries"] = (bm25.query.shape[:1], (count,))
-        wanted["texts of candidates"] = (bm25.candidate.shape[:1], (columns,))
-    elif bm25 is not None:
-        wanted["bm25"] = (bm25.shape, (count, columns))
-    if not isinstance(reverse, bool):
-        wanted["bm25_reverse"] = (reverse.shape, (count, count))
-    for name, (found, right) in wanted.items():
-        if found is not None and found != right:
-            raise ValueError(
-                f"{name}: {found}, but {count} queries and {columns} candidates need {right}"
-            )
-    if reverse is True and bm25 is not None and not isinstance(bm25, Bm25Terms):
-        raise ValueError("scores of the second direction need terms: pass them as `bm25_reverse`")

@@ -11,8 +11,16 @@ import jax.numpy as jnp
 
 from afmrl_jax.models.qwen_vl.attention import MASKED
 from afmrl_jax.objectives.agcl_kernels.products import accumulator
-from afmrl_jax.objectives.agcl_kernels.tile import BINS
-from afmrl_jax.objectives.agcl_kernels.vjp import Batch
+from afmrl_jax.objectives.agcl_kernels.rules import (
+    PAPER,
+    Criteria,
+    Evidence,
+    Own,
+    Weighting,
+    judge,
+)
+from afmrl_jax.objectives.agcl_kernels.sides import Batch
+from afmrl_jax.objectives.agcl_kernels.sums import BINS
 from afmrl_jax.objectives.bm25 import Bm25Terms, bm25_scores
 from afmrl_jax.types import Array, Bool, Float, Int
 
@@ -84,15 +92,13 @@ def agcl_loss_reference(
     def optional(x: float | None) -> jax.Array | None:
         return None if x is None else jnp.asarray(x, wide)
 
-    batch = Batch(
-        product_ids,
-        jnp.asarray(candidate_product_ids),
-        None,
+    criteria = Criteria(
         jnp.asarray(gamma, wide),
         optional(delta),
         optional(agreement_rho),
         jnp.asarray(agreement_epsilon, wide),
     )
+    batch = Batch(product_ids, jnp.asarray(candidate_product_ids), None, criteria)
     return dense_loss(
         queries,
         candidates,
@@ -115,6 +121,7 @@ def dense_loss(
     *,
     symmetric: bool,
     count_positives: bool,
+    weighting: Weighting = PAPER,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Loss and metrics as `agcl_loss` defines them, differentiated by JAX.
 
@@ -127,67 +134,95 @@ def dense_loss(
         batch: identities and settings.
         symmetric: whether candidates are contrasted with queries too.
         count_positives: whether further candidates of a product are positives.
+        weighting: how attributes weigh.
     """
     wide, count = accumulator(queries), queries.shape[0]
-    scores = jnp.dot(
-        queries.astype(wide), candidates.astype(wide).T, precision=jax.lax.Precision.HIGHEST
-    )
+    scores = _cosines(queries, candidates, wide)
     bm25 = bm25.astype(wide)
-    same = _same_product(batch)
-    loss, metrics = _one_direction(scores, bm25, same, temperature, batch, count_positives)
+    same = _equal(batch.products, batch.candidate_products)
+    teacher = None if batch.teacher is None else _cosines(*batch.teacher, wide)
+    known = None if batch.oracle is None else _equal(*batch.oracle)
+    order = (None, None) if batch.placebo is None else batch.placebo
+    how = (temperature, batch.criteria, weighting, count_positives)
+    evidence = Evidence(scores, bm25, _shuffled(bm25, order[1]), teacher, known)
+    loss, metrics = _one_direction(evidence, same, *how)
     if symmetric:
         reverse = bm25[:, :count].T if bm25_reverse is None else bm25_reverse.astype(wide)
-        back, _ = _one_direction(
-            scores[:, :count].T, reverse, same[:, :count].T, temperature, batch, count_positives
-        )
+        others = (None if x is None else x[:, :count].T for x in (teacher, known))
+        weighed = _shuffled(reverse, order[0])
+        evidence = Evidence(scores[:, :count].T, reverse, weighed, *others)
+        back, _ = _one_direction(evidence, same[:, :count].T, *how)
         loss = (loss + back) / 2
     return loss, {"loss": loss, **metrics}
 
 
-def _same_product(batch: Batch) -> Bool[Array, "q c"]:
-    return batch.products[:, None] == batch.candidate_products[None, :]
+def _cosines(
+    queries: Float[Array, "q d"], candidates: Float[Array, "c d"], wide: jnp.dtype
+) -> Float[Array, "q c"]:
+    exact = jax.lax.Precision.HIGHEST
+    return jnp.dot(queries.astype(wide), candidates.astype(wide).T, precision=exact)
+
+
+def _equal(queries: Int[Array, " q"], candidates: Int[Array, " c"]) -> Bool[Array, "q c"]:
+    return queries[:, None] == candidates[None, :]
+
+
+def _shuffled(bm25: Float[Array, "q c"], order: Int[Array, " c"] | None) -> Float[Array, "q c"]:
+    """The scores of each row in another order of its negatives, the pair's in its place.
+
+    At column j stands the score of column p(j), and where that is the pair's, at p(j) = i, the one
+    of column p(i).
+    """
+    if order is None:
+        return bm25
+    rows = jnp.arange(bm25.shape[0], dtype=order.dtype)
+    swapped = bm25[rows, order[rows]]
+    found = jnp.where(order[None, :] == rows[:, None], swapped[:, None], bm25[:, order])
+    pair = jnp.eye(bm25.shape[0], bm25.shape[1], dtype=bool)
+    return jnp.where(pair, bm25, found)
 
 
 def _one_direction(
-    scores: Float[Array, "q c"],
-    bm25: Float[Array, "q c"],
+    evidence: Evidence,
     same: Bool[Array, "q c"],
     temperature: Float[Array, ""],
-    batch: Batch,
+    criteria: Criteria,
+    weighting: Weighting,
     count_positives: bool,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Loss and metrics of rows against columns; the pairs are on the diagonal."""
-    fixed = jax.lax.stop_gradient(scores)
-    bm25 = jax.lax.stop_gradient(bm25)
+    scores = evidence.scores
+    criteria, evidence = jax.lax.stop_gradient((criteria, evidence))
+    fixed = evidence.scores
     pair = jnp.eye(scores.shape[0], scores.shape[1], dtype=bool)
     positive = pair | same if count_positives else pair
-    reasons = _false_negatives(fixed, bm25, same, positive, batch)
-    masked = reasons["identity"] | reasons["margin"] | reasons["agreement"]
-    bias = 1.0 + jnp.tanh(jax.lax.stop_gradient(batch.gamma) * bm25)
+    own_bm25, own_teacher = (
+        None if x is None else jnp.diagonal(x)[:, None] for x in (evidence.bm25, evidence.teacher)
+    )
+    own = Own(jnp.diagonal(fixed)[:, None], own_bm25, own_teacher)
+    verdict = judge(weighting, criteria, evidence, own, positive)
+    none = jnp.zeros_like(same)
+    reasons = {"identity": same & ~positive, "margin": none, "agreement": none} | verdict.reasons
+    masked = none
+    for mask in reasons.values():
+        masked = masked | mask
+    assert verdict.log_weight is not None
+    bias = shown = 1.0 + verdict.log_weight
+    if weighting.normalized:
+        bias = jnp.where(positive, bias, bias - _log_mean(verdict.log_weight, masked | positive))
     logits = jnp.where(masked, MASKED, scores / temperature + bias)
     log_shares = jax.nn.log_softmax(logits, axis=1)
     chosen = jnp.where(positive, log_shares, jnp.zeros_like(log_shares))
     loss = -jnp.mean(jnp.sum(chosen, axis=1) / jnp.sum(positive, axis=1, dtype=chosen.dtype))
-    return loss, _metrics(fixed, bias, masked | positive | same, reasons | {"any": masked})
+    return loss, _metrics(fixed, shown, masked | positive | same, reasons | {"any": masked})
 
 
-def _false_negatives(
-    scores: Float[Array, "q c"],
-    bm25: Float[Array, "q c"],
-    same: Bool[Array, "q c"],
-    positive: Bool[Array, "q c"],
-    batch: Batch,
-) -> dict[str, Bool[Array, "q c"]]:
-    """Which pairs leave the denominator, by reason; a pair may have several."""
-    own_score, own_bm25 = jnp.diagonal(scores)[:, None], jnp.diagonal(bm25)[:, None]
-    margin = agreement = jnp.zeros_like(same)
-    if batch.delta is not None:
-        margin = scores > own_score + batch.delta
-    if batch.agreement_rho is not None:
-        agreement = (bm25 >= batch.agreement_rho * own_bm25) & (own_bm25 > 0)
-        agreement = agreement & (scores > own_score - batch.agreement_epsilon)
-    found = {"identity": same, "margin": margin, "agreement": agreement}
-    return {reason: mask & ~positive for reason, mask in found.items()}
+def _log_mean(log_weight: Float[Array, "q c"], absent: Bool[Array, "q c"]) -> Float[Array, "q 1"]:
+    """Log of the mean weight of each row's negatives, [q 1]; 0 without any."""
+    number = jnp.sum(~absent, axis=1, keepdims=True, dtype=log_weight.dtype)
+    weights = jnp.where(absent, jnp.zeros_like(log_weight), jnp.exp(log_weight))
+    mean = jnp.sum(weights, axis=1, keepdims=True) / jnp.maximum(number, 1)
+    return jnp.log(jnp.where(number > 0, mean, jnp.ones_like(mean)))
 
 
 def _metrics(
@@ -208,7 +243,7 @@ def _metrics(
         for reason, mask in reasons.items()
     }
     log_weight = bias - 1
-    bins = jnp.clip(jnp.floor(log_weight * BINS), 0, BINS - 1)
+    bins = jnp.clip(jnp.floor(jnp.abs(log_weight) * BINS), 0, BINS - 1)
     return {
         "accuracy": jnp.mean((positive > hardest).astype(kind)),
         "positive_similarity": jnp.mean(positive),

@@ -136,6 +136,7 @@ def audit(
     catalogue = load_catalogue_of(run.config).subset("train")
     listings = catalogue.listings
     own = Stage.of(run, stage, [x.listing_id for x in listings])
+    _require_auditable(stage, own.settings)
     size = batch_size or min(own.settings.batch_size, LARGEST)
     settings = dataclasses.replace(own.settings, batch_size=size)
     own = dataclasses.replace(own, settings=settings)
@@ -164,6 +165,28 @@ def audit(
     write_page(found, pictures, out)
     write_json(out.with_suffix(".json"), found | provenance())
     return found
+
+
+NOT_AUDITED = (
+    "teacher_share",
+    "oracle_mask",
+    "positive_weight",
+    "weighted_pairs",
+    "normalize_weights",
+    "permute_weights",
+)
+"""Settings of weights and masks that the page says nothing of."""
+
+
+def _require_auditable(stage: str, settings: AgclConfig) -> None:
+    plain = settings.infonce()
+    used = [x for x in NOT_AUDITED if getattr(settings, x) != getattr(plain, x)]
+    if used:
+        raise AfmrlError(
+            f"{stage} was trained with {', '.join(f'agcl.{x}' for x in used)}, and the audit knows "
+            "only gamma, delta and agreement: its figures would be those of another loss. Audit a "
+            "stage without them"
+        )
 
 
 def _require_own(out: Path) -> None:

@@ -13,10 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from afmrl_jax.config import AgclConfig, RarConfig, RunConfig, to_dict
-from afmrl_jax.data.attributes.lists import Lists
+from afmrl_jax.config import RarConfig, RunConfig, to_dict
 from afmrl_jax.data.attributes.oracle import oracle_inputs, taught_texts
-from afmrl_jax.data.attributes.shuffled import shuffled_lists
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.data.catalogue.load import load_catalogue_of, require_teaching, say_skipped
 from afmrl_jax.data.catalogue.readers import catalogue_folder
@@ -29,14 +27,12 @@ from afmrl_jax.inference.systems import (
     evaluate_systems,
     systems_of,
 )
-from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.demo_weights import weights_folder
 from afmrl_jax.objectives.rewards import find_reward
-from afmrl_jax.runs.parts import RunParts
+from afmrl_jax.runs.embedder_stages import BACKBONE, INFONCE, EmbedderStages
 from afmrl_jax.runtime.files import is_writer
 from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.progress import log_info
-from afmrl_jax.training.agcl import train_agcl
 from afmrl_jax.training.cit import cit_settings, cycle_attributes, listings_to_annotate
 from afmrl_jax.training.distill import train_distill
 from afmrl_jax.training.list_grammar import KEYS, write_keys
@@ -47,11 +43,10 @@ from afmrl_jax.training.rar.stage import train_rar
 from afmrl_jax.training.run_directory import Run
 from afmrl_jax.types import JsonObject
 
-BACKBONE = "backbone"
 ANNOTATED = ("train", "reward", "test")
 
 
-class Pipeline(RunParts):
+class Pipeline(EmbedderStages):
     """Runs the stages of one run directory in order.
 
     `annotated` are the splits for which the distilled generator writes lists; a caller that stops
@@ -81,7 +76,7 @@ class Pipeline(RunParts):
             first = (BACKBONE, config.backbone.settings(config.agcl), "annotate-distilled")
             chain[BACKBONE] = partial(self.train_r, *first, in_input=True, start=None)
         for name, settings, annotated, in_input in (
-            ("infonce", config.agcl.infonce(), None, False),
+            (INFONCE, config.agcl.infonce(), None, False),
             ("agcl", config.agcl, "annotate-distilled", False),
             ("agcl-distilled", config.agcl, "annotate-distilled", True),
         ):
@@ -118,14 +113,6 @@ class Pipeline(RunParts):
         """The finished run's `evaluation.json`."""
         return read_json(self.run.folder / "evaluation.json", nan=True)
 
-    def _base(self) -> JsonObject:
-        """Inputs of every training stage."""
-        return {
-            "catalogue": self.catalogue.fingerprint,
-            "tokenizer": self.run.output_hash("tokenizer", "tokenizer.json"),
-            "seed": self.config.seed,
-        }
-
     @cached_property
     def _taught(self) -> tuple[Catalogue, list[str]]:
         return taught_texts(self.catalogue, self.config.oracle, self.config.seed)
@@ -153,71 +140,6 @@ class Pipeline(RunParts):
             BpeTokenizer.train(texts, self.config.vocab_size).save(folder)
 
         self.run.stage("tokenizer", inputs, ["tokenizer.json"], work)
-
-    def train_r(
-        self,
-        name: str,
-        settings: AgclConfig,
-        annotated: str | None,
-        *,
-        in_input: bool,
-        start: str | None = BACKBONE,
-        shuffled: bool = False,
-    ) -> None:
-        """Train the embedder as a stage, from the model of the stage `start` (with a backbone).
-
-        Weights, masks and, with `in_input`, the input take the lists of the stage `annotated`; with
-        `shuffled`, each listing has those of another product.
-        """
-        start = start if self.config.backbone.steps else None
-        inputs = self._base() | {
-            "settings": to_dict(settings),
-            "model": to_dict(self.config.embedder),
-            "attributes_in_input": in_input,
-        }
-        if start:
-            inputs["start"] = self.run.output_hash(start, WEIGHTS)
-        if annotated:
-            inputs["attributes"] = self.run.output_hash(annotated, TEXTS)
-            inputs |= self.lists.more(annotated) if in_input else {}
-        if shuffled:
-            inputs["shuffled"] = True
-
-        def work(folder: Path) -> None:
-            if start:
-                architecture, initial = self.models.load(start)
-            else:
-                architecture, initial = self.models.start(name, self.tokenizer)
-            lists = self.lists.read(annotated) if annotated else None
-            if shuffled and lists is not None:
-                listings = self.catalogue.subset("train").listings
-                lists = shuffled_lists(lists, listings, self.config.seed)
-            self._fit(folder, name, settings, architecture, initial, lists, in_input)
-
-        self.run.stage(name, inputs, [WEIGHTS], work)
-
-    def _fit(
-        self,
-        folder: Path,
-        name: str,
-        settings: AgclConfig,
-        architecture: Architecture,
-        initial: Params,
-        lists: Lists | None,
-        in_input: bool,
-    ) -> None:
-        params = train_agcl(
-            self.config,
-            settings,
-            name,
-            folder,
-            Partition.of(architecture, initial, self.config.embedder, self.mesh),
-            self._split_builder("train"),
-            attributes=lists,
-            attributes_in_input=in_input,
-            seed=self.config.seed,
-        )
-        self.models.save(name, architecture, params, self.tokenizer)
 
     def _distill(self) -> None:
         inputs = self._base() | {
@@ -299,6 +221,7 @@ class Pipeline(RunParts):
             "before": self.run.output_hash("annotate-distilled", TEXTS),
             "again": self.run.output_hash("annotate-reinforced", TEXTS),
             **self.lists.more("annotate-distilled", "annotate-reinforced"),
+            **self._teacher_inputs(name, settings),
         }
 
         def work(folder: Path) -> None:

@@ -12,11 +12,16 @@ from afmrl_jax.data.attributes.lists import Lists
 
 
 def cit_settings(config: RunConfig) -> AgclConfig:
-    """AGCL settings of a cycle: fewer steps at a lower rate, everything else as before."""
+    """AGCL settings of a cycle: fewer steps at a lower rate, everything else as before.
+
+    Masks need no warm-up: the embedder comes trained.
+    """
     optimizer = dataclasses.replace(
         config.agcl.optimizer, learning_rate=config.cit.learning_rate, warmup_share=0.05
     )
-    return dataclasses.replace(config.agcl, steps=config.cit.steps, optimizer=optimizer)
+    return dataclasses.replace(
+        config.agcl, steps=config.cit.steps, mask_warmup=0.0, optimizer=optimizer
+    )
 
 
 def difference(before: str, after: str) -> float:

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from afmrl_jax.objectives import agcl
 from afmrl_jax.objectives.agcl import agcl_loss
+from afmrl_jax.objectives.agcl_kernels import forms
 from afmrl_jax.objectives.bm25 import Bm25Terms, fit_bm25
 from afmrl_jax.parallel.mesh import make_mesh
 
@@ -255,7 +255,7 @@ def test_memory_is_that_of_tiles() -> None:
     [(2**28, "all-gather", "collective-permute"), (0, "collective-permute", "all-gather")],
 )
 def test_auto_follows_the_mesh_and_the_size(monkeypatch, most, found, other) -> None:
-    monkeypatch.setattr(agcl, "GATHER_BYTES", most)
+    monkeypatch.setattr(forms, "GATHER_BYTES", most)
     mesh = make_mesh()
     batch = batch_of(0, 0.5, 40, np.float32)
     rows = NamedSharding(mesh, P("data"))

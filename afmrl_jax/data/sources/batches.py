@@ -14,6 +14,19 @@ from afmrl_jax.data.batching.row_packing import PackedRows, Prompts
 from afmrl_jax.types import AnyArray, Float, Int
 
 
+class Judges(NamedTuple):
+    """What masks of the contrastive loss read of n listings, beside their lists."""
+
+    teacher: Float[AnyArray, "n t"] | None = None
+    """Unit vectors of the teacher; None without one."""
+    oracle: Int[AnyArray, " n"] | None = None
+    """Numbers; two that are equal are no negatives of each other. None without an oracle."""
+
+    def of(self, places: Int[AnyArray, " m"]) -> Judges:
+        """The same of some of the listings."""
+        return Judges(*(None if x is None else x[places] for x in self))
+
+
 class ContrastiveBatch(NamedTuple):
     """q queries and c candidates; see `ContrastiveSource`."""
 
@@ -28,6 +41,9 @@ class ContrastiveBatch(NamedTuple):
     """If there are candidates after the first q."""
     prompt_last: Int[AnyArray, " b"] | None = None
     """Index of the last token before the attributes, if rows may hold some."""
+    query_judges: Judges | None = None
+    """If a mask reads them."""
+    candidate_judges: Judges | None = None
     bad_pictures: int | None = None
     """How many pictures were left out, if that may happen; for the log, not for a step."""
     view: str | None = None

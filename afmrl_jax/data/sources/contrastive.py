@@ -17,7 +17,7 @@ from afmrl_jax.data.batching.chunks import Chunker
 from afmrl_jax.data.batching.collate import Row, VLBatch
 from afmrl_jax.data.batching.images import erase_patches
 from afmrl_jax.data.batching.row_packing import PackedRows
-from afmrl_jax.data.sources.batches import ContrastiveBatch
+from afmrl_jax.data.sources.batches import ContrastiveBatch, Judges
 from afmrl_jax.data.sources.mined_negatives import MinedTables, fill_up
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.data.sources.sampler import PairSampler
@@ -38,6 +38,7 @@ class ContrastiveSource:
     With `mined` tables, k hard negatives per query follow the q candidates: those of query i
     are candidates q + i k to q + (i + 1) k - 1 in `rows` and `candidate_terms`, and
     `candidate_products` holds the product numbers of all c = q + q k candidates.
+    `judges` are of all listings; a batch holds those of its own.
 
     With `chunk_tokens` the rows are `Chunks` of so many positions on each of `shares` devices,
     otherwise with `packed` they are `PackedRows`, in shapes chosen from the first batches; the
@@ -71,6 +72,7 @@ class ContrastiveSource:
         mask_duplicate_groups: bool = True,
         mined: MinedTables | None = None,
         views: ViewShares | None = None,
+        judges: Judges | None = None,
     ):
         listings = builder.listings
         self._builder = builder
@@ -90,6 +92,7 @@ class ContrastiveSource:
             merge_duplicates=mask_duplicate_groups,
         )
         self._mined = mined
+        self._judges = judges
         self._lists = attributes_in_input
         self._views = views or ViewShares()
         self._dropout = dropout
@@ -203,6 +206,8 @@ class ContrastiveSource:
             candidate_terms=self._terms[candidates],
             candidate_products=None if self._mined is None else self.identity[candidates],
             prompt_last=last,
+            query_judges=None if self._judges is None else self._judges.of(queries),
+            candidate_judges=None if self._judges is None else self._judges.of(candidates),
             bad_pictures=self._builder.bad_pictures(np.concatenate([queries, candidates])),
             view="-".join(self.view(step)) if self._views.used else None,
         )

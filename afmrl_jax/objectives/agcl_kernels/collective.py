@@ -1,9 +1,10 @@
 """AGCL over the mesh: every device holds its queries, and candidates come to it.
 
-Two ways with one result. In a `ring` a block of candidates, with its term factors, its ids and what
-it has summed so far, visits one device after the other and is home after as many hops as there are
-devices: a device never holds more than two blocks. `gathered` brings all candidates to every
-device at once: one collective and longer loops, for memory that grows with the whole batch.
+Two ways with one result. In a `ring` a block of candidates, with its term factors, its ids, its
+teacher's vectors and what it has summed so far, visits one device after the other and is home after
+as many hops as there are devices: a device never holds more than two blocks. `gathered` brings all
+candidates to every device at once: one collective and longer loops, for memory that grows with the
+whole batch.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from afmrl_jax.objectives.agcl_kernels.stream import (
     stream_gradients,
     stream_sums,
 )
-from afmrl_jax.objectives.agcl_kernels.tile import Counts, Plan, Rules, Side, Sums
+from afmrl_jax.objectives.agcl_kernels.sums import Counts, Sums
+from afmrl_jax.objectives.agcl_kernels.tile import Plan, Rules, Side
 from afmrl_jax.parallel.layout import AXES
 from afmrl_jax.types import Array, Float, PyTree
 

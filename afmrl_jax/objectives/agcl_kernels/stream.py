@@ -12,22 +12,24 @@ import jax
 import jax.numpy as jnp
 
 from afmrl_jax.objectives.agcl_kernels.products import product
-from afmrl_jax.objectives.agcl_kernels.tile import (
+from afmrl_jax.objectives.agcl_kernels.sums import (
     Counts,
-    Plan,
-    Rules,
-    Side,
     Sums,
     add_counts,
     add_sums,
+    start_counts,
+    start_sums,
+)
+from afmrl_jax.objectives.agcl_kernels.tile import (
+    Plan,
+    Rules,
+    Side,
     both,
     compare,
     identities,
-    start_counts,
-    start_sums,
+    tables_of,
     tile_gradient,
 )
-from afmrl_jax.objectives.bm25 import term_table
 from afmrl_jax.types import Array, Float
 
 
@@ -47,6 +49,8 @@ class Denominator(NamedTuple):
     contrasted."""
     positives: Float[Array, "t n"] | None
     """Number of positives, the pair counted, +inf likewise; None where only pairs are positives."""
+    log_mean: Float[Array, "t n"] | None
+    """Log of the mean by which the weights of negatives are divided; None where they are not."""
 
 
 def stream_sums(
@@ -74,15 +78,15 @@ def stream_sums(
         row_state: tuple[Sums, Counts], block: tuple[Side, Sums | None]
     ) -> tuple[tuple[Sums, Counts], tuple[Sums | None, Kept | None]]:
         here, sums = block
-        table = _table(plan, here)
+        tables = tables_of(plan, here)
 
         def row(
             sums: Sums | None, block: tuple[Side, tuple[Sums, Counts]]
         ) -> tuple[Sums | None, tuple[tuple[Sums, Counts], Kept | None]]:
             side, (row_sums, counts) = block
-            pairs = compare(plan, side, here, table)
+            pairs = compare(plan, side, here, tables)
             ask, answer = both(plan, rules, side, here, pairs)
-            counts = add_counts(plan, rules, counts, ask, pairs)
+            counts = add_counts(plan, counts, ask, pairs)
             if sums is not None and answer is not None:
                 sums = add_sums(sums, answer, pairs, 0)
             state = add_sums(row_sums, ask, pairs, 1), counts
@@ -134,14 +138,14 @@ def stream_gradients(
 
     def column(by_rows: jax.Array, block: tuple) -> tuple[jax.Array, jax.Array]:
         here, denominator, by_cols, kept = block
-        table = None if plan.keep else _table(plan, here)
+        tables = None if plan.keep else tables_of(plan, here)
 
         def row(number: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple:
             by_rows, by_cols = sums
             blocks = rows, row_denominator, kept
             side, own, tile = jax.tree.map(lambda x: x[number], blocks)
             if tile is None:
-                ask, answer = both(plan, rules, side, here, compare(plan, side, here, table))
+                ask, answer = both(plan, rules, side, here, compare(plan, side, here, tables))
                 tile = Kept(ask.logits, None if answer is None else answer.logits)
             further = None
             if plan.count_positives:
@@ -169,15 +173,14 @@ def _gradient(
     """Gradient of a tile by its logits, both directions added."""
 
     def one_way(logits: jax.Array, found: Denominator, axis: int) -> jax.Array:
-        lifted = [None if x is None else jnp.expand_dims(x, axis) for x in found]
-        assert lifted[0] is not None
-        return tile_gradient(logits, further, lifted[0], lifted[1])
+        total, positives = found.log_total, found.positives
+        if found.log_mean is not None:
+            total = total + found.log_mean
+        total = jnp.expand_dims(total, axis)
+        lifted = None if positives is None else jnp.expand_dims(positives, axis)
+        return tile_gradient(logits, further, total, lifted)
 
     gradient = one_way(tile.ask, row_denominator, 1)
     if tile.answer is not None and col_denominator is not None:
         gradient = gradient + one_way(tile.answer, col_denominator, 0)
     return gradient
-
-
-def _table(plan: Plan, cols: Side) -> jax.Array | None:
-    return None if cols.factors is None else term_table(cols.factors, plan.vocab)

@@ -1,8 +1,8 @@
 """One tile of AGCL: logits, masks and their part of the sums, for rows against columns.
 
-A tile is a block of queries (rows) against a block of candidates (columns). Everything that
-`agcl_tiled` and `agcl_mesh` stream is defined here on [r c] blocks; the definition of the loss is
-in `agcl`.
+A tile is a block of queries (rows) against a block of candidates (columns). Everything that the
+streamed forms add up is defined here on [r c] blocks; which pairs stay and how they weigh is said
+in `rules`, and the definition of the loss in `agcl`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from afmrl_jax.objectives.agcl_kernels.products import Chosen, product
+from afmrl_jax.objectives.agcl_kernels.rules import (
+    PAPER,
+    Criteria,
+    Evidence,
+    Own,
+    Verdict,
+    Weighting,
+    judge,
+)
 from afmrl_jax.objectives.bm25 import Form, TermFactors, table_scores, term_table
 from afmrl_jax.types import Array, Bool, Float, Int
 
-BINS = 8
-"""Of the histogram of weights."""
 PADDED_ROW, PADDED_COLUMN = -1, -2
 """Indices of padding; they differ, so that no padding is a pair."""
 
@@ -41,16 +47,30 @@ class Plan:
     """Whether some rows or columns are padding."""
     keep: bool = False
     """Whether the logits of all tiles are kept for the backward pass; on one device only."""
+    weighting: Weighting = PAPER
+
+    @property
+    def normalized(self) -> bool:
+        """Whether weights are divided by their mean; without attributes all are equal."""
+        return self.weighting.normalized and self.vocab > 0
 
 
 class Rules(NamedTuple):
-    """The settings of the loss, scalars; None switches a rule off."""
+    """The settings of the loss, scalars."""
 
     temperature: Float[Array, ""]
-    gamma: Float[Array, ""]
-    delta: Float[Array, ""] | None
-    agreement_rho: Float[Array, ""] | None
-    agreement_epsilon: Float[Array, ""]
+    criteria: Criteria
+
+
+class Shuffled(NamedTuple):
+    """Of the placebo: the text whose attributes stand in for one's own in weights; each [n ...]."""
+
+    factors: TermFactors
+    source: Int[Array, " n"]
+    """Number of that text."""
+    swapped: Float[Array, " n"]
+    """BM25 of this text as the query and the one of the other side that stands in for its pair's,
+    in the direction in which this side asks."""
 
 
 class Side(NamedTuple):
@@ -65,38 +85,30 @@ class Side(NamedTuple):
     own: Float[Array, " n"] | None
     """BM25 of the pair in the direction in which this side asks."""
     factors: TermFactors | None
+    teacher: Float[Array, "n t"] | None = None
+    """Vectors of the teacher."""
+    own_teacher: Float[Array, " n"] | None = None
+    """Score of the pair by the teacher."""
+    known: Int[Array, " n"] | None = None
+    """The oracle's id: two of one id are no negatives of each other."""
+    shuffled: Shuffled | None = None
 
 
-class Sums(NamedTuple):
-    """Log-sum-exp of the negatives so far, total e^peak, and the further positives; each [n]."""
+class Tables(NamedTuple):
+    """Term weights of a block of candidates, as `term_table` makes them."""
 
-    peak: Float[Array, " n"]
-    total: Float[Array, " n"]
-    positives: Float[Array, " n"] | None
-    """How many, the pair itself not counted."""
-    positive_logits: Float[Array, " n"] | None
-
-
-class Counts(NamedTuple):
-    """What is observed of the first direction; int32 where it counts pairs; each [n ...]."""
-
-    hardest: Float[Array, " n"]
-    """Highest score of a negative, -inf without any."""
-    masked: Int[Array, " n"]
-    identity: Int[Array, " n"]
-    margin: Int[Array, " n"]
-    agreement: Int[Array, " n"]
-    weight: Float[Array, " n"]
-    above: Int[Array, "n edges"]
-    """Pairs whose tanh(gamma B) reaches 1/8, ..., 7/8."""
+    own: Float[Array, "v c"]
+    shuffled: Float[Array, "v c"] | None
+    """Of the texts that stand in for theirs."""
 
 
 class Pairs(NamedTuple):
     """A tile before any direction is chosen; all [r c]."""
 
-    scores: Float[Array, "r c"]
-    bm25: Float[Array, "r c"] | None
-    reverse: Float[Array, "r c"] | None
+    ask: Evidence
+    """As queries see it."""
+    answer: Evidence | None
+    """As candidates see it, in a symmetric loss."""
     same: Bool[Array, "r c"]
     """Same product, or the pair itself."""
     own: Bool[Array, "r c"]
@@ -112,37 +124,83 @@ class Direction(NamedTuple):
     """Less the logit of the contrasted pair; -inf where a pair is absent."""
     absent: Bool[Array, "r c"]
     """Not in the sums: false negatives, padding, and the pair itself, which is added at the end."""
-    margin: Bool[Array, "r c"] | None
-    agreement: Bool[Array, "r c"] | None
+    verdict: Verdict
 
 
-def compare(
-    plan: Plan,
-    rows: Side,
-    cols: Side,
-    table: Float[Array, "v c"] | None,
-) -> Pairs:
-    """Scores, BM25 and identity of a tile.
+def compare(plan: Plan, rows: Side, cols: Side, tables: Tables | None) -> Pairs:
+    """Scores, BM25, teacher and identity of a tile.
 
     Args:
         plan: of the program.
         rows: r queries.
         cols: c candidates.
-        table: term weights of the candidates, as `term_table` makes them.
+        tables: of the candidates, see `tables_of`.
     """
-    bm25 = reverse = None
-    if plan.vocab:
-        assert rows.factors is not None
-        assert cols.factors is not None
-        assert table is not None
-        bm25 = table_scores(rows.factors.places, table, plan.bm25_form)
-        if plan.symmetric:
-            reverse = bm25
-            if plan.exact_reverse:
-                asked = term_table(rows.factors, plan.vocab)
-                reverse = table_scores(cols.factors.places, asked, plan.bm25_form).T
+    same, own, real = identities(plan, rows, cols)
     scores = product(rows.vectors, cols.vectors, (1, 1), plan.precision)
-    return Pairs(scores, bm25, reverse, *identities(plan, rows, cols))
+    teacher = known = None
+    if rows.teacher is not None and cols.teacher is not None:
+        teacher = product(rows.teacher, cols.teacher, (1, 1), plan.precision)
+    if rows.known is not None and cols.known is not None:
+        known = rows.known[:, None] == cols.known[None, :]
+    bm25 = reverse = weighed = weighed_reverse = None
+    if tables is not None:
+        assert rows.factors is not None
+        bm25 = reverse = table_scores(rows.factors.places, tables.own, plan.bm25_form)
+        if plan.symmetric and plan.exact_reverse:
+            reverse = _reversed(plan, rows.factors, cols)
+        weighed, weighed_reverse = bm25, reverse
+        if tables.shuffled is not None:
+            weighed, weighed_reverse = _shuffled(plan, rows, cols, tables)
+            # The pair itself weighs by its own lists.
+            weighed = jnp.where(own, bm25, weighed)
+            weighed_reverse = jnp.where(own, reverse, weighed_reverse)
+    ask = Evidence(scores, bm25, weighed, teacher, known)
+    answer = ask._replace(bm25=reverse, weighed=weighed_reverse) if plan.symmetric else None
+    return Pairs(ask, answer, same, own, real)
+
+
+def tables_of(plan: Plan, cols: Side) -> Tables | None:
+    """Term weights of a block of candidates; None where nothing is weighed."""
+    if cols.factors is None:
+        return None
+    shuffled = cols.shuffled
+    return Tables(
+        term_table(cols.factors, plan.vocab),
+        None if shuffled is None else term_table(shuffled.factors, plan.vocab),
+    )
+
+
+def _reversed(plan: Plan, rows: TermFactors, cols: Side) -> Float[Array, "r c"]:
+    """BM25 of candidates as queries and the texts of rows as documents."""
+    assert cols.factors is not None
+    return table_scores(cols.factors.places, term_table(rows, plan.vocab), plan.bm25_form).T
+
+
+def _shuffled(
+    plan: Plan, rows: Side, cols: Side, tables: Tables
+) -> tuple[Float[Array, "r c"], Float[Array, "r c"]]:
+    """BM25 of both directions with other texts in place of those that do not ask.
+
+    Query i meets at candidate j the text of candidate p(j). Where that is its own, at p(j) = i, it
+    meets the text p(i) that would have stood at the pair: so p permutes the negatives of each row.
+    """
+    own, other = rows.shuffled, cols.shuffled
+    assert own is not None
+    assert other is not None
+    assert rows.factors is not None
+    assert tables.shuffled is not None
+    asked = table_scores(rows.factors.places, tables.shuffled, plan.bm25_form)
+    swap = other.source[None, :] == rows.number[:, None]
+    asked = jnp.where(swap, own.swapped[:, None], asked)
+    if not plan.symmetric:
+        return asked, asked
+    if plan.exact_reverse:
+        answered = _reversed(plan, own.factors, cols)
+    else:
+        answered = table_scores(own.factors.places, tables.own, plan.bm25_form)
+    swap = own.source[:, None] == cols.number[None, :]
+    return asked, jnp.where(swap, other.swapped[None, :], answered)
 
 
 def identities(
@@ -158,42 +216,32 @@ def identities(
     return same, own, real
 
 
-def direct(
-    plan: Plan,
-    rules: Rules,
-    pairs: Pairs,
-    bm25: Float[Array, "r c"] | None,
-    positive: Float[Array, "#r #c"],
-    own: Float[Array, "#r #c"] | None,
-) -> Direction:
+def direct(plan: Plan, rules: Rules, pairs: Pairs, evidence: Evidence, own: Own) -> Direction:
     """Logits and masks of one direction.
 
     Args:
         plan: of the program.
         rules: settings of the loss.
         pairs: the tile.
-        bm25: of this direction.
-        positive: score of each contrasted pair, [r 1] for the first direction, [1 c] for the other.
-        own: BM25 of each contrasted pair, likewise.
+        evidence: of this direction.
+        own: of the contrasted pairs.
     """
     # Positives are never masked; where others of the product are masked, only the pair is one.
     spared = pairs.same if plan.count_positives else pairs.own
     absent = pairs.own if plan.count_positives else pairs.same
     if pairs.real is not None:
         spared, absent = spared | ~pairs.real, absent | ~pairs.real
-    margin = agreement = None
-    if rules.delta is not None:
-        margin = (pairs.scores > positive + rules.delta) & ~spared
-        absent = absent | margin
-    if rules.agreement_rho is not None and bm25 is not None and own is not None:
-        agreement = (bm25 >= rules.agreement_rho * own) & (own > 0)
-        agreement = agreement & (pairs.scores > positive - rules.agreement_epsilon) & ~spared
-        absent = absent | agreement
+    verdict = judge(plan.weighting, rules.criteria, evidence, own, spared)
+    for mask in verdict.reasons.values():
+        absent = absent | mask
     # Relative to the pair's: at a low temperature the whole logit would round away what counts.
-    logits = (pairs.scores - positive) / rules.temperature
-    if bm25 is not None and own is not None:
-        logits = logits + (jnp.tanh(rules.gamma * bm25) - jnp.tanh(rules.gamma * own))
-    return Direction(jnp.where(absent, -jnp.inf, logits), absent, margin, agreement)
+    logits = (evidence.scores - own.score) / rules.temperature
+    if verdict.log_weight is not None:
+        bias = verdict.log_weight
+        if verdict.own_log_weight is not None:
+            bias = bias - verdict.own_log_weight
+        logits = logits + bias
+    return Direction(jnp.where(absent, -jnp.inf, logits), absent, verdict)
 
 
 def both(
@@ -201,76 +249,16 @@ def both(
 ) -> tuple[Direction, Direction | None]:
     """A tile as seen by its queries and, in a symmetric loss, by its candidates."""
 
-    def lifted(x: jax.Array | None, axis: int) -> jax.Array | None:
-        return None if x is None else jnp.expand_dims(x, axis)
+    def own(side: Side, axis: int) -> Own:
+        own_bm25, own_teacher = (
+            None if x is None else jnp.expand_dims(x, axis) for x in (side.own, side.own_teacher)
+        )
+        return Own(jnp.expand_dims(side.positive, axis), own_bm25, own_teacher)
 
-    ask = direct(plan, rules, pairs, pairs.bm25, rows.positive[:, None], lifted(rows.own, 1))
-    if not plan.symmetric:
+    ask = direct(plan, rules, pairs, pairs.ask, own(rows, 1))
+    if pairs.answer is None:
         return ask, None
-    answer = (cols.positive[None, :], lifted(cols.own, 0))
-    return ask, direct(plan, rules, pairs, pairs.reverse, *answer)
-
-
-def start_sums(plan: Plan, side: Side) -> Sums:
-    """Nothing summed. The peak starts at the logit of the pair, 0, and so is always finite."""
-    zero = jnp.zeros_like(side.positive)
-    further = (zero, zero) if plan.count_positives else (None, None)
-    return Sums(zero, zero, *further)
-
-
-def start_counts(side: Side) -> Counts:
-    """Nothing observed."""
-    none = jnp.zeros(side.number.shape, jnp.int32)
-    zero = jnp.zeros_like(side.positive)
-    above = jnp.zeros((*none.shape, BINS - 1), jnp.int32)
-    return Counts(jnp.full_like(zero, -jnp.inf), none, none, none, none, zero, above)
-
-
-def add_sums(sums: Sums, found: Direction, pairs: Pairs, axis: int) -> Sums:
-    """Online log-sum-exp: the sum so far is rescaled to the higher peak of both."""
-    peak = jnp.maximum(sums.peak, jnp.max(found.logits, axis=axis))
-    total = jnp.sum(jnp.exp(found.logits - jnp.expand_dims(peak, axis)), axis=axis)
-    total = total + sums.total * jnp.exp(sums.peak - peak)
-    if sums.positives is None or sums.positive_logits is None:
-        return Sums(peak, total, None, None)
-    further = pairs.same & ~pairs.own
-    number = jnp.sum(further, axis=axis, dtype=total.dtype)
-    logit = jnp.sum(jnp.where(further, found.logits, jnp.zeros_like(found.logits)), axis=axis)
-    return Sums(peak, total, sums.positives + number, sums.positive_logits + logit)
-
-
-def add_counts(plan: Plan, rules: Rules, counts: Counts, found: Direction, pairs: Pairs) -> Counts:
-    """Count what the first direction masks, and how it weights."""
-
-    def number(mask: jax.Array | None) -> jax.Array | int:
-        return 0 if mask is None else jnp.sum(mask, axis=1, dtype=jnp.int32)
-
-    # A further positive is in the sums, but no negative.
-    negative = ~(found.absent | pairs.same)
-    hardest = jnp.max(jnp.where(negative, pairs.scores, -jnp.inf), axis=1)
-    further = pairs.same & ~pairs.own
-    masked = ~negative & ~(pairs.same if plan.count_positives else pairs.own)
-    if pairs.real is not None:
-        masked = masked & pairs.real
-    weight, above = counts.weight, counts.above
-    if pairs.bm25 is not None:
-        log_weight = jnp.tanh(rules.gamma * pairs.bm25)
-        values = jnp.exp(1.0 + log_weight)
-        edges = [log_weight >= edge / BINS for edge in range(1, BINS)]
-        if pairs.real is not None:
-            values = jnp.where(pairs.real, values, jnp.zeros_like(values))
-            edges = [x & pairs.real for x in edges]
-        weight = weight + jnp.sum(values, axis=1)
-        above = above + jnp.stack([number(x) for x in edges], axis=1)
-    return Counts(
-        jnp.maximum(counts.hardest, hardest),
-        counts.masked + number(masked),
-        counts.identity + number(None if plan.count_positives else further),
-        counts.margin + number(found.margin),
-        counts.agreement + number(found.agreement),
-        weight,
-        above,
-    )
+    return ask, direct(plan, rules, pairs, pairs.answer, own(cols, 0))
 
 
 def tile_gradient(

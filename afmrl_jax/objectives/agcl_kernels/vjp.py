@@ -2,70 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from afmrl_jax.objectives.agcl_kernels.collective import Placement, gradients_of, sums_of
-from afmrl_jax.objectives.agcl_kernels.products import accumulator
+from afmrl_jax.objectives.agcl_kernels.collective import gradients_of, sums_of
+from afmrl_jax.objectives.agcl_kernels.sides import Batch, Stream, sides_of
 from afmrl_jax.objectives.agcl_kernels.stream import Denominator
-from afmrl_jax.objectives.agcl_kernels.tile import (
-    BINS,
-    PADDED_COLUMN,
-    PADDED_ROW,
-    Counts,
-    Plan,
-    Rules,
-    Side,
-    Sums,
-)
-from afmrl_jax.objectives.bm25 import Bm25Terms, TermFactors, own_scores, term_factors
-from afmrl_jax.types import Array, Float, Int
-
-
-class Batch(NamedTuple):
-    """All that the loss reads beside the vectors and tau; nothing of it has a gradient."""
-
-    products: Int[Array, " q"]
-    candidate_products: Int[Array, " c"]
-    terms: Bm25Terms | None
-    gamma: Float[Array, ""]
-    delta: Float[Array, ""] | None
-    agreement_rho: Float[Array, ""] | None
-    agreement_epsilon: Float[Array, ""]
-
-
-@dataclass(frozen=True)
-class Stream:
-    """How a batch is cut and where its parts go."""
-
-    plan: Plan
-    placement: Placement
-    mesh: Mesh | None
-    shards: int
-    tile: tuple[int, int]
-    """Rows and columns of a tile."""
-
-
-def tile_length(count: int, shards: int, wanted: int) -> int:
-    """Length of tiles of at most `wanted`, so that the fewest rows are padding.
-
-    Example:
-        >>> tile_length(1000, 1, 512), tile_length(4096, 8, 1024)
-        (500, 512)
-    """
-    part = max(math.ceil(count / shards), 1)
-    return math.ceil(part / math.ceil(part / wanted))
-
-
-def padding(count: int, shards: int, length: int) -> int:
-    """Rows to add so that every shard has the same number of whole tiles."""
-    return -count % (shards * length)
+from afmrl_jax.objectives.agcl_kernels.sums import BINS, Counts, Sums
+from afmrl_jax.objectives.agcl_kernels.tile import Side
+from afmrl_jax.types import Array, Float
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -93,7 +41,7 @@ def _forward(
     stream: Stream, queries: jax.Array, candidates: jax.Array, temperature: jax.Array, batch: Batch
 ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], tuple]:
     plan, count = stream.plan, queries.shape[0]
-    rules, rows, cols = _sides(stream, queries, candidates, temperature, batch)
+    rules, rows, cols = sides_of(stream, queries, candidates, temperature, batch)
     where = (stream.placement, stream.mesh)
     sums, counts, answers, kept = sums_of(plan, *where, rules, rows, cols)
     losses, ask = _finish(rows, sums, count)
@@ -109,7 +57,7 @@ def _forward(
 def _backward(stream: Stream, saved: tuple, cotangents: tuple) -> tuple:
     queries, candidates, temperature, batch, ask, answer, kept = saved
     plan, count = stream.plan, queries.shape[0]
-    rules, rows, cols = _sides(stream, queries, candidates, temperature, batch)
+    rules, rows, cols = sides_of(stream, queries, candidates, temperature, batch)
     where = (stream.placement, stream.mesh)
     by_rows, by_cols = gradients_of(plan, *where, rules, rows, cols, ask, answer, kept)
     by_rows, by_cols = (
@@ -139,59 +87,6 @@ def _backward(stream: Stream, saved: tuple, cotangents: tuple) -> tuple:
 streamed_loss.defvjp(_forward, _backward)
 
 
-def _sides(
-    stream: Stream, queries: jax.Array, candidates: jax.Array, temperature: jax.Array, batch: Batch
-) -> tuple[Rules, Side, Side]:
-    """Rules, and both sides padded and cut into tiles."""
-    wide, count = accumulator(queries), queries.shape[0]
-    rules = Rules(
-        temperature=temperature,
-        gamma=batch.gamma,
-        delta=batch.delta,
-        agreement_rho=batch.agreement_rho,
-        agreement_epsilon=batch.agreement_epsilon,
-    )
-    positive = jnp.sum(queries.astype(wide) * candidates[:count].astype(wide), axis=1)
-    ask: TermFactors | None = None
-    answer: TermFactors | None = None
-    own = own_reverse = None
-    if batch.terms is not None:
-        ask = term_factors(batch.terms.statistics, batch.terms.query)
-        answer = term_factors(batch.terms.statistics, batch.terms.candidate)
-        pairs = TermFactors(*(x[:count] for x in answer))
-        own = own_scores(ask, pairs).astype(wide)
-        own_reverse = own_scores(pairs, ask).astype(wide) if stream.plan.exact_reverse else own
-    further = candidates.shape[0] - count
-    numbers = jnp.arange(candidates.shape[0], dtype=jnp.int32)
-    beyond = partial(jnp.pad, pad_width=(0, further))
-    rows = Side(queries, batch.products, numbers[:count], positive, own, ask)
-    cols = Side(
-        candidates,
-        batch.candidate_products,
-        numbers,
-        beyond(positive),
-        None if own_reverse is None else beyond(own_reverse),
-        answer,
-    )
-    return (
-        rules,
-        _cut(rows, stream.shards, stream.tile[0], PADDED_ROW),
-        _cut(cols, stream.shards, stream.tile[1], PADDED_COLUMN),
-    )
-
-
-def _cut(side: Side, shards: int, length: int, missing: int) -> Side:
-    """Every leaf as [tiles, length, ...], with padding at the end."""
-    more = padding(side.number.shape[0], shards, length)
-
-    def cut(x: jax.Array, value: int = 0) -> jax.Array:
-        if more:
-            x = jnp.pad(x, ((0, more), *((0, 0),) * (x.ndim - 1)), constant_values=value)
-        return x.reshape(-1, length, *x.shape[1:])
-
-    return jax.tree.map(cut, side)._replace(number=cut(side.number, missing))
-
-
 def _contrasted(side: Side, count: int) -> jax.Array:
     """Which rows or columns have a pair: neither padding nor a hard negative."""
     return (side.number >= 0) & (side.number < count)
@@ -203,14 +98,20 @@ def _finish(side: Side, sums: Sums, count: int) -> tuple[jax.Array, Denominator]
     Logits are less that of the pair, which joins here as 0, so that a row without negatives costs
     exactly nothing.
     """
-    total = losses = jax.nn.softplus(sums.peak + jnp.log(sums.total))
-    positives = None
+    negatives, log_mean, positives = sums.peak + jnp.log(sums.total), None, None
+    if sums.negatives is not None and sums.weights is not None:
+        # Without negatives there is no mean, and any will do.
+        none = jnp.ones_like(sums.weights)
+        mean = jnp.where(sums.negatives > 0, sums.weights / jnp.maximum(sums.negatives, 1), none)
+        log_mean = jnp.log(mean)
+        negatives = negatives - log_mean
+    total = losses = jax.nn.softplus(negatives)
     here = _contrasted(side, count)
     if sums.positives is not None and sums.positive_logits is not None:
         positives = sums.positives + 1
         losses = total - sums.positive_logits / positives
         positives = jnp.where(here, positives, jnp.inf)
-    kept = Denominator(jnp.where(here, total, jnp.inf), positives)
+    kept = Denominator(jnp.where(here, total, jnp.inf), positives, log_mean)
     return jnp.where(here, losses, jnp.zeros_like(losses)), kept
 
 
@@ -223,7 +124,7 @@ def _pair_gradient(kept: Denominator) -> jax.Array:
 
 def _metrics(rows: Side, counts: Counts, count: int, columns: int) -> dict[str, jax.Array]:
     """Metrics of the first direction, see `agcl_loss`."""
-    counts = Counts(*(x.reshape(-1, *x.shape[2:])[:count] for x in counts))
+    counts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], counts)
     positive = rows.positive.reshape(-1)[:count]
     wide = positive.dtype
     contrasted = jnp.isfinite(counts.hardest)
@@ -242,8 +143,6 @@ def _metrics(rows: Side, counts: Counts, count: int, columns: int) -> dict[str, 
         / with_negatives,
         "mean_weight": weight,
         "masked": share(counts.masked, columns - 1),
-        "masked_by_identity": share(counts.identity, columns - 1),
-        "masked_by_margin": share(counts.margin, columns - 1),
-        "masked_by_agreement": share(counts.agreement, columns - 1),
+        **{f"masked_by_{k}": share(x, columns - 1) for k, x in counts.reasons.items()},
         **{f"weight_share_{k}": reached[k] - reached[k + 1] for k in range(BINS)},
     }
