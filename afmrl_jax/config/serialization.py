@@ -49,6 +49,9 @@ ADDED: JsonObject = {
     "lists": {"lone": False, "samples": 0, "temperature": 1.0},
     "controls": False,
     "grammar": False,
+    "tower_targets": [],
+    "rank_stabilized": False,
+    "dora": False,
 }
 """Settings that older run directories lack, and the value that means the old behavior."""
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from afmrl_jax.config import LoraConfig, ModelSettings
-from afmrl_jax.config.model import LORA_TARGETS
+from afmrl_jax.config.lora import LORA_TARGETS
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.lora import add_lora, merge_lora, with_lora

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from afmrl_jax.config import LoraConfig
-from afmrl_jax.config.model import LORA_TARGETS
+from afmrl_jax.config.lora import LORA_TARGETS
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.huggingface.folder import load_model, save_model
