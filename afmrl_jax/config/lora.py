@@ -41,6 +41,11 @@ class LoraConfig(Settings):
         )
 
     @property
+    def adapts_tower(self) -> bool:
+        """Whether the vision tower has adapters."""
+        return bool(self.tower_targets)
+
+    @property
     def scale(self) -> float:
         """Factor of an adapter's output."""
         return self.scale_of(self.rank, self.alpha)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,10 +146,10 @@ def _target_pattern(lora: LoraConfig) -> str:
     if lora.targets:
         parts.append(rf".*\.layers\.\d+\.(self_attn|mlp)\.({'|'.join(lora.targets)})")
     for target in lora.tower_targets:
-        first = target.partition(".")[0]
-        place = {"merger": "", "deepstack_merger_list": ""}.get(first, r"blocks\.\d+\.")
-        name = target.replace(".", r"\.").replace(
-            r"deepstack_merger_list\.", r"deepstack_merger_list\.\d+\."
-        )
-        parts.append(rf".*\.visual\.{place}{name}")
+        stack, _, rest = target.partition(".")
+        if stack == "deepstack_merger_list":
+            name = rf"{stack}\.\d+\.{re.escape(rest)}"
+        else:
+            name = ("" if stack == "merger" else r"blocks\.\d+\.") + re.escape(target)
+        parts.append(rf".*\.visual\.{name}")
     return "|".join(parts)

@@ -18,11 +18,14 @@ T = TypeVar("T")
 _TOKEN = re.compile(
     r"(?P<open>\((?:\?:)?)|(?P<close>\))|(?P<or>\|)|(?P<anchor>[\^$])"
     r"|(?P<atom>\\[.dwDW_-]|\[\^?[\w.\-\\]+\]|[\w.\-])"
-    r"|(?P<many>[*+])|(?P<once>\?)|(?P<times>\{\d{1,2}\})"
+    r"|(?P<many>[*+])|(?P<once>\?)|(?P<times>\{\d{1,2}\})",
+    re.ASCII,
 )
-_LONGEST = 200
+_LONGEST = 100
 """Characters of a module's name, at most; a pattern with `*` may try as many places."""
-_MOST_STEPS = 10**8
+_DEEPEST = 8
+"""Groups within groups."""
+_MOST_STEPS = 5 * 10**7
 """Steps of all patterns on all names, by `_steps`: seconds."""
 _REMEDY = "merge it into its model with peft (`merge_and_unload`) and load that"
 
@@ -80,17 +83,16 @@ def _steps(pattern: str, where: Path) -> int:
         repeats = {"many": ("atom",), "times": ("atom",), "once": ("atom", "close")}
         if kind in repeats and before not in repeats[kind]:
             raise RunError(refused)
+        depth += {"open": 1, "close": -1}.get(kind, 0)
+        if not 0 <= depth <= _DEEPEST:
+            raise RunError(refused)
         if kind == "open":
-            depth += 1
             alternatives.append(1)
         elif kind == "close":
-            depth -= 1
-            if depth < 0:
-                raise RunError(refused)
             steps *= alternatives.pop()
         elif kind == "or":
             alternatives[-1] += 1
-        steps *= {"many": _LONGEST // 4, "once": 2}.get(kind, 1)
+        steps *= {"many": _LONGEST // 2, "once": 2}.get(kind, 1)
         before = kind
     if depth:
         raise RunError(refused)

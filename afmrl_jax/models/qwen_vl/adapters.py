@@ -8,6 +8,7 @@ nothing, its gradient is zero, and what an optimizer makes of a zero without gra
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -95,6 +96,20 @@ def tower_target(path: str) -> str:
     """
     name = path.removeprefix(TOWER).removeprefix("blocks/")
     return name.replace("/", ".").replace("mlp_", "mlp.")
+
+
+def tower_path(target: str) -> str:
+    """The path of the map that `tower_target` names so.
+
+    Example:
+        >>> tower_path("attn.qkv")
+        'visual_tower/blocks/attn/qkv'
+        >>> tower_path("merger.mlp.0")
+        'visual_tower/merger/mlp_0'
+    """
+    part = target.partition(".")[0]
+    stack = "" if part in ("merger", "deepstack_merger_list") else "blocks/"
+    return TOWER + stack + re.sub(r"\bmlp\.(?=\d)", "mlp_", target).replace(".", "/")
 
 
 def check_targets(config: QwenVLConfig, names: Iterable[str]) -> None:
