@@ -17,6 +17,20 @@ from afmrl_jax.runtime.files import file_hash, write_json
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {"red": "#d11", "blue": "#14c", "green": "#182", "black": "#222", "amber": "#e90"}
 LETTERS = ("a", "k")
+_ATTENTION = ("attn.qkv", "attn.proj")
+TOWER_TARGETS = {
+    "qwen2_vl": (*_ATTENTION, "mlp.fc1", "mlp.fc2", "merger.mlp.0", "merger.mlp.2"),
+    "qwen2_5_vl": (
+        *(*_ATTENTION, "mlp.down_proj", "mlp.gate_proj", "mlp.up_proj"),
+        *("merger.mlp.0", "merger.mlp.2"),
+    ),
+    "qwen3_vl": (
+        *(*_ATTENTION, "mlp.linear_fc1", "mlp.linear_fc2"),
+        *("merger.linear_fc1", "merger.linear_fc2"),
+        *("deepstack_merger_list.linear_fc1", "deepstack_merger_list.linear_fc2"),
+    ),
+}
+"""Every linear map of a family's vision tower, see `LoraConfig.tower_targets`."""
 
 
 def normalized_pixels(picture: Patches, config: ImageConfig) -> np.ndarray:

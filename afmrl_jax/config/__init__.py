@@ -15,11 +15,11 @@ from afmrl_jax.config.data import (
     ViewShares,
 )
 from afmrl_jax.config.file import read_config, to_yaml
+from afmrl_jax.config.lora import LoraConfig, LoraMap
 from afmrl_jax.config.marketplace import MarketplaceSettings
 from afmrl_jax.config.model import (
     Execution,
     InitConfig,
-    LoraConfig,
     ModelSettings,
     QwenVLConfig,
     Remat,
@@ -51,6 +51,7 @@ __all__ = [
     "KeptCheckpoints",
     "ListsConfig",
     "LoraConfig",
+    "LoraMap",
     "MarketplaceSettings",
     "MeshConfig",
     "MiningConfig",

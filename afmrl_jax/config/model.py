@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from afmrl_jax.config.lora import LoraConfig, LoraMap
 from afmrl_jax.config.validation import Settings, require
 
 
@@ -124,39 +125,6 @@ class InitConfig(Settings):
         return cls(embedding=0.1, residual=0.1, induction=True)
 
 
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The linear maps of a decoder layer that an adapter may change."""
-
-
-@dataclass(frozen=True)
-class LoraConfig(Settings):
-    """Low-rank adapters on the decoder (Hu et al., arXiv 2106.09685), as in VLM2Vec.
-
-    The vision tower has none.
-    """
-
-    rank: int = 16
-    alpha: float = 64.0
-    """The product of the two factors is scaled by alpha / rank."""
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "down_proj")
-    """Linear maps of every decoder layer that get an adapter."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.rank > 0, "lora rank must be positive")
-        require(self.alpha > 0, "lora alpha must be positive")
-        unknown = sorted(set(self.targets) - set(LORA_TARGETS))
-        require(
-            bool(self.targets) and not unknown,
-            f"lora targets {unknown or '()'}: choose from {', '.join(LORA_TARGETS)}",
-        )
-
-    @property
-    def scale(self) -> float:
-        """Factor of the adapter's output."""
-        return self.alpha / self.rank
-
-
 Remat = Literal["none", "dots", "full"]
 """What a backward pass may recompute, see `Execution.remat`, from the fastest to the smallest."""
 
@@ -201,6 +169,8 @@ class QwenVLConfig(Settings):
     """Id of `<|image_pad|>`, whose positions the visual tokens take; the default is Qwen's."""
     lora: LoraConfig | None = None
     """Adapters on top of the weights; None for none."""
+    lora_maps: tuple[LoraMap, ...] = ()
+    """Linear maps whose adapters are of other ranks and alphas than `lora` says."""
 
     def __post_init__(self) -> None:
         require(
@@ -227,7 +197,7 @@ class ModelSettings(Settings):
     """Model family of random weights: qwen2_vl, qwen2_5_vl, or a registered one. None: qwen2_vl
     for the embedder, qwen2_5_vl for the generator. Given weights determine their own family."""
     trained: Literal["all", "decoder", "lora"] = "all"
-    """What is trained: every weight, all but the vision tower, or adapters on the decoder."""
+    """What is trained: every weight, all but the vision tower, or adapters alone."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     frozen_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of the frozen weights; trained ones are float32."""

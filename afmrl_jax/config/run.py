@@ -135,6 +135,12 @@ class RunConfig(Settings):
                 "all: set --embedder.trained to lora or decoder, or leave visual_cache out",
             )
             require(
+                self.embedder.trained != "lora" or not self.embedder.lora.adapts_tower,
+                "visual_cache keeps the tokens of a frozen vision tower, and "
+                f"embedder.lora.tower_targets {self.embedder.lora.tower_targets} train in it: "
+                "leave one of them out",
+            )
+            require(
                 self.agcl.dropout.patches == 0,
                 f"visual_cache holds tokens of whole pictures, and agcl.dropout.patches "
                 f"{self.agcl.dropout.patches} erases parts of them: set --agcl.dropout.patches 0, "

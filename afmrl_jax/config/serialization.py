@@ -57,6 +57,9 @@ ADDED: JsonObject = {
     "weighted_pairs": "all",
     "normalize_weights": False,
     "permute_weights": False,
+    "tower_targets": [],
+    "rank_stabilized": False,
+    "dora": False,
 }
 """Settings that older run directories lack, and the value that means the old behavior."""
 

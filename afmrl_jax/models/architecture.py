@@ -18,9 +18,10 @@ from flax import nnx
 from afmrl_jax.config import Execution, InitConfig, QwenVLConfig
 from afmrl_jax.models.families import Build, family
 from afmrl_jax.models.induction import add_induction_head
+from afmrl_jax.models.qwen_vl.adapters import check_targets, fresh_magnitudes, scaled
 from afmrl_jax.models.qwen_vl.layers import Keys
 from afmrl_jax.models.qwen_vl.model import QwenVL
-from afmrl_jax.parallel.param_paths import is_norm
+from afmrl_jax.parallel.param_paths import stays_wide
 from afmrl_jax.runtime.distributed import to_host
 
 Params = dict[str, jax.Array]
@@ -55,7 +56,11 @@ class Architecture:
 
     @classmethod
     def of(cls, config: QwenVLConfig, execution: Execution | None = None) -> Architecture:
-        """Trace the module without allocating its weights."""
+        """Trace the module without allocating its weights.
+
+        Raises:
+            ConfigError: the vision tower lacks a map that adapters are wanted on.
+        """
         execution = execution or Execution()
         abstract = nnx.eval_shape(
             lambda: family(config.family).build(
@@ -65,6 +70,7 @@ class Architecture:
         graphdef, state = nnx.split(abstract)
         leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
         shapes = {_name(path): jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in leaves}
+        check_targets(config, shapes)
         return cls(config, execution, graphdef, treedef, shapes)
 
     def with_execution(self, execution: Execution) -> Architecture:
@@ -92,16 +98,17 @@ class Architecture:
         # The circuit is made of biases, and norms would undo its strengths.
         if settings.induction and text.qkv_bias and not text.qk_norm:
             params = add_induction_head(params, self.config.text, jax.random.fold_in(key, 1))
-        return params
+        return {**params, **fresh_magnitudes(params, params)}
 
     def as_computed(self, params: Params) -> Params:
-        """New arrays of the types that a use of the parameters casts them to, norms as they are.
+        """New arrays of the types that a use of the parameters casts them to: vectors of float32
+        computations, such as those of norms, as they are.
 
         The same function in fewer bytes, for parameters that are read often and do not learn.
         """
         dtype = jnp.dtype(self.execution.dtype)
         return {
-            name: jnp.array(x, x.dtype if is_norm(name) else dtype, copy=True)
+            name: jnp.array(x, x.dtype if stays_wide(name) else dtype, copy=True)
             for name, x in params.items()
         }
 
@@ -112,7 +119,8 @@ class Architecture:
 
     def bind(self, params: Params) -> QwenVL:
         """The module holding `params`; cheap, and meant to be called inside jit."""
-        leaves = [params[name] for name in self.shapes]
+        ready = scaled(self.config, params)
+        leaves = [ready[name] for name in self.shapes]
         return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, leaves))
 
 

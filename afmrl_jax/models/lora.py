@@ -7,15 +7,26 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from afmrl_jax.config import LoraConfig
+from afmrl_jax.config import LoraConfig, LoraMap
 from afmrl_jax.models.architecture import Architecture, Params
-from afmrl_jax.models.qwen_vl.layers import merged_kernel
+from afmrl_jax.models.qwen_vl.adapters import fresh_magnitudes, merged_kernel, scaled
 from afmrl_jax.parallel.param_paths import is_adapter
 
 
-def with_lora(architecture: Architecture, lora: LoraConfig | None) -> Architecture:
-    """The architecture with (other) adapters, or without any."""
-    config = dataclasses.replace(architecture.config, lora=lora)
+def with_lora(
+    architecture: Architecture, lora: LoraConfig | None, maps: tuple[LoraMap, ...] = ()
+) -> Architecture:
+    """The architecture with (other) adapters, or without any.
+
+    Args:
+        architecture: of the model.
+        lora: what its adapters are; None for none.
+        maps: linear maps whose adapters are of other ranks and alphas.
+
+    Raises:
+        ConfigError: the vision tower lacks a map that adapters are wanted on.
+    """
+    config = dataclasses.replace(architecture.config, lora=lora, lora_maps=maps)
     return Architecture.of(config, architecture.execution)
 
 
@@ -26,7 +37,8 @@ def add_lora(architecture: Architecture, params: Params, seed: int) -> Params:
         architecture: with adapters.
         params: of its other parameters.
         seed: of the random half (`lora_a`, normal with deviation 1 / sqrt(inputs)); the other half
-            is zero, so that training starts from the model as it is.
+            is zero, so that training starts from the model as it is. DoRA's magnitudes are those
+            of the kernels.
     """
     fresh = {}
     key = jax.random.key(seed)
@@ -36,27 +48,28 @@ def add_lora(architecture: Architecture, params: Params, seed: int) -> Params:
             fresh[name] = noise * struct.shape[-2] ** -0.5
         elif name.endswith("lora_b"):
             fresh[name] = jnp.zeros(struct.shape, jnp.float32)
-    return {**params, **fresh}
+    return {**params, **fresh, **fresh_magnitudes(params, architecture.shapes)}
 
 
 def merge_lora(architecture: Architecture, params: Params) -> tuple[Architecture, Params]:
-    """The same function without adapters: kernel + alpha / rank * lora_a lora_b.
+    """The same function without adapters: kernel + scale * lora_a lora_b, and as DoRA stretches it.
 
-    The sum is formed in float32 and stored in the kernel's type.
+    It is formed in float32 and stored in the kernel's type.
     """
-    lora = architecture.config.lora
     merged = {name: value for name, value in params.items() if not is_adapter(name)}
-    if lora is None:
+    if architecture.config.lora is None:
         return architecture, merged
 
     @jax.jit
-    def merge(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-        return merged_kernel(kernel, a, b, lora.scale).astype(kernel.dtype)
+    def merge(
+        kernel: jax.Array, a: jax.Array, b: jax.Array, magnitude: jax.Array | None
+    ) -> jax.Array:
+        return merged_kernel(kernel, a, b, magnitude).astype(kernel.dtype)
 
+    ready = scaled(architecture.config, params)
     for name in params:
         if name.endswith("lora_a"):
             stem = name.removesuffix("lora_a")
-            merged[stem + "kernel"] = merge(
-                params[stem + "kernel"], params[name], params[stem + "lora_b"]
-            )
+            factors = ready[name], ready[f"{stem}lora_b"], ready.get(f"{stem}lora_magnitude")
+            merged[f"{stem}kernel"] = merge(ready[f"{stem}kernel"], *factors)
     return with_lora(architecture, None), merged

@@ -20,11 +20,11 @@ def is_matrix(ours: str) -> bool:
     return ours.rpartition("/")[2] in ("kernel", "lora_a", "lora_b", "embed_tokens", "lm_head")
 
 
-def is_norm(ours: str) -> bool:
-    """Whether a parameter belongs to a norm, which computes in float32."""
-    return NORM.search(ours) is not None
+def stays_wide(ours: str) -> bool:
+    """Whether a parameter, of a norm or of DoRA, is used in float32 whatever is computed in."""
+    return NORM.search(ours) is not None or ours.endswith("/lora_magnitude")
 
 
 def is_adapter(ours: str) -> bool:
     """Whether a parameter belongs to a low-rank adapter."""
-    return ours.rpartition("/")[2] in ("lora_a", "lora_b")
+    return ours.rpartition("/")[2] in ("lora_a", "lora_b", "lora_magnitude")

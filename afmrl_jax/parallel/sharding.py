@@ -14,6 +14,14 @@ from afmrl_jax.parallel.param_paths import NORM, is_stacked
 from afmrl_jax.runtime.distributed import to_devices
 from afmrl_jax.types import PyTree
 
+# Maps by how their kernels are split, for the lines of adapters.
+ROWS_STORED = r"attn/qkv|blocks/mlp/(gate_proj|up_proj)"
+COLUMNS_STORED = r"/attn/proj|blocks/mlp/down_proj"
+WIDENING = (
+    r"self_attn/[qkv]_proj|mlp/(gate_proj|up_proj|(linear_)?fc1)|merger(_list)?/(mlp_0|linear_fc1)"
+)
+NARROWING = r"self_attn/o_proj|mlp/(down_proj|(linear_)?fc2)|merger(_list)?/(mlp_2|linear_fc2)"
+
 # The lines speak of one layer; a stack has the layers along a further first axis, which stays
 # whole, for the loop over layers walks along it.
 # Searched in a leaf's path, first match wins. The trees of the optimizer repeat the parameters'
@@ -68,12 +76,20 @@ TABLE: tuple[tuple[str, P], ...] = (
     # A few megabytes, looked up by every picture.
     (r"pos_embed$", P()),
     # An adapter lies like the kernel beside it; its rank is too small to split. First those of
-    # maps whose columns are split ...
-    (r"(self_attn/[qkv]_proj|mlp/(gate_proj|up_proj))/lora_a$", P("data", None)),
-    (r"(self_attn/[qkv]_proj|mlp/(gate_proj|up_proj))/lora_b$", P(None, ("model", "data"))),
-    # ... then those of maps whose rows are.
-    (r"(self_attn/o_proj|mlp/down_proj)/lora_a$", P(("model", "data"), None)),
-    (r"(self_attn/o_proj|mlp/down_proj)/lora_b$", P(None, "data")),
+    # the tower's maps whose storage alone is split, by rows ...
+    (rf"({ROWS_STORED})/lora_a$", P(("data", "model"), None)),
+    (rf"({ROWS_STORED})/lora_(b|magnitude)$", P()),
+    # ... and by columns, ...
+    (rf"({COLUMNS_STORED})/lora_(a|magnitude)$", P()),
+    (rf"({COLUMNS_STORED})/lora_b$", P(None, ("data", "model"))),
+    # ... then those of maps whose columns are split, the lengths of columns with them, ...
+    (rf"({WIDENING})/lora_a$", P("data", None)),
+    (rf"({WIDENING})/lora_b$", P(None, ("model", "data"))),
+    (rf"({WIDENING})/lora_magnitude$", P("model")),
+    # ... and those of maps whose rows are.
+    (rf"({NARROWING})/lora_a$", P(("model", "data"), None)),
+    (rf"({NARROWING})/lora_b$", P(None, "data")),
+    (rf"({NARROWING})/lora_magnitude$", P()),
     # Norms are a few kilobytes, and every device needs them whole.
     (NORM.pattern, P()),
     # Counters of the training state and of its optimizer.

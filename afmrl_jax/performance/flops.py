@@ -3,8 +3,8 @@
 Only the matrix products that the task needs are counted, whatever the program does: no padding, and
 nothing recomputed to save memory. Vision blocks count per patch of their picture, the decoder
 per token of a row. Causal attention counts each token with those before it, a windowed block the
-patches of a window. Norms, activations, rotations and the loss are left out; they are below 1 % at
-the published sizes.
+patches of a window. Norms (those of DoRA's columns among them), activations, rotations and the
+loss are left out; they are below 1 % at the published sizes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from afmrl_jax.config import QwenVLConfig, Remat
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.families import family
+from afmrl_jax.models.qwen_vl.adapters import Adapters, tower_path
 
 Trained = Literal["all", "decoder", "lora", "nothing"]
 Counts = Sequence[int] | np.ndarray
@@ -65,7 +66,7 @@ def head_flops(config: QwenVLConfig, tokens: int) -> float:
 
 
 def adapter_flops(config: QwenVLConfig, tokens: int) -> float:
-    """One pass through the adapters; 0 if the model has none."""
+    """One pass through the decoder's adapters; 0 if it has none."""
     if config.lora is None:
         return 0.0
     text = config.text
@@ -79,8 +80,37 @@ def adapter_flops(config: QwenVLConfig, tokens: int) -> float:
         "up_proj": text.hidden_dim + text.intermediate_dim,
         "down_proj": text.intermediate_dim + text.hidden_dim,
     }
-    width = sum(ends[x] for x in config.lora.targets)
-    return 2.0 * tokens * text.num_layers * config.lora.rank * width
+    parts = {x: "mlp" if x in ("gate_proj", "up_proj", "down_proj") else "self_attn" for x in ends}
+    paths = {x: f"model/layers/{parts[x]}/{x}" for x in config.lora.targets}
+    width = sum(ends[x] * _ranks(config, path, text.num_layers) for x, path in paths.items())
+    return 2.0 * tokens * width
+
+
+def tower_adapter_flops(config: QwenVLConfig, patches: Counts) -> float:
+    """One pass through the vision tower's adapters over pictures with these patch counts."""
+    if config.lora is None:
+        return 0.0
+    vision = config.vision
+    wide, merged = vision.embed_dim, vision.merge_size**2
+    joined, hidden = wide * merged, wide + vision.intermediate
+    stacks = {"blocks": vision.depth, "deepstack_merger_list": len(vision.deep_blocks)}
+    # Inputs and outputs together; a merger's for each patch.
+    merger = dict.fromkeys(("mlp_0", "linear_fc1"), 2 * joined / merged)
+    merger |= dict.fromkeys(("mlp_2", "linear_fc2"), (joined + vision.out_dim) / merged)
+    width = 0.0
+    for path in map(tower_path, config.lora.tower_targets):
+        stack, part, name = path.split("/")[1], *path.rsplit("/", 2)[-2:]
+        ends = {"attn": {"qkv": 4 * wide, "proj": 2 * wide}, "mlp": {}}.get(part, merger)
+        width += ends.get(name, hidden) * _ranks(config, path, stacks.get(stack, 1))
+    return 2.0 * float(np.sum(patches)) * width
+
+
+def _ranks(config: QwenVLConfig, path: str, layers: int) -> int:
+    """Sum of the ranks of a map's adapters over the layers."""
+    found = Adapters.of(config)(path)
+    if found is None:
+        return 0
+    return sum(found.ranks) if len(found.ranks) > 1 else layers * found.rank
 
 
 @dataclass(frozen=True)
@@ -90,7 +120,9 @@ class Passes:
     vision: float = 0.0
     decoder: float = 0.0
     adapters: float = 0.0
+    """Of the decoder."""
     head: float = 0.0
+    tower_adapters: float = 0.0
 
     @classmethod
     def over(
@@ -102,6 +134,7 @@ class Passes:
             decoder_flops(config, lengths),
             adapter_flops(config, int(np.sum(lengths))),
             head_flops(config, scored),
+            tower_adapter_flops(config, patches),
         )
 
     @classmethod
@@ -120,9 +153,13 @@ class Passes:
         return Passes(*(a + b for a, b in zip(self.parts, other.parts, strict=True)))
 
     @property
-    def parts(self) -> tuple[float, float, float, float]:
-        """Vision tower, decoder, adapters, head."""
-        return self.vision, self.decoder, self.adapters, self.head
+    def parts(self) -> tuple[float, float, float, float, float]:
+        """Vision tower, decoder, its adapters, head, the tower's adapters."""
+        return self.vision, self.decoder, self.adapters, self.head, self.tower_adapters
+
+    def _through_tower(self, trained: Trained) -> bool:
+        """Whether gradients flow into the vision tower."""
+        return trained == "all" or (trained == "lora" and self.tower_adapters > 0)
 
     @property
     def forward(self) -> float:
@@ -137,16 +174,19 @@ class Passes:
         """
         if trained == "nothing":
             return self.forward
-        tower = 3 if trained == "all" else 1
         rest = 2 if trained == "lora" else 3
-        return tower * self.vision + rest * (self.decoder + self.head) + 3 * self.adapters
+        tower = self.vision + self.tower_adapters
+        if self._through_tower(trained):
+            tower = rest * self.vision + 3 * self.tower_adapters
+        return tower + rest * (self.decoder + self.head) + 3 * self.adapters
 
     def reinforcement(self, trained: Trained) -> float:
         """A step of RAR, if this is one pass over prompts and lists: sampling, scoring with the
         reference and the update. A frozen vision tower runs once for all three.
         """
-        looks = 2 * self.vision if trained == "all" else 0.0
-        return 2 * (self.forward - self.vision) + looks + self.step(trained)
+        tower = self.vision + self.tower_adapters
+        looks = 2 * tower if self._through_tower(trained) else 0.0
+        return 2 * (self.forward - tower) + looks + self.step(trained)
 
     def executed(self, trained: Trained, remat: Remat) -> float:
         """A training step with what `remat` computes twice: of hardware, not model, utilization."""
@@ -156,7 +196,8 @@ class Passes:
         """What `remat` computes a second time; `dots` keeps all products, so nothing."""
         if trained == "nothing" or remat != "full":
             return 0.0
-        return (self.vision if trained == "all" else 0.0) + self.decoder + self.adapters
+        tower = self.vision + self.tower_adapters if self._through_tower(trained) else 0.0
+        return tower + self.decoder + self.adapters
 
 
 def utilisation(flops: float, seconds: float, peak: float) -> float:

@@ -31,7 +31,7 @@ from afmrl_jax.performance import memory as counts
 from afmrl_jax.performance.memory import GIB, Line, Plan
 from afmrl_jax.training.agcl import make_agcl_step
 from afmrl_jax.training.distill import make_distill_step
-from afmrl_jax.training.partition import learns
+from afmrl_jax.training.partition import learns, tower_trains
 from afmrl_jax.training.state import initial_state, make_optimizer
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def estimated(request: Request, config: QwenVLConfig) -> Line:
         visual_tokens=request.visual_tokens,
         model=model,
         backward=request.task != "generate",
-        through_vision=request.trained == "all",
+        through_vision=tower_trains(request.trained, config.lora),
         logits=places[request.task],
     )
     amount = counts.activation_bytes(config, request.execution, load)

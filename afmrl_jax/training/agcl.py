@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from afmrl_jax.config import AgclConfig, RunConfig
+from afmrl_jax.config.validation import require
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
 from afmrl_jax.data.attributes.lists import Lists
 from afmrl_jax.data.catalogue.records import Listing
@@ -25,7 +26,7 @@ from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.objectives.agcl import Teacher, agcl_loss
 from afmrl_jax.objectives.agcl_kernels.rules import Weighting
 from afmrl_jax.objectives.bm25 import Bm25Statistics, Bm25Terms, fit_bm25
-from afmrl_jax.training.encode_batch import encode_batch
+from afmrl_jax.training.encode_batch import encode_batch, tower_learns
 from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop
 from afmrl_jax.training.mining import refresh_of
 from afmrl_jax.training.partition import Partition
@@ -88,6 +89,11 @@ def train_agcl(
     loop = LoopConfig.of(config, name, folder, settings.steps)
     trained = builder
     if config.visual_cache is not None:
+        require(
+            not tower_learns(trainee.trainable),
+            "visual_cache keeps the tokens of a frozen vision tower, and the adapters of "
+            f"{config.embedder.weights} train in it: leave visual_cache out",
+        )
         params = trainee.whole(trainee.trainable)
         where = Path(config.visual_cache)
         trained = with_cached_tokens(builder, trainee.architecture, params, where, loop.mesh)

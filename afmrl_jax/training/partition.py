@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from afmrl_jax.config import ModelSettings
+from afmrl_jax.config import LoraConfig, ModelSettings
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.huggingface.folder import load_model
@@ -27,6 +27,13 @@ def learns(name: str, trained: Literal["all", "decoder", "lora"]) -> bool:
     return trained == "all" or not name.startswith(TOWER)
 
 
+def tower_trains(
+    trained: Literal["all", "decoder", "lora", "nothing"], lora: LoraConfig | None
+) -> bool:
+    """Whether gradients flow into the vision tower of a model with those adapters."""
+    return trained == "all" or (trained == "lora" and lora is not None and lora.adapts_tower)
+
+
 @dataclass(frozen=True)
 class Partition:
     """A model whose parameters are divided in two.
@@ -39,7 +46,7 @@ class Partition:
     trainable: Params
     """float32"""
     frozen: Params
-    """In `ModelSettings.frozen_dtype`."""
+    """In `ModelSettings.frozen_dtype`; adapters in float32, as they are stored."""
 
     @classmethod
     def of(
@@ -48,7 +55,11 @@ class Partition:
         """Divide a model and lay both parts out on `mesh`."""
         own = {name: learns(name, settings.trained) for name in params}
         trainable = {n: x.astype(jnp.float32) for n, x in params.items() if own[n]}
-        frozen = {n: x.astype(settings.frozen_dtype) for n, x in params.items() if not own[n]}
+        frozen = {
+            n: x.astype(jnp.float32 if is_adapter(n) else settings.frozen_dtype)
+            for n, x in params.items()
+            if not own[n]
+        }
         return cls(architecture, place(trainable, mesh), place(frozen, mesh))
 
     def whole(self, trainable: Params) -> Params:

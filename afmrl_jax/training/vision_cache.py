@@ -52,6 +52,8 @@ def tower_key(architecture: Architecture, params: Params, image: ImageConfig) ->
     """
     config, execution = architecture.config, architecture.execution
     told = [config.family, repr(config.vision), execution.dtype, preprocessing(image)]
+    if config.lora is not None and config.lora.adapts_tower:
+        told.append(repr((config.lora, config.lora_maps)))
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for name in sorted(x for x in params if x.startswith(TOWER)):
         value = to_host(params[name])

@@ -46,9 +46,10 @@ class TwoArrays(QwenVL):
 class ReluMlp(nnx.Module):
     """An MLP that no published family has."""
 
-    def __init__(self, config, keys):
-        self.fc1 = Linear(config.embed_dim, config.intermediate, bias=False, keys=keys)
-        self.fc2 = Linear(config.intermediate, config.embed_dim, bias=False, keys=keys)
+    def __init__(self, config, adapters, keys):
+        wide, inner = config.embed_dim, config.intermediate
+        self.fc1 = Linear(wide, inner, bias=False, adapter=adapters("fc1"), keys=keys)
+        self.fc2 = Linear(inner, wide, bias=False, adapter=adapters("fc2"), keys=keys)
 
     def __call__(self, x):
         return self.fc2(jax.nn.relu(self.fc1(x)))

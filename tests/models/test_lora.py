@@ -1,5 +1,6 @@
 """Low-rank adapters: nothing at first, the same as a changed kernel later, alone in learning."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,14 +9,15 @@ import numpy as np
 import optax
 import pytest
 
-from afmrl_jax.config import LoraConfig, ModelSettings
-from afmrl_jax.config.model import LORA_TARGETS
+from afmrl_jax.config import Execution, LoraConfig, LoraMap, ModelSettings
+from afmrl_jax.config.lora import LORA_TARGETS
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.lora import add_lora, merge_lora, with_lora
+from afmrl_jax.models.qwen_vl.adapters import tower_path
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.param_paths import is_adapter
-from afmrl_jax.testing import tiny_config
+from afmrl_jax.testing import TOWER_TARGETS, tiny_config
 from afmrl_jax.training.partition import Partition
 from afmrl_jax.training.state import gradient_step, initial_state
 
@@ -78,6 +80,41 @@ def test_merged_kernels_do_the_same(dense, batch):
     }
 
 
+@pytest.mark.parametrize("dense", ["qwen2_5_vl", "qwen3_vl"], indirect=True)
+def test_variants_start_from_the_model_and_merge_into_it(dense, batch):
+    """rsLoRA and DoRA, on every map of tower and decoder, layers of several ranks, looped over."""
+    targets = TOWER_TARGETS[dense[0].config.family]
+    lora = LoraConfig(3, 6.0, LORA_TARGETS, targets, rank_stabilized=True, dora=True)
+    maps = (
+        LoraMap("model/layers/mlp/up_proj", (1, 4), (6.0, 2.0)),
+        LoraMap("visual_tower/blocks/attn/qkv", (2, 3), (1.5, 6.0)),
+        LoraMap(tower_path(targets[-1]), (5,), (1.0,)),
+    )
+    looped = dense[0].with_execution(Execution(scan=True))
+    architecture = with_lora(looped, lora, maps)
+    fresh = add_lora(architecture, dense[1], 7)
+    assert fresh.keys() == architecture.shapes.keys()
+    expected = hidden(*dense, batch)
+    np.testing.assert_allclose(hidden(architecture, fresh, batch), expected, atol=2e-5)
+    rng = np.random.default_rng(1)
+    learned = {
+        n: x + jnp.asarray(0.1 * rng.normal(size=x.shape), jnp.float32) if is_adapter(n) else x
+        for n, x in fresh.items()
+    }
+    found = hidden(architecture, learned, batch)
+    assert np.abs(found - expected).max() > 0.05
+    plain, merged = merge_lora(architecture, learned)
+    assert plain == looped
+    np.testing.assert_allclose(hidden(plain, merged, batch), found, atol=3e-5, rtol=1e-5)
+    assert not [
+        n
+        for n in dense[1]
+        if n.endswith("kernel")
+        and "patch_embed" not in n
+        and np.array_equal(merged[n], dense[1][n])
+    ]
+
+
 def test_merging_keeps_the_type_of_the_kernels(dense):
     architecture, _, learned = adapted(dense)
     low = {n: x if is_adapter(n) else x.astype(jnp.bfloat16) for n, x in learned.items()}
@@ -100,9 +137,13 @@ def test_only_targets_of_the_decoder_have_adapters(dense):
         LoraConfig(targets=("qkv",))
 
 
-def test_a_step_changes_adapters_alone(dense, batch, tmp_path):
-    architecture, fresh, _ = adapted(dense)
-    settings = ModelSettings(weights="x", trained="lora", lora=LORA, frozen_dtype="float32")
+@pytest.mark.parametrize("variant", ["plain", "dora"])
+def test_a_step_changes_adapters_alone(dense, batch, variant):
+    lora = LORA
+    if variant == "dora":
+        lora = dataclasses.replace(LORA, dora=True, tower_targets=("attn.qkv", "attn.proj"))
+    architecture, fresh, _ = adapted(dense, lora)
+    settings = ModelSettings(weights="x", trained="lora", lora=lora, frozen_dtype="float32")
     trainee = Partition.of(architecture, fresh, settings, make_mesh(1, 1))
     assert set(trainee.trainable) == {n for n in fresh if is_adapter(n)}
     optimizer = optax.adam(1e-2)

@@ -26,7 +26,7 @@ def made(tokenizer, *, lora=False, dtype="float32", scan=None):
     architecture = Architecture.of(tiny_config("qwen2_5_vl", **size), Execution(dtype, scan))
     params = architecture.init(0)
     if lora:
-        architecture = with_lora(architecture, LoraConfig(4, 8.0))
+        architecture = with_lora(architecture, LoraConfig(4, 8.0, dora=lora == "dora"))
         params = add_lora(architecture, params, 7)
     rng = np.random.default_rng(1)
     return architecture, {
@@ -60,9 +60,9 @@ def prompts(builder):
 
 
 @pytest.mark.parametrize("group", [1, 3])
-@pytest.mark.parametrize("scan", [True, False])
-def test_merged_adapters_sample_as_those_by_themselves(tokenizer, prompts, group, scan):
-    architecture, params = made(tokenizer, lora=True, scan=scan)
+@pytest.mark.parametrize(("scan", "lora"), [(True, "plain"), (False, "plain"), (None, "dora")])
+def test_merged_adapters_sample_as_those_by_themselves(tokenizer, prompts, group, scan, lora):
+    architecture, params = made(tokenizer, lora=lora, scan=scan)
     found = sampled(architecture, params, prompts, group=group)
     twin = scored(architecture, params, prompts, found)
     np.testing.assert_allclose(found.logprobs, twin, atol=2e-5)

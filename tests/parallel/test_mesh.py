@@ -9,12 +9,13 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from afmrl_jax.config import LoraConfig
+from afmrl_jax.config.lora import LORA_TARGETS
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.parallel.layout import constrain, fit_spec
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import TABLE, place, place_batch, shard_specs, shardings
-from afmrl_jax.testing import tiny_config
+from afmrl_jax.testing import TOWER_TARGETS, tiny_config
 from afmrl_jax.training.state import initial_state
 
 
@@ -49,7 +50,8 @@ def test_constrain_is_the_identity_without_a_mesh():
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_table_covers_every_parameter_and_the_training_state(family, tied):
-    params = Architecture.of(tiny_config(family, tie_embeddings=tied)).init(0)
+    lora = LoraConfig(targets=LORA_TARGETS, tower_targets=TOWER_TARGETS[family], dora=True)
+    params = Architecture.of(tiny_config(family, tie_embeddings=tied, lora=lora)).init(0)
     state = jax.eval_shape(lambda p: initial_state(p, optax.adamw(1e-3)), params)
     specs = shard_specs(state)
     assert jax.tree.structure(specs) == jax.tree.structure(state)
@@ -59,13 +61,31 @@ def test_every_line_of_the_table_is_used():
     import re
 
     names = set()
-    for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
-        names |= set(
-            Architecture.of(tiny_config(family, tie_embeddings=False, lora=LoraConfig())).shapes
-        )
+    for family, targets in TOWER_TARGETS.items():
+        lora = LoraConfig(tower_targets=targets, dora=True)
+        names |= set(Architecture.of(tiny_config(family, tie_embeddings=False, lora=lora)).shapes)
     names |= {"step", "opt_state/0/count"}
     for pattern, _ in TABLE:
         assert any(re.search(pattern, name) for name in names), pattern
+
+
+@pytest.mark.parametrize("family", TOWER_TARGETS)
+def test_an_adapter_lies_like_its_kernel(family):
+    lora = LoraConfig(targets=LORA_TARGETS, tower_targets=TOWER_TARGETS[family], dora=True)
+    shapes = Architecture.of(tiny_config(family, lora=lora)).shapes
+    specs = shard_specs(shapes)
+
+    def axes(name):
+        """Of rows and columns."""
+        count = len(shapes[name].shape)
+        spec = (*specs[name], *[None] * count)[:count][-2:]
+        return [{x} if isinstance(x, str) else {*(x or ())} for x in spec]
+
+    for stem in (x.removesuffix("lora_a") for x in shapes if x.endswith("lora_a")):
+        kernel, a, b = (axes(stem + x) for x in ("kernel", "lora_a", "lora_b"))
+        assert kernel[0] - {"data"} <= a[0], stem
+        assert kernel[1] - {"data"} <= b[1], stem
+        assert a[1] == b[0] == set(), stem
 
 
 def test_an_unknown_parameter_is_an_error_that_names_it():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afmrl_jax.config import Execution, LoraConfig
+from afmrl_jax.config import Execution, LoraConfig, LoraMap
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.qwen_vl.presets import preset
@@ -18,9 +18,11 @@ from afmrl_jax.performance.flops import (
     adapter_flops,
     decoder_flops,
     head_flops,
+    tower_adapter_flops,
     utilisation,
     vision_flops,
 )
+from afmrl_jax.testing import TOWER_TARGETS, tiny_config
 
 
 @pytest.mark.parametrize(("visual", "forward", "step"), [(256, 2.38, 4.08), (1024, 11.2, 17.1)])
@@ -65,6 +67,35 @@ def test_what_learns_decides_the_passes():
     assert found.recomputed("lora", "full") == 110
     assert found.recomputed("all", "full") == 111
     assert found.recomputed("all", "dots") == found.recomputed("nothing", "full") == 0
+
+
+def test_adapters_on_the_tower_let_gradients_through_it():
+    found = Passes(vision=1.0, decoder=10.0, adapters=100.0, head=1000.0, tower_adapters=10_000.0)
+    assert found.step("lora") == 2 + 30_000 + 2 * 1010 + 300
+    assert found.step("decoder") == 10_001 + 3 * 1110
+    assert found.step("all") == 33_333
+    assert found.recomputed("lora", "full") == 10_111
+    assert found.reinforcement("lora") == 2 * 11_111 + found.step("lora")
+    assert found.reinforcement("decoder") == 2 * 1110 + found.step("decoder")
+
+
+@pytest.mark.parametrize("family", TOWER_TARGETS)
+def test_adapters_cost_by_the_shapes_of_their_factors(family):
+    targets = ("q_proj", "o_proj", "up_proj", "down_proj")
+    lora = LoraConfig(3, targets=targets, tower_targets=TOWER_TARGETS[family], dora=True)
+    config = tiny_config(family, lora=lora)
+    config = dataclasses.replace(
+        config, lora_maps=(LoraMap("model/layers/mlp/up_proj", (1, 3), (1.0, 1.0)),)
+    )
+    shapes = Architecture.of(config).shapes
+    factors = {n: x.size for n, x in shapes.items() if n.endswith(("lora_a", "lora_b"))}
+    decoder = sum(x for n, x in factors.items() if n.startswith("model/"))
+    missing = 2 * (config.text.hidden_dim + config.text.intermediate_dim)
+    assert adapter_flops(config, 7) == 2 * 7 * (decoder - missing)
+    mergers = sum(x for n, x in factors.items() if "merger" in n)
+    blocks = sum(factors.values()) - decoder - mergers
+    assert tower_adapter_flops(config, [8, 4]) == 2 * 12 * (blocks + mergers / 4)
+    assert tower_adapter_flops(dataclasses.replace(config, lora=LoraConfig()), [8, 4]) == 0
 
 
 def test_xla_counts_the_same_for_a_row_without_padding():

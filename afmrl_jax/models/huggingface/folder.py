@@ -14,12 +14,8 @@ from afmrl_jax.errors import ConfigError, RunError
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.huggingface.config import from_hub_config, to_hub_config
 from afmrl_jax.models.huggingface.manifest import check_weights, write_manifest
-from afmrl_jax.models.huggingface.peft import (
-    is_peft_folder,
-    load_adapter,
-    read_peft_config,
-    save_adapter,
-)
+from afmrl_jax.models.huggingface.peft import is_peft_folder, read_adapter, save_adapter
+from afmrl_jax.models.huggingface.peft_config import read_peft_config
 from afmrl_jax.models.huggingface.read import Shardings, check_fit, hub_files, load_params
 from afmrl_jax.models.huggingface.write import SHARD_BYTES, save_params
 from afmrl_jax.models.lora import with_lora
@@ -130,7 +126,7 @@ def base_folder(folder: Path) -> Path:
     """The folder of whole weights behind a folder: its own, or that of an adapter's base."""
     if not is_peft_folder(folder):
         return folder
-    named = read_peft_config(folder)[1]
+    named = read_peft_config(folder).base_model_name_or_path
     if not named or not _is_folder(Path(named)):
         raise RunError(
             f"{folder} is an adapter of {named!r}, which is no folder here; give its base model"
@@ -166,7 +162,14 @@ def family_in(folder: Path) -> str | None:
 
 
 def read_architecture(folder: Path, execution: Execution | None = None) -> Architecture:
-    """The architecture of a Hugging Face folder, from its config.json alone."""
+    """The architecture of a Hugging Face folder, from its config.json alone.
+
+    That of a PEFT folder also has its adapters, whose tensors must fit its base's.
+    """
+    if is_peft_folder(folder):
+        plain = read_architecture(base_folder(folder), execution)
+        found = read_adapter(folder, plain)
+        return with_lora(plain, found.lora, found.maps)
     path = folder / "config.json"
     if not path.is_file():
         raise RunError(
@@ -202,13 +205,13 @@ def load_model(
             those that its manifest records.
     """
     if is_peft_folder(folder):
-        lora, _ = read_peft_config(folder)
+        # Before the weights of the base: most adapters that are not read say so here.
+        read_peft_config(folder)
         whole = base_folder(folder) if base is None else _whole(base, folder)
-        architecture, params = load_model(
-            whole, shardings=shardings, execution=execution, dtype=dtype
-        )
-        architecture = with_lora(architecture, lora)
-        adapter = load_adapter(folder, architecture)
+        plain, params = load_model(whole, shardings=shardings, execution=execution, dtype=dtype)
+        found = read_adapter(folder, plain)
+        architecture = with_lora(plain, found.lora, found.maps)
+        adapter = found.load(architecture)
         check_weights(folder)
         if shardings is not None:
             shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in adapter.items()}

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from afmrl_jax.config import Execution, InitConfig, LoraConfig, TextConfig
+from afmrl_jax.config import Execution, InitConfig, TextConfig
+from afmrl_jax.models.qwen_vl.adapters import Adapters
 from afmrl_jax.models.qwen_vl.attention import AttentionLayout, uses_fused
 from afmrl_jax.models.qwen_vl.decoder_attention import Attention, KeyValue
 from afmrl_jax.models.qwen_vl.layers import (
@@ -43,14 +44,12 @@ Rows = Embedded | Float[Array, "b t d"]
 class DecoderLayer(nnx.Module):
     """Pre-norm block: attention, then SwiGLU."""
 
-    def __init__(
-        self, config: TextConfig, lora: LoraConfig | None, execution: Execution, *, keys: Keys
-    ):
+    def __init__(self, config: TextConfig, adapters: Adapters, execution: Execution, *, keys: Keys):
         self.input_layernorm = RMSNorm(config.hidden_dim, config.rms_norm_eps)
-        self.self_attn = Attention(config, lora, execution, keys=keys)
+        self.self_attn = Attention(config, adapters.below("self_attn"), execution, keys=keys)
         self.post_attention_layernorm = RMSNorm(config.hidden_dim, config.rms_norm_eps)
         sizes = (config.hidden_dim, config.intermediate_dim)
-        self.mlp = GatedMlp(*sizes, bias=False, lora=lora, keys=keys)
+        self.mlp = GatedMlp(*sizes, bias=False, adapters=adapters.below("mlp"), keys=keys)
 
     def feed_forward(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
         """The second half of the block."""
@@ -62,7 +61,7 @@ class Decoder(nnx.Module):
 
     Args:
         config: sizes.
-        lora: adapters, or None.
+        adapters: of the layers.
         execution: types and implementation.
         rotary: angles of positions.
         keys: of the random weights.
@@ -71,7 +70,7 @@ class Decoder(nnx.Module):
     def __init__(
         self,
         config: TextConfig,
-        lora: LoraConfig | None,
+        adapters: Adapters,
         execution: Execution,
         *,
         rotary: Rotary = mrope_angles,
@@ -80,8 +79,9 @@ class Decoder(nnx.Module):
         shape = (config.vocab_size, config.hidden_dim)
         table = InitConfig.embedding * jax.random.normal(keys.draw(), shape, jnp.float32)
         self.embed_tokens = nnx.Param(table)
+        own = adapters.below("layers")
         self.layers = stack_layers(
-            config.num_layers, lambda: DecoderLayer(config, lora, execution, keys=keys), keys
+            config.num_layers, lambda: DecoderLayer(config, own, execution, keys=keys), keys
         )
         self.norm = RMSNorm(config.hidden_dim, config.rms_norm_eps)
         self.config = config

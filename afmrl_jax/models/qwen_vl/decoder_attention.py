@@ -7,7 +7,8 @@ from typing import NamedTuple
 import jax
 from flax import nnx
 
-from afmrl_jax.config import Execution, LoraConfig, TextConfig
+from afmrl_jax.config import Execution, TextConfig
+from afmrl_jax.models.qwen_vl.adapters import Adapters
 from afmrl_jax.models.qwen_vl.attention import AttentionLayout, attend
 from afmrl_jax.models.qwen_vl.layers import Keys, Linear, RMSNorm
 from afmrl_jax.models.qwen_vl.rope import rotate
@@ -29,15 +30,12 @@ class KeyValue(NamedTuple):
 class Attention(nnx.Module):
     """Grouped-query attention, with or without biases and norms on q and k."""
 
-    def __init__(
-        self, config: TextConfig, lora: LoraConfig | None, execution: Execution, *, keys: Keys
-    ):
+    def __init__(self, config: TextConfig, adapters: Adapters, execution: Execution, *, keys: Keys):
         size, inner = config.hidden_dim, config.num_heads * config.head_dim
         narrow = config.num_kv_heads * config.head_dim
 
         def linear(name: str, inputs: int, outputs: int, bias: bool) -> Linear:
-            own = lora if lora is not None and name in lora.targets else None
-            return Linear(inputs, outputs, bias=bias, lora=own, keys=keys)
+            return Linear(inputs, outputs, bias=bias, adapter=adapters(name), keys=keys)
 
         self.q_proj = linear("q_proj", size, inner, config.qkv_bias)
         self.k_proj = linear("k_proj", size, narrow, config.qkv_bias)

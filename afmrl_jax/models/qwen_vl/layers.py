@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from afmrl_jax.config import Execution, LoraConfig
-from afmrl_jax.models.qwen_vl.mixed_precision import biased, product
+from afmrl_jax.config import Execution
+from afmrl_jax.models.qwen_vl.adapters import Adapter, column_gains, column_norms, merged_kernel
+from afmrl_jax.models.qwen_vl.mixed_precision import biased, product, stretched
 from afmrl_jax.runtime.hardware import built_for
 from afmrl_jax.types import Array, Float, PyTree
 
@@ -101,24 +102,11 @@ def side_by_side(maps: Sequence[Affine]) -> Affine:
     return Affine(kernel, jnp.concatenate(biases))
 
 
-def merged_kernel(
-    kernel: Float[Array, "*l i o"],
-    lora_a: Float[Array, "*l i r"],
-    lora_b: Float[Array, "*l r o"],
-    scale: float,
-) -> Float[Array, "*l i o"]:
-    """The sum kernel + scale * lora_a lora_b, in float32."""
-    wide = jnp.float32
-    product = jnp.matmul(
-        lora_a.astype(wide), lora_b.astype(wide), precision=jax.lax.Precision.HIGHEST
-    )
-    return kernel.astype(wide) + scale * product
-
-
 class Linear(nnx.Module):
-    """x @ kernel + bias, kernel [in, out], and a low-rank adapter where `lora` is given.
+    """x @ kernel + bias, kernel [in, out], and a low-rank adapter where one is given.
 
     Parameters of any float type are cast to that of x; their gradients are summed in their own.
+    `lora_b` must hold what `adapters.scaled` makes of the parameter, as in `Architecture.bind`.
     """
 
     def __init__(
@@ -128,25 +116,30 @@ class Linear(nnx.Module):
         *,
         bias: bool,
         keys: Keys,
-        lora: LoraConfig | None = None,
+        adapter: Adapter | None = None,
     ):
         # Scaled by fan-in: at demo widths a fixed 0.02 would leave the residual branches silent.
         kernel = jax.random.normal(keys.draw(), (inputs, outputs), jnp.float32)
         self.kernel = nnx.Param(inputs**-0.5 * kernel)
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
-        self.lora_scale = 0.0 if lora is None else lora.scale
-        if lora is not None:
-            down = jax.random.normal(keys.draw(), (inputs, lora.rank), jnp.float32)
+        self.adapted = adapter is not None
+        if adapter is not None:
+            down = jax.random.normal(keys.draw(), (inputs, adapter.rank), jnp.float32)
             self.lora_a = nnx.Param(inputs**-0.5 * down)
             # Zero, so that a new adapter changes nothing.
-            self.lora_b = nnx.Param(jnp.zeros((lora.rank, outputs), jnp.float32))
+            self.lora_b = nnx.Param(jnp.zeros((adapter.rank, outputs), jnp.float32))
+            norms = column_norms(self.kernel[...]) if adapter.dora else None
+            self.lora_magnitude = None if norms is None else nnx.Param(norms)
 
     def __call__(self, x: Float[Array, "*n inputs"]) -> Float[Array, "*n outputs"]:
         """Of each vector by itself."""
-        out = product(x, self.kernel[...])
-        if self.lora_scale:
-            low = product(x, self.lora_a[...])
-            out = out + self.lora_scale * product(low, self.lora_b[...])
+        kernel = self.kernel[...]
+        out = product(x, kernel)
+        if self.adapted:
+            a, b = self.lora_a[...], self.lora_b[...]
+            out = out + product(product(x, a), b)
+            if self.lora_magnitude is not None:
+                out = stretched(out, column_gains(kernel, a, b, self.lora_magnitude[...]))
         return out if self.bias is None else biased(out, self.bias[...])
 
     def affine(self, dtype: DTypeLike) -> Affine:
@@ -155,8 +148,9 @@ class Linear(nnx.Module):
         For the front of a loop over tokens, whose every turn would cast again.
         """
         kernel = self.kernel[...]
-        if self.lora_scale:
-            kernel = merged_kernel(kernel, self.lora_a[...], self.lora_b[...], self.lora_scale)
+        if self.adapted:
+            magnitude = None if self.lora_magnitude is None else self.lora_magnitude[...]
+            kernel = merged_kernel(kernel, self.lora_a[...], self.lora_b[...], magnitude)
         bias = None if self.bias is None else self.bias[...].astype(dtype)
         return Affine(kernel.astype(dtype), bias)
 

@@ -27,6 +27,11 @@ def biased(x: Float[Array, "*n outputs"], bias: Float[Array, " outputs"]) -> jax
     return _biased(x, bias)
 
 
+def stretched(x: Float[Array, "*n outputs"], gain: Float[Array, " outputs"]) -> jax.Array:
+    """X * gain, the gain cast to the type of x, its gradient summed in its own type."""
+    return _stretched(x, gain)
+
+
 @jax.custom_vjp
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.dot(x, kernel.astype(x.dtype))
@@ -60,7 +65,7 @@ _product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 
 @jax.custom_vjp
 def _biased(x: jax.Array, bias: jax.Array) -> jax.Array:
-    return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+    return x + _along_last(bias, x)
 
 
 def _biased_forward(x: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -73,3 +78,32 @@ def _biased_backward(bias: AnyArray, cotangent: jax.Array) -> tuple[jax.Array, j
 
 
 _biased.defvjp(_biased_forward, _biased_backward)
+
+
+def _along_last(vector: jax.Array, x: jax.Array) -> jax.Array:
+    return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+@jax.custom_vjp
+def _stretched(x: jax.Array, gain: jax.Array) -> jax.Array:
+    return x * _along_last(gain, x)
+
+
+def _stretched_forward(x: Any, gain: Any) -> tuple[jax.Array, tuple]:
+    # The outputs of a map are only kept where its gains learn.
+    kept = x.value if gain.perturbed else None
+    return _stretched(x.value, gain.value), (kept, gain.value)
+
+
+def _stretched_backward(kept: tuple, cotangent: Any) -> tuple[jax.Array | None, jax.Array | None]:
+    x, gain = kept
+    if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
+        return None, None
+    by_gain = None
+    if x is not None:
+        rows = tuple(range(x.ndim - 1))
+        by_gain = jnp.sum(x.astype(gain.dtype) * cotangent.astype(gain.dtype), axis=rows)
+    return cotangent * _along_last(gain, cotangent), by_gain
+
+
+_stretched.defvjp(_stretched_forward, _stretched_backward, symbolic_zeros=True)

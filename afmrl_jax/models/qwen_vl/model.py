@@ -11,6 +11,7 @@ from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.data.batching.images import Normalization
 from afmrl_jax.data.batching.row_packing import PackedRows
 from afmrl_jax.data.batching.visual_features import VisualFeatures
+from afmrl_jax.models.qwen_vl.adapters import Adapters
 from afmrl_jax.models.qwen_vl.decoder import Decoder, Embedded
 from afmrl_jax.models.qwen_vl.kept_features import apart
 from afmrl_jax.models.qwen_vl.layers import Keys
@@ -39,8 +40,11 @@ class QwenVL(nnx.Module):
         rotary: Rotary = mrope_angles,
         keys: Keys,
     ):
-        self.visual_tower = VisionTower(config, style, execution, keys=keys)
-        self.model = Decoder(config.text, config.lora, execution, rotary=rotary, keys=keys)
+        own = Adapters.of(config)
+        self.visual_tower = VisionTower(
+            config, style, execution, adapters=own.below("visual_tower"), keys=keys
+        )
+        self.model = Decoder(config.text, own.below("model"), execution, rotary=rotary, keys=keys)
         shape = (config.text.hidden_dim, config.text.vocab_size)
         self.lm_head = (
             None

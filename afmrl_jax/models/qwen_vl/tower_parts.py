@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from afmrl_jax.config import LoraConfig, VisionConfig
+from afmrl_jax.config import VisionConfig
+from afmrl_jax.models.qwen_vl.adapters import NO_ADAPTERS, Adapters
 from afmrl_jax.models.qwen_vl.layers import Keys, LayerNorm, Linear, RMSNorm
 from afmrl_jax.types import AnyArray, Array, Float, Int
 
@@ -20,9 +21,10 @@ Norm = Callable[[int, float], nnx.Module]
 class QuickGeluMlp(nnx.Module):
     """Qwen2-VL's MLP."""
 
-    def __init__(self, config: VisionConfig, *, keys: Keys):
-        self.fc1 = Linear(config.embed_dim, config.intermediate, bias=True, keys=keys)
-        self.fc2 = Linear(config.intermediate, config.embed_dim, bias=True, keys=keys)
+    def __init__(self, config: VisionConfig, adapters: Adapters, *, keys: Keys):
+        wide, inner = config.embed_dim, config.intermediate
+        self.fc1 = Linear(wide, inner, bias=True, adapter=adapters("fc1"), keys=keys)
+        self.fc2 = Linear(inner, wide, bias=True, adapter=adapters("fc2"), keys=keys)
 
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
         """Of each vector by itself."""
@@ -40,11 +42,10 @@ class GatedMlp(nnx.Module):
         *,
         bias: bool,
         keys: Keys,
-        lora: LoraConfig | None = None,
+        adapters: Adapters = NO_ADAPTERS,
     ):
         def linear(name: str, inputs: int, outputs: int) -> Linear:
-            own = lora if lora is not None and name in lora.targets else None
-            return Linear(inputs, outputs, bias=bias, lora=own, keys=keys)
+            return Linear(inputs, outputs, bias=bias, adapter=adapters(name), keys=keys)
 
         self.gate_proj = linear("gate_proj", size, intermediate)
         self.up_proj = linear("up_proj", size, intermediate)
@@ -58,9 +59,12 @@ class GatedMlp(nnx.Module):
 class GeluMlp(nnx.Module):
     """Qwen3-VL's MLP, under its published names."""
 
-    def __init__(self, config: VisionConfig, *, keys: Keys):
-        self.linear_fc1 = Linear(config.embed_dim, config.intermediate, bias=True, keys=keys)
-        self.linear_fc2 = Linear(config.intermediate, config.embed_dim, bias=True, keys=keys)
+    def __init__(self, config: VisionConfig, adapters: Adapters, *, keys: Keys):
+        def linear(name: str, inputs: int, outputs: int) -> Linear:
+            return Linear(inputs, outputs, bias=True, adapter=adapters(name), keys=keys)
+
+        self.linear_fc1 = linear("linear_fc1", config.embed_dim, config.intermediate)
+        self.linear_fc2 = linear("linear_fc2", config.intermediate, config.embed_dim)
 
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
         """Of each vector by itself."""
@@ -70,11 +74,11 @@ class GeluMlp(nnx.Module):
 class PatchMerger(nnx.Module):
     """Joins merge_size^2 neighbouring patches into one token of the decoder's width."""
 
-    def __init__(self, vision: VisionConfig, norm: Norm, *, keys: Keys):
+    def __init__(self, vision: VisionConfig, norm: Norm, adapters: Adapters, *, keys: Keys):
         self.ln_q = norm(vision.embed_dim, 1e-6)
         joined = vision.embed_dim * vision.merge_size**2
-        self.mlp_0 = Linear(joined, joined, bias=True, keys=keys)
-        self.mlp_2 = Linear(joined, vision.out_dim, bias=True, keys=keys)
+        self.mlp_0 = Linear(joined, joined, bias=True, adapter=adapters("mlp_0"), keys=keys)
+        self.mlp_2 = Linear(joined, vision.out_dim, bias=True, adapter=adapters("mlp_2"), keys=keys)
         self.joined = joined
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -86,11 +90,22 @@ class PatchMerger(nnx.Module):
 class Qwen3Merger(nnx.Module):
     """Qwen3-VL's merger: the last one norms patches, the deep ones what is joined."""
 
-    def __init__(self, vision: VisionConfig, norm: Norm, *, keys: Keys, deep: bool = False):
+    def __init__(
+        self,
+        vision: VisionConfig,
+        norm: Norm,
+        adapters: Adapters,
+        *,
+        keys: Keys,
+        deep: bool = False,
+    ):
+        def linear(name: str, outputs: int) -> Linear:
+            return Linear(joined, outputs, bias=True, adapter=adapters(name), keys=keys)
+
         joined = vision.embed_dim * vision.merge_size**2
         self.norm = norm(joined if deep else vision.embed_dim, 1e-6)
-        self.linear_fc1 = Linear(joined, joined, bias=True, keys=keys)
-        self.linear_fc2 = Linear(joined, vision.out_dim, bias=True, keys=keys)
+        self.linear_fc1 = linear("linear_fc1", joined)
+        self.linear_fc2 = linear("linear_fc2", vision.out_dim)
         self.joined, self.deep = joined, deep
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -105,14 +120,14 @@ class VisionStyle:
     """What tells the vision towers of the families apart."""
 
     norm: Norm
-    mlp: Callable[[VisionConfig, Keys], nnx.Module]
+    mlp: Callable[[VisionConfig, Adapters, Keys], nnx.Module]
     """The second half of a block."""
     gated: bool
     """Whether the MLP multiplies two maps of its input, so that it has three matrices, not two."""
     windows: bool
     """Whether blocks look within windows, all but `VisionConfig.full_attention_blocks`."""
     merger: Callable[..., PatchMerger | Qwen3Merger] = PatchMerger
-    """Of a `VisionConfig`, a norm and `keys`; with `VisionConfig.deep_blocks` also of `deep`."""
+    """Of a `VisionConfig`, a norm, adapters and `keys`; with deep blocks also of `deep`."""
     patch_bias: bool = False
     """Whether the map from pixels to vectors has a bias."""
 
@@ -120,13 +135,15 @@ class VisionStyle:
 QWEN2_VISION = VisionStyle(
     # This family fixes the epsilon.
     norm=lambda size, eps: LayerNorm(size, 1e-6),
-    mlp=lambda config, keys: QuickGeluMlp(config, keys=keys),
+    mlp=lambda config, adapters, keys: QuickGeluMlp(config, adapters, keys=keys),
     gated=False,
     windows=False,
 )
 QWEN2_5_VISION = VisionStyle(
     norm=RMSNorm,
-    mlp=lambda config, keys: GatedMlp(config.embed_dim, config.intermediate, bias=True, keys=keys),
+    mlp=lambda config, adapters, keys: GatedMlp(
+        config.embed_dim, config.intermediate, bias=True, adapters=adapters, keys=keys
+    ),
     gated=True,
     windows=True,
 )
@@ -135,7 +152,7 @@ QWEN2_5_VISION = VisionStyle(
 QWEN3_VISION = VisionStyle(
     # This family fixes the epsilon.
     norm=lambda size, eps: LayerNorm(size, 1e-6),
-    mlp=lambda config, keys: GeluMlp(config, keys=keys),
+    mlp=lambda config, adapters, keys: GeluMlp(config, adapters, keys=keys),
     gated=False,
     windows=False,
     merger=Qwen3Merger,

@@ -14,6 +14,7 @@ from flax import nnx
 from afmrl_jax.config import Execution, QwenVLConfig, VisionConfig
 from afmrl_jax.config.validation import require
 from afmrl_jax.data.batching.visual_features import VisualFeatures
+from afmrl_jax.models.qwen_vl.adapters import Adapters
 from afmrl_jax.models.qwen_vl.attention import AttentionLayout, attend
 from afmrl_jax.models.qwen_vl.layers import Keys, Linear, run_stack, stack_layers, unstack
 from afmrl_jax.models.qwen_vl.rope import rotate, vision_angles
@@ -44,10 +45,12 @@ LESS_IN_WINDOWS = 4
 class VisionAttention(nnx.Module):
     """Self-attention over patches with 2-D rotary positions."""
 
-    def __init__(self, config: VisionConfig, execution: Execution, *, keys: Keys):
+    def __init__(
+        self, config: VisionConfig, adapters: Adapters, execution: Execution, *, keys: Keys
+    ):
         size = config.embed_dim
-        self.qkv = Linear(size, 3 * size, bias=True, keys=keys)
-        self.proj = Linear(size, size, bias=True, keys=keys)
+        self.qkv = Linear(size, 3 * size, bias=True, adapter=adapters("qkv"), keys=keys)
+        self.proj = Linear(size, size, bias=True, adapter=adapters("proj"), keys=keys)
         self.num_heads = config.num_heads
         self.implementation = execution.attention
 
@@ -86,13 +89,19 @@ class VisionBlock(nnx.Module):
     """Pre-norm transformer block."""
 
     def __init__(
-        self, vision: VisionConfig, style: VisionStyle, execution: Execution, *, keys: Keys
+        self,
+        vision: VisionConfig,
+        style: VisionStyle,
+        adapters: Adapters,
+        execution: Execution,
+        *,
+        keys: Keys,
     ):
         size, eps = vision.embed_dim, vision.rms_norm_eps
         self.norm1 = style.norm(size, eps)
         self.norm2 = style.norm(size, eps)
-        self.mlp = style.mlp(vision, keys)
-        self.attn = VisionAttention(vision, execution, keys=keys)
+        self.mlp = style.mlp(vision, adapters.below("mlp"), keys)
+        self.attn = VisionAttention(vision, adapters.below("attn"), execution, keys=keys)
 
     def __call__(
         self,
@@ -128,7 +137,13 @@ class VisionTower(nnx.Module):
     """
 
     def __init__(
-        self, config: QwenVLConfig, style: VisionStyle, execution: Execution, *, keys: Keys
+        self,
+        config: QwenVLConfig,
+        style: VisionStyle,
+        execution: Execution,
+        *,
+        adapters: Adapters,
+        keys: Keys,
     ):
         vision = config.vision
         unit = vision.patch_size * vision.merge_size
@@ -138,9 +153,11 @@ class VisionTower(nnx.Module):
         )
         self.patch_embed = PatchEmbed(vision, bias=style.patch_bias, keys=keys)
         self.blocks = stack_layers(
-            vision.depth, lambda: VisionBlock(vision, style, execution, keys=keys), keys
+            vision.depth,
+            lambda: VisionBlock(vision, style, adapters.below("blocks"), execution, keys=keys),
+            keys,
         )
-        self.merger = style.merger(vision, style.norm, keys=keys)
+        self.merger = style.merger(vision, style.norm, adapters.below("merger"), keys=keys)
         places, count = (vision.position_side**2, vision.embed_dim), len(vision.deep_blocks)
 
         def table() -> nnx.Param:
@@ -149,7 +166,8 @@ class VisionTower(nnx.Module):
         self.pos_embed = table() if vision.position_side else None
 
         def deep_merger() -> nnx.Module:
-            return style.merger(vision, style.norm, keys=keys, deep=True)
+            own = adapters.below("deepstack_merger_list")
+            return style.merger(vision, style.norm, own, keys=keys, deep=True)
 
         self.deepstack_merger_list = stack_layers(count, deep_merger, keys) if count else None
         self.config = config

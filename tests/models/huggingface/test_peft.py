@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from afmrl_jax.config import LoraConfig
-from afmrl_jax.config.model import LORA_TARGETS
+from afmrl_jax.config.lora import LORA_TARGETS
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.huggingface.folder import load_model, save_model
@@ -89,10 +89,10 @@ def test_an_adapter_is_not_saved_without_its_base(adapter, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"use_dora": True}, "use_dora"),
-        ({"use_rslora": True}, "use_rslora"),
-        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
-        ({"alpha_pattern": {"q_proj": 8}}, "alpha_pattern"),
+        ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights pissa_niter_16"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights olora"),
+        ({"use_bdlora": {"blocks": 2}}, "use_bdlora"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"lora_bias": True}, "lora_bias"),
         ({"bias": "all"}, "bias all"),
@@ -121,10 +121,21 @@ def test_pickled_adapters_are_not_read(adapter):
         load_model(adapter[1])
 
 
-def test_adapters_of_the_vision_tower_are_not_read(adapter):
-    name = "base_model.model.model.visual.blocks.0.mlp.down_proj.lora_A.weight"
-    edit(adapter[1], lambda x: x.update({name: np.zeros((2, 48), np.float32)}))
-    with pytest.raises(RunError, match=r"visual\.blocks\.0\.mlp\.down_proj.*merge_and_unload"):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.visual.blocks.0.mlp.down_proj.lora_A.weight",
+        "model.visual.patch_embed.proj.lora_A.weight",
+        "lm_head.lora_A.weight",
+        "model.language_model.embed_tokens.lora_embedding_A",
+        "model.language_model.layers.0.self_attn.q_proj.lora_magnitude_vector",
+        "model.language_model.norm.weight",
+    ],
+)
+def test_what_adapts_no_linear_map_is_not_read(adapter, name):
+    value = np.zeros((2, 48), np.float32)
+    edit(adapter[1], lambda x: x.update({f"base_model.model.{name}": value}))
+    with pytest.raises(RunError, match=rf"extra .*{name.split('.')[-2]}.*merge_and_unload"):
         load_model(adapter[1])
 
 
