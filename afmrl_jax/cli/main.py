@@ -25,12 +25,10 @@ from afmrl_jax.cli.catalogue import (
 )
 from afmrl_jax.cli.command import Command
 from afmrl_jax.cli.evaluation import Baselines, Compare, Evaluate
+from afmrl_jax.cli.plan import Plan
 from afmrl_jax.cli.train import Config, Train, config_defaults, train_defaults
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.inference.finished_run import FinishedRun
-from afmrl_jax.models.licenses import preset_origin
-from afmrl_jax.parallel.mesh import simulate_devices
-from afmrl_jax.performance import plan as planning
 from afmrl_jax.runs import audit as auditing
 from afmrl_jax.runs.embed import IndexSettings, embed_catalogue
 from afmrl_jax.runs.export import export
@@ -234,34 +232,6 @@ class AuditNegatives:
             f"{left['false_negatives']} such pairs not masked"
         )
         print(self.out)
-
-
-@dataclass(frozen=True)
-class Plan(planning.Request):
-    """Report how much memory a published model takes on each device of a mesh, and whether it fits.
-
-    Nothing is allocated and no accelerator is needed; exit status 1 if it does not fit.
-    """
-
-    compile: bool = True
-    """Get the temporaries from XLA on simulated CPU devices; otherwise a formula estimates them."""
-    as_json: bool = False
-    """Print one JSON object, in bytes."""
-
-    def execute(self) -> None:
-        """Run the command."""
-        data, model = self.axes
-        if self.compile and data * model <= planning.MOST_SIMULATED:
-            simulate_devices(data * model)
-        plan = planning.make_plan(self, compile_step=self.compile)
-        published = preset_origin(self.preset)
-        license_of = None if published is None else f"license of {published}"
-        if self.as_json:
-            print(json.dumps({**plan.as_dict(), "license": license_of, "request": vars(self)}))
-        else:
-            print(plan.text() if license_of is None else f"{plan.text()}\n{license_of}")
-        if plan.verdict == "does not fit":
-            sys.exit(1)
 
 
 @dataclass(frozen=True)

@@ -60,16 +60,18 @@ def merge_lora(architecture: Architecture, params: Params) -> tuple[Architecture
     if architecture.config.lora is None:
         return architecture, merged
 
-    @jax.jit
-    def merge(
-        kernel: jax.Array, a: jax.Array, b: jax.Array, magnitude: jax.Array | None
-    ) -> jax.Array:
-        return merged_kernel(kernel, a, b, magnitude).astype(kernel.dtype)
-
     ready = scaled(architecture.config, params)
     for name in params:
         if name.endswith("lora_a"):
             stem = name.removesuffix("lora_a")
             factors = ready[name], ready[f"{stem}lora_b"], ready.get(f"{stem}lora_magnitude")
-            merged[f"{stem}kernel"] = merge(ready[f"{stem}kernel"], *factors)
+            merged[f"{stem}kernel"] = _merged(ready[f"{stem}kernel"], *factors)
     return with_lora(architecture, None), merged
+
+
+# A function of the module, so that maps of equal shape are compiled once.
+@jax.jit
+def _merged(
+    kernel: jax.Array, a: jax.Array, b: jax.Array, magnitude: jax.Array | None
+) -> jax.Array:
+    return merged_kernel(kernel, a, b, magnitude).astype(kernel.dtype)

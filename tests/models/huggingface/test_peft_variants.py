@@ -1,4 +1,4 @@
-"""rsLoRA, DoRA, ranks and alphas by pattern and adapters of the vision tower, to and from `peft`."""
+"""rsLoRA, DoRA, patterns of rank and alpha, adapters of the tower: to and from `peft`."""
 
 import json
 import shutil
@@ -94,7 +94,8 @@ def test_an_adapter_comes_back_but_for_what_no_layer_has(made, tmp_path):
         np.testing.assert_array_equal(after[name], value)
     name = "base_model.model.model.language_model.layers.0.mlp.up_proj.lora_A.weight"
     assert before[name].shape == (1, 32)
-    for one, other in zip(merge_lora(found, loaded)[1].values(), merge_lora(*made[1:])[1].values()):
+    merged, expected = (merge_lora(*x)[1].values() for x in ((found, loaded), made[1:]))
+    for one, other in zip(merged, expected, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
