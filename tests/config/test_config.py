@@ -37,6 +37,7 @@ from afmrl_jax.config import (
 )
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.testing import tiny_config
+from afmrl_jax.training.cit import cit_settings
 
 
 @pytest.mark.parametrize(
@@ -135,6 +136,52 @@ def test_infonce_is_agcl_without_its_parts():
     infonce = AgclConfig(gamma=1.0, agreement_rho=0.9).infonce()
     assert (infonce.gamma, infonce.delta, infonce.agreement_rho) == (0, None, None)
     assert infonce.steps == AgclConfig().steps
+    varied = AgclConfig(
+        gamma=-0.3,
+        agreement_rho=0.9,
+        mask_warmup=0.3,
+        teacher_share=0.95,
+        oracle_mask="product",
+        positive_weight="neutral",
+        weighted_pairs="agreeing",
+        normalize_weights=True,
+        permute_weights=True,
+    )
+    assert varied.infonce() == infonce
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ({"normalize_weights": True}, "--agcl.positive-weight neutral"),
+        (
+            {
+                "normalize_weights": True,
+                "positive_weight": "neutral",
+                "positives": "product",
+            },
+            "--agcl.positives pair",
+        ),
+        ({"weighted_pairs": "agreeing"}, "--agcl.agreement-rho"),
+        ({"permute_weights": True, "gamma": 0.0}, "set --agcl.gamma"),
+        ({"mask_warmup": 0.3, "delta": None}, "both are off"),
+        ({"mask_warmup": 2.5}, "whole number of steps below the 60"),
+        ({"mask_warmup": 60.0}, "whole number of steps below the 60"),
+        ({"teacher_share": 1.2}, "teacher_share must lie between"),
+        ({"teacher_share": 0.0}, "teacher_share must lie between"),
+    ],
+)
+def test_weights_and_masks_that_do_not_go_together_are_refused_with_a_remedy(given, remedy):
+    with pytest.raises(ConfigError, match=remedy):
+        AgclConfig(**given)
+
+
+def test_masks_wait_a_share_or_a_number_of_steps_and_not_in_a_cycle():
+    waits = [AgclConfig(mask_warmup=x).warmup_steps for x in (0.0, 0.3, 1.0, 18.0)]
+    assert waits == [0, 18, 1, 18]
+    config = RunConfig(agcl=AgclConfig(mask_warmup=50.0))
+    assert config.cit.steps < 50
+    assert cit_settings(config).warmup_steps == 0
 
 
 def test_qwens_pictures_have_256_visual_tokens_by_default():

@@ -88,6 +88,13 @@ def test_the_settings_of_today_give_the_inputs_that_were_recorded():
         {"agcl": AgclConfig(views=ViewShares(image_text=0.1))},
         {"agcl": AgclConfig(optimizer=OptimizerConfig(2e-3, ema_decay=0.9))},
         {"distill": DistillConfig(title_dropout=0.1)},
+        {"agcl": AgclConfig(mask_warmup=0.3)},
+        {"agcl": AgclConfig(teacher_share=0.95)},
+        {"agcl": AgclConfig(oracle_mask="family")},
+        {"agcl": AgclConfig(positive_weight="neutral")},
+        {"agcl": AgclConfig(weighted_pairs="agreeing", agreement_rho=0.9)},
+        {"agcl": AgclConfig(positive_weight="neutral", normalize_weights=True)},
+        {"agcl": AgclConfig(permute_weights=True)},
     ],
 )
 def test_settings_of_later_versions_make_another_run(later):

@@ -13,7 +13,7 @@ import pytest
 
 from afmrl_jax.objectives.agcl import Teacher, agcl_loss
 from afmrl_jax.objectives.agcl_kernels.rules import Weighting
-from afmrl_jax.objectives.bm25 import Bm25Terms, bm25_scores, fit_bm25
+from afmrl_jax.objectives.bm25 import Bm25Statistics, Bm25Terms, bm25_scores, fit_bm25
 from afmrl_jax.parallel.mesh import make_mesh
 from tests.objectives.test_agcl_kernels import largest_array
 
@@ -217,6 +217,38 @@ def pull(weighting: Weighting, gamma: float = 0.2, **options) -> np.ndarray:
         )[0]  # fmt: skip
 
     return 3 * np.asarray(jax.grad(loss)(candidates))[:, 0]
+
+
+PUBLISHED = {
+    "shipped": ({"delta": 0.3}, 0.79482144, 8.785938),
+    "paper": ({"gamma": 1.0, "delta": 0.0}, 0.43026805, 5.717403),
+    "agreement": ({"delta": 0.1, "agreement_rho": 0.8}, 0.39434859, 6.607924),
+    "infonce": ({"gamma": 0.0}, 0.80668342, 8.816198),
+}
+"""Settings, and what the loss and the sum of its gradient's sizes were before there were any other
+weights or masks, at commit b7c03f3."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_without_a_variant_the_loss_is_what_it_was(name) -> None:
+    given, loss, slope = PUBLISHED[name]
+    count = 24
+    angles = np.concatenate([np.arange(count) + 1.0, np.arange(count) + 1.2])
+    vectors = unit(np.stack([np.sin(angles * k) for k in (0.7, 1.3, 2.1, 2.9)], axis=1))
+    queries, candidates = jnp.asarray(vectors, jnp.float32).reshape(2, count, 4)
+    places = np.arange(count)[:, None] * 3
+    texts = [jnp.asarray((places + np.arange(4) * s) % 11, jnp.int32) for s in (1, 2)]
+    idf = jnp.asarray(0.5 + np.arange(11) / 8, jnp.float32)
+    terms = Bm25Terms(Bm25Statistics(idf, jnp.float32(4)), *texts)
+    ids = jnp.arange(count, dtype=jnp.int32) * 3 // 4
+
+    def value(queries):
+        return agcl_loss(queries, candidates, terms, ids, form="tiled", **given)[0]
+
+    found, gradient = jax.jit(jax.value_and_grad(value))(queries)
+    # Bit for bit where it was computed; other processors add up in another order.
+    np.testing.assert_allclose(found, loss, rtol=5e-7)
+    np.testing.assert_allclose(jnp.abs(gradient).sum(), slope, rtol=2e-6)
 
 
 def test_own_weights_soften_and_neutral_ones_harden() -> None:

@@ -13,6 +13,7 @@ from afmrl_jax.config import (
     MiningConfig,
     RunConfig,
 )
+from afmrl_jax.errors import AfmrlError
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.inference.systems import TEXTS
 from afmrl_jax.runs import audit as auditing
@@ -145,6 +146,22 @@ def test_overrides_change_what_is_looked_at_and_not_the_batches(run, tmp_path):
     tried = {row["value"]: row["pairs"] for row in own["deltas"]}
     assert all(tried.get(row["value"], row["pairs"]) == row["pairs"] for row in other["deltas"])
     assert "agreement_rho off 0.9" in page.text
+
+
+@pytest.mark.parametrize(
+    "given", [{"teacher_share": 0.95}, {"positive_weight": "neutral"}, {"oracle_mask": "family"}]
+)
+def test_a_loss_that_the_page_does_not_know_is_refused(run, tmp_path, monkeypatch, given):
+    plain = auditing.Stage.of
+
+    def varied(*where):
+        stage = plain(*where)
+        return dataclasses.replace(stage, settings=dataclasses.replace(stage.settings, **given))
+
+    monkeypatch.setattr(auditing.Stage, "of", varied)
+    (name,) = given
+    with pytest.raises(AfmrlError, match=rf"agcl\.{name}.* Audit a stage without them"):
+        auditing.audit(FinishedRun(run), tmp_path / "page.html")
 
 
 def test_a_run_without_texts_still_shows_its_scores(run, tmp_path, monkeypatch):

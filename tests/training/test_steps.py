@@ -16,6 +16,7 @@ from afmrl_jax.config import (
 )
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
 from afmrl_jax.data.attributes.lists import Lists
+from afmrl_jax.data.sources.batches import Judges
 from afmrl_jax.data.sources.contrastive import ContrastiveSource
 from afmrl_jax.data.sources.distill import DistillSource
 from afmrl_jax.data.sources.row_builder import RowBuilder
@@ -81,7 +82,7 @@ def test_distillation(builder, tokenizer):
     assert_equal_on_one_and_eight(step, model.init(0), source[0])
 
 
-def agcl_step(builder, model, *, dropout, in_input=True, **options):
+def agcl_step(builder, model, *, dropout, in_input=True, judges=None, **options):
     """A step with its batch; attributes weight the pairs, and are read where `in_input`."""
     texts = {x.listing_id: f"shape: {x.product_id}" for x in builder.listings}
     vocabulary = Bm25Vocabulary.fit(list(texts.values()))
@@ -98,6 +99,7 @@ def agcl_step(builder, model, *, dropout, in_input=True, **options):
         attributes_for_terms=texts,
         vocabulary=vocabulary,
         dropout=dropout,
+        judges=judges,
     )
     terms = vocabulary.encode(list(texts.values()), 32)
     return make_agcl_step(model, settings, fit_bm25(terms, vocabulary.size), SGD), source[0]
@@ -107,6 +109,32 @@ def test_agcl(builder, tokenizer):
     model = architecture("qwen2_vl", tokenizer)
     step, batch = agcl_step(builder, model, dropout=InputDropout())
     assert_equal_on_one_and_eight(step, model.init(0), batch)
+
+
+EVERY_RULE = {
+    "positive_weight": "neutral",
+    "weighted_pairs": "agreeing",
+    "normalize_weights": True,
+    "permute_weights": True,
+    "teacher_share": 0.9,
+    "oracle_mask": "product",
+}
+
+
+def test_agcl_with_every_rule(builder, tokenizer, rng):
+    model, count = architecture("qwen2_vl", tokenizer), len(builder.listings)
+    taught = rng.normal(size=(count, 6)).astype(np.float32)
+    taught /= np.linalg.norm(taught, axis=1, keepdims=True)
+    judges = Judges(taught, np.arange(count, dtype=np.int32) // 5)
+    step, batch = agcl_step(builder, model, dropout=InputDropout(), judges=judges, **EVERY_RULE)
+    (one, loss, _), (eight, spread, _) = (
+        one_step(step, model.init(0), batch, make_mesh(*sizes)) for sizes in ((1, 1), (8, 1))
+    )
+    assert loss == pytest.approx(spread, rel=1e-5)
+    before = model.init(0)
+    for name, value in one.items():
+        size = np.abs(value - before[name]).max()
+        np.testing.assert_allclose(eight[name], value, rtol=0, atol=1e-5 * size, err_msg=name)
 
 
 def test_the_prefix_is_contrasted_as_the_rows_without_attributes_are(builder, tokenizer):
