@@ -213,7 +213,9 @@ def activation_bytes(config: QwenVLConfig, execution: Execution, load: Load) -> 
       attention;
     * logits: three times places * vocabulary in float32 (logits, log-softmax, gradient);
     * weights of one layer, gathered from all devices in the dtype of the activations, and the
-      token table.
+      token table;
+    * with DoRA on the decoder: the outputs of adapted maps once more, and its largest matrix in
+      float32, for the lengths of its columns.
 
     The stacks run one after the other, so only the larger working set counts.
     """
@@ -236,12 +238,16 @@ def activation_bytes(config: QwenVLConfig, execution: Execution, load: Load) -> 
         }[execution.recomputes]
         return (layers * kept, 2 * whole) if learns else (0, whole)
 
+    outputs = dict.fromkeys(("k_proj", "v_proj"), narrow) | {"q_proj": heads}
+    outputs |= dict.fromkeys(("gate_proj", "up_proj"), text.intermediate_dim)
+    stretched = () if config.lora is None or not config.lora.dora else config.lora.targets
+    again = [outputs.get(x, text.hidden_dim) for x in stretched]
     gates = 2 if family(config.family).vision.gated else 1
     saved, work = stack(
         text.num_layers,
         tokens,
         text.hidden_dim,
-        2 * heads + 2 * narrow + 2 * text.intermediate_dim,
+        2 * heads + 2 * narrow + 2 * text.intermediate_dim + sum(again),
         text.intermediate_dim,
         text.num_heads,
         load.backward,
@@ -259,7 +265,8 @@ def activation_bytes(config: QwenVLConfig, execution: Execution, load: Load) -> 
     gathered = (layer + text.vocab_size * text.hidden_dim) * size // load.model
     copies = 3 if load.backward else 2
     logits = copies * 4 * load.logits * text.vocab_size // load.model
-    return saved + saved_vision + max(work, work_vision, logits) + gathered
+    whole = 4 * text.hidden_dim * text.intermediate_dim // load.model if again else 0
+    return saved + saved_vision + max(work, work_vision, logits) + gathered + whole
 
 
 Verdict = Literal["fits", "may fit", "does not fit"]

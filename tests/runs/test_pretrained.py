@@ -10,7 +10,7 @@ from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.models.architecture import Architecture
-from afmrl_jax.models.huggingface.folder import load_model, save_model
+from afmrl_jax.models.huggingface.folder import base_folder, load_model, save_model
 from afmrl_jax.models.huggingface.peft import is_peft_folder
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.runs.export import export
@@ -185,7 +185,9 @@ def third(tiny_run, tmp_path_factory, tokenizer):
         pretrained_run(tiny_run, root),
         text=dataclasses.replace(CHAT, layout="qwen3"),
         embedder=ModelSettings(
-            weights=str(root / "embedder"), trained="lora", lora=LoraConfig(rank=2)
+            weights=str(root / "embedder"),
+            trained="lora",
+            lora=LoraConfig(rank=2, tower_targets=("attn.qkv",), rank_stabilized=True, dora=True),
         ),
         generator=ModelSettings(weights=str(root / "generator"), trained="decoder"),
     )
@@ -200,6 +202,15 @@ def test_qwen3_goes_through_every_stage(third):
     for stage in ("distill", "rar"):
         assert read_json(third / stage / "model" / "config.json")["model_type"] == "qwen3_vl"
     assert is_peft_folder(third / "cit-1" / "model")
+    architecture, params = load_model(third / "cit-1" / "model")
+    lora = architecture.config.lora
+    assert lora is not None
+    assert (lora.dora, lora.rank_stabilized, lora.adapts_tower) == (True, True, True)
+    _, base = load_model(base_folder(third / "cit-1" / "model"))
+    for name in (x for x in params if x.endswith("lora_magnitude")):
+        before = np.linalg.norm(base[name.replace("lora_magnitude", "kernel")], axis=-2)
+        change = np.abs(params[name] / before - 1).max()
+        assert 0 < change < 0.1, name
 
 
 @pytest.mark.slow

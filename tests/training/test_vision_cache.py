@@ -15,6 +15,7 @@ from afmrl_jax.config import (
     Execution,
     ImageConfig,
     InputDropout,
+    LoraConfig,
     MeshConfig,
     ModelSettings,
     RunConfig,
@@ -24,6 +25,7 @@ from afmrl_jax.data.batching import chunk_shapes
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.architecture import Architecture
+from afmrl_jax.models.lora import add_lora, with_lora
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.testing import tiny_config
@@ -33,6 +35,7 @@ from afmrl_jax.training.partition import Partition
 
 NO_ERASING = InputDropout(patches=0.0)
 FROZEN = ModelSettings(trained="decoder", frozen_dtype="float32")
+ON_TOWER = LoraConfig(rank=2, alpha=4.0, tower_targets=("attn.qkv",))
 
 
 @pytest.fixture
@@ -193,6 +196,10 @@ def test_training_is_the_same_with_the_cache(
     ("change", "message"),
     [
         ({"embedder": ModelSettings()}, r"set --embedder\.trained to lora or decoder"),
+        (
+            {"embedder": ModelSettings(trained="lora", lora=ON_TOWER)},
+            r"embedder\.lora\.tower_targets .*train in it",
+        ),
         ({"agcl": AgclConfig()}, r"set --agcl\.dropout\.patches 0"),
     ],
 )
@@ -201,3 +208,30 @@ def test_a_cache_that_cannot_serve_is_refused(change, message):
     assert RunConfig(**good).visual_cache == "cache"
     with pytest.raises(ConfigError, match=message):
         RunConfig(**(good | change))
+
+
+def test_a_cache_is_refused_where_a_folders_adapters_train_in_the_tower(
+    builder, embedder, tmp_path
+):
+    architecture = with_lora(embedder[0], ON_TOWER)
+    params = add_lora(architecture, embedder[1], 0)
+    settings = AgclConfig(steps=1, batch_size=6, gamma=0.0, dropout=NO_ERASING)
+    # The settings do not say what the folder holds.
+    model = ModelSettings(weights="folder", trained="lora", frozen_dtype="float32")
+    run = RunConfig(
+        embedder=model, agcl=settings, mesh=MeshConfig(data=1), visual_cache=str(tmp_path)
+    )
+    trainee = Partition.of(architecture, params, model, make_mesh(1, 1))
+    with pytest.raises(ConfigError, match="adapters of folder train in it"):
+        train_agcl(run, settings, "agcl", tmp_path / "stage", trainee, builder, seed=0)
+
+
+def test_a_tower_with_other_adapters_has_another_cache(embedder):
+    """Also where only their scale is another: it is no weight."""
+    plain, params = embedder
+    architecture = with_lora(plain, ON_TOWER)
+    other = with_lora(plain, dataclasses.replace(ON_TOWER, alpha=8.0))
+    params = add_lora(architecture, params, 0)
+    keys = [vision_cache.tower_key(x, params, ImageConfig()) for x in (architecture, other)]
+    bare = vision_cache.tower_key(plain, embedder[1], ImageConfig())
+    assert len({*keys, bare}) == 3

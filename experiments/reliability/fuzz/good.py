@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from afmrl_jax.config import LoraConfig
+from afmrl_jax.config import LoraConfig, LoraMap
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.data.catalogue.convert import Conversion, convert
 from afmrl_jax.data.catalogue.load import load_catalogue
@@ -30,7 +30,7 @@ from afmrl_jax.testing import tiny_config, write_badge_catalogue
 from experiments.reliability.fuzz.tiny_run import train_tiny_run
 
 READY = "ready.txt"
-VERSION = "1"
+VERSION = "2"
 """Good inputs of another version are built again."""
 COMPILED = "compiled"
 """Folder of compiled programs beside the good inputs."""
@@ -103,8 +103,9 @@ def _models(folder: Path, shop: Path) -> None:
     other = Architecture.of(config_of("qwen2_5_vl", tie_embeddings=False))
     small = {n: x.astype("bfloat16") for n, x in other.init(1).items()}
     save_model(folder / "hub25", other, small, tokenizer=tokenizer, shard_bytes=20_000)
-    lora = LoraConfig(rank=2, alpha=4.0)
-    adapted = with_lora(plain, lora)
+    lora = LoraConfig(rank=2, alpha=4.0, tower_targets=("attn.qkv",), dora=True)
+    maps = (LoraMap("model/layers/self_attn/q_proj", (1, 2), (4.0, 3.0)),)
+    adapted = with_lora(plain, lora, maps)
     save_model(
         folder / "adapter", adapted, add_lora(adapted, params, 0), like=folder.absolute() / "hub"
     )

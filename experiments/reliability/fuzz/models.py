@@ -176,8 +176,11 @@ def adapter(room: Room) -> Case:
         check_params(params, wanted)
         lora = architecture.config.lora
         assert lora is not None
-        if not math.isfinite(lora.alpha) or lora.alpha <= 0 or lora.rank < 1:
-            raise AcceptedWrongError(f"rank {lora.rank}, alpha {lora.alpha} was taken")
+        maps = architecture.config.lora_maps
+        ranks = (lora.rank, *(x for own in maps for x in own.ranks))
+        alphas = (lora.alpha, *(x for own in maps for x in own.alphas))
+        if not all(map(math.isfinite, alphas)) or min(alphas) <= 0 or min(ranks) < 1:
+            raise AcceptedWrongError(f"ranks {ranks}, alphas {alphas} were taken")
         # Which scale the adapter was trained with cannot be seen from the rest of the folder.
         del good
 

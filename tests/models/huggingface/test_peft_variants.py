@@ -1,5 +1,6 @@
 """rsLoRA, DoRA, patterns of rank and alpha, adapters of the tower: to and from `peft`."""
 
+import dataclasses
 import json
 import shutil
 from functools import partial
@@ -73,20 +74,20 @@ def adapter(made, tmp_path):
 def test_an_adapter_comes_back_but_for_what_no_layer_has(made, tmp_path):
     folder, architecture, params = made
     found, loaded = load_model(folder / "adapter")
-    # Maps in the order of the model.
-    assert found.config.lora == architecture.config.lora
+    asked, given = architecture.config.lora, found.config.lora
+    assert {*given.tower_targets} == {*asked.tower_targets}
+    assert dataclasses.replace(given, tower_targets=asked.tower_targets) == asked
     assert {*found.config.lora_maps} == {*architecture.config.lora_maps}
     assert loaded.keys() == params.keys() == found.shapes.keys()
     assert read_architecture(folder / "adapter").config == found.config
     for name, value in params.items():
         if not name.startswith((f"{UP}/lora_", "visual_tower/blocks/attn/qkv/lora_")):
             np.testing.assert_array_equal(loaded[name], value)
-    np.testing.assert_array_equal(
-        loaded[f"{UP}/lora_a"][0, :, :1], params[f"{UP}/lora_a"][0, :, :1]
-    )
-    assert not np.any(loaded[f"{UP}/lora_a"][0, :, 1:])
-    assert not np.any(loaded[f"{UP}/lora_b"][0, 1:])
-    np.testing.assert_array_equal(loaded[f"{UP}/lora_a"][1], params[f"{UP}/lora_a"][1])
+    (own, b), wanted = (loaded[f"{UP}/lora_{x}"] for x in "ab"), params[f"{UP}/lora_a"]
+    np.testing.assert_array_equal(own[0, :, :1], wanted[0, :, :1])
+    np.testing.assert_array_equal(own[1], wanted[1])
+    assert not np.any(own[0, :, 1:])
+    assert not np.any(b[0, 1:])
     again = save_model(tmp_path / "again", found, loaded, like=folder / "base")
     before, after = file_of(folder / "adapter"), file_of(again)
     assert before.keys() == after.keys()
@@ -97,6 +98,9 @@ def test_an_adapter_comes_back_but_for_what_no_layer_has(made, tmp_path):
     merged, expected = (merge_lora(*x)[1].values() for x in ((found, loaded), made[1:]))
     for one, other in zip(merged, expected, strict=True):
         np.testing.assert_array_equal(one, other)
+    merged = merge_lora(found, loaded)[1]
+    for name, value in merge_lora(architecture, params)[1].items():
+        np.testing.assert_array_equal(merged[name], value)
 
 
 @pytest.mark.parametrize("made", ["qwen3_vl"], indirect=True)
@@ -283,10 +287,9 @@ def test_a_variant_goes_from_peft_through_ours_to_peft(theirs, tmp_path):
     assert own.keys() == other.keys()
     assert all((value == other[name]).all() for name, value in own.items())
     scales = [
-        {n: x.scaling["default"] for n, x in y.named_modules() if hasattr(x, "scaling")}
+        {n: x.scaling["default"] for n, x in y.named_modules() if hasattr(x, "lora_A")}
         for y in (again, found)
     ]
-    # The vision tower's attention has a `scaling` of its own kind.
     assert scales[0] == scales[1]
 
 
