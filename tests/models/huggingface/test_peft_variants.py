@@ -95,9 +95,6 @@ def test_an_adapter_comes_back_but_for_what_no_layer_has(made, tmp_path):
         np.testing.assert_array_equal(after[name], value)
     name = "base_model.model.model.language_model.layers.0.mlp.up_proj.lora_A.weight"
     assert before[name].shape == (1, 32)
-    merged, expected = (merge_lora(*x)[1].values() for x in ((found, loaded), made[1:]))
-    for one, other in zip(merged, expected, strict=True):
-        np.testing.assert_array_equal(one, other)
     merged = merge_lora(found, loaded)[1]
     for name, value in merge_lora(architecture, params)[1].items():
         np.testing.assert_array_equal(merged[name], value)
