@@ -29,6 +29,7 @@ def noise(width, height, rng):
 
 MAX_PIXELS = 28 * 28 * 64
 QWEN = ImageConfig.qwen(max_pixels=MAX_PIXELS)
+QWEN3 = ImageConfig.qwen3(max_pixels=32 * 32 * 64)
 GOLDEN = Path(__file__).with_name("golden_patches.json")
 EDGES = [(1, 1), (1, 200), (200, 1), (3, 597), (28, 28), (14, 14), (13, 13), (57, 11), (2000, 10)]
 """Sizes (width, height) at the borders of what is allowed; the rest are drawn."""
@@ -59,24 +60,32 @@ def gradient(width, height):
     return Image.fromarray(np.stack(channels, -1).astype(np.uint8))
 
 
-def test_patches_are_the_reference_processors_bit_for_bit(rng):
+@pytest.mark.parametrize("config", [QWEN, QWEN3], ids=["qwen2", "qwen3"])
+def test_patches_are_the_reference_processors_bit_for_bit(rng, config):
+    """Qwen3-VL's is the same class with other settings."""
     reference = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
-    processor = reference.Qwen2VLImageProcessorPil(max_pixels=MAX_PIXELS)
-    assert processor.size["shortest_edge"] == QWEN.min_pixels
+    processor = reference.Qwen2VLImageProcessorPil(
+        min_pixels=config.min_pixels,
+        max_pixels=config.max_pixels,
+        patch_size=config.patch_size,
+        image_mean=config.mean,
+        image_std=config.std,
+    )
+    assert processor.size["shortest_edge"] == config.min_pixels
     equal = 0
     for size in sizes():
         picture = noise(*size, rng)
-        found = patchify(encode(picture), QWEN)
+        found = patchify(encode(picture), config)
         expected = processor(images=[picture], return_tensors="np")
-        if len(expected["pixel_values"]) > QWEN.max_patches:
+        if len(expected["pixel_values"]) > config.max_patches:
             # The reference lets a very long picture exceed its budget; we have fixed shapes.
             assert max(size) > 64 * min(size)
-            assert len(found.pixels) <= QWEN.max_patches
+            assert len(found.pixels) <= config.max_patches
             continue
         equal += 1
         assert expected["image_grid_thw"].tolist() == [[1, *found.grid]], size
         np.testing.assert_array_equal(
-            normalized_pixels(found, QWEN), expected["pixel_values"], err_msg=str(size)
+            normalized_pixels(found, config), expected["pixel_values"], err_msg=str(size)
         )
     assert equal > 150
 
