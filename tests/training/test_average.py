@@ -67,10 +67,13 @@ def test_it_is_the_weighted_mean_of_the_weights_after_each_step(steps):
 def test_training_itself_is_what_it_is_without():
     averaged, plain = stepper(), stepper(OptimizerConfig(0.1, warmup_share=0.0))
     states = [x[0] for x in (averaged, plain)]
-    for target in TARGETS:
-        states = [
-            step(state, target) for state, (_, step) in zip(states, (averaged, plain), strict=True)
-        ]
+    # Operation by operation: a compiler may round a larger program in another way.
+    with jax.disable_jit():
+        for target in TARGETS:
+            states = [
+                step(state, target)
+                for state, (_, step) in zip(states, (averaged, plain), strict=True)
+            ]
     assert_equal(states[0].params, states[1].params, rtol=0)
     assert_equal(trained_weights(states[1], OptimizerConfig(0.1)), states[1].params, rtol=0)
     # Without, the state is that of older checkpoints.

@@ -22,7 +22,6 @@ from afmrl_jax.config.validation import require
 from afmrl_jax.parallel.param_paths import STACKS, TOWER
 from afmrl_jax.types import Array, Float
 
-WIDE = jnp.float32
 _SMALLEST = 1e-30
 """In place of the length of a column of zeros, which has no direction."""
 
@@ -147,7 +146,7 @@ def scaled(config: QwenVLConfig, params: Mapping[str, jax.Array]) -> dict[str, j
         if name.endswith("/lora_b"):
             adapter = adapters(name.removesuffix("/lora_b"))
             assert adapter is not None
-            ready[name] = (value.astype(WIDE) * adapter.factor()).astype(value.dtype)
+            ready[name] = (value.astype(jnp.float32) * adapter.factor()).astype(value.dtype)
     return ready
 
 
@@ -166,17 +165,17 @@ def merged_kernel(
         magnitude: of DoRA.
     """
     change = jnp.matmul(
-        lora_a.astype(WIDE), lora_b.astype(WIDE), precision=jax.lax.Precision.HIGHEST
+        lora_a.astype(jnp.float32), lora_b.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
     )
-    whole = kernel.astype(WIDE) + change
+    whole = kernel.astype(jnp.float32) + change
     if magnitude is None:
         return whole
-    return whole * (magnitude.astype(WIDE) / column_norms(whole))[..., None, :]
+    return whole * (magnitude.astype(jnp.float32) / column_norms(whole))[..., None, :]
 
 
 def column_norms(kernel: Float[Array, "*l i o"]) -> Float[Array, "*l o"]:
     """Euclidean lengths of a matrix's columns, float32 and above zero."""
-    wide = kernel.astype(WIDE)
+    wide = kernel.astype(jnp.float32)
     return jnp.maximum(jnp.sqrt(jnp.sum(wide * wide, axis=-2)), _SMALLEST)
 
 
@@ -192,7 +191,7 @@ def column_gains(
     `peft`), so that the gradient of the whole matrix is not needed.
     """
     fixed = jax.lax.stop_gradient((kernel, lora_a, lora_b))
-    return magnitude.astype(WIDE) / column_norms(merged_kernel(*fixed))
+    return magnitude.astype(jnp.float32) / column_norms(merged_kernel(*fixed))
 
 
 def fresh_magnitudes(params: Mapping[str, jax.Array], names: Iterable[str]) -> dict[str, jax.Array]:
