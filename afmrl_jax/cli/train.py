@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -117,9 +117,13 @@ class Config(Settings):
 
 def origins(config: RunConfig) -> list[str]:
     """A line for each folder of weights: what the models came from, and the license of it."""
-    named = (config.embedder.weights, config.generator.weights)
-    folders = {x: Path(x) for x in named if x not in (None, DEMO_WEIGHTS, RANDOM_WEIGHTS)}
-    return [f"license of {origin(base_folder(folder))}" for folder in folders.values()]
+    folders = _folders((config.embedder.weights, config.generator.weights))
+    return [f"license of {origin(base_folder(folder))}" for folder in dict.fromkeys(folders)]
+
+
+def _folders(named: Iterable[str | None]) -> list[Path]:
+    """Those of the settings `weights` that name a folder."""
+    return [Path(x) for x in named if x not in (None, DEMO_WEIGHTS, RANDOM_WEIGHTS)]
 
 
 def train_defaults(arguments: Sequence[str]) -> Train:
@@ -142,8 +146,7 @@ def config_defaults(arguments: Sequence[str]) -> Config:
 def _settings(arguments: Sequence[str], preset: Preset, file: Path | None) -> RunConfig:
     base: RunConfig = getattr(RunConfig, preset)()
     if preset == "pretrained":
-        named = (_value(arguments, f"--{x}.weights") for x in ("embedder", "generator"))
-        folders = [Path(x) for x in named if x not in (None, DEMO_WEIGHTS, RANDOM_WEIGHTS)]
+        folders = _folders(_value(arguments, f"--{x}.weights") for x in ("embedder", "generator"))
         # Patches and chat format are the model's.
         base = pretrained_for(next(filter(None, map(family_in, folders)), None))
     return base if file is None else read_config(file, base)

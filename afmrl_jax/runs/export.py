@@ -116,19 +116,14 @@ def export(
     plain, merged = merge_lora(architecture, exact)
     merged = {n: x.astype(dtype) for n, x in merged.items()}
     weights = weights_folder(run.config.embedder.weights, "embedder")
+    base = base_folder(weights) if weights is not None else None
     agreement = None
     with atomic_path(out) as folder:
-        save_model(
-            folder,
-            plain,
-            merged,
-            like=base_folder(weights) if weights is not None else None,
-            tokenizer=run.tokenizer,
-        )
+        save_model(folder, plain, merged, like=base, tokenizer=run.tokenizer)
         _write_companions(folder, run, plain)
         if checking:
             agreement = _compare(folder, run, (architecture, exact), (plain, merged), listings)
-        _write_card(folder, run, system, plain, agreement)
+        _write_card(folder, run, system, plain, base, agreement)
     return agreement
 
 
@@ -289,6 +284,7 @@ def _write_card(
     run: FinishedRun,
     system: System,
     architecture: Architecture,
+    base: Path | None,
     agreement: Agreement | None,
 ) -> None:
     """README.md: what the model is, and how to compute a vector with and without the module."""
@@ -300,7 +296,6 @@ def _write_card(
         loader=FileSystemLoader(PORTABLE), undefined=StrictUndefined, keep_trailing_newline=True
     )
     environment.filters["string_literal"] = repr
-    weights = weights_folder(config.embedder.weights, "embedder")
     card = environment.get_template("README.md.j2").render(
         system=system.name,
         catalogue=Path(config.catalogue).name,
@@ -312,11 +307,11 @@ def _write_card(
         system_turn=embedder_turns(config.text)[0],
         instruction=embedder_turns(config.text)[1],
         agreement=agreement,
-        own_tokenizer=weights is None,
+        own_tokenizer=base is None,
         family=architecture.config.family,
         model_class=family(architecture.config.family).write_config(architecture.config)[
             "architectures"
         ][0],
-        origin=origin(base_folder(weights)) if weights is not None else None,
+        origin=origin(base) if base is not None else None,
     )
     write_text(folder / "README.md", card)

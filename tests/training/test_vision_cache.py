@@ -1,7 +1,6 @@
 """The cache of visual tokens: the same training without the tower, and safe on disk."""
 
 import dataclasses
-import functools
 import pickle
 import threading
 
@@ -47,14 +46,8 @@ def builder(badge_listings, tokenizer):
 @pytest.fixture(params=["qwen2_vl", "qwen3_vl"])
 def embedder(request, tokenizer):
     """The second one's tower gives several arrays a picture."""
-    architecture, params = drawn(request.param, tokenizer.vocab_size, tokenizer.image_pad_id)
-    return architecture, dict(params)
-
-
-@functools.cache
-def drawn(family, vocab_size, image_token_id):
-    config = tiny_config(family, vocab_size=vocab_size, image_token_id=image_token_id)
-    architecture = Architecture.of(config, Execution(scan=True))
+    ids = {"vocab_size": tokenizer.vocab_size, "image_token_id": tokenizer.image_pad_id}
+    architecture = Architecture.of(tiny_config(request.param, **ids), Execution(scan=True))
     return architecture, architecture.init(0)
 
 
