@@ -80,8 +80,10 @@ class Architecture:
     def init(self, seed: int, settings: InitConfig | None = None) -> Params:
         """Random parameters, float32."""
         build = family(self.config.family).build
-        return _drawn(self, build, jnp.uint32(seed), settings or InitConfig())
+        return self._init(build, jnp.uint32(seed), settings or InitConfig())
 
+    # Of the class and not of an instance, so that equal architectures are compiled once.
+    @partial(jax.jit, static_argnames=("self", "build", "settings"))
     def _init(self, build: Build, seed: jax.Array, settings: InitConfig) -> Params:
         key = jax.random.key(seed)
         params = self.flatten(build(self.config, self.execution, keys=Keys(key)))
@@ -130,11 +132,3 @@ def identity(architecture: Architecture, params: Params) -> str:
     for name in sorted(params):
         digest.update(to_host(params[name]).tobytes())
     return digest.hexdigest()[:16]
-
-
-# A function of the module, so that equal architectures are compiled once.
-@partial(jax.jit, static_argnames=("architecture", "build", "settings"))
-def _drawn(
-    architecture: Architecture, build: Build, seed: jax.Array, settings: InitConfig
-) -> Params:
-    return architecture._init(build, seed, settings)
