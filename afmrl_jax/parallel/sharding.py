@@ -92,8 +92,10 @@ TABLE: tuple[tuple[str, P], ...] = (
     (rf"({NARROWING})/lora_magnitude$", P()),
     # Norms are a few kilobytes, and every device needs them whole.
     (NORM.pattern, P()),
-    # Counters of the training state and of its optimizer.
-    (r"(^|/)(step|count|halted)$", P()),
+    # What reads a tower's tokens while it is pretrained; small.
+    (r"(^|/)probe/\w+$", P()),
+    # Counters of the training state and of its optimizer, and Muon's five coefficients.
+    (r"(^|/)(step|count|halted|ns_coeffs)$", P()),
 )
 
 

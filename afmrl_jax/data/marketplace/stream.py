@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from afmrl_jax.config.marketplace import MarketplaceSettings
 from afmrl_jax.config.validation import require
 from afmrl_jax.data.marketplace.lists import caption, full_list
@@ -53,10 +55,17 @@ class Stream:
             f"a sample has 1 to {len(SELLERS)} photos, one by each seller, found {self.photos}",
         )
 
+    def truth(self, number: int) -> Combination:
+        """The attributes of a sample, without drawing it."""
+        return self._begun(number)[0]
+
+    def _begun(self, number: int) -> tuple[Combination, np.random.Generator]:
+        rng = seeded("stream", self.seed, number)
+        return draw_for("stream", rng), rng
+
     def __getitem__(self, number: int) -> Sample:
         """The sample of a number, from 0 on."""
-        rng = seeded("stream", self.seed, number)
-        truth = draw_for("stream", rng)
+        truth, rng = self._begun(number)
         settings = self.settings
         photos, titles, captions, lists = [], [], [], []
         for seller in draw_sellers(self.photos, rng):
