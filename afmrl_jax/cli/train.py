@@ -10,6 +10,7 @@ from typing import Annotated, Literal, get_args
 import tyro
 
 from afmrl_jax.config import RunConfig, pretrained_for, read_config, to_yaml
+from afmrl_jax.config.marketplace import MARKETPLACE
 from afmrl_jax.config.model import DEMO_WEIGHTS, RANDOM_WEIGHTS
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.models.huggingface.folder import base_folder, family_in
@@ -28,9 +29,9 @@ class Settings:
     """Where the settings of a run come from; options override the file, the file the preset."""
 
     preset: Preset = "demo"
-    """Settings to start from. demo: small models with random weights, minutes on two cores; fast:
-    the same in few steps, which shows that everything works, not how well; pretrained: your Qwen
-    weights, on accelerators."""
+    """Settings to start from. demo: small models, minutes on two cores; on the marketplace from the
+    shipped weights, on another catalogue from random ones. fast: the same in few steps, which shows
+    that everything works, not how well. pretrained: your Qwen weights, on accelerators."""
     fast: bool = False
     """Short for --preset fast."""
     file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
@@ -144,12 +145,21 @@ def config_defaults(arguments: Sequence[str]) -> Config:
 
 
 def _settings(arguments: Sequence[str], preset: Preset, file: Path | None) -> RunConfig:
-    base: RunConfig = getattr(RunConfig, preset)()
-    if preset == "pretrained":
+    if preset != "pretrained":
+        base: RunConfig = getattr(RunConfig, preset)(_catalogue(arguments, file))
+    else:
         folders = _folders(_value(arguments, f"--{x}.weights") for x in ("embedder", "generator"))
         # Patches and chat format are the model's.
         base = pretrained_for(next(filter(None, map(family_in, folders)), None))
     return base if file is None else read_config(file, base)
+
+
+def _catalogue(arguments: Sequence[str], file: Path | None) -> str:
+    """The catalogue named by the options or the file, on which a preset's settings depend."""
+    named = _value(arguments, "--catalogue")
+    if named is None and file is not None:
+        named = read_config(file, RunConfig.demo()).catalogue
+    return named or MARKETPLACE
 
 
 def _start(arguments: Sequence[str]) -> tuple[Preset, Path | None]:

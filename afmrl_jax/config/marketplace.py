@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from afmrl_jax.config.validation import MAX_COUNT, Settings, require
 
+MARKETPLACE = "marketplace"
+"""Name of the catalogue that is drawn."""
 MAX_FAMILIES = 10**6
 
 

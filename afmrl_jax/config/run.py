@@ -10,9 +10,15 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from afmrl_jax.config.contrastive import AgclConfig, BackboneConfig
-from afmrl_jax.config.data import ImageConfig, ListsConfig, OracleConfig, TextBudget
-from afmrl_jax.config.marketplace import MarketplaceSettings
-from afmrl_jax.config.model import Execution, ModelSettings
+from afmrl_jax.config.data import (
+    ImageConfig,
+    ListsConfig,
+    OracleConfig,
+    TextBudget,
+    ViewShares,
+)
+from afmrl_jax.config.marketplace import MARKETPLACE, MarketplaceSettings
+from afmrl_jax.config.model import DEMO_WEIGHTS, Execution, ModelSettings
 from afmrl_jax.config.rar import CitConfig, RarConfig
 from afmrl_jax.config.stages import DistillConfig, EvaluationConfig, OptimizerConfig
 from afmrl_jax.config.validation import MAX_COUNT, MAX_ROWS, MAX_STEPS, Settings, require
@@ -162,21 +168,28 @@ class RunConfig(Settings):
         )
 
     @classmethod
-    def demo(cls) -> RunConfig:
-        """The default run: minutes on two cores."""
-        return cls()
+    def demo(cls, catalogue: str = MARKETPLACE) -> RunConfig:
+        """The default run: minutes on two cores.
+
+        On the drawn marketplace both models start from the shipped weights, which have seen its
+        like. For any other catalogue these are the settings of small models with random weights.
+        """
+        return _on_the_marketplace(cls()) if catalogue == MARKETPLACE else cls()
 
     @classmethod
-    def fast(cls) -> RunConfig:
+    def fast(cls, catalogue: str = MARKETPLACE) -> RunConfig:
         """Every stage of the demo with few steps on small pictures: a smoke test, not a result."""
-        demo = cls()
+        demo = cls.demo(catalogue)
         replace = dataclasses.replace
+        drawn = catalogue == MARKETPLACE
+        # Programs are compiled once per shape, which takes most of the time here.
+        short = TextBudget(buckets=(16, 56, 76), max_attribute_tokens=20)
         return replace(
             demo,
             marketplace=MarketplaceSettings.small(),
-            image=ImageConfig(max_pixels=48 * 48),
-            # Programs are compiled once per shape, which takes most of the time here.
-            text=TextBudget(buckets=(16, 56, 76), max_attribute_tokens=20),
+            image=demo.image if drawn else ImageConfig(max_pixels=48 * 48),
+            text=demo.text if drawn else short,
+            lists=replace(demo.lists, samples=0),
             distill=replace(demo.distill, steps=12),
             backbone=replace(demo.backbone, steps=8),
             agcl=replace(demo.agcl, steps=4, batch_size=32),
@@ -251,6 +264,41 @@ class RunConfig(Settings):
             other.text, layout="qwen3", embedder_instruction="Represent this product for retrieval."
         )
         return dataclasses.replace(other, image=ImageConfig.qwen3(), text=text)
+
+
+def _on_the_marketplace(base: RunConfig) -> RunConfig:
+    """The demo: models of the shipped weights on a small marketplace."""
+    replace = dataclasses.replace
+    return replace(
+        base,
+        catalogue=MARKETPLACE,
+        marketplace=MarketplaceSettings(
+            distill_families=150,
+            train_families=250,
+            reward_families=90,
+            test_families=250,
+            products=(2, 2),
+            offers=(3, 3),
+        ),
+        embedder=ModelSettings(weights=DEMO_WEIGHTS),
+        generator=ModelSettings(weights=DEMO_WEIGHTS),
+        # As the weights were pretrained.
+        image=ImageConfig(max_pixels=96 * 96, pack_shares=(0.25, 0.5, 0.75, 1.0)),
+        text=TextBudget(buckets=(32, 64, 96, 128, 192), max_attribute_tokens=80),
+        lists=ListsConfig(lone=True, grammar=True),
+        # What helps random weights would harm pretrained ones.
+        distill=replace(
+            base.distill,
+            steps=120,
+            swap_share=0.0,
+            contrastive_weight=0.0,
+            title_dropout=0.3,
+            picture_dropout=0.1,
+            optimizer=OptimizerConfig(5e-4, warmup_share=0.05, weight_decay=0.05),
+        ),
+        backbone=replace(base.backbone, steps=100),
+        agcl=replace(base.agcl, views=ViewShares.mixed()),
+    )
 
 
 def pretrained_for(family: str | None) -> RunConfig:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from afmrl_jax.config.marketplace import MARKETPLACE
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.runtime.json_files import checked
 from afmrl_jax.types import JsonObject
@@ -77,7 +78,7 @@ def _without_added(value: object) -> object:
     if isinstance(value, dict):
         cleaned = {k: _without_added(v) for k, v in value.items()}
         kept = {k: v for k, v in cleaned.items() if k not in ADDED or v != ADDED[k]}
-        if kept.get("catalogue") != "marketplace":
+        if kept.get("catalogue") != MARKETPLACE:
             # Of a run on another catalogue they say nothing.
             kept.pop("marketplace", None)
         return kept

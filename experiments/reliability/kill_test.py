@@ -66,7 +66,7 @@ def start(run: Path, count: int) -> LocalJob:
     settings = ["--save-every", "2"]
     for stage, number in steps.items():
         settings += [f"--{stage}.steps", str(number)]
-    command = [*AFMRL, "train", "--fast", "--out", str(run), *settings]
+    command = [*AFMRL, "train", "--fast", "--catalogue", "furniture", "--out", str(run), *settings]
     return LocalJob(command, run.with_name(f"{run.name}-logs"), count, devices=2)
 
 

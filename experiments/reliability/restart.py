@@ -41,8 +41,8 @@ class Restart:
 
 
 def fast_run(run: Path) -> LocalJob:
-    """The fast demo, on one device; its stages are so short that every step is logged."""
-    command = [*AFMRL, "train", "--fast", "--out", str(run)]
+    """A fast run on one device; its stages are so short that every step is logged."""
+    command = [*AFMRL, "train", "--fast", "--catalogue", "furniture", "--out", str(run)]
     return LocalJob(command, run.with_name(f"{run.name}-logs"))
 
 

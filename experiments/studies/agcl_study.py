@@ -56,6 +56,7 @@ class Study:
     """Which seeds, which variations, and where everything goes."""
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    catalogue: str = "furniture"
     names: tuple[str, ...] = tuple(x.name for x in variations() if x.name not in ON_REQUEST)
     """Variations by name."""
     out: Path = Path("runs/agcl_study")
@@ -156,12 +157,14 @@ def run_seed(folder: Path, config: RunConfig, chosen: Sequence[Variation]) -> np
 
 def main(study: Study) -> None:
     """Run seed by seed; after each one write the summary and the plot."""
-    base = RunConfig.fast() if study.fast else RunConfig.demo()
+    base = (RunConfig.fast if study.fast else RunConfig.demo)(study.catalogue)
     chosen, done = study.chosen, []
     stages = [BASELINE, *(x.name for x in chosen)]
     for seed in study.seeds:
         folder = study.out / f"seed-{seed}"
-        families = run_seed(folder, dataclasses.replace(base, seed=seed), chosen)
+        families = run_seed(
+            folder, dataclasses.replace(base, catalogue=study.catalogue, seed=seed), chosen
+        )
         done.append(SeedScores.read(folder, seed, families, stages))
         result = summarise(done, chosen, resamples=base.evaluation.bootstrap)
         result["pair_figures"] = PAIR_FIGURES

@@ -45,6 +45,7 @@ class Study:
     """What is run and where it goes."""
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    catalogue: str = "furniture"
     long_steps: int = 500
     """Steps of the long run; the default RAR has 30."""
     collapse_steps: int = 60
@@ -57,8 +58,8 @@ class Study:
 
     def base(self, seed: int) -> RunConfig:
         """The run of a seed."""
-        config = RunConfig.fast() if self.fast else RunConfig.demo()
-        return dataclasses.replace(config, seed=seed)
+        config = (RunConfig.fast if self.fast else RunConfig.demo)(self.catalogue)
+        return dataclasses.replace(config, catalogue=self.catalogue, seed=seed)
 
     def long(self, rar: RarConfig) -> RarConfig:
         """Many steps, few evaluations."""

@@ -38,6 +38,7 @@ class Seeds:
     """Which seeds, and where their runs go."""
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    catalogue: str = "marketplace"
     out: Path = Path("runs/seeds")
     """Folder of the run directories."""
     result: Path = RESULTS / "seeds.json"
@@ -113,6 +114,7 @@ def main(settings: Seeds) -> None:
     for seed in settings.seeds:
         run = settings.out / f"seed-{seed}"
         command = [*AFMRL, "train", "--out", str(run), "--seed", str(seed)]
+        command += ["--catalogue", settings.catalogue]
         subprocess.run(command + ["--fast"] * settings.fast, check=True)
         runs.append(run)
     if not first_task():

@@ -50,6 +50,8 @@ def asked(monkeypatch, tmp_path):
         (("--fast",), "runs/fast", RunConfig.fast()),
         (("--preset", "fast"), "runs/fast", RunConfig.fast()),
         (("--preset=fast", "--out", "here"), "here", RunConfig.fast()),
+        (("--catalogue", "furniture"), "runs/demo", RunConfig()),
+        (("--fast", "--catalogue=furniture"), "runs/fast", RunConfig.fast("furniture")),
     ],
 )
 def test_a_preset_gives_the_settings_and_the_folder(asked, arguments, folder, config):
@@ -69,6 +71,14 @@ def test_options_win_over_the_file_and_the_file_over_the_preset(asked, tmp_path)
     assert config.distill == fast.distill
 
 
+def test_the_file_may_name_the_catalogue_on_which_the_preset_depends(asked, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("catalogue: my-shop\nseed: 3\n")
+    assert asked("--config", file)[1] == RunConfig(catalogue="my-shop", seed=3)
+    drawn = asked("--config", file, "--catalogue", "marketplace")[1]
+    assert drawn == dataclasses.replace(RunConfig.demo(), seed=3)
+
+
 def test_a_runs_own_config_is_a_file_of_settings(asked, tmp_path):
     config = dataclasses.replace(RunConfig.fast(), seed=5)
     file = tmp_path / "config.json"
@@ -79,12 +89,15 @@ def test_a_runs_own_config_is_a_file_of_settings(asked, tmp_path):
     assert asked("--config", file)[1] == config
 
 
-@pytest.mark.parametrize("preset", ["demo", "fast", "pretrained"])
-def test_what_config_prints_is_a_file_of_settings(preset, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("preset", "catalogue"),
+    [("demo", "marketplace"), ("fast", "marketplace"), ("pretrained", "furniture")],
+)
+def test_what_config_prints_is_a_file_of_settings(preset, catalogue, tmp_path, capsys):
     cli.main(["config", "--preset", preset])
     file = tmp_path / "all.yaml"
     file.write_text(capsys.readouterr().out)
-    assert yaml.safe_load(file.read_text())["catalogue"] == "furniture"
+    assert yaml.safe_load(file.read_text())["catalogue"] == catalogue
     # Whatever the preset, for the file names every setting.
     assert read_config(file, RunConfig.fast()) == getattr(RunConfig, preset)()
 

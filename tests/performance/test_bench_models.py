@@ -60,7 +60,7 @@ def test_compilation():
 
 
 def test_padding_is_counted_for_every_stage_of_the_demo():
-    figures, details = padding_by_stage(RunConfig.demo(), 2)
+    figures, details = padding_by_stage(RunConfig.demo("furniture"), 2)
     shares = {x["stage"]: x["padding"] for x in details}
     assert figures == {"padding_demo_max": max(shares.values())}
     stages = ("distill", "backbone", "infonce", "agcl-distilled", "rar", "annotate", "evaluate")

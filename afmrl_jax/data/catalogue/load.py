@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from afmrl_jax.config import MarketplaceSettings, RunConfig
+from afmrl_jax.config.marketplace import MARKETPLACE
 from afmrl_jax.data.catalogue.census import Census
 from afmrl_jax.data.catalogue.pictures import decode, open_picture
-from afmrl_jax.data.catalogue.readers import MARKETPLACE, RowSource, open_rows
+from afmrl_jax.data.catalogue.readers import RowSource, open_rows
 from afmrl_jax.data.catalogue.records import SPLITS, Catalogue, Listing, Problem, Report
 from afmrl_jax.data.catalogue.schema import left_columns, problem_of, to_listing
 from afmrl_jax.data.catalogue.splits import draw_splits

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from afmrl_jax.config import MarketplaceSettings
+from afmrl_jax.config.marketplace import MARKETPLACE
 from afmrl_jax.data.catalogue import hub, tables
 from afmrl_jax.data.catalogue.manifest import AGAIN, MANIFEST, lacks_manifest
 from afmrl_jax.data.catalogue.published import LAYOUTS, Layout, hugging_face, layout_of
@@ -24,8 +25,6 @@ from afmrl_jax.errors import CatalogueError, ConfigError
 from afmrl_jax.runtime.files import is_local, resolve_path
 from afmrl_jax.runtime.json_files import checked
 
-MARKETPLACE = "marketplace"
-"""Name of the catalogue that is drawn."""
 FILES = tuple(f"listings{end}" for end in tables.ENDS)
 """Names of a listings file that is found in its folder."""
 
