@@ -13,13 +13,14 @@ checkpoint.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
@@ -35,6 +36,7 @@ from afmrl_jax.config import (
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.data.catalogue.load import load_catalogue
 from afmrl_jax.models.architecture import Architecture, Params
+from afmrl_jax.models.demo_weights import Role
 from afmrl_jax.models.families import ROLES, family
 from afmrl_jax.models.huggingface.folder import save_model
 from afmrl_jax.parallel.mesh import make_mesh
@@ -48,6 +50,7 @@ from afmrl_jax.training.distill import make_distill_step
 from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop
 from afmrl_jax.training.state import initial_state
 from experiments.studies.pretrain.accuracy import Accuracy, accuracy_by_key
+from experiments.studies.pretrain.card import write_card
 from experiments.studies.pretrain.optimizer import make_muon
 from experiments.studies.pretrain.pool import Pool
 from experiments.studies.pretrain.sources import Material, PairSource, WritingSource
@@ -116,9 +119,7 @@ def material(settings: Pretraining) -> Material:
     return Material(pool, BpeTokenizer.load(folder), IMAGE, TEXT)
 
 
-def architecture(
-    role: Literal["embedder", "generator"], sizes: Sizes, tokenizer: BpeTokenizer
-) -> Architecture:
+def architecture(role: Role, sizes: Sizes, tokenizer: BpeTokenizer) -> Architecture:
     """Of the embedder or the generator."""
     small = family(ROLES[role]).demo(tokenizer.vocab_size, tokenizer.image_pad_id)
     replace = dataclasses.replace
@@ -184,7 +185,7 @@ def pretrain_generator(settings: Pretraining, own: Material) -> Accuracy:
     config = DistillConfig(contrastive_weight=0.0, structure_weight=1.0, swap_share=0.0)
     source = WritingSource(own, settings.generator_steps, settings.generator_batch, settings.seed)
     params = train(settings, "generator", source, start, partial(make_distill_step, built, config))
-    save_model(settings.out / "generator", built, params, tokenizer=own.tokenizer)
+    params = saved(settings, "generator", built, params, own)
     return accuracy_by_key(built, params, own, settings.seed + HELD_OUT, settings.examined)
 
 
@@ -195,7 +196,16 @@ def pretrain_embedder(settings: Pretraining, own: Material) -> None:
     source = PairSource(own, settings.embedder_steps, settings.embedder_batch, settings.seed)
     step = partial(make_agcl_step, built, config, None)
     params = train(settings, "embedder", source, built.init(settings.seed + 1), step)
-    save_model(settings.out / "embedder", built, params, tokenizer=own.tokenizer)
+    saved(settings, "embedder", built, params, own)
+
+
+def saved(
+    settings: Pretraining, role: Role, built: Architecture, params: Params, own: Material
+) -> Params:
+    """Save a model in bfloat16; returns the parameters as they will be read."""
+    small = {name: x.astype(jnp.bfloat16) for name, x in params.items()}
+    save_model(settings.out / role, built, small, tokenizer=own.tokenizer)
+    return {name: x.astype(jnp.float32) for name, x in small.items()}
 
 
 def curve(settings: Pretraining, name: str) -> list[list[float]]:
@@ -222,6 +232,11 @@ def main() -> None:
         **provenance(),
     }
     write_json(settings.out / "report.json", report)
+    roles: tuple[Role, ...] = ("generator", "embedder")
+    for role in roles:
+        built = architecture(role, settings.sizes, own.tokenizer)
+        count = sum(math.prod(x.shape) for x in built.shapes.values())
+        write_card(settings.out / role, role, built.config.family, count, report)
 
 
 if __name__ == "__main__":
