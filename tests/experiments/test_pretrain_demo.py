@@ -5,15 +5,28 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+from afmrl_jax.data.attributes.text_format import parse_attributes
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
+from afmrl_jax.data.marketplace.lists import canonical
+from afmrl_jax.data.marketplace.world import ATTRIBUTES, VISIBLE
 from afmrl_jax.models.huggingface.folder import load_model
+from afmrl_jax.training.state import initial_state
 from experiments.studies.pretrain import pool as pools
+from experiments.studies.pretrain.optimizer import make_muon
 from experiments.studies.pretrain.pool import PHOTOS, Pool
 from experiments.studies.pretrain.sources import Material, PairSource, WritingSource
-from experiments.studies.pretrain_demo import IMAGE, TEXT
+from experiments.studies.pretrain.tower import (
+    KNOWN,
+    TowerSource,
+    make_tower_step,
+    trainable,
+    values_seen,
+)
+from experiments.studies.pretrain_demo import IMAGE, TEXT, Sizes, architecture
 
 SIZE = 2 * pools.SHARD
 
@@ -83,13 +96,48 @@ def test_pairs_are_two_offers_of_a_product_seen_alike(material):
         assert sorted(own) == [0, 1]
 
 
+def test_the_tower_is_asked_for_what_can_be_seen(material):
+    source = TowerSource(material, 10, 5, 0)
+    batch, again = source[3], TowerSource(material, 10, 5, 0)[3]
+    np.testing.assert_array_equal(batch.values, again.values)
+    np.testing.assert_array_equal(batch.rows.patches, again.rows.patches)
+    assert batch.rows.tokens.shape == (5, 36)
+    lists = [material.pool.words(n).lists[0] for n in range(3)]
+    for text, values in zip(lists, values_seen(material.pool.seed, [0, 1, 2]), strict=True):
+        told = {key: canonical(key, word) for key, word in parse_attributes(text)}
+        shown = {
+            key: ATTRIBUTES[key].values[value]
+            for key, value in zip(VISIBLE, values, strict=True)
+            if value >= 0
+        }
+        assert told == shown
+
+
+def test_the_probe_and_the_tower_learn_and_nothing_else(material):
+    sizes = Sizes(vision_depth=1, vision_dim=32, hidden_dim=64, layers=1, intermediate_dim=64)
+    built = architecture("generator", sizes, material.tokenizer)
+    frozen, start = trainable(built.init(0), sizes.hidden_dim, 0)
+    assert {name.partition("/")[0] for name in start} == {"visual_tower", "probe"}
+    optimizer = make_muon(start, 30, muon_rate=1.5e-2, adam_rate=2e-3)
+    step = make_tower_step(built, optimizer)
+    state, losses = initial_state(start, optimizer), []
+    batch = TowerSource(material, 1, 16, 0)[0]
+    for _ in range(30):
+        state, metrics = step(frozen, state, batch, jax.random.key(0))
+        losses.append(float(metrics["loss"]))
+    # As many values are possible as chance knows of, and one batch can be learned by heart.
+    assert losses[0] == pytest.approx(np.log(KNOWN.sum(1)).mean(), rel=0.1)
+    assert losses[-1] < 0.7 * losses[0]
+
+
 @pytest.mark.slow
 def test_the_command_goes_on_after_a_kill_and_ends_with_the_same_weights(pool, tmp_path):
     """Killed in the middle of the generator's training, against a run that was left alone."""
     tiny = ["--sizes.vision-depth=1", "--sizes.vision-dim=32", "--sizes.hidden-dim=64"]
     tiny += ["--sizes.layers=2", "--sizes.intermediate-dim=64", "--vocab-size=600"]
     tiny += ["--samples", str(SIZE), "--seed=3", "--workers=1", "--save-every=4", "--examined=100"]
-    tiny += ["--generator-steps=12", "--generator-batch=8", "--embedder-steps=8"]
+    tiny += ["--tower-steps=6", "--tower-batch=8", "--generator-steps=12", "--generator-batch=8"]
+    tiny += ["--embedder-steps=8"]
     command = [sys.executable, "-m", "experiments.studies.pretrain_demo", *tiny]
     outs = [tmp_path / "whole", tmp_path / "killed"]
     for out in outs:
@@ -109,3 +157,4 @@ def test_the_command_goes_on_after_a_kill_and_ends_with_the_same_weights(pool, t
     report = json.loads((outs[1] / "report.json").read_text())
     assert report["loss"]["generator"][-1][0] == 12
     assert set(report["generator_accuracy"]) >= {"type", "neckline", "pattern"}
+    assert "| neckline | " in (outs[1] / "generator" / "README.md").read_text()

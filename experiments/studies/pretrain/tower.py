@@ -128,10 +128,10 @@ def make_tower_step(
             asked = batch.values >= 0
             wanted = jnp.maximum(batch.values, 0)[..., None]
             chances = jnp.take_along_axis(jax.nn.log_softmax(logits), wanted, -1)[..., 0]
-            right = (logits.argmax(-1) == batch.values) & asked
-            count = asked.sum()
+            right = ((logits.argmax(-1) == batch.values) & asked).sum().astype(jnp.float32)
+            count = asked.sum().astype(jnp.float32)
             value = -jnp.where(asked, chances, 0.0).sum() / count
-            return value, {"accuracy": right.sum() / count}
+            return value, {"accuracy": right / count}
 
         return gradient_step(state, loss, optimizer)
 
