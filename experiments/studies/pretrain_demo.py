@@ -82,18 +82,18 @@ class Pretraining:
     seed: int = 0
     samples: int = 64_000
     """Of the pool, two photos each; a multiple of 500."""
-    tower_steps: int = 4_000
+    tower_steps: int = 2_500
     """Of the generator's vision tower, before its decoder learns."""
     tower_batch: int = 32
-    generator_steps: int = 3_000
+    generator_steps: int = 2_000
     generator_batch: int = 32
-    embedder_steps: int = 1_500
+    embedder_steps: int = 1_000
     embedder_batch: int = 64
     """Pairs."""
     learning_rate: float = 2e-3
     """Of Adam, for biases, scales and the token table."""
     muon_rate: float = 1.5e-2
-    """Of Muon, for all other matrices: a third of the steps of Adam for the same accuracy."""
+    """Of Muon, for all other matrices."""
     vocab_size: int = 2048
     examined: int = 1000
     """Photos that the generator is examined on."""
