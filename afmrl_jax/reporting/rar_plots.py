@@ -5,12 +5,6 @@ from __future__ import annotations
 from afmrl_jax.reporting.curves import Curve, Lines, Plot
 
 
-def _room(rar: Lines) -> Lines:
-    """Reward of the best list of a group less the mean, by step."""
-    known = [x for x in rar if "best_reward" in x]
-    return [x | {"room": x["best_reward"] - x["well_formed_reward"]} for x in known]
-
-
 def reinforcement_plots(rar: Lines) -> list[Plot]:
     """All curves of a stage; the first is the one that decides.
 
@@ -46,7 +40,7 @@ def reinforcement_plots(rar: Lines) -> list[Plot]:
             [
                 Curve("list less no list", rar, "list_gain"),
                 Curve("held-out, list less no list", rar, "held_out/list_gain", points=True),
-                Curve("best of the group less mean", _room(rar), "room"),
+                Curve("best of the group less its mean", rar, "group_room"),
             ],
             "Well-formed lists. The first says whether lists help these queries at all, the last "
             "how much reinforcement could gain by choosing among what is sampled.",

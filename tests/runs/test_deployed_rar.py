@@ -65,14 +65,14 @@ def test_the_policy_annotates_the_gallery_and_reports_on_a_third_part(deployed, 
         assert 0 <= line["live_groups"] <= settings.candidates
         assert {"greedy_reward", "pass_at_group", "margin"} <= line.keys()
         if line["malformed_share"] < 1:
-            assert {"list_gain", "well_formed_reward", "best_reward"} <= line.keys()
-            assert line["best_reward"] >= line["well_formed_reward"] - 1e-6
+            assert {"list_gain", "well_formed_reward"} <= line.keys()
+            assert line["group_room"] >= 0
     judged = [x for x in lines if "held_out/recall" in x]
     assert [x["step"] for x in judged] == [0, 3, 6]
     # Greedy lists are mended, so that none is malformed.
     assert all(x["held_out/malformed_share"] == 0 for x in judged)
     best = json.loads((deployed / "best" / "best.json").read_text())
-    assert best["reward"] == max(x["held_out/recall"] for x in judged)
+    assert best["reward"] == pytest.approx(max(x["held_out/recall"] for x in judged))
     reported = json.loads((deployed / "report.json").read_text())
     assert reported["k"] == settings.k
     assert reported["queries"] >= reported["families"] > 0
@@ -120,6 +120,7 @@ def test_a_stage_killed_within_a_segment_ends_with_the_same_weights(
     assert (deployed / "report.json").read_text() == (folder / "report.json").read_text()
 
 
+@pytest.mark.slow
 def test_cycles_reinforce_in_between_and_have_controls(whole_run, tiny_run, tmp_path):
     cit = dataclasses.replace(tiny_run.cit, cycles=2, rar_between=True, steps=1)
     config = dataclasses.replace(tiny_run, cit=cit, controls=True)

@@ -170,8 +170,10 @@ class Rollout:
             out["greedy_reward"] = float(np.mean(self.greedy))
         if well.any():
             out["well_formed_reward"] = float(np.mean(self.rewards[well]))
-            best = np.where(well, self.rewards, -np.inf).max(1)[well.any(1)]
-            out["best_reward"] = float(np.mean(best))
+            some = well.any(1)
+            best = np.where(well, self.rewards, -np.inf).max(1)[some]
+            mean = np.where(well, self.rewards, 0.0).sum(1)[some] / well.sum(1)[some]
+            out["group_room"] = float(np.mean(best - mean))
             if self.bare is not None:
                 out["list_gain"] = float(np.mean(self.list_gains[well]))
         return out
