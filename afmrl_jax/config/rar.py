@@ -30,9 +30,9 @@ class RarConfig(Settings):
     group_size: int = 8
     """Attribute lists sampled per query."""
     reward: str = "recall"
-    """recall, reciprocal_rank, ndcg, margin, length_aware, or your own as package.module:function,
-    which takes an `objectives.rewards.Outcome` and returns a number for each list, or which is an
-    `objectives.rewards.Reward` and also says what it needs computed."""
+    """recall, reciprocal_rank, ndcg, whole_ndcg, margin, length_aware, or your own as
+    package.module:function, which takes an `objectives.rewards.Outcome` and returns a number for
+    each list, or which is an `objectives.rewards.Reward` and also says what it needs computed."""
     length_price: float = 0.1
     """What the reward length_aware subtracts for a list that fills its budget."""
     k: int | None = None
@@ -40,6 +40,9 @@ class RarConfig(Settings):
     margin_negatives: int = 3
     """Hardest negatives averaged by the margin reward."""
     malformed_reward: float = -0.1
+    permute_rewards: bool = False
+    """A placebo: the rewards of each group's well-formed lists go to them in random order. What is
+    gained with it is not due to retrieval. The log and the held-out queries keep the true ones."""
     temperature: float = 0.7
     """Sampling temperature. At 1 a quarter of a small generator's samples are malformed, and RAR
     learns to write less rather than better: lists shrink to one key."""
@@ -49,9 +52,17 @@ class RarConfig(Settings):
     constrained: bool = False
     """Sample only lists that follow the grammar and use keys the distilled generator wrote. The
     log-probabilities remain those of free sampling."""
-    baseline: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
+    baseline: Literal["grpo", "dr_grpo", "rloo", "greedy", "best"] = "grpo"
     """Advantage: the reward minus the group's mean, divided by its standard deviation (grpo) or not
-    (dr_grpo), or minus the mean of the group's other samples (rloo)."""
+    (dr_grpo), or minus the mean of the group's other samples (rloo), or minus the reward of the
+    greedy list, which is what will be deployed (greedy). `best` is no baseline but a rival:
+    supervised training on the best list of each group."""
+    live_by: Literal["reward", "rank"] = "reward"
+    """What the well-formed samples of a group must differ in to teach: rewards, or also the rank of
+    the best positive, which a margin moves without effect."""
+    candidates: int | None = None
+    """Queries sampled and rewarded a step, of which `queries` are updated on, live groups first
+    (dynamic sampling, as in DAPO). None: as many as `queries`, live or not."""
     normalization: Literal["sample", "token", "constant"] = "sample"
     """Average over samples, over tokens (DAPO), or divide by the token budget (Dr. GRPO)."""
     drop_dead_groups: bool = False
@@ -73,7 +84,16 @@ class RarConfig(Settings):
     """Optimizer steps per rollout; from the second one on, the clipped ratio matters."""
     held_out_share: float = 0.3
     """Fraction of the reward families held out to evaluate RAR; never trained on. Where a catalogue
-    divides its reward listings into parts, `learn` is trained on and `choose` held out instead."""
+    divides its reward listings into parts, `learn` is trained on, `choose` held out and `report`
+    reported on instead."""
+    report_share: float = 0.0
+    """Fraction of the reward families that neither train nor choose the best generator; only what
+    comes out is judged by them (report.json)."""
+    judged: Literal["sampled", "greedy"] = "sampled"
+    """How held-out lists are written: sampled, or greedily and mended, as they are deployed."""
+    choose_by: Literal["reward", "recall", "reciprocal_rank"] = "reward"
+    """Held-out figure by which the best generator is chosen. `recall` with a fixed `k` judges every
+    reward alike."""
     evaluate_every: int = 10
     evaluation_samples: int = 4
     """Samples per held-out query, with the same random keys at every evaluation."""
@@ -83,6 +103,10 @@ class RarConfig(Settings):
     samples_every: int = 10
     """Steps between entries of samples.jsonl, which holds a few sampled lists."""
     gallery_splits: tuple[str, ...] = ("reward", "train")
+    refresh_gallery: int | None = None
+    """Steps after which the generator annotates the gallery again, as where it is deployed it
+    writes both sides. None keeps the lists of the generator that RAR starts from, and rewards lists
+    that say what those say."""
     gallery_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the gallery's vectors; bfloat16 halves their memory and may reorder near ties."""
     optimizer: OptimizerConfig = field(
@@ -107,6 +131,8 @@ class RarConfig(Settings):
             kl_coefficient=(0, MAX_FACTOR),
             chunk_tokens=(1, MAX_COUNT),
             updates_per_rollout=(1, 10_000),
+            candidates=(1, MAX_ROWS),
+            refresh_gallery=(1, MAX_STEPS),
             evaluate_every=(1, MAX_STEPS),
             evaluation_samples=(1, MAX_ROWS),
             patience=(1, MAX_STEPS),
@@ -115,6 +141,20 @@ class RarConfig(Settings):
         require(0 <= self.length_price < 1, "length_price must lie in [0, 1)")
         require(self.ratio_cap is None or self.ratio_cap > 1, "ratio_cap must exceed 1")
         require(0 < self.held_out_share < 1, "held_out_share must lie in (0, 1)")
+        require(
+            0 <= self.report_share < 1 - self.held_out_share,
+            "report_share must lie in [0, 1 - held_out_share), so that some families train",
+        )
+        require(
+            self.candidates is None or self.candidates >= self.queries,
+            f"candidates {self.candidates} must be at least queries {self.queries}, which are "
+            "chosen from them",
+        )
+        require(
+            not self.permute_rewards or self.baseline not in ("greedy", "best"),
+            "permute_rewards is a placebo of baselines made of the group: set --rar.baseline grpo, "
+            "dr_grpo or rloo",
+        )
         require("reward" in self.gallery_splits, "the gallery must hold the reward split")
         require(
             not self.optimizer.ema_decay,
@@ -138,6 +178,12 @@ class CitConfig(Settings):
     random ones as in the paper."""
     steps: int = 20
     learning_rate: float = 3e-4
+    fresh_batches: bool = True
+    """Whether a cycle draws pairs of its own. Off, it repeats the first batches that the embedder
+    was trained on before. A run keeps what it began with."""
+    rar_between: bool = False
+    """Reinforce the generator once more before every cycle but the first, with the embedder of the
+    cycle before as the judge."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -107,7 +107,8 @@ class RunConfig(Settings):
     controls: bool = False
     """Also train and evaluate what the attribute lists are judged against: `agcl+shuffled`, trained
     and tested with lists of other products, and `agcl+distilled-bare`, the embedder of
-    `agcl+distilled` without any list."""
+    `agcl+distilled` without any list; and what CIT is judged against, `afmrl+cit-old-lists`, which
+    trains for as many steps on the same pairs with the distilled generator's lists."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoints: KeptCheckpoints = field(default_factory=KeptCheckpoints)
     guard: GuardConfig = field(default_factory=GuardConfig)

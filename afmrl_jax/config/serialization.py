@@ -58,6 +58,15 @@ ADDED: JsonObject = {
     "weighted_pairs": "all",
     "normalize_weights": False,
     "permute_weights": False,
+    "fresh_batches": False,
+    "rar_between": False,
+    "permute_rewards": False,
+    "live_by": "reward",
+    "candidates": None,
+    "report_share": 0.0,
+    "judged": "sampled",
+    "choose_by": "reward",
+    "refresh_gallery": None,
     "tower_targets": [],
     "rank_stabilized": False,
     "dora": False,
@@ -65,7 +74,7 @@ ADDED: JsonObject = {
 """Settings that older run directories lack, and the value that means the old behavior."""
 
 
-BEFORE: JsonObject = {"packed": False}
+BEFORE: JsonObject = {"packed": False, "cit": {"fresh_batches": False}}
 """Settings of a run in `ADDED` whose default is another than the old behavior."""
 
 
@@ -83,6 +92,15 @@ def _without_added(value: object) -> object:
             kept.pop("marketplace", None)
         return kept
     return [_without_added(x) for x in value] if isinstance(value, list) else value
+
+
+def _completed(value: JsonObject, missing: JsonObject) -> JsonObject:
+    """JSON values with what they lack of others, at any depth."""
+    out = missing | value
+    for name, inner in missing.items():
+        if isinstance(inner, dict) and isinstance(out[name], dict):
+            out[name] = _completed(out[name], inner)
+    return out
 
 
 def with_present_names(value: T) -> T:
@@ -117,7 +135,7 @@ def from_dict(
     """
     plain = with_present_names(value)
     if stored and isinstance(plain, dict):
-        plain = BEFORE | plain
+        plain = _completed(plain, BEFORE)
     return checked(kind, plain, where, error=ConfigError, remedy=REMEDY)
 
 

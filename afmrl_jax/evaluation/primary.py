@@ -52,6 +52,9 @@ PRIMARY = (
     PrimaryTest("AGCL", "infonce", "agcl", about="against InfoNCE"),
     PrimaryTest("RAR", "agcl+distilled", "afmrl", about="reinforced lists against distilled ones"),
     PrimaryTest("CIT", "afmrl", "afmrl+cit", about="against the embedder before it"),
+    PrimaryTest(
+        "CIT", "afmrl+cit-old-lists", "afmrl+cit", about="against as many steps with the old lists"
+    ),
     PrimaryTest("text to image", CHANCE, LAST, "text_to_image", "against chance"),
 )  # fmt: skip
 """All that is claimed. A comparison whose systems a run lacks is not made, and does not count."""

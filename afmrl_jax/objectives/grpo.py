@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from afmrl_jax.types import Array, Bool, Float
 
-Baseline = Literal["grpo", "dr_grpo", "rloo"]
+Baseline = Literal["grpo", "dr_grpo", "rloo", "greedy", "best"]
 Normalization = Literal["sample", "token", "constant"]
 Importance = Literal["token", "sequence"]
 Divergence = Literal["k1", "k2", "k3"]
@@ -21,18 +21,27 @@ LARGEST_LOG_RATIO = 20.0
 """Cap on differences of log-probabilities before exp; beyond it float32 would overflow."""
 
 
-def dead_groups(rewards: Float[Array, "q g"], malformed: Bool[Array, "q g"]) -> Bool[Array, " q"]:
+def dead_groups(
+    rewards: Float[Array, "q g"],
+    malformed: Bool[Array, "q g"],
+    greedy: Float[Array, " q"] | None = None,
+) -> Bool[Array, " q"]:
     """Groups that teach nothing about retrieval: their well-formed rewards are all equal.
 
     A group with one well-formed member, or none, is dead too.
 
     Args:
-        rewards: [q g].
+        rewards: [q g], or any other number by which samples may differ, such as ranks.
         malformed: [q g].
+        greedy: [q], the same of a list outside of the group that it is compared with.
     """
     rewards = rewards.astype(jnp.float32)
     high = jnp.max(jnp.where(malformed, -jnp.inf, rewards), axis=1)
     low = jnp.min(jnp.where(malformed, jnp.inf, rewards), axis=1)
+    if greedy is not None:
+        some = jnp.any(~malformed, axis=1)
+        high = jnp.where(some, jnp.maximum(high, greedy), high)
+        low = jnp.where(some, jnp.minimum(low, greedy), low)
     # Without a well-formed member this is -inf - inf = -inf: dead.
     return high - low <= SMALLEST_DEVIATION
 
@@ -42,12 +51,17 @@ def group_advantages(
     malformed: Bool[Array, "q g"],
     *,
     baseline: Baseline = "grpo",
+    greedy: Float[Array, " q"] | None = None,
+    dead: Bool[Array, " q"] | None = None,
 ) -> Float[Array, "q g"]:
-    """What a sample earned beyond its group, in one of three ways, with three guards.
+    """What a sample earned beyond its group, in one of five ways, with three guards.
 
         grpo     (r_i - mean_j r_j) / max(deviation_j r_j, 1e-4)
         dr_grpo  r_i - mean_j r_j
         rloo     r_i - mean_{j != i} r_j
+        greedy   r_i - reward of the greedy list
+        best     1 for the first of the best well-formed lists, 0 for the others: with it the
+                 gradient is that of supervised training on the best of the group
 
     * A group whose members are all malformed gets zero: a penalty they share is no signal, and
       divided by its vanishing deviation it would become a full-size phantom.
@@ -58,6 +72,9 @@ def group_advantages(
       penalty (a margin) would teach the policy to break the grammar on hard queries, so where the
       worst well-formed reward is negative a malformed member stands as far below it as its own
       (negative) reward says. Rewards that are never negative (recall) are not touched by this.
+      Against the greedy list, too, it is never better than zero.
+
+    With `greedy` a group is dead if its members equal the greedy list as well.
 
     Example:
         >>> rewards, none = jnp.array([[1.0, 0.0]]), jnp.zeros((1, 2), bool)
@@ -69,14 +86,22 @@ def group_advantages(
     Args:
         rewards: [q g], with the penalty in place where malformed.
         malformed: [q g].
-        baseline: which of the three.
+        baseline: which of the five.
+        greedy: [q], rewards of the greedy lists, mended where malformed; for `greedy` alone.
+        dead: [q], groups that are to teach nothing beside those of equal rewards.
 
     Returns:
         float32 [q g].
 
+    Raises:
+        ValueError: `greedy` is missing, or not asked for.
+
     Reference: Shao et al., DeepSeekMath, arXiv 2402.03300, section 4.1; Liu et al., Dr. GRPO, arXiv
-    2503.20783; Ahmadian et al., Back to basics (RLOO), arXiv 2402.14740.
+    2503.20783; Ahmadian et al., Back to basics (RLOO), arXiv 2402.14740; Li et al., ReMax, arXiv
+    2310.10505 (the greedy list); Dong et al., RAFT, arXiv 2304.06767 (the best of the group).
     """
+    if (greedy is None) == (baseline == "greedy"):
+        raise ValueError(f"baseline {baseline} and the rewards of greedy lists do not fit")
     rewards = rewards.astype(jnp.float32)
     size = rewards.shape[1]
     worst = jnp.min(jnp.where(malformed, jnp.inf, rewards), axis=1, keepdims=True)
@@ -89,9 +114,18 @@ def group_advantages(
     elif baseline == "rloo":
         # The mean of the others lies size / (size - 1) times as far away as the mean of all.
         advantage = advantage * (size / (size - 1))
+    elif baseline == "greedy":
+        assert greedy is not None
+        advantage = rewards - greedy.astype(jnp.float32)[:, None]
+        advantage = jnp.where(malformed, jnp.minimum(advantage, below - worst), advantage)
+    elif baseline == "best":
+        place = jnp.argmax(jnp.where(malformed, -jnp.inf, rewards), axis=1)
+        advantage = jax.nn.one_hot(place, size, dtype=jnp.float32)
     nothing = jnp.all(malformed, axis=1, keepdims=True)
-    equal = dead_groups(rewards, malformed)[:, None]
-    return jnp.where(nothing | (equal & ~malformed), 0.0, advantage)
+    equal = dead_groups(rewards, malformed, greedy)
+    if dead is not None:
+        equal |= dead
+    return jnp.where(nothing | (equal[:, None] & ~malformed), 0.0, advantage)
 
 
 def token_weights(

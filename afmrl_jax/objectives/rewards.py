@@ -101,10 +101,30 @@ def ndcg(outcome: Outcome) -> Float[Array, "q g"]:
     Reference: Jarvelin & Kekalainen, Cumulated gain-based evaluation of IR techniques, 2002.
     """
     ranks, k = jnp.asarray(outcome.ranks), outcome.k
-    gain = jnp.where(ranks <= k, 1.0 / jnp.log2(1.0 + ranks.astype(jnp.float32)), 0.0)
-    places = jnp.arange(1, ranks.shape[-1] + 1, dtype=jnp.int32)[None]
-    counted = places <= jnp.minimum(jnp.asarray(outcome.positives), k)[:, None]
-    best = jnp.where(counted, 1.0 / jnp.log2(1.0 + places.astype(jnp.float32)), 0.0).sum(-1)
+    gain = jnp.where(ranks <= k, _discount(ranks), 0.0)
+    return _of_largest(gain, jnp.minimum(jnp.asarray(outcome.positives), k))
+
+
+def whole_ndcg(outcome: Outcome) -> Float[Array, "q g"]:
+    """The nDCG of the whole list, in [0, 1]: as `ndcg`, with the length of the list for k.
+
+    A rank that improves far down the list earns something too, where nDCG@k and Recall@k are 0.
+    """
+    # Padding stands behind every positive.
+    ranks, positives = jnp.sort(jnp.asarray(outcome.ranks), axis=-1), jnp.asarray(outcome.positives)
+    places = jnp.arange(1, ranks.shape[-1] + 1, dtype=jnp.int32)[None, None]
+    gain = jnp.where(places <= positives[:, None, None], _discount(ranks), 0.0)
+    return _of_largest(gain, positives)
+
+
+def _discount(places: Array) -> Array:
+    return 1.0 / jnp.log2(1.0 + places.astype(jnp.float32))
+
+
+def _of_largest(gain: Array, counted: Array) -> Array:
+    """Gains [q g p], summed, as a share of what `counted` positives [q] in front would bring."""
+    places = jnp.arange(1, gain.shape[-1] + 1, dtype=jnp.int32)[None]
+    best = jnp.where(places <= counted[:, None], _discount(places), 0.0).sum(-1)
     return gain.sum(-1) / jnp.where(best > 0, best, 1.0)[:, None]
 
 
@@ -130,6 +150,7 @@ REWARDS: dict[str, Reward] = {
     "recall": Reward(recall),
     "reciprocal_rank": Reward(reciprocal_rank),
     "ndcg": Reward(ndcg, needs=frozenset({"ranks"})),
+    "whole_ndcg": Reward(whole_ndcg, needs=frozenset({"ranks"})),
     "margin": Reward(margin, needs=frozenset({"margin"})),
     "length_aware": Reward(length_aware, settings=("length_price",)),
 }

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from afmrl_jax.reporting.plots import Curve, Drawn, Plot, draw
+from afmrl_jax.reporting.curves import Curve, Plot
+from afmrl_jax.reporting.plots import Drawn, draw
 from afmrl_jax.reporting.tables import MISSING, TASKS, Evaluation, number, reference, rows_of
 from afmrl_jax.types import JsonObject
 

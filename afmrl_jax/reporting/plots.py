@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from afmrl_jax.reporting.curves import Curve, Lines, Plot
+from afmrl_jax.reporting.rar_plots import reinforcement_plots
 from afmrl_jax.runtime.metrics_log import read_metrics
-from afmrl_jax.types import JsonObject
-
-Lines = list[JsonObject]
 
 # Matplotlib needs real colors; these placeholders become variables of the page's style sheet, so
 # that one picture serves a light and a dark page.
@@ -34,49 +32,6 @@ PLACEHOLDERS = {
 INK, SOFT, LINE, *SERIES = PLACEHOLDERS
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)), (0, (3, 1, 1, 1, 1, 1)))
 """One dash pattern per series, so that color is never the only difference."""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One metric of one stage."""
-
-    label: str
-    lines: Lines
-    key: str
-    errors: float = 0.0
-    """Standard errors (`key` + `_error`) on either side that are drawn as a band; 0: none."""
-    points: bool = False
-    """Measured only at some steps: drawn with markers."""
-
-    @property
-    def values(self) -> list[tuple[float, float, float]]:
-        """(step, value, half width of the band) of every finite point, by step."""
-        found = []
-        for line in self.lines:
-            step, value = line.get("step"), line.get(self.key)
-            if step is None or value is None or not math.isfinite(value):
-                continue
-            error = line.get(f"{self.key}_error") or 0.0
-            width = self.errors * error if math.isfinite(error) else 0.0
-            found.append((float(step), float(value), width))
-        return sorted(found)
-
-
-@dataclass(frozen=True)
-class Plot:
-    """Curves that share their axes."""
-
-    title: str
-    unit: str
-    curves: list[Curve]
-    note: str = ""
-    zero_line: bool = False
-    whole_range: tuple[float, float] | None = None
-    """Limits of the y axis, for shares."""
-    axis: str = "step"
-    """What the curves' steps count."""
-    doubling: bool = False
-    """Equal distances on the x axis are doublings."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +165,7 @@ def read_stages(run: Path) -> dict[str, Lines]:
 def embedder_stages(stages: dict[str, Lines]) -> list[str]:
     """The stages that train the embedder, in the order of the method."""
     known = [x for x in ("backbone", "infonce", "agcl", "agcl-distilled") if x in stages]
-    return known + sorted(x for x in stages if re.fullmatch(r"cit-\d+", x))
+    return known + sorted(x for x in stages if re.fullmatch(r"cit-(control-)?\d+", x))
 
 
 def _embedder_plots(stages: dict[str, Lines]) -> list[Plot]:
@@ -239,58 +194,6 @@ def _embedder_plots(stages: dict[str, Lines]) -> list[Plot]:
     ]
 
 
-def _reinforcement_plots(rar: Lines) -> list[Plot]:
-    def both(key: str, *, errors: float = 0.0) -> list[Curve]:
-        return [
-            Curve("training batch", rar, key),
-            Curve("held-out queries", rar, f"held_out/{key}", errors, points=True),
-        ]
-
-    share = (-0.02, 1.02)
-    return [
-        Plot(
-            "RAR: held-out gain over the start",
-            "reward",
-            [Curve("gain", rar, "held_out/gain", 2.0, points=True)],
-            "Paired with the same queries before the first step. Band: two standard errors.",
-            zero_line=True,
-        ),
-        Plot(
-            "RAR: reward",
-            "reward",
-            both("reward", errors=1.0),
-            "Held-out queries are never trained on and are always sampled with the same keys. "
-            "Band: one standard error.",
-        ),
-        Plot("RAR: KL to the distilled generator", "nats per token", [Curve("KL", rar, "kl")]),
-        Plot(
-            "RAR: dead groups",
-            "share of groups",
-            [Curve("dead groups", rar, "dead_group_share")],
-            "Groups whose samples all earn the same reward, from which nothing is learned.",
-            whole_range=share,
-        ),
-        Plot("RAR: malformed lists", "share of samples", both("malformed_share")),
-        Plot("RAR: attributes per list", "key-value pairs", both("attribute_count")),
-        Plot("RAR: length of a list", "tokens", both("attribute_tokens")),
-        Plot("RAR: entropy", "nats per token", [Curve("entropy", rar, "entropy")]),
-        Plot(
-            "RAR: clipped tokens",
-            "share of tokens",
-            [Curve("clipped", rar, "clip_share")],
-            "Tokens whose gradient is clipped; none with one update per rollout.",
-            whole_range=share,
-        ),
-        Plot("RAR: gradient norm", "norm before clipping", [Curve("norm", rar, "gradient_norm")]),
-        Plot(
-            "RAR: seconds per step",
-            "seconds",
-            [Curve(x, rar, f"seconds_{x}") for x in ("sampling", "reward", "update")],
-        ),
-        Plot("RAR: host memory", "GB", [Curve("resident", rar, "host_memory_gb")]),
-    ]
-
-
 def _distillation_plot(stages: dict[str, Lines]) -> Plot:
     return Plot(
         "Generator: distillation loss",
@@ -314,7 +217,7 @@ def stage_plots(run: Path) -> tuple[list[Drawn], list[Drawn]]:
         run: the run directory.
     """
     stages = read_stages(run)
-    reinforcement = _reinforcement_plots(stages.get("rar", []))
+    reinforcement = reinforcement_plots(stages.get("rar", []))
     others = [_distillation_plot(stages), *_embedder_plots(stages)]
     return _drawn(reinforcement, len(others)), _drawn(others)
 
@@ -327,5 +230,5 @@ def main_plots(run: Path) -> list[Drawn]:
     """
     stages = read_stages(run)
     loss, best, *_ = _embedder_plots(stages)
-    _, reward, *_ = _reinforcement_plots(stages.get("rar", []))
+    _, reward, *_ = reinforcement_plots(stages.get("rar", []))
     return _drawn([_distillation_plot(stages), loss, best, reward])

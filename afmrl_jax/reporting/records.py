@@ -216,6 +216,7 @@ class _Steps(TypedDict, total=False):
 
 class _Cycles(TypedDict, total=False):
     cycles: int
+    rar_between: bool
 
 
 class _Weights(TypedDict, total=False):
@@ -231,6 +232,33 @@ class ConfigRecord(TypedDict, total=False):
     generator: _Weights
     backbone: _Steps
     cit: _Cycles
+
+
+class ReportedFigure(TypedDict):
+    """A mean over queries before and after RAR."""
+
+    before: Number
+    after: Number
+    gain: Number
+    gain_error: Number
+
+
+class ReportedRecord(TypedDict):
+    """`report.json` of reinforcement."""
+
+    k: int
+    queries: int
+    families: int
+    reward: ReportedFigure
+    recall: ReportedFigure
+    reciprocal_rank: ReportedFigure
+
+
+class BestRecord(TypedDict):
+    """`best.json` of reinforcement."""
+
+    step: int
+    reward: Number
 
 
 class StartRecord(TypedDict):

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from afmrl_jax.config.model import DEMO_WEIGHTS, RANDOM_WEIGHTS
 from afmrl_jax.errors import RunError
 from afmrl_jax.reporting import detail, findings, paper, plots, records, stages, tables
+from afmrl_jax.reporting.curves import Curve
 from afmrl_jax.reporting.gallery import read_changes, read_gallery, unreadable
 from afmrl_jax.reporting.page import render
 from afmrl_jax.runtime.files import write_text
@@ -120,12 +121,15 @@ def ladder(evaluation: tables.Evaluation | None) -> list[Rung]:
 
 def _reward_tile(run: Path) -> Tile | None:
     lines = plots.read_stages(run).get("rar", [])
-    rewards = plots.Curve("", lines, "held_out/reward").values
-    gains = plots.Curve("", lines, "held_out/gain", 1.0).values
+    rewards = Curve("", lines, "held_out/reward").values
+    gains = Curve("", lines, "held_out/gain", 1.0).values
     if len(rewards) < 2:
         return None
-    # The stage outputs the generator with the highest held-out reward.
+    # The stage outputs the generator that was best by what chooses, mostly the held-out reward.
     best = max(range(len(rewards)), key=lambda n: rewards[n][1])
+    kept = records.read_record(run / "rar" / "best" / "best.json", records.BestRecord)
+    for number, (step, _, _) in enumerate(rewards):
+        best = number if kept is not None and kept["step"] == step else best
     note = f"before RAR, and at its best after {rewards[best][0]} steps"
     if gains:
         _, gain, error = gains[best]
@@ -242,6 +246,7 @@ def _context(run: Path) -> dict[str, object]:
         "start": records.read_record(
             run / "rar" / "held_out_start" / "start.json", records.StartRecord
         ),
+        "reported": records.read_record(run / "rar" / "report.json", records.ReportedRecord),
         "reinforced": "rar" in recorded,
         "alarms": raised(recorded.get("rar", [])),
         "samples": read_samples(run / "rar" / "samples.jsonl")[-3:],

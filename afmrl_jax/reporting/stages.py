@@ -27,10 +27,10 @@ ORDER = (
     "agcl-distilled",
     "agcl-shuffled",
     "rar",
-    "annotate-reinforced",
-    "cit",
     "evaluate",
 )
+CYCLE = ("rar", "annotate-reinforced", "cit", "cit-control")
+"""What a cycle may hold, in order; from its number on the first two have it in their name."""
 SHOWN_DIGITS = 12
 """Hexadecimal digits of a hash, enough to distinguish the files of one run."""
 
@@ -49,20 +49,24 @@ class Stage:
     """(file, first digits of its SHA-256)."""
 
 
-def _rank(name: str) -> tuple[int, int, str]:
-    cycle = re.fullmatch(r"cit-(\d+)", name)
-    key = "cit" if cycle else name
-    place = ORDER.index(key) if key in ORDER else len(ORDER)
-    return place, int(cycle.group(1)) if cycle else 0, name
+def _rank(name: str) -> tuple[int, int, int, str]:
+    found = re.fullmatch(r"(.+?)(?:-(\d+))?", name)
+    if found and found[1] in CYCLE:
+        return ORDER.index("rar"), int(found[2] or 1), CYCLE.index(found[1]), name
+    return ORDER.index(name) if name in ORDER else len(ORDER), 0, 0, name
 
 
 def expected_stages(config: JsonObject) -> list[str]:
     """The stages of the whole method under a run's settings."""
-    cycles = (config.get("cit") or {}).get("cycles", 1)
+    cit, controls = config.get("cit") or {}, bool(config.get("controls"))
     backbone = (config.get("backbone") or {}).get("steps", 0) > 0
-    made = {"backbone": backbone, "agcl-shuffled": bool(config.get("controls")), "cit": False}
-    names = [x for x in ORDER if made.get(x, True)]
-    return sorted([*names, *(f"cit-{n + 1}" for n in range(cycles))], key=_rank)
+    made = {"backbone": backbone, "agcl-shuffled": controls}
+    names = [x for x in ORDER if made.get(x, True)] + ["annotate-reinforced"]
+    for cycle in range(1, cit.get("cycles", 1) + 1):
+        names += [f"cit-{cycle}"] + [f"cit-control-{cycle}"] * controls
+        if cit.get("rar_between") and cycle > 1:
+            names += [f"rar-{cycle}", f"annotate-reinforced-{cycle}"]
+    return sorted(names, key=_rank)
 
 
 def _strings(value: object) -> Iterator[str]:

@@ -22,7 +22,7 @@ from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import AfmrlError, RunError
 from afmrl_jax.evaluation.pair_audit import Masking, Pairs, examples, summarise
 from afmrl_jax.inference.finished_run import FinishedRun
-from afmrl_jax.inference.systems import ANNOTATIONS, TEXTS
+from afmrl_jax.inference.systems import DISTILL, TEXTS, annotations_of, generator_of
 from afmrl_jax.objectives.bm25 import Bm25Statistics, bm25_scores
 from afmrl_jax.reporting.audit import PAGE_TITLE, write_page
 from afmrl_jax.retrieval.encoder import Encoder
@@ -31,7 +31,7 @@ from afmrl_jax.runtime.outputs import is_marked, require_own_output, whole_recor
 from afmrl_jax.runtime.progress import Progress
 from afmrl_jax.runtime.provenance import provenance
 from afmrl_jax.training.agcl import MINED, contrastive_source, term_statistics
-from afmrl_jax.training.cit import cit_settings, cycle_attributes
+from afmrl_jax.training.cit import cit_seed, cit_settings, cycle_attributes
 from afmrl_jax.types import JsonObject
 
 LARGEST = 1024
@@ -65,6 +65,8 @@ class Stage:
     none."""
     reads: bool
     """Whether the embedder reads the texts."""
+    seed: int
+    """Of its batches."""
 
     @classmethod
     def of(cls, run: FinishedRun, name: str, train_ids: list[str]) -> Stage:
@@ -88,16 +90,17 @@ class Stage:
                 f"no stage {name!r} trains the embedder in {run.folder}; use one of "
                 f"{', '.join(stages)}"
             )
-        lists = _lists(run, "distill")
+        lists, seed = _lists(run, DISTILL), config.seed
         if name.startswith("cit-") and lists is not None:
             cycle = int(name.removeprefix("cit-"))
-            newer = _lists(run, "rar") or Lists({})
+            seed = cit_seed(config, cycle)
+            newer = _lists(run, generator_of(config, cycle)) or Lists({})
             lists = cycle_attributes(config, cycle, train_ids, lists, newer)
-        return cls(name, stages[name][0], lists, stages[name][1])
+        return cls(name, stages[name][0], lists, stages[name][1], seed)
 
 
 def _lists(run: FinishedRun, generator: str) -> Lists | None:
-    folder = run.folder / ANNOTATIONS[generator]
+    folder = run.folder / annotations_of(generator)
     return Lists.read(folder, run.config.lists) if (folder / TEXTS).is_file() else None
 
 
@@ -214,7 +217,7 @@ def _source(
     return contrastive_source(
         builder,
         stage.settings,
-        run.config.seed,
+        stage.seed,
         attributes=texts,
         read=stage.lists if stage.reads else None,
         vocabulary=vocabulary,

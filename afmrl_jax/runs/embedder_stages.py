@@ -87,7 +87,9 @@ class EmbedderStages(RunParts):
         initial: Params,
         lists: Lists | None,
         in_input: bool,
+        seed: int | None = None,
     ) -> None:
+        """`seed` of batches and dropout, where it is not the run's."""
         params = train_agcl(
             self.config,
             settings,
@@ -98,7 +100,7 @@ class EmbedderStages(RunParts):
             attributes=lists,
             attributes_in_input=in_input,
             teacher=self._teacher(settings),
-            seed=self.config.seed,
+            seed=self.config.seed if seed is None else seed,
         )
         self.models.save(name, architecture, params, self.tokenizer)
 

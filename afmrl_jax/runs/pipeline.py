@@ -2,18 +2,17 @@
 
 distill -> annotate-distilled -> backbone -> infonce -> agcl -> agcl-distilled -> rar
         -> annotate-reinforced -> cit-1 ... -> evaluate -> report
+
+`cycle_stages.py` has those from RAR on.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 
-import numpy as np
-
-from afmrl_jax.config import RarConfig, RunConfig, to_dict
+from afmrl_jax.config import RunConfig, to_dict
 from afmrl_jax.data.attributes.oracle import oracle_inputs, taught_texts
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.data.catalogue.load import load_catalogue_of, require_teaching, say_skipped
@@ -21,32 +20,32 @@ from afmrl_jax.data.catalogue.readers import catalogue_folder
 from afmrl_jax.data.catalogue.records import Catalogue
 from afmrl_jax.evaluation.evaluate import EvaluationData, write_results
 from afmrl_jax.inference.systems import (
-    ANNOTATIONS,
+    DISTILLED,
     SHUFFLED,
     TEXTS,
+    annotations_of,
     evaluate_systems,
+    generators_of,
     systems_of,
 )
 from afmrl_jax.models.demo_weights import weights_folder
 from afmrl_jax.objectives.rewards import find_reward
-from afmrl_jax.runs.embedder_stages import BACKBONE, INFONCE, EmbedderStages
+from afmrl_jax.runs.cycle_stages import CycleStages
+from afmrl_jax.runs.embedder_stages import BACKBONE, INFONCE
 from afmrl_jax.runtime.files import is_writer
 from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.progress import log_info
-from afmrl_jax.training.cit import cit_settings, cycle_attributes, listings_to_annotate
 from afmrl_jax.training.distill import train_distill
 from afmrl_jax.training.list_grammar import KEYS, write_keys
 from afmrl_jax.training.model_store import WEIGHTS
 from afmrl_jax.training.partition import Partition
-from afmrl_jax.training.rar.environment import RarEnvironment
-from afmrl_jax.training.rar.stage import train_rar
 from afmrl_jax.training.run_directory import Run
 from afmrl_jax.types import JsonObject
 
 ANNOTATED = ("train", "reward", "test")
 
 
-class Pipeline(EmbedderStages):
+class Pipeline(CycleStages):
     """Runs the stages of one run directory in order.
 
     `annotated` are the splits for which the distilled generator writes lists; a caller that stops
@@ -70,7 +69,7 @@ class Pipeline(EmbedderStages):
         chain: dict[str, Callable[[], object]] = {
             "tokenizer": self._tokenizer_stage,
             "distill": self._distill,
-            "annotate-distilled": self._annotate_first,
+            DISTILLED: self._annotate_first,
         }
         if config.backbone.steps:
             first = (BACKBONE, config.backbone.settings(config.agcl), "annotate-distilled")
@@ -84,12 +83,7 @@ class Pipeline(EmbedderStages):
         if config.controls:
             told = (SHUFFLED, config.agcl, "annotate-distilled")
             chain[SHUFFLED] = partial(self.train_r, *told, in_input=True, shuffled=True)
-        chain |= {"rar": self.reinforce, "annotate-reinforced": self._annotate_again}
-        last = "agcl-distilled"
-        for cycle in range(1, config.cit.cycles + 1):
-            chain[f"cit-{cycle}"] = partial(self._cit, cycle, last)
-            last = f"cit-{cycle}"
-        return chain
+        return chain | self.cycle_stages()
 
     def run_to(self, last: str) -> None:
         """The stages up to and including `last`."""
@@ -160,79 +154,6 @@ class Pipeline(EmbedderStages):
         written = [WEIGHTS, KEYS] if self.config.lists.grammar else [WEIGHTS]
         self.run.stage("distill", inputs, written, work)
 
-    def _annotate(self, name: str, generator: str, indices: np.ndarray) -> None:
-        inputs = self._base() | {
-            "generator": self.run.output_hash(generator, WEIGHTS),
-            "listings": len(indices),
-            "lists": to_dict(self.config.lists),
-        }
-
-        def work(folder: Path) -> None:
-            model, splits = self.models.load(generator), self.catalogue.column("split")
-            grammar = self.models.grammar(self.tokenizer, model[0].config.text.vocab_size)
-            seed = self.config.seed
-            self.lists.write(folder, model, self.builder, indices, splits, seed, grammar)
-
-        self.run.stage(name, inputs, self.lists.files, work)
-
-    def _annotate_first(self) -> None:
-        self._annotate("annotate-distilled", "distill", self._where(*self.annotated))
-
-    def _annotate_again(self) -> None:
-        train = self._where("train")
-        again = train[listings_to_annotate(self.config, len(train))]
-        self._annotate("annotate-reinforced", "rar", np.concatenate([again, self._where("test")]))
-
-    def reinforce(self, name: str = "rar", settings: RarConfig | None = None) -> None:
-        """Reinforce the distilled generator as a stage; `settings` replace the run's own."""
-        config = self.config
-        if settings is not None:
-            config = dataclasses.replace(config, rar=settings)
-        inputs = self._base() | {
-            "settings": to_dict(config.rar),
-            "generator": self.run.output_hash("distill", WEIGHTS),
-            "embedder": self.run.output_hash("agcl-distilled", WEIGHTS),
-            "attributes": self.run.output_hash("annotate-distilled", TEXTS),
-        }
-
-        def work(folder: Path) -> None:
-            architecture, params = self.models.load("distill")
-            environment = RarEnvironment(
-                self._split_builder(*config.rar.gallery_splits),
-                self._encoder("agcl-distilled"),
-                self.lists.read("annotate-distilled").both,
-                config.rar,
-                config.seed,
-                vocab_size=architecture.config.text.vocab_size,
-                packed=config.packed,
-            )
-            trainee = Partition.of(architecture, params, config.generator, self.mesh)
-            params = train_rar(config, folder, trainee, environment)
-            self.models.save(name, architecture, params, self.tokenizer)
-
-        self.run.stage(name, inputs, [WEIGHTS], work)
-
-    def _cit(self, cycle: int, last: str) -> None:
-        name, settings = f"cit-{cycle}", cit_settings(self.config)
-        inputs = self._base() | {
-            "settings": to_dict(settings),
-            "cit": to_dict(self.config.cit),
-            "embedder": self.run.output_hash(last, WEIGHTS),
-            "before": self.run.output_hash("annotate-distilled", TEXTS),
-            "again": self.run.output_hash("annotate-reinforced", TEXTS),
-            **self.lists.more("annotate-distilled", "annotate-reinforced"),
-            **self._teacher_inputs(name, settings),
-        }
-
-        def work(folder: Path) -> None:
-            architecture, params = self.models.load(last)
-            ids = [x.listing_id for x in self.catalogue.subset("train").listings]
-            before, after = map(self.lists.read, ("annotate-distilled", "annotate-reinforced"))
-            lists = cycle_attributes(self.config, cycle, ids, before, after)
-            self._fit(folder, name, settings, architecture, params, lists, True)
-
-        self.run.stage(name, inputs, [WEIGHTS], work)
-
     def _evaluate(self) -> Path:
         systems = systems_of(self.config)
         inputs = {
@@ -242,7 +163,7 @@ class Pipeline(EmbedderStages):
             "texts": {
                 s.name: self.run.output_hash(s.annotations, TEXTS) for s in systems if s.annotations
             },
-            **self.lists.more(*ANNOTATIONS.values()),
+            **self.lists.more(*(annotations_of(x) for x in generators_of(self.config))),
         }
         self.run.stage(
             "evaluate", inputs, ["../evaluation.json", "../gallery.json"], self._evaluate_systems
@@ -265,8 +186,7 @@ class Pipeline(EmbedderStages):
             self.config,
             data,
             self._encoder,
-            self.lists.read("annotate-distilled"),
-            self.lists.read("annotate-reinforced"),
+            {x: self.lists.read(annotations_of(x)) for x in generators_of(self.config)},
             self.catalogue.name,
         )
         write_results(self.run.folder, folder, found, cards, self.run.seconds())

@@ -24,6 +24,15 @@ def cit_settings(config: RunConfig) -> AgclConfig:
     )
 
 
+SEEDS_APART = 1000
+"""Between the seeds of the batches of two cycles."""
+
+
+def cit_seed(config: RunConfig, cycle: int) -> int:
+    """Seed of a cycle's batches and dropout: that of no stage before it; its control shares it."""
+    return config.seed + (SEEDS_APART * cycle if config.cit.fresh_batches else 0)
+
+
 def difference(before: str, after: str) -> float:
     """How far two attribute texts are apart, in [0, 1]: one less the share of pairs in common.
 
@@ -62,9 +71,10 @@ def annotation_order(
 def listings_to_annotate(config: RunConfig, count: int) -> np.ndarray:
     """Positions of the training listings that the reinforced generator must annotate, sorted.
 
-    All where the difference decides; otherwise those that some cycle takes.
+    All where the difference decides, or where the generator is reinforced again and its lists are
+    the gallery; otherwise those that some cycle takes.
     """
-    if config.cit.choice == "difference":
+    if config.cit.choice == "difference" or config.cit.rar_between:
         return np.arange(count)
     return np.sort(_drawn(config, count)[: _taken(config, count, config.cit.cycles)])
 

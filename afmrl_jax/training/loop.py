@@ -83,6 +83,9 @@ class Refresh:
     work: Callable[[TrainState, int], None]
     """Called with the state and the number of a segment's first step, before its first batch is
     read. A resumed run may call it again for the same step."""
+    reopen: Callable[[int], None] | None = None
+    """Called with the number of a segment's first step where a resumed run begins further on in
+    it: brings back into memory what `work` had put there. None where files are all it leaves."""
 
     def end(self, step: int) -> int:
         """First step after the segment that holds `step`."""
@@ -176,6 +179,7 @@ class _Loop:
         self._log = MetricsLog(config.folder, resume_step=start)
         if start == 0 and self._evaluate is not None:
             self._log.write(0, self._evaluate(state, 0) or {})
+        self._reopen(start)
         # What a stage that was killed after its last step would find again.
         ended = self._stop is not None and self._stop()
         base = jax.random.key(config.seed)
@@ -217,6 +221,13 @@ class _Loop:
         if self._shapes:
             log_info(f"{config.name}: {self._shapes}; {self._padding}")
         return state
+
+    def _reopen(self, start: int) -> None:
+        refresh = self._refresh
+        if refresh is None or refresh.reopen is None or start >= self._config.steps:
+            return
+        if within := start % refresh.every:
+            refresh.reopen(start - within)
 
     def _batches(self, step: int) -> Reader[Batch]:
         """Batches from a step on, to the end of its segment where there are segments."""

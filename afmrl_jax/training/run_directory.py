@@ -139,6 +139,7 @@ class Run:
             self.config = dataclasses.replace(
                 self.config,
                 packed=begun.packed,
+                cit=dataclasses.replace(self.config.cit, fresh_batches=begun.cit.fresh_batches),
                 embedder=_with_remat_of(begun.embedder, self.config.embedder),
                 generator=_with_remat_of(begun.generator, self.config.generator),
             )

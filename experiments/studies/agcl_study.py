@@ -43,12 +43,20 @@ from afmrl_jax.types import JsonObject
 from experiments.studies.agcl.pairs import PAIR_FIGURES, has_mask, judge_pairs
 from experiments.studies.agcl.plot import draw_study
 from experiments.studies.agcl.summary import BASELINE, LOGGED, SeedScores, summarise, table
-from experiments.studies.agcl.variations import DISTILLED, ORACLE, TRUE, Variation, variations
+from experiments.studies.agcl.variations import (
+    DISTILLED,
+    ORACLE,
+    TRUE,
+    Variation,
+    hardening,
+    variations,
+)
 
 HERE = Path(__file__).parents[1]
-ON_REQUEST = ("delta-0.3", "default-oracle")
-"""Not run unless named: `default` minus `gamma-0.1` shows the effect of delta 0.3, and no furniture
-listing has its own oracle list."""
+ON_REQUEST = ("delta-0.3", "default-oracle", *(x.name for x in hardening()))
+"""Not run unless named: `default` minus `gamma-0.1` shows the effect of delta 0.3, no furniture
+listing has its own oracle list, and weights that harden and masks that filter are for catalogues
+with duplicates (`python -m experiments.studies.ladder`)."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +110,10 @@ def score(
 ) -> None:
     """Write the ranks of every test query, and the fate of the pairs, to `scores.json`."""
     run = FinishedRun(pipeline.run.folder)
-    encoder = run.encoder(System(stage, stage, None))
 
-    def embed(split: str) -> np.ndarray:
+    def embed(split: str, by: str = stage) -> np.ndarray:
         catalogue = pipeline.catalogue.subset(split)
+        encoder = run.encoder(System(by, by, None))
         return encoder.embed(run.rows(catalogue), np.arange(len(catalogue)))
 
     pairs = judge_pairs(
@@ -113,6 +121,7 @@ def score(
         embed("train") if has_mask(settings) else None,
         read_attributes(run.folder / attributes / TEXTS),
         settings,
+        teacher=None if settings.teacher_share is None else embed("train", BASELINE),
         max_terms=pipeline.config.text.max_terms,
         seed=pipeline.config.seed,
     )

@@ -27,7 +27,7 @@ from afmrl_jax.data.catalogue.load import load_catalogue_of
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.evaluation.metrics import positive_ranks, recall_at_k
 from afmrl_jax.inference.finished_run import FinishedRun
-from afmrl_jax.inference.systems import ANNOTATIONS
+from afmrl_jax.inference.systems import annotations_of, generators_of
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.provenance import provenance
 from afmrl_jax.runtime.setup import reported, set_up
@@ -60,8 +60,9 @@ def main(settings: AttributeQuality) -> None:
     run = FinishedRun(settings.run)
     test = load_catalogue_of(run.config).subset("test")
     texts: dict[str, Mapping[str, str] | None] = {"none": None}
-    for generator, stage in ANNOTATIONS.items():
-        texts[generator] = read_attributes(run.folder / stage / "attributes.jsonl")
+    for generator in generators_of(run.config):
+        written = run.folder / annotations_of(generator) / "attributes.jsonl"
+        texts[generator] = read_attributes(written)
     texts["truth"] = {
         x.listing_id: format_attributes((x.attributes or {}).items()) for x in test.listings
     }

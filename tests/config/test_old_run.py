@@ -12,10 +12,12 @@ import pytest
 
 from afmrl_jax.config import (
     AgclConfig,
+    CitConfig,
     DistillConfig,
     ListsConfig,
     ModelSettings,
     OptimizerConfig,
+    RarConfig,
     RunConfig,
     ViewShares,
     fingerprint,
@@ -45,10 +47,14 @@ def test_a_run_that_began_with_padded_rows_goes_on_with_them(tmp_path):
     run = Run(tmp_path, today)
     try:
         assert not run.config.packed
+        assert not run.config.cit.fresh_batches
     finally:
         run.close()
     later = Run(tmp_path / "new", today)
     assert later.config.packed
+    own = Run(tmp_path / "own", RunConfig())
+    assert own.config.cit.fresh_batches
+    own.close()
     later.close()
 
 
@@ -95,6 +101,15 @@ def test_the_settings_of_today_give_the_inputs_that_were_recorded():
         {"agcl": AgclConfig(weighted_pairs="agreeing", agreement_rho=0.9)},
         {"agcl": AgclConfig(positive_weight="neutral", normalize_weights=True)},
         {"agcl": AgclConfig(permute_weights=True)},
+        {"rar": RarConfig(refresh_gallery=5)},
+        {"rar": RarConfig(live_by="rank")},
+        {"rar": RarConfig(candidates=64)},
+        {"rar": RarConfig(permute_rewards=True)},
+        {"rar": RarConfig(judged="greedy")},
+        {"rar": RarConfig(choose_by="recall")},
+        {"rar": RarConfig(report_share=0.2)},
+        {"cit": CitConfig(fresh_batches=False)},
+        {"cit": CitConfig(rar_between=True)},
     ],
 )
 def test_settings_of_later_versions_make_another_run(later):

@@ -12,7 +12,8 @@ from PIL import Image
 from afmrl_jax.config import AgclConfig
 from afmrl_jax.data.attributes.text_format import parse_attributes, read_attributes
 from afmrl_jax.errors import AfmrlError
-from afmrl_jax.objectives.agcl import agcl_loss
+from afmrl_jax.objectives.agcl import Teacher, agcl_loss
+from afmrl_jax.objectives.agcl_kernels.rules import Weighting
 from afmrl_jax.runs.pipeline import Pipeline
 from experiments.studies import agcl_study
 from experiments.studies.agcl import pairs, plot, variations
@@ -40,7 +41,11 @@ def test_variations_are_valid_and_change_only_weights_and_masks(study):
             if getattr(settings, field.name) != getattr(base.infonce(), field.name)
         }
         assert changed
-        assert changed <= {"gamma", "delta", "agreement_rho"}
+        assert changed <= {
+            *("gamma", "delta", "agreement_rho", "agreement_epsilon", "mask_warmup"),
+            *("teacher_share", "oracle_mask", "positive_weight", "weighted_pairs"),
+            *("normalize_weights", "permute_weights"),
+        }
     shipped = next(x for x in found if x.name == "default")
     assert shipped.settings(base) == base
 
@@ -62,10 +67,26 @@ def batch(study, rng, count=12):
         AgclConfig(gamma=0.5, delta=0.1),
         AgclConfig(gamma=0.0, delta=None, agreement_rho=0.5, agreement_epsilon=0.3),
         AgclConfig(gamma=2.0, delta=0.3, agreement_rho=0.7),
+        AgclConfig(gamma=-1.0, positive_weight="neutral", delta=0.1),
+        AgclConfig(gamma=1.0, agreement_rho=0.5, weighted_pairs="agreeing", delta=None),
+        AgclConfig(gamma=0.0, delta=None, teacher_share=0.95),
+        AgclConfig(gamma=0.3, delta=None, oracle_mask="product"),
     ],
 )
 def test_masked_pairs_are_those_of_the_loss(study, rng, settings):
     unit, found = batch(study, rng)
+    teacher = oracle = None
+    if settings.teacher_share is not None:
+        seen = rng.normal(size=(2, len(found.scores), 3))
+        seen /= np.linalg.norm(seen, axis=-1, keepdims=True)
+        found = dataclasses.replace(found, teacher=seen[0] @ seen[1].T)
+        teacher = Teacher(*map(jnp.asarray, seen.astype(np.float32)), settings.teacher_share)
+    if settings.oracle_mask is not None:
+        # As `found.false` has it: candidate 1 is query 0's product, and 2 is query 3's.
+        queries = jnp.arange(len(found.scores))
+        oracle = queries, queries.at[jnp.array([1, 2])].set(jnp.array([0, 3]))
+        false = np.asarray(oracle[0])[:, None] == np.asarray(oracle[1])[None]
+        found = dataclasses.replace(found, false=false)
     _, metrics = agcl_loss(
         *map(jnp.asarray, unit.astype(np.float32)),
         jnp.asarray(found.bm25, jnp.float32),
@@ -74,6 +95,10 @@ def test_masked_pairs_are_those_of_the_loss(study, rng, settings):
         delta=settings.delta,
         agreement_rho=settings.agreement_rho,
         agreement_epsilon=settings.agreement_epsilon,
+        weighting=Weighting(settings.positive_weight, settings.weighted_pairs),
+        teacher=teacher,
+        oracle_ids=oracle,
+        symmetric=False,
     )
     figures = study.pairs.judge_batches([found], settings)
     assert figures["masked_at_end"] > 0

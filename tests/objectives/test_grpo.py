@@ -46,15 +46,58 @@ def test_rloo_is_the_distance_to_the_mean_of_the_others():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("baseline", ["grpo", "dr_grpo", "rloo"])
-def test_guards_hold_for_every_baseline(baseline):
+def test_greedy_is_the_distance_to_the_greedy_list():
+    found = advantages([1, 0.5, 0.5, 0], baseline="greedy", greedy=jnp.array([0.5]))
+    np.testing.assert_allclose(found, [0.5, 0, 0, -0.5])
+    # All are better than what is deployed: no group mean would say so.
+    found = advantages([1, 1, 1, 1], baseline="greedy", greedy=jnp.array([0.25]))
+    np.testing.assert_allclose(found, [0.75] * 4)
+    assert not advantages([1, 1, 1, 1], baseline="greedy", greedy=jnp.array([1.0])).any()
+
+
+def test_best_is_the_first_of_the_best_lists():
     mixed = np.array([[False, False, False, True]])
-    assert not advantages([-0.1] * 4, np.ones((1, 4), bool), baseline=baseline).any()
-    found = advantages([0, 0, 0, -0.1], mixed, baseline=baseline)
-    assert not found[:3].any()
-    assert found[3] < 0
-    margins = advantages([-0.6, -0.5, -0.4, -0.1], mixed, baseline=baseline)
+    assert advantages([0, 1, 1, 0], baseline="best").tolist() == [0, 1, 0, 0]
+    # A margin below the penalty is still better than a malformed list.
+    assert advantages([-0.6, -0.5, -0.7, -0.1], mixed, baseline="best").tolist() == [0, 1, 0, 0]
+    assert not advantages([1, 1, 1, -0.1], mixed, baseline="best").any()
+    assert not advantages([-0.1] * 4, np.ones((1, 4), bool), baseline="best").any()
+
+
+@pytest.mark.parametrize("baseline", ["grpo", "dr_grpo", "rloo", "greedy"])
+@pytest.mark.parametrize("lowest", [0.0, -2.0])
+def test_guards_hold_for_every_baseline(baseline, lowest):
+    mixed = np.array([[False, False, False, True]])
+
+    def found(rewards, malformed=mixed, greedy=lowest):
+        told = {"greedy": jnp.array([greedy])} if baseline == "greedy" else {}
+        return advantages(rewards, malformed, baseline=baseline, **told)
+
+    assert not found([-0.1] * 4, np.ones((1, 4), bool)).any()
+    equal = found([0, 0, 0, -0.1], greedy=0.0)
+    assert not equal[:3].any()
+    assert equal[3] < 0
+    margins = found([-0.6, -0.5, -0.4, -0.1])
     assert margins[3] < margins[:3].min()
+    # A bad greedy list is no reason to praise a broken one.
+    assert margins[3] < 0
+
+
+@pytest.mark.parametrize("baseline", ["grpo", "dr_grpo", "rloo", "greedy", "best"])
+def test_groups_may_be_declared_dead(baseline):
+    told = {"greedy": jnp.array([0.5])} if baseline == "greedy" else {}
+    mixed = np.array([[False, False, False, True]])
+    rewards = [0.5, 0.25, 0.25, -0.1]
+    assert advantages(rewards, mixed, baseline=baseline, **told)[:3].any()
+    found = advantages(rewards, mixed, baseline=baseline, dead=jnp.array([True]), **told)
+    assert not found[:3].any()
+
+
+def test_greedy_lists_belong_to_their_baseline():
+    with pytest.raises(ValueError, match="baseline greedy"):
+        advantages([1, 0, 0, 0], baseline="greedy")
+    with pytest.raises(ValueError, match="baseline rloo"):
+        advantages([1, 0, 0, 0], baseline="rloo", greedy=jnp.array([0.5]))
 
 
 def test_equal_rewards_give_no_advantage():

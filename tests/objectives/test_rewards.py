@@ -21,6 +21,7 @@ from afmrl_jax.objectives.rewards import (
     find_reward,
     ndcg,
     rewarded,
+    whole_ndcg,
 )
 
 
@@ -67,8 +68,18 @@ def test_ndcg_equals_scikit_learn(ranks, k):
     np.testing.assert_allclose(ndcg(outcome(padded, k=k)), [[expected]], rtol=1e-6)
 
 
+@pytest.mark.parametrize("ranks", [[1], [2, 5], [4, 9], [7, 1, 3], [10, 8]])
+def test_ndcg_of_the_whole_list_equals_scikit_learn(ranks):
+    truth = np.zeros(10)
+    truth[np.array(ranks) - 1] = 1
+    expected = ndcg_score([truth], [np.arange(10, 0, -1)])
+    for padded in (ranks + [11] * 2, [11, *ranks, 11]):
+        np.testing.assert_allclose(whole_ndcg(outcome(padded, k=1)), [[expected]], rtol=1e-6)
+
+
 def test_ndcg_of_a_query_without_positives_is_nothing():
-    assert ndcg(outcome([11, 11])).tolist() == [[0.0]]
+    for reward in (ndcg, whole_ndcg):
+        assert reward(outcome([11, 11])).tolist() == [[0.0]]
 
 
 def test_a_users_own_reward_is_found_by_its_path(tmp_path, monkeypatch):

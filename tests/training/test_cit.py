@@ -7,8 +7,10 @@ import pytest
 
 from afmrl_jax.config import CitConfig, RunConfig
 from afmrl_jax.data.attributes.lists import Lists
+from afmrl_jax.data.sources.sampler import PairSampler
 from afmrl_jax.training.cit import (
     annotation_order,
+    cit_seed,
     cycle_attributes,
     difference,
     listings_to_annotate,
@@ -60,6 +62,25 @@ def test_every_cycle_takes_a_further_share():
     assert shares[0] < shares[1] < shares[2]
     # What some cycle takes is annotated, and nothing else.
     assert {IDS[i] for i in listings_to_annotate(settings, 10)} == shares[2]
+
+
+def test_cycles_draw_batches_of_their_own(badge_listings):
+    seeds = [cit_seed(config(cycles=3), cycle) for cycle in (1, 2, 3)]
+    assert len({RunConfig().seed, *seeds}) == 4
+    # A run of an older version goes on with the batches that it began with.
+    old = config(cycles=3, fresh_batches=False)
+    assert {cit_seed(old, cycle) for cycle in (1, 2, 3)} == {old.seed}
+    products = [x.product_id for x in badge_listings]
+    drawn = [
+        PairSampler(products, products, batch_size=8, sibling_share=0.0, seed=x).draw(0)
+        for x in (0, seeds[0])
+    ]
+    assert (drawn[0][0] != drawn[1][0]).any()
+
+
+def test_all_are_annotated_where_rar_comes_in_between():
+    settings = config(choice="random", cycles=2, rar_between=True)
+    assert listings_to_annotate(settings, 10).tolist() == list(range(10))
 
 
 def test_all_are_annotated_where_the_difference_decides():

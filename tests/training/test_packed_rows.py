@@ -1,5 +1,7 @@
 """Rows that share bins: the vectors, losses and gradients of rows that are padded one by one."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from afmrl_jax.config import (
 from afmrl_jax.data.attributes.lists import Lists
 from afmrl_jax.data.batching.row_packing import PackedRows, RowPacker
 from afmrl_jax.data.batching.shapes import padding_counts
+from afmrl_jax.data.sources.batches import Judges
 from afmrl_jax.data.sources.distill import DistillSource
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import CatalogueError
@@ -24,7 +27,7 @@ from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place, place_batch
 from afmrl_jax.testing import tiny_config
-from afmrl_jax.training.agcl import contrastive_source, make_agcl_step
+from afmrl_jax.training.agcl import contrastive_source, make_agcl_step, term_statistics
 from afmrl_jax.training.distill import make_distill_step
 from afmrl_jax.training.encode_batch import encode_batch
 from afmrl_jax.training.state import initial_state
@@ -118,6 +121,56 @@ def test_titles_against_pictures_are_the_same_in_bins_and_in_chunks_on_two_devic
     found, own = learned(step, architecture, batch, 2)
     assert found == pytest.approx(loss, rel=1e-5)
     assert off(own, gradient) < 1e-4
+
+
+@pytest.mark.parametrize("data", [1, 8])
+def test_rules_of_weights_and_masks_are_the_same_in_bins_and_in_chunks(
+    builder, architecture, data, rng
+):
+    """Judges and terms come by the place of a pair, wherever its rows were sorted to."""
+    settings = AgclConfig(
+        steps=4,
+        batch_size=16,
+        sibling_share=0.5,
+        gamma=1.0,
+        delta=None,
+        agreement_rho=0.5,
+        agreement_epsilon=0.2,
+        weighted_pairs="agreeing",
+        positive_weight="neutral",
+        normalize_weights=True,
+        permute_weights=True,
+        teacher_share=0.9,
+        oracle_mask="product",
+    )
+    texts = {x.listing_id: LISTS[n % 4] for n, x in enumerate(builder.listings)}
+    vocabulary, statistics = term_statistics(builder, texts)
+    seen = rng.normal(size=(len(builder.listings), 3)).astype(np.float32)
+    seen /= np.linalg.norm(seen, axis=1, keepdims=True)
+    # Two products each are one in truth.
+    twins = (np.arange(len(builder.listings)) // 8).astype(np.int32)
+
+    def batch(chunk_tokens=None, **options):
+        asked = dataclasses.replace(settings, chunk_tokens=chunk_tokens)
+        return contrastive_source(
+            builder,
+            asked,
+            3,
+            attributes=texts,
+            read=Lists(texts),
+            vocabulary=vocabulary,
+            judges=Judges(seen, twins),
+            **options,
+        )[1]
+
+    step = make_agcl_step(architecture, settings, statistics, SGD)
+    loss, gradient = learned(step, architecture, batch(), 1)
+    plain = make_agcl_step(architecture, settings.infonce(), None, SGD)
+    assert learned(plain, architecture, batch(), 1)[0] != pytest.approx(loss, rel=1e-2)
+    for arranged in ({"packed": True}, {"chunk_tokens": 120}):
+        found, own = learned(step, architecture, batch(shares=data, **arranged), data)
+        assert found == pytest.approx(loss, rel=1e-5)
+        assert off(own, gradient) < 1e-4
 
 
 @pytest.mark.parametrize("source", [contrastive, distill])

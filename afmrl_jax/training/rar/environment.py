@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -13,15 +14,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import DTypeLike
 
 from afmrl_jax.config import RarConfig
-from afmrl_jax.data.attributes.text_format import parse_attributes
 from afmrl_jax.data.attributes.token_grammar import Grammar
 from afmrl_jax.data.batching.row_packing import Prompts, pictured
 from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.data.sources.prompts import PromptCollator
 from afmrl_jax.data.sources.row_builder import RowBuilder
-from afmrl_jax.errors import CatalogueError
 from afmrl_jax.models.architecture import Architecture, Params
-from afmrl_jax.models.generation import Generation
 from afmrl_jax.models.shared_prefix import embed_continuations
 from afmrl_jax.objectives.ranks import PositiveRanks, rank_positives
 from afmrl_jax.objectives.rewards import Outcome, Reward
@@ -30,9 +28,14 @@ from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.runtime.distributed import to_devices, to_host
-from afmrl_jax.training.annotate import completion_texts
 from afmrl_jax.training.list_grammar import grammar_on, keys_of
-from afmrl_jax.training.rar.rollout import Rollout, encode_images, trimmed_length
+from afmrl_jax.training.rar.query_parts import divide_queries, family_of
+from afmrl_jax.training.rar.rollout import (
+    Rollout,
+    WrittenLists,
+    encode_images,
+    trimmed_length,
+)
 
 
 @partial(jax.jit, static_argnames=("architecture", "size", "every", "negatives"))
@@ -65,16 +68,29 @@ def _retrieve(
     return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
 
 
-LEARN, CHOOSE = "learn", "choose"
-"""Parts of the reward split that RAR trains on, and that choose its best step."""
+@partial(jax.jit, static_argnames=("size", "every", "negatives"))
+def _stand_at(
+    vectors: jax.Array,
+    *,
+    gallery: jax.Array,
+    positives: jax.Array,
+    own: jax.Array,
+    size: int,
+    every: bool,
+    negatives: int,
+) -> PositiveRanks:
+    """Standings of query vectors [q d], leaves [q ...]; see `_retrieve`."""
+    return rank_positives(
+        vectors, gallery, positives, own, size=size, every=every, negatives=negatives
+    )
 
 
 class RarEnvironment:
-    """Frozen embedder over a fixed gallery; queries are listings of the `reward` split.
+    """Frozen embedder over a gallery; queries are listings of the `reward` split.
 
-    The gallery holds the listings of `gallery_splits`, embedded once with the attributes that the
-    distilled generator wrote, and lies in parts on the devices of the mesh. A query's own listing
-    never counts.
+    The gallery holds the listings of `gallery_splits`, embedded with the attributes that the
+    generator wrote from which RAR starts, and lies in parts on the devices of the mesh. A query's
+    own listing never counts.
 
     Args:
         builder: rows of the listings of `gallery_splits`.
@@ -85,6 +101,7 @@ class RarEnvironment:
         vocab_size: rows of the generator's token table, for a grammar; None: as many as there
             are token ids.
         packed: whether prompts may share bins; see `RunConfig.packed`.
+        annotation_grammar: what the generator keeps to where it annotates; None for nothing.
     """
 
     def __init__(
@@ -97,6 +114,7 @@ class RarEnvironment:
         *,
         vocab_size: int | None = None,
         packed: bool = False,
+        annotation_grammar: Grammar | None = None,
     ):
         self.builder = builder
         self.mesh = encoder.mesh or make_mesh(1, 1)
@@ -114,16 +132,21 @@ class RarEnvironment:
             np.int64,
         )
         self._most = max((len(self._same(int(i))) for i in queries), default=1)
-        self.families = np.array([x.family_id or x.product_id for x in listings])
-        self.training_queries, self.held_out_queries = self._divide(queries, settings, seed)
+        self.families = np.array([family_of(x) for x in listings])
+        parts = divide_queries(listings, queries, settings, seed)
+        self.training_queries, self.held_out_queries, self.report_queries = parts
         self.prompts, self._rows = self._collators(queries, settings.queries, seed, packed)
         """What makes batches of the generator's prompts."""
-        vectors = encoder.embed(
-            builder, np.arange(len(listings)), attributes, label="reward gallery"
-        )
-        self.gallery = self._placed(vectors, settings.gallery_dtype)
+        self._strangers: np.ndarray | None = None
+        self._dtype = settings.gallery_dtype
+        self.gallery = self.embedded(attributes)
+        """Vectors on the devices; another of `embedded` may take its place."""
         self.size = len(listings)
         """Vectors in the gallery, without the zeros behind them."""
+        asked = np.concatenate(parts)
+        self._bare_row = {int(listing): row for row, listing in enumerate(asked)}
+        self._bare = encoder.embed(builder, asked, label="queries without lists")
+        self.annotation_grammar = annotation_grammar
         self.grammar = self._grammar(attributes, vocab_size) if settings.constrained else None
         """Tables on the devices, or None for free sampling."""
 
@@ -146,6 +169,14 @@ class RarEnvironment:
         """Places of the listings of the same product, the listing itself included."""
         return self._of_product[self.builder.listings[listing].product_id]
 
+    def embedded(self, attributes: Mapping[str, str]) -> jax.Array:
+        """A gallery whose listings have these attributes, by listing id."""
+        places = np.arange(len(self.builder.listings))
+        vectors = self._encoder.embed(self.builder, places, attributes, label="reward gallery")
+        if self._strangers is not None:
+            vectors = np.concatenate([vectors, self._strangers.astype(vectors.dtype)])
+        return self._placed(vectors, self._dtype)
+
     def _placed(self, vectors: np.ndarray, dtype: DTypeLike) -> jax.Array:
         """The gallery over all devices; rows of zeros make the parts equal."""
         devices = math.prod(self.mesh.shape.values())
@@ -156,7 +187,8 @@ class RarEnvironment:
     def fill_up(self, vectors: np.ndarray | jax.Array) -> None:
         """Let vectors [m d] that belong to no listing stand in the gallery as further negatives."""
         own = to_host(self.gallery)[: self.size]
-        whole = np.concatenate([own, np.asarray(vectors).astype(own.dtype)])
+        self._strangers = np.asarray(vectors)
+        whole = np.concatenate([own, self._strangers.astype(own.dtype)])
         self.gallery = self._placed(whole, own.dtype)
         self.size = len(whole)
 
@@ -167,74 +199,86 @@ class RarEnvironment:
         keys = keys_of(attributes.values())
         return grammar_on(self.mesh, keys, builder.tokenizer, budget, vocab_size)
 
-    def _divide(
-        self, queries: np.ndarray, settings: RarConfig, seed: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Training and held-out queries, disjoint by family.
-
-        A catalogue may say which is which by the `part` of its reward listings. Those that are
-        neither `learn` nor `choose` are left for whoever judges the method.
-        """
-        parts = np.array([self.builder.listings[int(i)].part or "" for i in queries])
-        named = tuple(queries[parts == x] for x in (LEARN, CHOOSE))
-        if all(map(len, named)):
-            return named[0], named[1]
-        families = sorted(set(self.families[queries].tolist()))
-        if len(families) < 2:
-            raise CatalogueError(
-                f"rar needs reward queries of two families or more, found {len(families)}; give "
-                "the `reward` split more products with at least two listings each"
-            )
-        order = np.random.default_rng([seed, 5]).permutation(len(families))
-        size = min(max(1, round(settings.held_out_share * len(families))), len(families) - 1)
-        held = np.isin(self.families[queries], [families[i] for i in order[:size]])
-        return queries[~held], queries[held]
-
     def judge(
         self,
         prompts: Prompts,
         index: np.ndarray,
-        generation: Generation,
+        written: WrittenLists,
         reward: Reward,
         settings: RarConfig,
         k: int,
+        greedy: WrittenLists | None = None,
     ) -> Rollout:
-        """Reward the samples of a batch of queries.
+        """Reward the lists of a batch of queries.
 
         Args:
             prompts: the generator's prompts, whose pictures the embedder looks at too, q rows.
             index: the queries' listings, [q].
-            generation: the samples, [q g n].
-            reward: what the samples earn; only what it needs is computed.
+            written: their lists, [q g].
+            reward: what the lists earn; only what it needs is computed.
             settings: of the margin and of malformed lists.
             k: of Recall@k.
+            greedy: one further list of each query, [q 1], whose reward is found too.
         """
-        generation = to_host(generation)
-        texts, malformed = completion_texts(generation, self.builder.tokenizer)
-        shape = generation.finished.shape
-        found = self.stand(
-            prompts,
-            index,
-            texts,
-            settings.margin_negatives if "margin" in reward.needs else 0,
-            every="ranks" in reward.needs,
-        )
-        counts = [
-            0 if bad else len(parse_attributes(t)) for t, bad in zip(texts, malformed, strict=True)
-        ]
-        outcome = Outcome(
+        whole = written if greedy is None else written.beside(greedy)
+        found = self.stand(prompts, index, whole.texts, *self._needed(reward, settings))
+        outcome = self._outcome(index, whole, found, k)
+        penalty = settings.malformed_reward
+        rollout = Rollout.of(outcome, whole.malformed, whole.texts, reward, penalty)
+        if greedy is not None:
+            size = written.malformed.shape[1]
+            rollout = rollout.first(size, greedy=rollout.rewards[:, size])
+        bare = self.bare_rewards(index, reward, settings, k)
+        return replace(rollout, listings=np.asarray(index, np.int32), bare=bare)
+
+    def _needed(self, reward: Reward, settings: RarConfig) -> tuple[int, bool]:
+        """Negatives of the margin, and whether every positive is ranked."""
+        return settings.margin_negatives if "margin" in reward.needs else 0, "ranks" in reward.needs
+
+    def _outcome(
+        self, index: np.ndarray, written: WrittenLists, found: PositiveRanks, k: int
+    ) -> Outcome:
+        return Outcome(
             rank=found.rank,
             ranks=found.ranks,
             positives=np.array([len(self._same(int(i))) - 1 for i in index], np.int32),
             margin=found.margin,
-            tokens=generation.mask.sum(-1).astype(np.int32),
-            attributes=np.array(counts, np.int32).reshape(shape),
-            budget=generation.tokens.shape[-1],
+            tokens=written.tokens,
+            attributes=written.attributes,
+            budget=self.builder.text.max_attribute_tokens,
             k=k,
         )
-        return Rollout.of(
-            outcome, malformed.reshape(shape), texts, reward, settings.malformed_reward
-        )
+
+    def bare_rewards(
+        self, index: np.ndarray, reward: Reward, settings: RarConfig, k: int
+    ) -> np.ndarray:
+        """What each query earns without any list, float32 [q]."""
+        negatives, every = self._needed(reward, settings)
+        vectors = self._bare[[self._bare_row[int(i)] for i in index]]
+        with jax.set_mesh(self.mesh):
+            found = _stand_at(
+                vectors,
+                gallery=self.gallery,
+                positives=self._positives(index),
+                own=np.asarray(index, np.int32),
+                size=self.size,
+                every=every,
+                negatives=negatives,
+            )
+        found = jax.tree.map(lambda x: x[:, None], to_host(found))
+        # Nothing is written but the end.
+        shape = len(index), 1
+        none = WrittenLists([""] * len(index), np.zeros(shape, bool), np.ones(shape, np.int32))
+        values = np.asarray(reward(self._outcome(index, none, found, k)), np.float32)
+        return values[:, 0]
+
+    def _positives(self, index: np.ndarray) -> np.ndarray:
+        """Places of the listings of each query's product, int32 [q p], -1 behind them."""
+        places = np.full((len(index), self._most), -1, np.int32)
+        for row, listing in zip(places, index, strict=True):
+            same = self._same(int(listing))
+            row[: len(same)] = same
+        return places
 
     def stand(
         self,
@@ -242,7 +286,6 @@ class RarEnvironment:
         index: np.ndarray,
         texts: Sequence[str],
         negatives: int,
-        *,
         every: bool = False,
     ) -> PositiveRanks:
         """Where query texts bring the positives, NumPy arrays [q g ...].
@@ -262,10 +305,6 @@ class RarEnvironment:
         # The embedder looks at the picture of the prompt, wherever it was packed.
         batch = self._rows.seeing(rows, to_host(pictured(prompts).visual_start))
         tails, mask = self._tails(texts, len(index))
-        places = np.full((len(index), self._most), -1, np.int32)
-        for row, listing in zip(places, index, strict=True):
-            same = self._same(int(listing))
-            row[: len(same)] = same
         architecture, params = self._encoder.architecture, self._encoder.params
         with jax.set_mesh(self.mesh):
             found = _retrieve(
@@ -276,7 +315,7 @@ class RarEnvironment:
                 tail_mask=mask,
                 visual=encode_images(architecture, params, prompts),
                 gallery=self.gallery,
-                positives=places,
+                positives=self._positives(index),
                 own=index.astype(np.int32),
                 size=self.size,
                 every=every,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +19,18 @@ from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.runtime.distributed import barrier, check_on_first
 from afmrl_jax.runtime.files import atomic_path, write_json
 from afmrl_jax.runtime.json_files import read_checked
+from afmrl_jax.training.annotate import greedy
 from afmrl_jax.training.rar.environment import RarEnvironment
-from afmrl_jax.training.rar.rollout import Rollout, sample
+from afmrl_jax.training.rar.rollout import Rollout, WrittenLists, sample
 from afmrl_jax.types import JsonObject
 
 CANDIDATE_K = (1, 2, 3, 5, 10, 20, 50, 100)
 BATCH = 32
+REPORTED = ("rewards", "recall", "reciprocal_rank")
+"""Of a rollout, what is reported of the queries that neither learn nor choose."""
 
+Rollouts = list[Rollout]
+"""Of batches of queries."""
 
 REMEDY = "delete the stage's folder to run it again"
 
@@ -96,18 +102,23 @@ class HeldOutEvaluator:
         """The judge of a stage; measures the start and chooses k unless that was done before."""
         path = folder / "held_out_start"
         if not check_on_first(path.is_dir):
-            rollouts = _sample_all(settings, architecture, params, environment, reward, seed, 1)
+            queries = environment.held_out_queries
+            whole = (settings, architecture, params, environment, reward, seed)
+            rollouts = write_and_judge(*whole, 1, queries)
             ranks = np.concatenate([x.outcome.rank for x in rollouts])
             bad = np.concatenate([x.malformed for x in rollouts])
             recalls = {k: float(np.mean((ranks <= k) & ~bad)) for k in CANDIDATE_K}
             k = settings.k or min(recalls, key=lambda k: abs(recalls[k] - 0.5))
             penalty = settings.malformed_reward
             rollouts = [
-                Rollout.of(x.outcome._replace(k=k), x.malformed, x.texts, reward, penalty)
+                dataclasses.replace(
+                    Rollout.of(x.outcome._replace(k=k), x.malformed, x.texts, reward, penalty),
+                    bare=environment.bare_rewards(x.listings, reward, settings, k),
+                )
                 for x in rollouts
             ]
             rewards = _per_query(rollouts, "rewards")
-            means = _means(rollouts, rewards, environment)
+            means = _means(rollouts, rewards, environment.families[queries])
             with atomic_path(path) as temporary:
                 temporary.mkdir()
                 np.save(temporary / "rewards.npy", rewards)
@@ -128,7 +139,7 @@ class HeldOutEvaluator:
 
     def __call__(self, params: Params) -> dict[str, float]:
         """Held-out means, and the paired gain over the start with its standard error."""
-        rollouts = _sample_all(
+        rollouts = write_and_judge(
             self._settings,
             self._architecture,
             params,
@@ -136,8 +147,44 @@ class HeldOutEvaluator:
             self._reward,
             self._seed,
             self.k,
+            queries := self._environment.held_out_queries,
         )
-        return _means(rollouts, self._start, self._environment)
+        return _means(rollouts, self._start, self._environment.families[queries])
+
+    def report(self, path: Path, before: Rollouts, after: Rollouts) -> None:
+        """Write what the part of the queries says that neither learned nor chose.
+
+        Args:
+            path: of the file.
+            before: of the generator that the stage started from.
+            after: of the one that it passes on.
+        """
+        queries = self._environment.report_queries
+        families = self._environment.families[queries]
+        found: JsonObject = {"k": self.k, "queries": len(queries)}
+        found["families"] = len(np.unique(families))
+        for name in REPORTED:
+            one, other = (_per_query(x, name) for x in (before, after))
+            found[name.removesuffix("s")] = {
+                "before": float(one.mean()),
+                "after": float(other.mean()),
+                "gain": float((other - one).mean()),
+                "gain_error": cluster_error(other - one, families),
+            }
+        write_json(path, found)
+
+    def reported(self, params: Params) -> Rollouts:
+        """Lists for the queries of the third part."""
+        return write_and_judge(
+            self._settings,
+            self._architecture,
+            params,
+            self._environment,
+            self._reward,
+            self._seed,
+            self.k,
+            self._environment.report_queries,
+        )
 
 
 def _read_start(folder: Path, queries: int) -> tuple[Start, np.ndarray]:
@@ -154,11 +201,8 @@ def _read_start(folder: Path, queries: int) -> tuple[Start, np.ndarray]:
     return start, rewards
 
 
-def _means(
-    rollouts: list[Rollout], start: np.ndarray, environment: RarEnvironment
-) -> dict[str, float]:
+def _means(rollouts: Rollouts, start: np.ndarray, families: np.ndarray) -> dict[str, float]:
     """Means over the held-out queries, by name of the metric; `start` is their first reward."""
-    families = environment.families[environment.held_out_queries]
     rewards, outcomes = _per_query(rollouts, "rewards"), [x.outcome for x in rollouts]
     out = {
         "reward": float(rewards.mean()),
@@ -166,10 +210,18 @@ def _means(
         "gain": float((rewards - start).mean()),
         "gain_error": cluster_error(rewards - start, families),
         "recall": float(_per_query(rollouts, "recall").mean()),
+        "reciprocal_rank": float(_per_query(rollouts, "reciprocal_rank").mean()),
+        "pass_at_group": float(np.concatenate([x.recall.max(1) for x in rollouts]).mean()),
         "malformed_share": float(_per_query(rollouts, "malformed").mean()),
         "attribute_count": float(_per_query(outcomes, "attributes").mean()),
         "attribute_tokens": float(_per_query(outcomes, "tokens").mean()),
     }
+    well = np.concatenate([~x.malformed for x in rollouts])
+    if well.any():
+        every = np.concatenate([x.rewards for x in rollouts])
+        gains = np.concatenate([x.list_gains for x in rollouts])
+        out["well_formed_reward"] = float(every[well].mean())
+        out["list_gain"] = float(gains[well].mean())
     return {f"held_out/{name}": value for name, value in out.items()}
 
 
@@ -177,7 +229,7 @@ def _per_query(batches: Sequence[Rollout | Outcome], name: str) -> np.ndarray:
     return np.concatenate([np.asarray(getattr(x, name), float).mean(1) for x in batches])
 
 
-def _sample_all(
+def write_and_judge(
     settings: RarConfig,
     architecture: Architecture,
     params: Params,
@@ -185,40 +237,47 @@ def _sample_all(
     reward: Reward,
     seed: int,
     k: int,
-) -> list[Rollout]:
+    queries: np.ndarray,
+) -> Rollouts:
+    """Lists of some queries, written as `settings.judged` says, with the same keys at every call.
+
+    Args:
+        settings: of the stage.
+        architecture: of the generator.
+        params: its weights.
+        environment: judges.
+        reward: what the lists earn.
+        seed: of the run.
+        k: of Recall@k.
+        queries: numbers of their listings, [n].
+    """
     builder, out = environment.builder, []
-    queries = environment.held_out_queries
+    tokenizer, budget = builder.tokenizer, builder.text.max_attribute_tokens
     for begin in range(0, len(queries), BATCH):
         chosen = queries[begin : begin + BATCH]
         padded = np.concatenate([chosen, np.repeat(chosen[-1:], BATCH - len(chosen))])
         prompts = environment.prompts([builder.prompt(int(i)) for i in padded])
         with jax.set_mesh(environment.mesh):
             prompts = place_batch(prompts, environment.mesh)
-            generation = sample(
-                architecture,
-                params,
-                prompts,
-                jax.random.fold_in(jax.random.key(seed + 1000), begin),
-                settings,
-                group_size=settings.evaluation_samples,
-                max_new_tokens=builder.text.max_attribute_tokens,
-                specials=(builder.tokenizer.eos_id, builder.tokenizer.pad_id),
-                grammar=environment.grammar,
-            )
-        rollout = environment.judge(prompts, padded, generation, reward, settings, k)
-        out.append(_first_rows(rollout, len(chosen)))
+            if settings.judged == "greedy":
+                specials = tokenizer.eos_id, tokenizer.pad_id
+                grammar = environment.annotation_grammar
+                generation = greedy(architecture, params, prompts, budget, *specials, grammar)
+            else:
+                generation = sample(
+                    architecture,
+                    params,
+                    prompts,
+                    jax.random.fold_in(jax.random.key(seed + 1000), begin),
+                    settings,
+                    group_size=settings.evaluation_samples,
+                    max_new_tokens=budget,
+                    specials=(tokenizer.eos_id, tokenizer.pad_id),
+                    grammar=environment.grammar,
+                )
+        written = WrittenLists.of(generation, tokenizer)
+        if settings.judged == "greedy":
+            written = written.mended()
+        rollout = environment.judge(prompts, padded, written, reward, settings, k)
+        out.append(rollout.rows(np.arange(len(chosen))))
     return out
-
-
-def _first_rows(rollout: Rollout, count: int) -> Rollout:
-    outcome = rollout.outcome
-    arrays: JsonObject = {
-        n: x[:count] for n, x in outcome._asdict().items() if isinstance(x, np.ndarray)
-    }
-    return Rollout(
-        rollout.rewards[:count],
-        rollout.recall[:count],
-        outcome._replace(**arrays),
-        rollout.malformed[:count],
-        rollout.texts[: count * rollout.rewards.shape[1]],
-    )

@@ -25,10 +25,11 @@ REMEDY = "delete the stage's folder to run it again"
 
 @dataclass(frozen=True)
 class Best:
-    """`best.json`: the evaluation with the highest held-out reward."""
+    """`best.json`: the evaluation with the highest value of what chooses (`choose_by`)."""
 
     step: int
     reward: float
+    """Its value, whatever chooses."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,11 @@ class RarMonitor:
         self._known: set[str] = set()
         path = folder / "best" / "best.json"
         self._best = read_checked(path, Best, remedy=REMEDY) if path.is_file() else None
+
+    @property
+    def best(self) -> Best | None:
+        """The best evaluation so far; None before the first."""
+        return self._best
 
     @property
     def best_folder(self) -> Path | None:

@@ -18,7 +18,7 @@ from afmrl_jax.models.generation import completion_logprobs
 from afmrl_jax.models.shared_prefix import unpacked
 from afmrl_jax.objectives.grpo import dead_groups, group_advantages, grpo_loss, token_weights
 from afmrl_jax.training.state import TrainState, apply_gradients
-from afmrl_jax.types import AnyArray, Bool, Float, Int, PyTree
+from afmrl_jax.types import AnyArray, Array, Bool, Float, Int, PyTree
 
 
 class Samples(NamedTuple):
@@ -35,6 +35,10 @@ class Samples(NamedTuple):
     """Under the distilled policy."""
     rewards: Float[AnyArray, "q g"]
     malformed: Bool[AnyArray, "q g"]
+    greedy: Float[AnyArray, " q"] | None = None
+    """Rewards of the greedy lists, for the baseline of that name."""
+    rank: Int[AnyArray, "q g"] | None = None
+    """Of the best positive, where groups must differ in it; see `RarConfig.live_by`."""
 
 
 class Part(NamedTuple):
@@ -114,6 +118,14 @@ def completion_scores(
     return one(whole) if parts == 1 else _joined(jax.lax.map(one, _split(whole, parts)))
 
 
+def dead_samples(samples: Samples) -> Bool[Array, " q"]:
+    """Groups whose well-formed samples do not differ in what they must differ in to teach."""
+    dead = dead_groups(samples.rewards, samples.malformed, samples.greedy)
+    if samples.rank is None:
+        return dead
+    return dead | dead_groups(samples.rank.astype(jnp.float32), samples.malformed)
+
+
 def policy_gradient(
     architecture: Architecture,
     settings: RarConfig,
@@ -127,7 +139,14 @@ def policy_gradient(
     Pictures pass the vision tower once; what the parts say of its output is summed and goes back
     through it once.
     """
-    advantages = group_advantages(samples.rewards, samples.malformed, baseline=settings.baseline)
+    dead = dead_samples(samples)
+    advantages = group_advantages(
+        samples.rewards,
+        samples.malformed,
+        baseline=settings.baseline,
+        greedy=samples.greedy,
+        dead=None if samples.rank is None else dead,
+    )
     teaching = jnp.any(advantages != 0, axis=1)
     weights = token_weights(
         samples.mask,
@@ -182,7 +201,6 @@ def policy_gradient(
     else:
         (by_params, by_visual), metrics = _summed(gradient, params, visual, _split(arrays, parts))
     through_tower = back(by_visual)[0]
-    dead = dead_groups(samples.rewards, samples.malformed)
     metrics |= {"dead_group_share": jnp.mean(dead.astype(jnp.float32))}
     return jax.tree.map(jnp.add, by_params, through_tower), metrics
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from afmrl_jax.config import AgclConfig
 from afmrl_jax.data.attributes.bm25_terms import Bm25Vocabulary
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.data.sources.sampler import PairSampler
+from afmrl_jax.objectives.agcl_kernels.rules import Criteria, Evidence, Own, Weighting, judge
 from afmrl_jax.objectives.bm25 import bm25_scores, fit_bm25
 
 PAIR_FIGURES = {
@@ -35,6 +38,8 @@ class Batch:
     """[b b], whether the pair is one product under two ids."""
     siblings: np.ndarray
     """[b b], whether the pair is of one family but not of one product."""
+    teacher: np.ndarray | None = None
+    """[b b] cosines of a frozen embedder, where one masks."""
 
 
 def has_mask(settings: AgclConfig) -> bool:
@@ -42,16 +47,42 @@ def has_mask(settings: AgclConfig) -> bool:
     return settings.delta is not None or settings.agreement_rho is not None
 
 
-def masked(batch: Batch, settings: AgclConfig) -> np.ndarray:
-    """The pairs left out of the denominator, bool [b b], as `agcl_loss` defines them."""
-    own, own_bm25 = np.diag(batch.scores)[:, None], np.diag(batch.bm25)[:, None]
-    found = np.zeros(batch.scores.shape, bool)
-    if settings.delta is not None:
-        found |= batch.scores > own + settings.delta
-    if settings.agreement_rho is not None:
-        agree = (batch.bm25 >= settings.agreement_rho * own_bm25) & (own_bm25 > 0)
-        found |= agree & (batch.scores > own - settings.agreement_epsilon)
-    return found & ~np.eye(len(found), dtype=bool)
+def judged(batch: Batch, settings: AgclConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs left out of the denominator, bool [b b], and weights [b b], as `agcl_loss` has them.
+
+    Masks are those after the warm-up, weights those before a placebo permutes them and before
+    they are divided by their mean.
+    """
+
+    def number(value: float | None) -> jax.Array | None:
+        return None if value is None else jnp.float32(value)
+
+    def own(table: jax.Array | None) -> jax.Array | None:
+        return None if table is None else jnp.diagonal(table)[:, None]
+
+    scores, bm25 = (jnp.asarray(x, jnp.float32) for x in (batch.scores, batch.bm25))
+    teacher = None if batch.teacher is None else jnp.asarray(batch.teacher, jnp.float32)
+    known = None
+    if settings.oracle_mask is not None:
+        whole = settings.oracle_mask == "family"
+        known = jnp.asarray(batch.false | batch.siblings if whole else batch.false)
+    criteria = Criteria(
+        jnp.float32(settings.gamma),
+        *(number(getattr(settings, x)) for x in ("delta", "agreement_rho", "agreement_epsilon")),
+        number(settings.teacher_share),
+    )
+    found = judge(
+        Weighting(settings.positive_weight, settings.weighted_pairs),
+        criteria,
+        Evidence(scores, bm25, bm25, teacher, known),
+        Own(jnp.diagonal(scores)[:, None], own(bm25), own(teacher)),
+        jnp.eye(len(scores), dtype=bool),
+    )
+    gone = np.zeros(batch.scores.shape, bool)
+    for reason in found.reasons.values():
+        gone |= np.asarray(reason)
+    assert found.log_weight is not None
+    return gone, np.exp(1 + np.asarray(found.log_weight))
 
 
 def judge_batches(batches: Sequence[Batch], settings: AgclConfig) -> dict[str, float | None]:
@@ -61,9 +92,9 @@ def judge_batches(batches: Sequence[Batch], settings: AgclConfig) -> dict[str, f
     def of(pairs: Sequence[np.ndarray]) -> np.ndarray:
         return np.concatenate([x[keep] for x, keep in zip(pairs, apart, strict=True)])
 
-    gone = of([masked(x, settings) for x in batches])
+    found = [judged(x, settings) for x in batches]
+    gone, weight = of([x for x, _ in found]), of([x for _, x in found])
     false, siblings = of([x.false for x in batches]), of([x.siblings for x in batches])
-    weight = np.exp(1 + np.tanh(settings.gamma * of([x.bm25 for x in batches])))
 
     def mean(values: np.ndarray, where: np.ndarray) -> float | None:
         return float(values[where].mean()) if where.any() else None
@@ -87,6 +118,7 @@ def judge_pairs(
     texts: Mapping[str, str],
     settings: AgclConfig,
     *,
+    teacher: np.ndarray | None = None,
     max_terms: int,
     seed: int,
 ) -> dict[str, float | None]:
@@ -97,6 +129,7 @@ def judge_pairs(
         vectors: [n d], of whole listings by the trained embedder; only a mask needs them.
         texts: attribute text by listing id, as used in the training.
         settings: of the training.
+        teacher: [n t], of whole listings by the embedder that masks; only its mask needs them.
         max_terms: terms of a text that count.
         seed: of the training's batches.
     """
@@ -126,6 +159,7 @@ def judge_pairs(
                 np.asarray(bm25_scores(statistics, terms[queries], terms[candidates])),
                 same,
                 (group[queries][:, None] == group[candidates][None]) & ~same,
+                None if teacher is None else teacher[queries] @ teacher[candidates].T,
             )
         )
     return judge_batches(batches, settings)

@@ -19,6 +19,8 @@ from experiments.studies.agcl.variations import Variation
 
 METRICS = ("R@1", "MRR", "R@5")
 BASELINE = "infonce"
+MASKS = ("delta", "agreement_rho", "teacher_share", "oracle_mask")
+"""Settings of which any leaves negatives out."""
 LOGGED = ("masked", "masked_by_margin", "masked_by_agreement", "mean_weight")
 """Values from the training's log, averaged over its lines."""
 
@@ -146,7 +148,7 @@ def table(result: JsonObject) -> str:
     for row in result["variations"].values():
         differences, pairs = row["difference"], row["pairs"]
         seeds = ", ".join(f"{x:+.1f}" for x in differences["R@1"]["values"])
-        masks = row["settings"]["delta"] is not None or row["settings"]["agreement_rho"] is not None
+        masks = any(row["settings"].get(x) is not None for x in MASKS)
         cells = [
             row["settings"]["label"],
             points(differences["R@1"]),

@@ -155,6 +155,30 @@ def test_dropped_groups_leave_the_mean_to_the_others(problem):
     close(found, {name: scale * x for name, x in whole.items()})
 
 
+def test_groups_that_rank_alike_and_the_greedy_list_reach_the_advantages(problem):
+    architecture, params, _, _, samples = problem
+    gradient = jax.jit(policy_gradient, static_argnums=(0, 1, 5))
+    alike = samples._replace(rank=np.ones_like(samples.tokens[..., 0]))
+    settings = dataclasses.replace(SETTINGS, kl_coefficient=0.0)
+    found, metrics = gradient(architecture, settings, {}, params, alike, 1)
+    assert float(metrics["dead_group_share"]) == 1
+    # Only malformed lists, which are worse than any rank, are still pushed away from.
+    well = samples._replace(
+        malformed=np.zeros_like(samples.malformed), rank=alike.rank, rewards=samples.rewards
+    )
+    found, _ = gradient(architecture, settings, {}, params, well, 1)
+    assert max(float(jnp.max(jnp.abs(x))) for x in found.values()) == 0
+    greedy = dataclasses.replace(settings, baseline="greedy")
+    one, other = (
+        gradient(
+            architecture, greedy, {}, params,
+            samples._replace(greedy=np.full(8, value, np.float32)), 1,
+        )[1]["loss"]
+        for value in (0.0, 1.0)
+    )  # fmt: skip
+    assert float(one) != pytest.approx(float(other), abs=1e-3)
+
+
 def test_scores_do_not_depend_on_the_parts(problem):
     architecture, params, _, _, samples = problem
     arguments = (architecture, params, samples.prompts, samples.tokens, samples.mask)

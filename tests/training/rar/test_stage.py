@@ -2,19 +2,24 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 from afmrl_jax.config import ImageConfig, RarConfig, TextBudget
 from afmrl_jax.data.sources.row_builder import RowBuilder
+from afmrl_jax.errors import CatalogueError
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.generation import Generation
 from afmrl_jax.objectives.rewards import Outcome, Reward, find_reward
+from afmrl_jax.parallel.mesh import make_mesh
+from afmrl_jax.parallel.sharding import place_batch
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.testing import tiny_config
 from afmrl_jax.training.rar.environment import RarEnvironment
 from afmrl_jax.training.rar.held_out import HeldOutEvaluator, cluster_error
-from afmrl_jax.training.rar.rollout import Rollout
+from afmrl_jax.training.rar.query_parts import divide_queries
+from afmrl_jax.training.rar.rollout import Rollout, WrittenLists
 
 SETTINGS = RarConfig(queries=2, group_size=2, evaluation_samples=2)
 
@@ -119,6 +124,106 @@ def test_a_catalogue_may_say_what_is_held_out(badge_listings, tokenizer):
         }
 
 
+def test_families_are_divided_in_three(badge_listings):
+    asked = [dataclasses.replace(x, split="reward") for x in badge_listings]
+    everything = np.arange(len(asked))
+    two = divide_queries(asked, everything, SETTINGS, 0)
+    settings = dataclasses.replace(SETTINGS, report_share=0.2)
+    three = divide_queries(asked, everything, settings, 0)
+    # The third part is taken from those that would learn.
+    np.testing.assert_array_equal(two.choose, three.choose)
+    assert not len(two.report)
+    families = [{asked[i].product_id for i in part} for part in three]
+    assert [len(x) for x in families] == [15, 9, 6]
+    assert len(set.union(*families)) == 30
+    few = [n for n, x in enumerate(asked) if x.product_id in sorted(families[0])[:2]]
+    with pytest.raises(CatalogueError, match=r"three families or more, found 2.*report-share 0"):
+        divide_queries(asked, np.array(few), settings, 0)
+
+
+@pytest.mark.parametrize("data", [1, 8])
+@pytest.mark.parametrize("reward", ["margin", "whole_ndcg"])
+@pytest.mark.parametrize("environment", ["bare"], indirect=True)
+def test_gains_of_lists_are_over_no_list(environment, data, reward):
+    env = environment[0]
+    mesh = make_mesh(data, 1)
+    encoder = Encoder.on(mesh, env._encoder.architecture, env._encoder.params, 8)
+    env = RarEnvironment(env.builder, encoder, {}, SETTINGS, 0)
+    index = np.array(env.training_queries[:8])
+    with jax.set_mesh(mesh):
+        prompts = place_batch(env.prompts([env.builder.prompt(int(i)) for i in index]), mesh)
+    # A list that says nothing is no list, and the greedy list is judged like any other.
+    shape = (8, 2)
+    texts = ["", "shape: circle"] * 8
+    lists = WrittenLists(texts, np.zeros(shape, bool), np.ones(shape, np.int32))
+    greedy = WrittenLists(texts[1::2], np.zeros((8, 1), bool), np.ones((8, 1), np.int32))
+    found = env.judge(prompts, index, lists, find_reward(reward), SETTINGS, 3, greedy)
+    assert found.rewards.shape == shape
+    assert found.texts == texts
+    np.testing.assert_allclose(found.list_gains[:, 0], 0, atol=1e-5)
+    np.testing.assert_allclose(found.greedy, found.rewards[:, 1], atol=1e-6)
+    figures = found.figures()
+    assert figures["list_gain"] == pytest.approx(found.list_gains.mean())
+    room = found.rewards.max(1).mean() - found.rewards.mean()
+    assert figures["group_room"] == pytest.approx(room, abs=1e-6)
+    # A gallery with other lists is another gallery, and gives other gains.
+    first = env.gallery
+    told = {x.listing_id: "colour: red" for x in env.builder.listings}
+    env.gallery = env.embedded(told)
+    other = env.judge(prompts, index, lists, find_reward("margin"), SETTINGS, 3)
+    env.gallery = first
+    before = env.judge(prompts, index, lists, find_reward("margin"), SETTINGS, 3)
+    assert np.abs(other.bare - before.bare).max() > 1e-4
+
+
+def test_texts_are_mended_and_put_beside_each_other():
+    bad = np.array([[False, True], [True, False]])
+    texts = ["a: 1", "b: 2; c", "Nothing", "d: 4; e: 5"]
+    lists = WrittenLists(texts, bad, np.full((2, 2), 3, np.int32))
+    assert lists.attributes.tolist() == [[1, 0], [0, 2]]
+    mended = lists.mended()
+    assert mended.texts == ["a: 1", "b: 2", "", "d: 4; e: 5"]
+    assert mended.attributes.tolist() == [[1, 1], [0, 2]]
+    one = WrittenLists(["x: 1", "y: 2"], np.zeros((2, 1), bool), np.ones((2, 1), np.int32))
+    both = lists.beside(one)
+    assert both.texts == [*texts[:2], "x: 1", *texts[2:], "y: 2"]
+    assert both.malformed.tolist() == [[False, True, False], [True, False, False]]
+
+
+def test_a_group_lives_by_reward_or_by_rank(outcome):
+    greedy = dataclasses.replace(SETTINGS, baseline="greedy")
+    by_rank = dataclasses.replace(SETTINGS, live_by="rank")
+    none = np.zeros((2, 2), bool)
+    rollout = Rollout.of(outcome, none, [""] * 4, find_reward("margin"), -0.1)
+    assert rollout.live(SETTINGS).tolist() == [True, True]
+    alike = outcome._replace(rank=np.array([[1, 4], [2, 2]], np.int32))
+    rollout = Rollout.of(alike, none, [""] * 4, find_reward("margin"), -0.1)
+    assert rollout.live(SETTINGS).tolist() == [True, True]
+    assert rollout.live(by_rank).tolist() == [True, False]
+    # Recall@3 of both lists of the second query is 1; only the greedy list differs.
+    rollout = Rollout.of(alike, none, [""] * 4, find_reward("recall"), -0.1)
+    assert rollout.live(SETTINGS).tolist() == [True, False]
+    told = dataclasses.replace(rollout, greedy=np.array([1.0, 0.0], np.float32))
+    assert told.live(greedy).tolist() == [True, True]
+
+
+def test_permuted_rewards_are_those_of_the_group(outcome, rng):
+    rollout = Rollout.of(outcome, MALFORMED, [""] * 4, find_reward("margin"), -0.1)
+    drawn = [rollout.permuted(rng) for _ in range(20)]
+    assert {tuple(x[0]) for x in drawn} == {(0.5, -0.25), (-0.25, 0.5)}
+    for x in drawn:
+        np.testing.assert_array_equal(x[1], rollout.rewards[1])
+
+
+def test_rows_of_a_rollout_are_those_of_its_queries(outcome):
+    rollout = Rollout.of(outcome, MALFORMED, list("abcd"), find_reward("recall"), -0.1)
+    found = rollout.rows(np.array([1]))
+    assert found.texts == ["c", "d"]
+    np.testing.assert_array_equal(found.rewards, rollout.rewards[1:])
+    np.testing.assert_array_equal(found.outcome.margin, outcome.margin[1:])
+    assert found.outcome.k == outcome.k
+
+
 def test_the_judge_finds_at_the_start_what_it_kept(environment, tmp_path):
     env, architecture, params = environment
     asked = (tmp_path, SETTINGS, architecture, params, env, find_reward("recall"), 0)
@@ -164,9 +269,12 @@ def test_a_new_reward_is_one_object_and_pays_only_for_what_it_needs(environment)
         mask=np.ones(tokens.shape, bool),
         finished=np.ones((2, 3), bool),
     )
+    lists = WrittenLists.of(written, tokenizer)
     for needs in (set(), {"ranks"}, {"margin"}):
-        found = env.judge(prompts, index, written, Reward(first_is_best, needs), SETTINGS, 1)
-        outcome = seen[-1]
+        found = env.judge(prompts, index, lists, Reward(first_is_best, needs), SETTINGS, 1)
+        # What the query earns without a list comes after its lists.
+        outcome, bare = seen[-2:]
+        assert bare.rank.shape == (2, 1)
         assert {x for x in ("ranks", "margin") if getattr(outcome, x) is not None} == needs
         np.testing.assert_allclose(found.rewards, 0.5 * found.recall)
         assert not found.malformed.any()

@@ -1,0 +1,134 @@
+"""The gallery of RAR as the generator in training annotates it, every few steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from afmrl_jax.data.attributes.text_format import read_attributes
+from afmrl_jax.errors import RunError
+from afmrl_jax.models.architecture import Params, identity
+from afmrl_jax.runtime.distributed import barrier, check_on_first, run_on_first
+from afmrl_jax.training.annotate import annotate
+from afmrl_jax.training.loop import Refresh
+from afmrl_jax.training.partition import Partition
+from afmrl_jax.training.rar.environment import RarEnvironment
+from afmrl_jax.training.state import TrainState
+
+FOLDER = "galleries"
+"""Folder of a stage's lists by step."""
+
+
+class PolicyGalleries:
+    """Galleries by the steps of a stage: lists in files, the vectors of two in memory.
+
+    The lists of a step are a function of the weights at that step. A file bears the identity of the
+    weights that wrote it, so that a resumed run takes those of the same weights and writes others
+    anew; of each step there is one.
+
+    Args:
+        folder: of the stage.
+        every: steps between two galleries.
+        environment: shows one gallery at a time; now that of the generator that the stage starts
+            from, which is the gallery of step 0.
+        trainee: the generator.
+        mesh: devices that share a batch of prompts.
+        packed: whether prompts may share bins; see `RunConfig.packed`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        every: int,
+        environment: RarEnvironment,
+        trainee: Partition,
+        mesh: Mesh,
+        *,
+        packed: bool,
+    ):
+        self._folder = folder / FOLDER
+        self._every = every
+        self._environment = environment
+        self._trainee = trainee
+        self._mesh = mesh
+        self._packed = packed
+        self._first = environment.gallery
+        self._last: tuple[Path, jax.Array] | None = None
+
+    def refresh(self) -> Refresh:
+        """What the loop does between two segments of steps."""
+
+        def work(state: TrainState, step: int) -> None:
+            self._environment.gallery = self._of(state.params, step)
+
+        return Refresh(self._every, work, self._reopen)
+
+    @contextmanager
+    def shown(self, params: Params, step: int) -> Iterator[None]:
+        """The gallery of a step, with what learns as `params`, while something is judged."""
+        before = self._environment.gallery
+        self._environment.gallery = self._of(params, step)
+        try:
+            yield
+        finally:
+            self._environment.gallery = before
+
+    def _of(self, params: Params, step: int) -> jax.Array:
+        if step == 0:
+            return self._first
+        # What is frozen is the same all the stage.
+        name = f"{self._stem(step)}-{identity(self._trainee.architecture, params)}.jsonl"
+        path = self._folder / name
+        if not check_on_first(path.is_file):
+            self._write(path, params, step)
+        return self._embedded(path)
+
+    def _write(self, path: Path, params: Params, step: int) -> None:
+        environment = self._environment
+        annotate(
+            self._trainee.architecture,
+            self._trainee.whole(params),
+            environment.builder,
+            np.arange(len(environment.builder.listings)),
+            path,
+            mesh=self._mesh,
+            packed=self._packed,
+            grammar=environment.annotation_grammar,
+            label=f"gallery of step {step}",
+        )
+        barrier(f"the gallery of step {step} is written")
+        run_on_first(partial(self._forget_others, path, step), "galleries")
+
+    def _forget_others(self, path: Path, step: int) -> None:
+        for other in self._found(step):
+            if other != path:
+                other.unlink()
+
+    def _embedded(self, path: Path) -> jax.Array:
+        # An evaluation and the segment after it ask for the same.
+        if self._last is None or self._last[0] != path:
+            self._last = path, self._environment.embedded(read_attributes(path))
+        return self._last[1]
+
+    def _reopen(self, step: int) -> None:
+        if step == 0:
+            return
+        found = self._found(step)
+        if len(found) != 1:
+            raise RunError(
+                f"{self._folder} holds {len(found)} galleries of step {step}, and the steps after "
+                f"it were made with one; delete {self._folder.parent} to run that stage again"
+            )
+        self._environment.gallery = self._embedded(found[0])
+
+    def _stem(self, step: int) -> str:
+        return f"step-{step:06d}"
+
+    def _found(self, step: int) -> list[Path]:
+        return sorted(self._folder.glob(f"{self._stem(step)}-*.jsonl"))
