@@ -10,7 +10,7 @@ from afmrl_jax.runs.living import export
 from afmrl_jax.runs.living.export import export_index
 from afmrl_jax.runs.living.index import LivingIndex
 
-from .conftest import entry, unit, write_folder
+from tests.runs.living.conftest import entry, unit, write_folder
 
 K = 5
 

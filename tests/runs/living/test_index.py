@@ -11,7 +11,7 @@ from afmrl_jax.runs.living.index import LivingIndex
 from afmrl_jax.runs.living.maintenance import compact, read_ids, remove_listings, stats
 from afmrl_jax.runtime.outputs import only_writer
 
-from .conftest import COUNT, DIM, entry, unit
+from tests.runs.living.conftest import COUNT, DIM, entry, unit
 
 
 def writing(folder):
@@ -106,7 +106,7 @@ def test_nothing_is_written_that_does_not_fit(shop, rng):
             ([entry("a", vector[:3])], "no unit vector"),
             ([entry("a", vector * np.nan)], "no unit vector"),
             ([entry("a", vector), entry("a", vector)], "'a' is repeated"),
-            ([entry("a\ud800", vector)], "cannot be written"),
+            ([entry("a", vector, brand="\ud800")], "cannot be written"),
         ]:
             with pytest.raises(RunError, match=message):
                 index.put(bad)
