@@ -9,7 +9,6 @@ from afmrl_jax.errors import ConfigError
 from afmrl_jax.runs.living import export
 from afmrl_jax.runs.living.export import export_index
 from afmrl_jax.runs.living.index import LivingIndex
-
 from tests.runs.living.conftest import entry, unit, write_folder
 
 K = 5

@@ -10,7 +10,6 @@ from afmrl_jax.runs.living.filters import parse_where
 from afmrl_jax.runs.living.index import LivingIndex
 from afmrl_jax.runs.living.maintenance import compact, read_ids, remove_listings, stats
 from afmrl_jax.runtime.outputs import only_writer
-
 from tests.runs.living.conftest import COUNT, DIM, entry, unit
 
 
