@@ -26,6 +26,8 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 SHELL = ("sh", "bash", "console", "shell")
+NESTED = ("bench", "index")
+"""Commands with commands of their own."""
 
 
 def label(path):
@@ -163,11 +165,11 @@ def check_call(words):
     depth = 0
     while depth < min(2, len(words)) and re.fullmatch(r"[a-z][\w-]*", words[depth]):
         depth += 1
-    if words[0] != "bench":
+    if words[0] not in NESTED:
         depth = min(depth, 1)
     elif depth == 2:
-        assert words[1] in subcommands("bench"), words
-    if depth == 2 or words[0] not in ("bench",):
+        assert words[1] in subcommands(words[0]), words
+    if depth == 2 or words[0] not in NESTED:
         text = help_text(*words[:depth])
         for word in words[depth:]:
             option = word.partition("=")[0]

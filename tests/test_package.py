@@ -26,6 +26,7 @@ ORDER = (
     ("reporting", "inference"),
     ("performance",),
     ("runs",),
+    ("serving",),
     ("notebook", "cli"),
     ("__main__",),
 )
@@ -150,7 +151,15 @@ def test_accelerators_share_the_bounds_of_jax():
         assert found.extras == {extra}
 
 
-OPTIONAL = ("scann", "torch", "moderngl", "sentence_transformers")
+OPTIONAL = (
+    "scann",
+    "torch",
+    "moderngl",
+    "sentence_transformers",
+    "faiss",
+    "qdrant_client",
+    "lancedb",
+)
 
 
 def test_a_start_waits_for_nothing_that_it_may_not_need():

@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -20,102 +19,22 @@ from afmrl_jax.cli.catalogue import (
     CatalogueCheck,
     CatalogueConvert,
     CatalogueDraw,
-    OnCatalogue,
     Oracle,
 )
 from afmrl_jax.cli.command import Command
 from afmrl_jax.cli.evaluation import Baselines, Compare, Evaluate
 from afmrl_jax.cli.plan import Plan
+from afmrl_jax.cli.search import Embed, Search
+from afmrl_jax.cli.serve import Serve
 from afmrl_jax.cli.train import Config, Train, config_defaults, train_defaults
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.runs import audit as auditing
-from afmrl_jax.runs.embed import IndexSettings, embed_catalogue
 from afmrl_jax.runs.export import export
-from afmrl_jax.runs.search import Query, Searcher
 from afmrl_jax.runtime.distributed import launched_together
 from afmrl_jax.runtime.object_store import working_copy
 from afmrl_jax.runtime.outputs import is_marked, require_own_output
 from afmrl_jax.runtime.setup import reported, set_up
-from afmrl_jax.runtime.terminal import printable
-
-
-@dataclass(frozen=True)
-class Embed(OnCatalogue):
-    """Embed a catalogue and build a searchable index of it.
-
-    The same command resumes after the last embedded listings if it was killed.
-    """
-
-    system: str | None = None
-    """Row of the results table, such as `infonce` or `agcl+distilled`; by default the last one."""
-    attributes: Path | None = None
-    """Attributes from `afmrl annotate`; by default the system's generator writes them now."""
-    index: IndexSettings = field(default_factory=IndexSettings)
-    """How the index is searched."""
-    split: Literal["all", "distill", "train", "reward", "test"] = "all"
-    """Listings to embed."""
-    update: bool = False
-    """Embed only listings that are new or changed since --out was written, and drop those that are
-    gone. The result is that of embedding everything."""
-
-    def execute(self) -> None:
-        """Run the command."""
-        run = FinishedRun(self.run)
-        catalogue = self.read(run, self.split)
-        embed_catalogue(
-            run,
-            self.system,
-            catalogue,
-            self.out,
-            attributes=self.attributes,
-            settings=self.index,
-            update=self.update,
-        )
-        print(f"{len(catalogue.listings)} listings: {self.out}")
-
-
-@dataclass(frozen=True)
-class Search:
-    """Find listings by a text, a picture, or both; or by a file of such queries."""
-
-    run: Path
-    """Run directory of the embedder."""
-    index: Path
-    """What `afmrl embed` wrote."""
-    text: str | None = None
-    """Words, as in a title."""
-    image: Path | None = None
-    """A picture file."""
-    queries: Path | None = None
-    """JSON lines with `text`, `image` or both, and `id`; prints a JSON object for each."""
-    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
-    """How many listings."""
-    as_json: bool = False
-    """Print one JSON object per result."""
-
-    def execute(self) -> None:
-        """Run the command."""
-        if self.queries is not None:
-            if self.text is not None or self.image is not None:
-                raise ConfigError("give --queries, or --text and --image, not both")
-            for answer in Searcher(FinishedRun(self.run), self.index).search_file(
-                self.queries, self.k
-            ):
-                print(printable(json.dumps(vars(answer), ensure_ascii=False)))
-            return
-        query = Query.of("query", self.text, self.image)
-        (found,) = Searcher(FinishedRun(self.run), self.index).search([query], self.k)
-        if self.as_json:
-            for x in found.results:
-                print(printable(json.dumps(x, ensure_ascii=False)))
-            return
-        if found.attributes:
-            print(printable(f"read off the query: {found.attributes}"))
-        for number, x in enumerate(found.results, 1):
-            line = f"{x['score']:.4f}  {x['listing_id']}  [{x['product_id']}]  {x['title']}"
-            extra = "".join(f"  {name}: {value}" for name, value in x.get("extra", {}).items())
-            print(printable(f"{number:3d}  {line}{extra}"))
 
 
 @dataclass(frozen=True)
@@ -235,6 +154,14 @@ class AuditNegatives:
 
 
 @dataclass(frozen=True)
+class Index:
+    """Add to an index, remove from it, compact, describe, export; see `afmrl index --help`."""
+
+    def execute(self) -> None:
+        """Never called: `main` passes the arguments of `afmrl index` to a separate parser."""
+
+
+@dataclass(frozen=True)
 class Bench:
     """Measure how fast this package is; `afmrl bench --help` lists the benchmarks."""
 
@@ -252,6 +179,8 @@ COMMANDS: dict[str, type[Command]] = {
     "oracle": Oracle,
     "embed": Embed,
     "search": Search,
+    "index": Index,
+    "serve": Serve,
     "evaluate": Evaluate,
     "compare": Compare,
     "baselines": Baselines,
@@ -285,6 +214,10 @@ def _parsed(arguments: list[str]) -> Command:
         ]
         union: Any = Union[tuple(listed)]  # noqa: UP007
         return tyro.cli(union, prog="afmrl", description=__doc__, args=arguments)
+    if name == "index":
+        from afmrl_jax.cli import index
+
+        return index.parsed(rest)
     # Only this command's options are set up: those of all commands take seconds.
     command, prog = COMMANDS[name], f"afmrl {name}"
     if name in DEFAULTS:

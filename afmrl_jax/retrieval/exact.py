@@ -130,7 +130,8 @@ class ExactIndex:
 
     def search(self, queries: np.ndarray, k: int) -> SearchResult:
         """See `Index.search`; equal scores come in the order of the index."""
-        k = min(k, len(self))
+        # Not of those alive, whose number changes with every deletion: a program is compiled for k.
+        asked, k = min(k, len(self)), min(k, len(self._alive))
         queries = np.asarray(queries, np.float32)
         scores = np.zeros((len(queries), k), np.float32)
         positions = np.zeros((len(queries), k), np.int32)
@@ -142,7 +143,7 @@ class ExactIndex:
             scores[begin : begin + count] = np.asarray(found[0])[:count]
             positions[begin : begin + count] = np.asarray(found[1])[:count]
 
-        for begin in range(0, len(queries) if k else 0, most):
+        for begin in range(0, len(queries) if asked else 0, most):
             part = queries[begin : begin + most]
             size = next(n for n in self._sizes if n >= len(part))
             padded = np.zeros((size, queries.shape[1]), np.float32)
@@ -155,7 +156,7 @@ class ExactIndex:
             take()
         if self._names is None:
             self._names = np.array(self._ids, object)
-        return SearchResult(positions, scores, self._names)
+        return SearchResult(positions[:, :asked], scores[:, :asked], self._names)
 
     def _best(self, queries: np.ndarray, k: int) -> Best:
         best: Best | None = None

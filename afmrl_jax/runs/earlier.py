@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.retrieval.exact import VECTORS
+from afmrl_jax.retrieval.index import as_float, stored_vectors
 from afmrl_jax.retrieval.index_file import IndexFile
-from afmrl_jax.retrieval.scann import DATASET
-from afmrl_jax.retrieval.types import open_vectors
-from afmrl_jax.runs.embedded import INDEX, About, EmbeddedListings
+from afmrl_jax.runs.embedded import INDEX, About, EmbeddedListings, EmbeddedThumbnails
 
 ANEW = "leave --update out to embed everything anew"
 
@@ -34,6 +31,9 @@ class Earlier:
     """Attributes, by place."""
     stored: np.ndarray
     """The vectors as they are stored, mapped."""
+    pictures: EmbeddedThumbnails | None
+    places: list[Any]
+    """Of their thumbnails in their file; empty if there is none."""
 
     @classmethod
     def read(cls, folder: Path, wanted: About, *, strict: bool) -> Earlier:
@@ -66,15 +66,15 @@ class Earlier:
         index = IndexFile.read(folder / INDEX, embedder=wanted.embedder)
         listings = EmbeddedListings(folder, index.ids)
         lines = [listings[n] for n in range(len(listings))]
-        kept = np.dtype(np.uint16 if index.dtype == "bfloat16" else np.float32)
-        name = VECTORS if index.kind == "exact" else DATASET
         return cls(
             folder,
             about,
             {x: n for n, x in enumerate(index.ids)},
             [str(x.get("content")) for x in lines],
             [x.get("attributes") for x in lines],
-            open_vectors(folder / INDEX / name, kept, len(index.ids)),
+            stored_vectors(folder / INDEX, index),
+            None if about.thumbnails is None else EmbeddedThumbnails(folder),
+            [x.get("thumbnail") for x in lines] if about.thumbnails is not None else [],
         )
 
     @property
@@ -114,7 +114,7 @@ class Earlier:
     @property
     def identity(self) -> str:
         """A hash of the folder."""
-        return hashlib.sha256(str(sorted(self.about.files.items())).encode()).hexdigest()
+        return self.about.identity
 
     def gone(self, ids: Sequence[str]) -> int:
         """How many listings are no longer among these."""
@@ -122,7 +122,12 @@ class Earlier:
 
     def vectors(self, places: Sequence[int]) -> np.ndarray:
         """float32 [n d]."""
-        found = self.stored[places]
-        if found.dtype == np.uint16:
-            found = found.view(ml_dtypes.bfloat16)
-        return np.asarray(found.astype(np.float32))
+        return as_float(self.stored[places])
+
+    def thumbnail(self, listing_id: str, content: str, side: int) -> bytes | None:
+        """The small picture of a listing of the same content, if there is one of that size."""
+        at = self.place.get(listing_id)
+        if at is None or self.contents[at] != content or self.about.thumbnails != side:
+            return None
+        assert self.pictures is not None, "a folder with a size has the file"
+        return self.pictures.of({"thumbnail": self.places[at]})

@@ -6,7 +6,7 @@ import glob
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -14,10 +14,10 @@ import numpy as np
 
 from afmrl_jax.data.attributes.text_format import read_attributes
 from afmrl_jax.data.batching.collate import Row
-from afmrl_jax.data.catalogue.pictures import DECODING
 from afmrl_jax.data.catalogue.records import Catalogue, Listing
+from afmrl_jax.data.catalogue.thumbnails import SIDES
 from afmrl_jax.data.sources.row_builder import RowBuilder
-from afmrl_jax.errors import CatalogueError
+from afmrl_jax.errors import CatalogueError, ConfigError, RunError
 from afmrl_jax.inference.annotate import annotate_catalogue
 from afmrl_jax.inference.chunks import CHUNK_BATCHES, decoded_chunks
 from afmrl_jax.inference.finished_run import FinishedRun
@@ -30,13 +30,16 @@ from afmrl_jax.runs.earlier import Earlier
 from afmrl_jax.runs.embedded import (
     ABOUT,
     INDEX,
-    LISTINGS,
+    LOG,
     About,
     content_of,
     contents_of,
     embedded_files,
-    shown_line,
+    encoded_line,
+    line_of,
+    reads_of,
 )
+from afmrl_jax.runs.thumbnails import write_lines
 from afmrl_jax.runtime.files import atomic_path
 from afmrl_jax.runtime.outputs import only_writer, require_own_output
 from afmrl_jax.runtime.progress import Progress, log_info
@@ -57,6 +60,7 @@ def embed_catalogue(
     *,
     attributes: Path | None = None,
     settings: IndexSettings | None = None,
+    thumbnails: int | None = None,
     update: bool = False,
 ) -> None:
     """Write a folder with an index of a catalogue and the listings that results show.
@@ -72,42 +76,58 @@ def embed_catalogue(
         out: the folder; the output of an earlier call is replaced, nothing else is.
         attributes: a file that the generator wrote; None to write it now.
         settings: of the index; None for the exact one, or with `update` for that of the folder.
+        thumbnails: keep small pictures whose longer side has so many pixels; None for none, or with
+            `update` for what the folder has.
         update: take over the vectors, and attributes, of listings whose title, picture and
             attributes are those of an earlier call, and embed only the others.
 
     Raises:
-        ConfigError: `out` exists and was not written by an earlier call.
+        ConfigError: `out` exists and was not written by an earlier call, or thumbnails of that size
+            are not made.
         CatalogueError: a picture cannot be used, or listings have no attributes in the file.
         RunError: another process writes to `out`; or, with `update`, the folder there is damaged,
             or of another embedder, system or settings.
     """
+    if thumbnails is not None and not SIDES[0] <= thumbnails <= SIDES[1]:
+        raise ConfigError(f"thumbnails of {thumbnails} pixels: give {SIDES[0]} to {SIDES[1]}")
     require_own_output(out, COMMAND, folder=embedded_files)
     with only_writer(out, COMMAND):
         require_own_output(out, COMMAND, folder=embedded_files)
+        _require_no_changes(out)
         system = run.system(system_name)
         encoder = run.encoder(system)
         about = About(
             system.name,
             catalogue.name,
             encoder.identity,
-            _reads(run),
+            reads_of(run),
             settings=settings or IndexSettings(),
+            thumbnails=thumbnails,
         )
         earlier = None
         if update and (out / ABOUT).is_file():
             # The default says nothing about which index is wanted.
             earlier = Earlier.read(out, about, strict=about.settings != IndexSettings())
-            about = replace(about, settings=earlier.about.settings)
+            side = earlier.about.thumbnails if thumbnails is None else thumbnails
+            about = replace(about, settings=earlier.about.settings, thumbnails=side)
         texts, writer, contents = _texts(run, system, catalogue, attributes, out, earlier)
         about = replace(about, attributes=writer)
         _write(run, encoder, catalogue, out, about, contents, texts, earlier)
 
 
-def _reads(run: FinishedRun) -> str:
-    """A hash of what, besides the weights, turns a listing into a vector."""
-    settings = [asdict(x) for x in (run.config.image, run.config.text)]
-    found = [DECODING, *settings]
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
+def _require_no_changes(out: Path) -> None:
+    """Refuse to drop what was added and removed since the folder was written.
+
+    Raises:
+        RunError: there is such a log.
+    """
+    log = out / LOG
+    if log.is_file() and log.stat().st_size:
+        raise RunError(
+            f"{log} holds changes by `afmrl index` or `afmrl serve` that the catalogue may lack; "
+            f"take them into the folder with `afmrl index compact --index {out}`, and see to it "
+            "that the catalogue has them: what it lacks is dropped"
+        )
 
 
 def _texts(
@@ -175,7 +195,7 @@ def _write(
     found = [None if texts is None else texts[x] for x in ids]
     # What cannot be written should be said before hours of embedding.
     for x, text in zip(catalogue.listings, found, strict=True):
-        shown_line(x, "", text)
+        encoded_line(line_of(x, "", text))
     known = "" if earlier is None else earlier.identity
     key = _digest([about.embedder, about.reads, known, json.dumps([ids, found])])
     work = out.with_name(f".{out.name}.vectors")
@@ -191,9 +211,7 @@ def _write(
         temporary.mkdir()
         index = Index.build(vectors.values, ids, settings=about.settings, embedder=about.embedder)
         index.save(temporary / INDEX)
-        with (temporary / LISTINGS).open("wb") as file:
-            for x, content, text in zip(catalogue.listings, made_of, found, strict=True):
-                file.write(shown_line(x, content, text))
+        write_lines(temporary, catalogue.listings, made_of, found, about.thumbnails, earlier)
         about.write(temporary)
     remove_vectors(work)
 

@@ -1,7 +1,7 @@
 """The folder of an embedded catalogue: an index, the listings that results show, and their seals.
 
 `embedded.json` seals all other files, so that a file that was changed, cut or exchanged is noticed
-when the folder is read.
+when the folder is read; except the log of later changes, whose records have their own checksums.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from afmrl_jax.data.catalogue.pictures import DECODING
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.errors import CatalogueError, RunError
+from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.inference.index import IndexSettings
 from afmrl_jax.retrieval.index_file import NAME, PATTERNS, index_files
 from afmrl_jax.runtime.files import write_json
@@ -31,8 +33,15 @@ ABOUT = "embedded.json"
 LISTINGS = "listings.jsonl"
 INDEX = "index"
 SEALED = (LISTINGS, f"{INDEX}/{NAME}")
-FORMAT = 1
-"""Since this format, the folder is sealed and listings have the hash of their content."""
+THUMBNAILS = "thumbnails.bin"
+"""Small pictures one after the other; a listing's line says where its own is. Sealed too."""
+LOG = "changes.log"
+"""Listings that were added, changed and removed since the folder was written."""
+FORMAT = 2
+"""Since 1, the folder is sealed and listings have the hash of their content; since 2, it may have
+thumbnails and a log."""
+HIDDEN = ("content", "thumbnail")
+"""What a listing's line has that results do not show."""
 READERS = 4
 """Threads that hash pictures; each holds one."""
 READ_AT_ONCE = 1024
@@ -54,6 +63,8 @@ class About:
     attributes: str | None = None
     """Identity of the generator that wrote them, `file`, or None if the embedder reads none."""
     settings: IndexSettings = field(default_factory=IndexSettings)
+    thumbnails: int | None = None
+    """Pixels of their longer side; None for none."""
     format: int = 0
     """0 for folders of older versions."""
     files: dict[str, Seal] = field(default_factory=dict)
@@ -61,7 +72,7 @@ class About:
 
     def write(self, folder: Path) -> None:
         """Write it last: it seals files that are in the folder by then."""
-        files = {name: asdict(Seal.of(folder / name)) for name in SEALED}
+        files = {name: asdict(Seal.of(folder / name)) for name in self._sealed}
         write_json(folder / ABOUT, asdict(self) | {"format": FORMAT, "files": files})
 
     @classmethod
@@ -80,10 +91,19 @@ class About:
                 f"{folder} has format {found.format} of a newer version; update afmrl-jax, or "
                 f"{AGAIN}"
             )
-        if found.format and found.files.keys() != set(SEALED):
-            raise RunError(f"{path} does not name {' and '.join(SEALED)}; {AGAIN}")
+        if found.format and found.files.keys() != set(found._sealed):
+            raise RunError(f"{path} does not name {' and '.join(found._sealed)}; {AGAIN}")
         require_sealed(folder, found.files, remedy=AGAIN)
         return found
+
+    @property
+    def _sealed(self) -> tuple[str, ...]:
+        return SEALED if self.thumbnails is None else (*SEALED, THUMBNAILS)
+
+    @property
+    def identity(self) -> str:
+        """A hash of what is sealed."""
+        return hashlib.sha256(str(sorted(self.files.items())).encode()).hexdigest()
 
 
 def embedded_files(folder: Path) -> set[str] | None:
@@ -95,7 +115,14 @@ def embedded_files(folder: Path) -> set[str] | None:
     files = index_files(index)
     if files is None:  # It is broken.
         files = {NAME, *(x.name for pattern in PATTERNS for x in index.glob(pattern))}
-    return {ABOUT, LISTINGS, *(f"{INDEX}/{name}" for name in files)}
+    return {ABOUT, LISTINGS, THUMBNAILS, LOG, *(f"{INDEX}/{name}" for name in files)}
+
+
+def reads_of(run: FinishedRun) -> str:
+    """A hash of what, besides the weights, turns a listing into a vector."""
+    settings = [asdict(x) for x in (run.config.image, run.config.text)]
+    found = [DECODING, *settings]
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def content_of(x: Listing, picture: bytes) -> str:
@@ -119,24 +146,46 @@ def contents_of(listings: Sequence[Listing]) -> list[str]:
     return out
 
 
-def shown_line(x: Listing, content: str, attributes: str | None) -> bytes:
+def line_of(x: Listing, content: str, attributes: str | None) -> JsonObject:
+    """What the folder says of a listing."""
+    found: JsonObject = {"listing_id": x.listing_id, "product_id": x.product_id, "title": x.title}
+    if attributes is not None:
+        found["attributes"] = attributes
+    if x.extra:
+        found["extra"] = dict(x.extra)
+    return found | {"content": content}
+
+
+def encoded_line(line: JsonObject) -> bytes:
     """A line of the listings' file.
 
     Raises:
         CatalogueError: a text cannot be written in UTF-8.
     """
-    shown: JsonObject = {"listing_id": x.listing_id, "product_id": x.product_id, "title": x.title}
-    if attributes is not None:
-        shown["attributes"] = attributes
-    if x.extra:
-        shown["extra"] = dict(x.extra)
     try:
-        return json.dumps(shown | {"content": content}, ensure_ascii=False).encode() + b"\n"
+        return json.dumps(line, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError as error:
         raise CatalogueError(
-            f"listing {x.listing_id!r} has half of a surrogate pair in a text; correct the text, "
-            "or leave the listing out"
+            f"listing {line['listing_id']!r} has half of a surrogate pair in a text; correct the "
+            "text, or leave the listing out"
         ) from error
+
+
+def checked_line(line: Any, where: object) -> JsonObject:
+    """A line of the listings' file, or of its log.
+
+    Raises:
+        RunError: it is no object with a listing's texts.
+    """
+    names = ("listing_id", "product_id", "title")
+    if not isinstance(line, dict) or not all(isinstance(line.get(x), str) for x in names):
+        raise RunError(f"{where} is not an object with texts {', '.join(names)}; {AGAIN}")
+    return line
+
+
+def shown_of(line: JsonObject) -> JsonObject:
+    """What results show of a line."""
+    return {name: x for name, x in line.items() if name not in HIDDEN}
 
 
 class EmbeddedListings:
@@ -184,16 +233,34 @@ class EmbeddedListings:
         begin, end = self._bounds[place].tolist()
         return self._parsed(begin, end, self.path)
 
-    def shown(self, place: int) -> JsonObject:
-        """What results show of the listing at a place of the index."""
-        return {name: x for name, x in self[place].items() if name != "content"}
-
     def _parsed(self, begin: int, end: int, where: object) -> JsonObject:
-        line: Any = parse_json(self._data[begin:end], where, remedy=AGAIN)
-        names = ("listing_id", "product_id", "title")
-        if not isinstance(line, dict) or not all(isinstance(line.get(x), str) for x in names):
-            raise RunError(f"{where} is not an object with texts {', '.join(names)}; {AGAIN}")
-        return line
+        return checked_line(parse_json(self._data[begin:end], where, remedy=AGAIN), where)
+
+
+class EmbeddedThumbnails:
+    """The small pictures of a folder, mapped.
+
+    Raises:
+        RunError: their file cannot be read.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder / THUMBNAILS
+        self._data = _mapped(self.path) if self.path.stat().st_size else b""
+
+    def of(self, line: JsonObject) -> bytes | None:
+        """The JPEG of a listing's line; None if it has none.
+
+        Raises:
+            RunError: the line does not say where it is.
+        """
+        place = line.get("thumbnail")
+        if place is None:
+            return None
+        fits = isinstance(place, list) and [type(x) for x in place] == [int, int]
+        if not fits or not 0 <= place[0] <= place[0] + place[1] <= len(self._data):
+            raise RunError(f"{self.path} has no place {place!r}; {AGAIN}")
+        return bytes(self._data[place[0] : sum(place)])
 
 
 def _mapped(path: Path) -> mmap.mmap:

@@ -11,8 +11,9 @@ from afmrl_jax.data.catalogue.pictures import decode
 from afmrl_jax.errors import AfmrlError, CatalogueError
 from afmrl_jax.inference.embedder import Embedder
 from afmrl_jax.inference.finished_run import FinishedRun
-from afmrl_jax.inference.index import Index
-from afmrl_jax.runs.embedded import INDEX, About, EmbeddedListings
+from afmrl_jax.runs.embedded import About
+from afmrl_jax.runs.living.filters import Where
+from afmrl_jax.runs.living.index import LivingIndex
 from afmrl_jax.runtime.json_files import checked, lines_of, parse_json, read_bytes
 from afmrl_jax.runtime.terminal import printable
 from afmrl_jax.types import JsonObject
@@ -132,33 +133,26 @@ class Searcher:
     def __init__(self, run: FinishedRun, folder: Path):
         about = About.read(folder)
         self._embedder = Embedder.of(run, run.system(about.system))
-        identity = self._embedder.identity
-        self._index = Index.load(folder / INDEX, embedder=identity, mesh=run.mesh)
-        self._listings = EmbeddedListings(folder, self._index.ids)
+        self._index = LivingIndex(folder, embedder=self._embedder.identity, mesh=run.mesh)
 
-    def search(self, queries: Sequence[Query], k: int) -> list[Found]:
-        """The k best listings of each query."""
+    def search(self, queries: Sequence[Query], k: int, where: Where = ()) -> list[Found]:
+        """The k best listings of each query, among those that fit some conditions."""
         if k < 1:
             raise AfmrlError(f"-k {k}: must be 1 or more")
         items = [{"text": x.text, "image": x.image} for x in queries]
         vectors, texts = self._embedder.encode_with_attributes(items)
-        result = self._index.search(vectors, k)
+        hits = self._index.search(vectors, k, where)
         return [
             Found(
                 x.name,
-                [
-                    {"score": round(float(score), 4), **self._listings.shown(int(place))}
-                    for place, score in zip(places, scores, strict=True)
-                ],
+                [{"score": round(score, 4), **self._index.shown(name)} for name, score in found],
                 text,
             )
-            for x, text, places, scores in zip(
-                queries, texts, result.positions, result.scores, strict=True
-            )
+            for x, text, found in zip(queries, texts, hits, strict=True)
         ]
 
-    def search_file(self, path: Path, k: int) -> Iterator[Found]:
+    def search_file(self, path: Path, k: int, where: Where = ()) -> Iterator[Found]:
         """The results of every query of a file, `BATCH` queries at a time."""
         queries = read_queries(path)
         while some := list(islice(queries, BATCH)):
-            yield from self.search(some, k)
+            yield from self.search(some, k, where)

@@ -29,8 +29,8 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from afmrl_jax.cli.main import Embed
 from afmrl_jax.cli.main import main as afmrl
+from afmrl_jax.cli.search import Embed
 from afmrl_jax.errors import RunError
 from afmrl_jax.performance.record import write_record
 from afmrl_jax.runtime.compilation import CACHE_VARIABLE

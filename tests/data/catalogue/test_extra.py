@@ -14,7 +14,7 @@ from afmrl_jax.data.catalogue.load import load_catalogue
 from afmrl_jax.data.catalogue.readers import open_rows
 from afmrl_jax.data.catalogue.schema import LONGEST_EXTRA, MAX_EXTRA, left_columns, to_listing
 from afmrl_jax.data.catalogue.tfds_examples import COLUMNS
-from afmrl_jax.runs.embedded import shown_line
+from afmrl_jax.runs.embedded import line_of
 from afmrl_jax.testing import write_badge_catalogue
 
 ROW = {"listing_id": "a", "product_id": "p", "title": "Chair", "image": b"x"}
@@ -96,8 +96,8 @@ def test_a_store_that_was_written_before_them_is_read(folder, tmp_path, monkeypa
 
 def test_results_show_them():
     listing = to_listing(ROW | EXTRA, None)
-    assert json.loads(shown_line(listing, "h", None))["extra"] == EXTRA
-    assert "extra" not in json.loads(shown_line(to_listing(ROW, None), "h", None))
+    assert line_of(listing, "h", None)["extra"] == EXTRA
+    assert "extra" not in line_of(to_listing(ROW, None), "h", None)
 
 
 def test_a_file_with_other_names_in_each_line_is_counted_in_bounded_memory(folder):

@@ -1,0 +1,1 @@
+"""An embedded catalogue that changes: added to, removed from, filtered, compacted, exported."""

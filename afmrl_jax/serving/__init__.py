@@ -1,0 +1,1 @@
+"""An HTTP service over an index: search, embed, annotate, and change its listings."""
