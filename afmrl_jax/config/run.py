@@ -298,7 +298,7 @@ def _on_the_marketplace(base: RunConfig) -> RunConfig:
             optimizer=OptimizerConfig(5e-4, warmup_share=0.05, weight_decay=0.05),
         ),
         backbone=replace(base.backbone, steps=100),
-        agcl=replace(base.agcl, views=ViewShares.mixed()),
+        agcl=replace(base.agcl, batch_size=64, views=ViewShares.mixed()),
     )
 
 
