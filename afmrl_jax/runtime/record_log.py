@@ -13,6 +13,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.runtime.files import disk_full, is_disk_full, sync_folder, unwritable
@@ -78,18 +79,18 @@ class RecordLog:
                 self.end, self.count = offset + len(found), self.count + 1
                 yield offset, found
 
-    def _next(self, file: object, left: int) -> bytes | None:
+    def _next(self, file: IO[bytes], left: int) -> bytes | None:
         """The next record; None if it is torn."""
-        head = file.read(HEADER.size)  # type: ignore[attr-defined]
+        head = file.read(HEADER.size)
         if len(head) < HEADER.size:
             return None
         mark, length, checksum, own = HEADER.unpack(head)
         if mark != MARK or own != zlib.crc32(head[:-4]) or length > MAX_RECORD:
-            rest = head + file.read(left)  # type: ignore[attr-defined]
+            rest = head + file.read(left)
             if not rest.strip(b"\0"):
                 return None
             raise self._damaged("its header")
-        found: bytes = file.read(length)  # type: ignore[attr-defined]
+        found = file.read(length)
         if len(found) < length:
             return None
         if zlib.crc32(found) != checksum:

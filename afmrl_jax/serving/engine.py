@@ -111,7 +111,7 @@ class Engine:
         # Any row of words fits the longer form too.
         rows["attributed"] = rows["words"]
         sizes = sorted({1, self.settings.batch})
-        vectors = np.zeros((1, self.embedder.dim), np.float32)
+        vectors: Sequence[Any] = ()
         for size in sizes:
             for kind in KINDS:
                 row = rows[kind].row

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from starlette.types import Scope
 
 from afmrl_jax.runtime.compilation import compiling
@@ -23,10 +30,12 @@ class HasStatus(Protocol):
 
 
 class Metrics:
-    """What one service has done; names begin with `afmrl_`."""
+    """What one service has done, under names that begin with `afmrl_`, and what it takes."""
 
     def __init__(self) -> None:
         self._registry = own = CollectorRegistry()
+        # Memory, threads and open files, by names that all such services have.
+        ProcessCollector(registry=own)
         self._requests = Counter(
             "afmrl_requests", "Answers, by path and status", ["path", "status"], registry=own
         )

@@ -21,8 +21,9 @@ MAX_HEAD = 16 << 10
 """Bytes of a request's line and headers."""
 KEEP_ALIVE = 5
 """Seconds that an idle connection stays open."""
-CONNECTIONS = 4
-"""Connections for each request that is answered at a time; more are closed with 503."""
+CONNECTIONS = 16
+"""Connections for each request that is answered at a time: beyond that even saying 429 costs too
+much, and uvicorn answers 503 itself."""
 
 
 class _Server(uvicorn.Server):

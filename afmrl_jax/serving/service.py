@@ -19,8 +19,8 @@ class Service:
 
     def __init__(self, make: Callable[[Metrics], Engine], settings: ServiceSettings):
         self.settings, self.metrics = settings, Metrics()
-        self.engine = make(self.metrics)
         self.token = settings.token()
+        self.engine = make(self.metrics)
         self.failure: str | None = None
         self._ready = False
 

@@ -44,12 +44,19 @@ class FixedShapes:
 
     @cached_property
     def lengths(self) -> dict[Kind, int]:
-        """Tokens of a row, by kind."""
-        text = self.embedder.text
+        """Tokens of a row, by kind: the shortest of the run's that hold any."""
+        text, image = self.embedder.text, self.embedder.image
         builder = rows_of([Input("word " * 1000)], self.embedder.tokenizer, self._image, text)
         words = len(builder.embedder(0, None, picture=False).tokens)
+        attributed = words + text.max_attribute_tokens + 1
+        # A picture stands between two marks.
+        pictured = attributed + image.bin_patches // image.merge_size**2 + 2
         longest = text.buckets[-1]
-        return {"words": bucket_length(words, text), "attributed": longest, "picture": longest}
+        return {
+            "words": bucket_length(words, text),
+            "attributed": bucket_length(min(attributed, longest), text),
+            "picture": bucket_length(min(pictured, longest), text),
+        }
 
     @property
     def _image(self) -> ImageConfig:

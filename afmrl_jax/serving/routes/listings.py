@@ -40,11 +40,12 @@ LISTING_FORM = {
 def router(service: Service) -> APIRouter:
     """The routes."""
     found = APIRouter(tags=["listings"])
+    _add_look_ups(found, service)
+    _add_changes(found, service)
+    return found
 
-    def changed(count: int) -> dict[str, int]:
-        service.count()
-        return {"changed": count, "listings": len(service.engine.index)}
 
+def _add_look_ups(found: APIRouter, service: Service) -> None:
     @found.get("/listings", summary="What the index knows of a listing")
     async def look_up(listing_id: ListingId) -> dict[str, Any]:
         engine = service.get()
@@ -61,6 +62,12 @@ def router(service: Service) -> APIRouter:
         if small is None:
             raise Refused(404, "there is no such picture")
         return Response(small, media_type="image/jpeg", headers={"Cache-Control": "max-age=3600"})
+
+
+def _add_changes(found: APIRouter, service: Service) -> None:
+    def changed(count: int) -> dict[str, int]:
+        service.count()
+        return {"changed": count, "listings": len(service.engine.index)}
 
     @found.post(
         "/listings",
@@ -103,8 +110,6 @@ def router(service: Service) -> APIRouter:
         require_few(len(listing_id), service)
         await engine.remove(listing_id)
         return changed(len(listing_id))
-
-    return found
 
 
 async def _rows(request: Request, service: Service) -> list[tuple[schemas.NewListing, bytes]]:

@@ -41,7 +41,13 @@ SEARCH_FORM = {
 def router(service: Service) -> APIRouter:
     """The routes."""
     found = APIRouter(tags=["models"])
+    _add_search(found, service)
+    _add_items(found, service)
+    _add_openai(found, service)
+    return found
 
+
+def _add_search(found: APIRouter, service: Service) -> None:
     @found.post(
         "/search",
         response_model=schemas.SearchResponse,
@@ -64,6 +70,8 @@ def router(service: Service) -> APIRouter:
             "seconds": round(time.monotonic() - began, 4),
         }
 
+
+def _add_items(found: APIRouter, service: Service) -> None:
     @found.post(
         "/embed",
         response_model=schemas.EmbedResponse,
@@ -90,6 +98,8 @@ def router(service: Service) -> APIRouter:
             raise InputError(f"the system {engine.about.system} has no generator")
         return {"attributes": [_written(x) for x in await engine.write(inputs)]}
 
+
+def _add_openai(found: APIRouter, service: Service) -> None:
     @found.post(
         "/v1/embeddings",
         response_model=schemas.OpenAIResponse,
@@ -112,8 +122,6 @@ def router(service: Service) -> APIRouter:
             "model": engine.about.system,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
-
-    return found
 
 
 async def _query(request: Request) -> tuple[schemas.SearchRequest, bytes | None]:

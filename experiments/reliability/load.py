@@ -1,0 +1,175 @@
+"""Load on a service of this machine: how much it answers, how fast at half of that, and beyond it.
+
+    afmrl serve --run RUN --index INDEX --port 8080 &
+    python -m experiments.reliability.load --url http://127.0.0.1:8080 --picture photo.jpg
+
+For texts, and for texts with a picture: the most requests a second, found by more and more clients
+that each wait for their answers; then a minute of requests that come at half of that rate whether
+answered or not, with the times from when each should have been sent; then a rate of three times the
+most, which may be refused with 429 and nothing else; then how long it takes until ten requests in a
+row are answered. Memory and compiled programs come from /metrics. Writes
+experiments/results/reliability/load.json. The clients share the machine with the service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import tyro
+
+from afmrl_jax.performance.record import write_record
+from afmrl_jax.runtime.progress import log_info
+from afmrl_jax.runtime.setup import reported
+from afmrl_jax.types import JsonObject
+
+RESULTS = Path(__file__).parents[1] / "results" / "reliability"
+CLIENTS = (1, 2, 4, 8, 16, 32)
+GAIN = 1.05
+"""More clients are tried while they bring so many times the requests a second."""
+IN_A_ROW = 10
+
+
+@dataclass(frozen=True)
+class Load:
+    """Which service, and how long."""
+
+    picture: Path
+    """A photo to search by."""
+    url: str = "http://127.0.0.1:8080"
+    text: str = "oak chair"
+    attributes: str = "off"
+    """Whether the generator writes for queries: `off`, `auto` or `on`."""
+    search_seconds: float = 5.0
+    """Of each number of clients."""
+    half_seconds: float = 60.0
+    over_seconds: float = 10.0
+    out: Path = RESULTS / "load.json"
+
+
+Ask = Callable[[], Awaitable[int]]
+
+
+async def most(ask: Ask, seconds: float) -> tuple[float, int]:
+    """Answers a second of the best number of clients, and that number."""
+    best = (0.0, 1)
+    for clients in CLIENTS:
+        until, count = time.monotonic() + seconds, Counter[int]()
+
+        async def client(until: float = until, count: Counter[int] = count) -> None:
+            while time.monotonic() < until:
+                count[await ask()] += 1
+
+        await asyncio.gather(*(client() for _ in range(clients)))
+        rate = count[200] / seconds
+        log_info(f"{clients} clients: {rate:.1f} answers a second, {dict(count)}")
+        if rate < GAIN * best[0]:
+            break
+        best = (rate, clients)
+    return best
+
+
+async def at_rate(ask: Ask, rate: float, seconds: float) -> tuple[Counter[int], list[float]]:
+    """Statuses, and seconds from when each request should have been sent to its answer."""
+    statuses, took = Counter[int](), list[float]()
+    begin = time.monotonic()
+
+    async def one(due: float) -> None:
+        status = await ask()
+        statuses[status] += 1
+        if status == 200:
+            took.append(time.monotonic() - due)
+
+    tasks = []
+    for number in range(int(rate * seconds)):
+        due = begin + number / rate
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        tasks.append(asyncio.create_task(one(due)))
+    await asyncio.gather(*tasks)
+    return statuses, took
+
+
+async def recovery(ask: Ask) -> float:
+    """Seconds until ten requests in a row are answered."""
+    begin, row = time.monotonic(), 0
+    while row < IN_A_ROW:
+        row = row + 1 if await ask() == 200 else 0
+    return time.monotonic() - begin
+
+
+async def figures_of(client: httpx.AsyncClient) -> tuple[float, float]:
+    """Compiled programs, and mebibytes that the service takes."""
+    text = (await client.get("/metrics")).text
+    found = {
+        name: float(value) for name, value in re.findall(r"^(\w+) ([\d.e+]+)$", text, re.MULTILINE)
+    }
+    return found["afmrl_compiled_programs"], found["process_resident_memory_bytes"] / 2**20
+
+
+async def measure(settings: Load, client: httpx.AsyncClient, body: JsonObject) -> JsonObject:
+    """All figures of one kind of request."""
+
+    async def ask() -> int:
+        try:
+            return (await client.post("/search", json=body)).status_code
+        except httpx.HTTPError:
+            return 0
+
+    for _ in range(IN_A_ROW):
+        await ask()
+    programs, before = await figures_of(client)
+    rate, clients = await most(ask, settings.search_seconds)
+    statuses, took = await at_rate(ask, rate / 2, settings.half_seconds)
+    _, half = await figures_of(client)
+    over, _ = await at_rate(ask, 3 * rate, settings.over_seconds)
+    back = await recovery(ask)
+    after, memory = await figures_of(client)
+    p50, p99 = np.quantile(took, [0.5, 0.99]).tolist() if took else (np.nan, np.nan)
+    return {
+        "requests_a_second": round(rate, 1),
+        "clients": clients,
+        "half_p50_ms": round(1000 * p50, 1),
+        "half_p99_ms": round(1000 * p99, 1),
+        "half_statuses": dict(statuses),
+        "over_statuses": dict(over),
+        "recovery_seconds": round(back, 2),
+        "compiled_since_ready": after - programs,
+        "memory_mib": [round(x) for x in (before, half, memory)],
+    }
+
+
+async def run(settings: Load) -> JsonObject:
+    """Figures by kind of request."""
+    photo = base64.b64encode(settings.picture.read_bytes()).decode()
+    words: JsonObject = {"text": settings.text, "attributes": settings.attributes}
+    bodies = {"text": words, "text_and_picture": words | {"image": photo}}
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=settings.url, limits=limits, timeout=60) as client:
+        return {name: await measure(settings, client, body) for name, body in bodies.items()}
+
+
+def main(settings: Load) -> None:
+    """Measure, print and write."""
+    found = asyncio.run(run(settings))
+    print(json.dumps(found, indent=1))
+    figures = {
+        f"{kind}_{name}": value
+        for kind, values in found.items()
+        for name, value in values.items()
+        if isinstance(value, int | float)
+    }
+    write_record(settings.out, "load", figures, [{"kind": k, **v} for k, v in found.items()])
+
+
+if __name__ == "__main__":
+    with reported():
+        main(tyro.cli(Load, description=__doc__))
