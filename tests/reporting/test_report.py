@@ -7,9 +7,13 @@ import pytest
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.reporting.report import build_report
+from afmrl_jax.reporting.stages import expected_stages
 from afmrl_jax.reporting.tables import markdown_table, text_table
+from afmrl_jax.runtime.files import write_json
 
 from .conftest import DIFFERENCES, FINE, HOSTILE, ROWS, evaluation, write_run
+
+MEANS = ("recall", "reciprocal_rank")
 
 
 class Page(html.parser.HTMLParser):
@@ -71,6 +75,26 @@ def test_curves_of_every_kind_are_drawn(page):
     assert page.tags.count("svg") >= 5
     for word in ("reward", "KL", "dead", "attribute", "loss"):
         assert word.lower() in page.text.lower()
+
+
+def test_the_third_part_of_the_queries_speaks(tmp_path):
+    run = write_run(tmp_path / "demo")
+    figure = {"before": 0.4, "after": 0.45, "gain": 0.05, "gain_error": None}
+    found = {"k": 7, "queries": 120, "families": 30, "reward": figure | {"gain_error": 0.02}}
+    write_json(run / "rar" / "report.json", found | dict.fromkeys(MEANS, figure))
+    text = Page(build_report(run).read_text(encoding="utf-8")).text
+    assert "120 reward queries of 30 families neither taught the generator" in text
+    assert "R@7 from 0.400 to 0.450 ( +0.050 )" in text
+    assert "+0.050 , standard error 0.020" in text
+
+
+def test_stages_of_further_cycles_stand_in_their_order():
+    config = {"cit": {"cycles": 2, "rar_between": True}, "controls": True}
+    names = expected_stages(config)
+    assert names[names.index("agcl-shuffled") + 1 :] == [
+        *("rar", "annotate-reinforced", "cit-1", "cit-control-1"),
+        *("rar-2", "annotate-reinforced-2", "cit-2", "cit-control-2", "evaluate"),
+    ]
 
 
 def test_details_stand_below_the_results(page):

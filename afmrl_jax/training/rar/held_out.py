@@ -151,6 +151,11 @@ class HeldOutEvaluator:
         )
         return _means(rollouts, self._start, self._environment.families[queries])
 
+    @property
+    def report_queries(self) -> np.ndarray:
+        """Queries that neither learn nor choose; may be empty."""
+        return self._environment.report_queries
+
     def report(self, path: Path, before: Rollouts, after: Rollouts) -> None:
         """Write what the part of the queries says that neither learned nor chose.
 

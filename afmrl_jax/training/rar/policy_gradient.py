@@ -118,12 +118,23 @@ def completion_scores(
     return one(whole) if parts == 1 else _joined(jax.lax.map(one, _split(whole, parts)))
 
 
-def dead_samples(samples: Samples) -> Bool[Array, " q"]:
-    """Groups whose well-formed samples do not differ in what they must differ in to teach."""
-    dead = dead_groups(samples.rewards, samples.malformed, samples.greedy)
-    if samples.rank is None:
-        return dead
-    return dead | dead_groups(samples.rank.astype(jnp.float32), samples.malformed)
+def _advantages(
+    settings: RarConfig, samples: Samples
+) -> tuple[Bool[Array, " q"], Float[Array, "q g"]]:
+    """Groups whose well-formed samples do not differ as they must to teach, and advantages."""
+    malformed, alike = samples.malformed, None
+    dead = dead_groups(samples.rewards, malformed, samples.greedy)
+    if samples.rank is not None:
+        alike = dead_groups(samples.rank.astype(jnp.float32), malformed)
+        dead |= alike
+    advantages = group_advantages(
+        samples.rewards,
+        malformed,
+        baseline=settings.baseline,
+        greedy=samples.greedy,
+        dead=alike,
+    )
+    return dead, advantages
 
 
 def policy_gradient(
@@ -139,14 +150,7 @@ def policy_gradient(
     Pictures pass the vision tower once; what the parts say of its output is summed and goes back
     through it once.
     """
-    dead = dead_samples(samples)
-    advantages = group_advantages(
-        samples.rewards,
-        samples.malformed,
-        baseline=settings.baseline,
-        greedy=samples.greedy,
-        dead=None if samples.rank is None else dead,
-    )
+    dead, advantages = _advantages(settings, samples)
     teaching = jnp.any(advantages != 0, axis=1)
     weights = token_weights(
         samples.mask,

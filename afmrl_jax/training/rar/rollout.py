@@ -133,7 +133,7 @@ class Rollout:
         )
 
     def live(self, settings: RarConfig) -> Bool[np.ndarray, " q"]:
-        """Whether a group teaches; as `policy_gradient.dead_samples`, on this host."""
+        """Whether a group teaches; as `policy_gradient` has it, on this host."""
         rewards, malformed = jnp.asarray(self.rewards), jnp.asarray(self.malformed)
         greedy = None if self.greedy is None else jnp.asarray(self.greedy)
         dead = dead_groups(rewards, malformed, greedy)

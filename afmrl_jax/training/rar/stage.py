@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -18,11 +17,10 @@ from afmrl_jax.data.batching.row_packing import Prompts, pictured, with_pictures
 from afmrl_jax.data.sources.batches import PromptBatch
 from afmrl_jax.data.sources.prompts import PromptSource
 from afmrl_jax.models.architecture import Params
-from afmrl_jax.models.huggingface.safetensors import TensorToWrite, stored_tensors, write_tensors
 from afmrl_jax.objectives.rewards import Reward, find_reward
 from afmrl_jax.parallel.layout import AXES
-from afmrl_jax.parallel.sharding import place_batch, shardings
-from afmrl_jax.runtime.distributed import barrier, check_on_first, to_devices, to_host
+from afmrl_jax.parallel.sharding import place_batch
+from afmrl_jax.runtime.distributed import to_host
 from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.training.annotate import greedy as greedily
 from afmrl_jax.training.encode_batch import tower_learns
@@ -46,12 +44,8 @@ from afmrl_jax.training.rar.rollout import (
     trimmed_length,
 )
 from afmrl_jax.training.rar.sample_log import SampleLog
-from afmrl_jax.training.state import TrainState, initial_state, make_optimizer, scalars
-
-REPORT = "report.json"
-"""What the queries of the part `report` say, in the stage's folder."""
-BEST = "params.safetensors"
-"""What learns of the best generator, in the stage's folder `best`."""
+from afmrl_jax.training.rar.watch import Watch
+from afmrl_jax.training.state import TrainState, initial_state, make_optimizer
 
 
 class RarStep:
@@ -115,11 +109,7 @@ class RarStep:
             grammar=self._environment.grammar,
         )
         generation = to_host(generation)
-        greedy = None
-        if settings.baseline == "greedy":
-            grammar = self._environment.annotation_grammar
-            found = greedily(architecture, policy, prompts, self._max_new, *self._specials, grammar)
-            greedy = WrittenLists.of(found, self._tokenizer).mended()
+        greedy = self._greedy(policy, prompts) if settings.baseline == "greedy" else None
         marks.append(time.perf_counter())
         index = to_host(batch.queries)
         written = WrittenLists.of(generation, self._tokenizer)
@@ -127,11 +117,9 @@ class RarStep:
             seen, index, written, self._reward, settings, self._k, greedy
         )
         marks.append(time.perf_counter())
-        figures = rollout.figures() | {"live_groups": int(rollout.live(settings).sum())}
-        sampled = rollout.rewards.size
-        taught = rollout
+        live, taught = rollout.live(settings), rollout
         if settings.candidates is not None:
-            chosen = live_first(rollout.live(settings), settings.queries)
+            chosen = live_first(live, settings.queries)
             taught, generation = rollout.rows(chosen), jax.tree.map(lambda x: x[chosen], generation)
             prompts = self._prompts(index[chosen], policy)
         # What lies after the longest list need not be computed.
@@ -159,7 +147,15 @@ class RarStep:
         step = int(state.step)
         marks.append(time.perf_counter())
         self._samples.write(step, index, rollout)
-        return state, {**metrics, **figures, **_speed(marks, sampled)}
+        speed = _speed(marks, rollout.rewards.size)
+        return state, {**metrics, **rollout.figures(), "live_groups": int(live.sum()), **speed}
+
+    def _greedy(self, policy: Params, prompts: Prompts) -> WrittenLists:
+        """What would be deployed: one list of each query."""
+        grammar = self._environment.annotation_grammar
+        architecture = self._trainee.architecture
+        found = greedily(architecture, policy, prompts, self._max_new, *self._specials, grammar)
+        return WrittenLists.of(found, self._tokenizer).mended()
 
     def _prompts(self, index: np.ndarray, policy: Params) -> Prompts:
         """Prompts of some queries of a step, read once more: rows of a batch share its pictures."""
@@ -214,7 +210,8 @@ def train_rar(
         environment: the embedder, its gallery and the reward queries.
 
     Returns:
-        All of the generator's parameters where its held-out reward was highest, the start included.
+        All of the generator's parameters where the held-out figure of `choose_by` was highest, the
+        start included.
     """
     settings = config.rar
     architecture, start = trainee.architecture, trainee.whole(trainee.trainable)
@@ -241,71 +238,22 @@ def train_rar(
     rar_step = RarStep(
         settings, trainee, reference, environment, reward, optimizer, judge.k, loop.mesh, samples
     )
-    health = RarMonitor(folder, settings.patience)
     galleries = None
     if settings.refresh_gallery is not None:
         every = settings.refresh_gallery
         galleries = PolicyGalleries(
             folder, every, environment, trainee, loop.mesh, packed=config.packed
         )
-
-    def deployed(params: Params, step: int) -> AbstractContextManager[None]:
-        """The gallery that a generator is judged with."""
-        return nullcontext() if galleries is None else galleries.shown(params, step)
-
-    lines = read_metrics(folder / "metrics.jsonl")
-
-    def step(state: TrainState, batch: PromptBatch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        state, metrics = rar_step(state, batch, key)
-        done = int(state.step)
-        # A resumed stage repeats the steps after its checkpoint.
-        lines[:] = [x for x in lines if x["step"] < done]
-        found = scalars(metrics)
-        lines.append({"step": done} | found)
-        return state, {**metrics, **health.watch(lines)}
-
-    def evaluate(state: TrainState, done: int) -> dict[str, float] | None:
-        if done and done % settings.evaluate_every and done != settings.steps:
-            return None
-        found = judge.at_start
-        if done:
-            with deployed(state.params, done):
-                found = judge(trainee.whole(state.params))
-        chosen_by = found[f"held_out/{settings.choose_by}"]
-        health.evaluated(done, chosen_by, partial(_save, state.params))
-        if not done:
-            lines[:] = [{"step": 0}]
-        lines[-1] |= found
-        return {**found, **health.watch(lines)}
-
-    state = initial_state(trainee.trainable, optimizer)
-    refresh = None if galleries is None else galleries.refresh()
+    health, lines = RarMonitor(folder, settings.patience), read_metrics(folder / "metrics.jsonl")
+    watch = Watch(settings, folder, trainee, judge, health, galleries, lines)
+    before = watch.reported_at_start()
     state = run_loop(
-        loop, state, source, step, evaluate, refresh, stop=lambda: health.should_stop(lines)
+        loop,
+        initial_state(trainee.trainable, optimizer),
+        source,
+        watch.stepping(rar_step),
+        watch.evaluate,
+        None if galleries is None else galleries.refresh(),
+        watch.should_stop,
     )
-    params, best_step = state.params, int(state.step)
-    if health.best is not None:
-        barrier("the best parameters are written")
-        params, best_step = _load(folder / "best", params, loop.mesh), health.best.step
-    told = folder / REPORT
-    if len(environment.report_queries) and not check_on_first(told.is_file):
-        with deployed(trainee.trainable, 0):
-            before = judge.reported(start)
-        with deployed(params, best_step):
-            judge.report(told, before, judge.reported(trainee.whole(params)))
-    return trainee.whole(params)
-
-
-def _save(params: Params, folder: Path) -> None:
-    """Write what learns as it is; the layout is that of the parameters, not of a hub's file."""
-    tensors = [
-        TensorToWrite(name, x.shape, np.dtype(x.dtype), partial(to_host, x))
-        for name, x in params.items()
-    ]
-    write_tensors(folder / BEST, tensors)
-
-
-def _load(folder: Path, like: Params, mesh: Mesh) -> Params:
-    stored = {name: x.open() for name, x in stored_tensors(folder / BEST).items()}
-    found: Params = to_devices({name: stored[name] for name in like}, shardings(like, mesh))
-    return found
+    return trainee.whole(watch.best(state, loop.mesh, before))
