@@ -25,6 +25,7 @@ from afmrl_jax.cli.catalogue import (
 )
 from afmrl_jax.cli.command import Command
 from afmrl_jax.cli.evaluation import Baselines, Compare, Evaluate
+from afmrl_jax.cli.match import Match
 from afmrl_jax.cli.plan import Plan
 from afmrl_jax.cli.train import Config, Train, config_defaults, train_defaults
 from afmrl_jax.errors import ConfigError
@@ -252,6 +253,7 @@ COMMANDS: dict[str, type[Command]] = {
     "oracle": Oracle,
     "embed": Embed,
     "search": Search,
+    "match": Match,
     "evaluate": Evaluate,
     "compare": Compare,
     "baselines": Baselines,

@@ -137,7 +137,7 @@ def cross_fitted(labelled: Labelled, listings: int, method: Method = "platt") ->
 
 
 def _folds(labelled: Labelled, count: int) -> np.ndarray:
-    """Number of each family's fold, by family; those with pairs of one product are spread evenly."""
+    """Number of each family's fold, by family; those with pairs of one product are dealt evenly."""
     families = labelled.families
     with_pairs = np.unique(families[labelled.same, 0])
     rest = np.setdiff1d(np.unique(families), with_pairs)

@@ -70,8 +70,8 @@ def threshold_for(
 
     Example:
         >>> same, chances = np.array([True, True, False, True]), np.array([0.9, 0.8, 0.7, 0.2])
-        >>> threshold_for(same, chances, np.ones(4), 0.9), threshold_for(same, chances, np.ones(4), 0.7)
-        (0.8, 0.2)
+        >>> [threshold_for(same, chances, np.ones(4), wanted) for wanted in (0.9, 0.7)]
+        [0.8, 0.2]
     """
     order = np.argsort(-probability, kind="stable")
     right = np.cumsum((weights * same)[order])

@@ -54,7 +54,8 @@ def test_agreement_of_lists_counts(held_out):
     without = labelled(0, lists=False)
     found = [cross_fitted(x, x.listings) for x in (held_out, without)]
     scores = [
-        brier_score(x.same, p, np.ones(len(p))) for x, p in zip((held_out, without), found, strict=True)
+        brier_score(x.same, p, np.ones(len(p)))
+        for x, p in zip((held_out, without), found, strict=True)
     ]
     assert scores[0] < scores[1]
     model = fit(held_out, held_out.listings)
@@ -91,5 +92,5 @@ def test_it_is_what_scikit_learn_fitted(held_out):
 
 
 def test_too_few_pairs_are_refused():
-    with pytest.raises(CatalogueError, match="pairs of one product in 2 families.*hold out more"):
+    with pytest.raises(CatalogueError, match=r"pairs of one product in 2 families.*hold out more"):
         fit(labelled(0, families=2), 100)

@@ -61,7 +61,9 @@ def test_large_sets_are_divided_at_their_weakest_pairs_first(monkeypatch):
         seen.append(len(a))
         return between(groups)(a, b)
 
-    assert found(pairs, 20, judged, strength) == [np.flatnonzero(groups == g).tolist() for g in range(4)]
+    assert found(pairs, 20, judged, strength) == [
+        np.flatnonzero(groups == g).tolist() for g in range(4)
+    ]
     assert max(seen) <= 8 * 7 // 2
 
 

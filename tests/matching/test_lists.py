@@ -7,7 +7,9 @@ from afmrl_jax.matching.lists import AttributeTable, Vocabulary, read_pairs
 
 
 def obvious(one, other):
-    left, right = ({k: " ".join(v.casefold().split()) for k, v in read_pairs(x)} for x in (one, other))
+    left, right = (
+        {k: " ".join(v.casefold().split()) for k, v in read_pairs(x)} for x in (one, other)
+    )
     common = left.keys() & right.keys()
     agree = sum(left[k] == right[k] for k in common)
     return agree, len(common) - agree
