@@ -154,11 +154,11 @@ class RunConfig(Settings):
             "with random weights has never seen: set --distill.title-dropout and "
             "--distill.picture-dropout above 0, or name --generator.weights",
         )
-        visual = self.image.max_patches // self.image.merge_size**2
+        visual = self.image.bin_patches // self.image.merge_size**2
         require(
             visual < self.text.buckets[-1],
-            f"image.max_pixels allows {visual} visual tokens, and text.buckets end at "
-            f"{self.text.buckets[-1]}; lower the one or add a longer bucket",
+            f"image.max_pixels and image.max_pictures allow {visual} visual tokens, and "
+            f"text.buckets end at {self.text.buckets[-1]}; lower one or add a longer bucket",
         )
 
     @classmethod
