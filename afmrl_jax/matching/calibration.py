@@ -185,6 +185,11 @@ def _fitted(
 def _logistic(labelled: Labelled, weights: np.ndarray, learned: np.ndarray) -> Calibration:
     from sklearn.linear_model import LogisticRegression
 
+    if len(np.unique(labelled.same[learned])) < 2:
+        raise CatalogueError(
+            "some held-out families have all the pairs of one product, or all the others, so that "
+            "nothing can be learned without them; hold out more products"
+        )
     features = features_of(labelled.pairs.take(learned))
     center, scale = features.mean(0), features.std(0)
     # A feature that never changes, such as agreement without lists, must not divide by nothing.
