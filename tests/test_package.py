@@ -23,7 +23,7 @@ ORDER = (
     ("models",),
     ("objectives", "retrieval"),
     ("training", "evaluation"),
-    ("reporting", "inference"),
+    ("reporting", "inference", "matching"),
     ("performance",),
     ("runs",),
     ("serving",),

@@ -23,6 +23,7 @@ from afmrl_jax.cli.catalogue import (
 )
 from afmrl_jax.cli.command import Command
 from afmrl_jax.cli.evaluation import Baselines, Compare, Evaluate
+from afmrl_jax.cli.match import Match
 from afmrl_jax.cli.plan import Plan
 from afmrl_jax.cli.search import Embed, Search
 from afmrl_jax.cli.serve import Serve
@@ -181,6 +182,7 @@ COMMANDS: dict[str, type[Command]] = {
     "search": Search,
     "index": Index,
     "serve": Serve,
+    "match": Match,
     "evaluate": Evaluate,
     "compare": Compare,
     "baselines": Baselines,

@@ -20,6 +20,7 @@ from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime.distributed import ClusterConfig
 from afmrl_jax.runtime.progress import log_info, print_result
 from afmrl_jax.runtime.setup import open_run
+from afmrl_jax.runtime.trackers import parse_trackers, require_trackers
 
 Preset = Literal["demo", "fast", "pretrained"]
 
@@ -70,6 +71,7 @@ class Train(Settings):
     def execute(self) -> None:
         """Run the command."""
         self._check()
+        require_trackers(parse_trackers(self.config.log))
         licenses = origins(self.config)
         pipeline = Pipeline(open_run(self.out, self.cluster), self.config)
         for line in licenses:

@@ -41,7 +41,8 @@ class ImageConfig(Settings):
     std: tuple[float, float, float] = CLIP_STD
     """Standard deviation of the three color channels, which they are divided by."""
     max_pictures: int = 1
-    """Pictures per row; a bin of patches has room for as many of full size."""
+    """Pictures per row, the first ones of a listing that has more; a bin of patches has room for as
+    many of full size. Rows get longer with it: `text.buckets` must hold all their visual tokens."""
     pack_shares: tuple[float, ...] = (0.25, 0.5, 1.0)
     """Allowed numbers of patch bins in a batch, as fractions of its rows, ascending and ending with
     1. Small pictures share bins, and their number is rounded up to one of these, because each

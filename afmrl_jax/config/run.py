@@ -22,6 +22,7 @@ from afmrl_jax.config.model import DEMO_WEIGHTS, Execution, ModelSettings
 from afmrl_jax.config.rar import CitConfig, RarConfig
 from afmrl_jax.config.stages import DistillConfig, EvaluationConfig, OptimizerConfig
 from afmrl_jax.config.validation import MAX_COUNT, MAX_ROWS, MAX_STEPS, Settings, require
+from afmrl_jax.runtime.trackers import parse_trackers
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class GuardConfig(Settings):
         self._within(stall_after=(0, MAX_COUNT))
 
 
-PLACEMENT = ("save_every", "workers", "mesh", "checkpoints", "guard")
+PLACEMENT = ("save_every", "workers", "mesh", "checkpoints", "guard", "log", "profile")
 """Settings that change where and how safely a run is computed but not its result: a run may resume
 with other values of these."""
 
@@ -109,6 +110,12 @@ class RunConfig(Settings):
     and tested with lists of other products, and `agcl+distilled-bare`, the embedder of
     `agcl+distilled` without any list; and what CIT is judged against, `afmrl+cit-old-lists`, which
     trains for as many steps on the same pairs with the distilled generator's lists."""
+    log: str = "tensorboard"
+    """Where metrics go besides metrics.jsonl: `tensorboard`, `trackio`, `wandb`, several of these
+    with commas, or `none`. WANDB_MODE=offline and TRACKIO_DIR keep them on this machine."""
+    profile: int = 0
+    """Steps of each stage that are traced, from the third of this process on, for XProf: the trace
+    is in STAGE/profile. 0 traces none."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoints: KeptCheckpoints = field(default_factory=KeptCheckpoints)
     guard: GuardConfig = field(default_factory=GuardConfig)
@@ -134,7 +141,9 @@ class RunConfig(Settings):
             vocab_size=(264, 10**6),
             save_every=(1, MAX_STEPS),
             workers=(0, 1024),
+            profile=(0, 10_000),
         )
+        parse_trackers(self.log)
         if self.visual_cache is not None:
             require(
                 self.embedder.trained != "all",
@@ -161,11 +170,11 @@ class RunConfig(Settings):
             "with random weights has never seen: set --distill.title-dropout and "
             "--distill.picture-dropout above 0, or name --generator.weights",
         )
-        visual = self.image.max_patches // self.image.merge_size**2
+        visual = self.image.bin_patches // self.image.merge_size**2
         require(
             visual < self.text.buckets[-1],
-            f"image.max_pixels allows {visual} visual tokens, and text.buckets end at "
-            f"{self.text.buckets[-1]}; lower the one or add a longer bucket",
+            f"image.max_pixels and image.max_pictures allow {visual} visual tokens, and "
+            f"text.buckets end at {self.text.buckets[-1]}; lower one or add a longer bucket",
         )
 
     @classmethod

@@ -70,6 +70,8 @@ ADDED: JsonObject = {
     "tower_targets": [],
     "rank_stabilized": False,
     "dora": False,
+    "log": "tensorboard",
+    "profile": 0,
 }
 """Settings that older run directories lack, and the value that means the old behavior."""
 

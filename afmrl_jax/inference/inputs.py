@@ -26,7 +26,8 @@ from afmrl_jax.runtime.files import resolve_path
 KEYS = ("text", "image", "attributes")
 Item = str | bytes | Path | Image.Image | np.ndarray | Mapping[str, object]
 """A text (str); a picture (path, encoded bytes, Pillow's, or uint8 [y x 3]); or a dictionary of
-`text`, `image` and `attributes`, where a string under `image` is a path."""
+`text`, `image` and `attributes`, where a string under `image` is a path, and a list has several
+pictures."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Input:
     picture: bytes | str | StoredPicture | None = None
     """Encoded picture, its path, or an object that reads it."""
     attributes: str | None = None
+    more: tuple[bytes | str | StoredPicture, ...] = ()
+    """Further pictures; models read as many as `image.max_pictures` lets them."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,17 @@ def _read(item: Item, name: str) -> Input:
             f"{name} has the unknown key {unknown[0]!r}; the keys are {', '.join(KEYS)}"
         )
     text, image, attributes = (parts.get(key) for key in KEYS)
+    if isinstance(image, list | tuple) and not image:
+        raise InputError(f"{name}: the list of pictures is empty; leave `image` out")
+    pictures = image if isinstance(image, list | tuple) else [] if image is None else [image]
+    first, *others = [_picture(x, name) for x in pictures] or [None]
     if text is not None and not isinstance(text, str):
         raise InputError(f"{name}: text must be a string, not {type(text).__name__}")
     found = Input(
         text if text and text.strip() else None,
-        None if image is None else _picture(image, name),
+        first,
         _attributes(attributes, name),
+        tuple(x for x in others if x is not None),
     )
     if found == Input():
         raise InputError(f"{name} is empty; give text, image, or both")
@@ -147,7 +155,13 @@ def rows_of(
 ) -> RowBuilder:
     """A builder of the inputs' rows, for which a broken picture is always an error."""
     listings = [
-        Listing(str(n), str(n), x.text or "", b"" if x.picture is None else x.picture)
+        Listing(
+            str(n),
+            str(n),
+            x.text or "",
+            b"" if x.picture is None else x.picture,
+            more_images=x.more,
+        )
         for n, x in enumerate(inputs)
     ]
     return RowBuilder.of(listings, tokenizer, replace(image, bad_pictures="fatal"), text)

@@ -147,7 +147,7 @@ def _texts(
         return None, None, None
     if attributes is not None:
         return _known(read_attributes(attributes), catalogue, attributes), FROM_FILE, None
-    contents = contents_of(catalogue.listings)
+    contents = contents_of(catalogue.listings, run.config.image.max_pictures)
     # Next to the folder, for other commands.
     path = out.with_name(f"{out.name}.attributes.jsonl")
     require_attributes_file(path)
@@ -251,7 +251,8 @@ class _Embedding:
         shape = len(listings), self.encoder.architecture.config.text.hidden_dim
         vectors = VectorFile(work, shape, key)
         if vectors.done:
-            seen = self.contents or contents_of(listings[: vectors.done])
+            most = self.run.config.image.max_pictures
+            seen = self.contents or contents_of(listings[: vectors.done], most)
             if list(seen[: vectors.done]) != vectors.sources:
                 remove_vectors(work)
                 vectors = VectorFile(work, shape, key)
@@ -276,13 +277,13 @@ class _Embedding:
         if content is not None and (place := self._place(x, content, number)) is not None:
             return _Read(content, place)
         # What is hashed and what is decoded are the same bytes, read once.
-        with x.encoded() as picture:
-            content = content or content_of(x, picture)
+        with x.all_encoded(self.run.config.image.max_pictures) as pictures:
+            content = content or content_of(x, pictures)
             place = self._place(x, content, number)
             if place is not None:
                 return _Read(content, place)
             alone = RowBuilder.of(
-                [replace(x, image=picture)],
+                [replace(x, image=pictures[0], more_images=pictures[1:])],
                 builder.tokenizer,
                 builder.image,
                 builder.text,

@@ -125,18 +125,18 @@ def reads_of(run: FinishedRun) -> str:
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def content_of(x: Listing, picture: bytes) -> str:
-    """A hash of what models read of a listing: title and encoded picture."""
-    found = [x.title, hashlib.sha256(picture).hexdigest()]
+def content_of(x: Listing, pictures: Sequence[bytes]) -> str:
+    """A hash of what models read of a listing: title and encoded pictures."""
+    found = [x.title, *(hashlib.sha256(picture).hexdigest() for picture in pictures)]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:32]
 
 
-def contents_of(listings: Sequence[Listing]) -> list[str]:
-    """`content_of` each listing, read by a few threads."""
+def contents_of(listings: Sequence[Listing], most: int = 1) -> list[str]:
+    """`content_of` each listing with `most` pictures at most, read by a few threads."""
 
     def read(x: Listing) -> str:
-        with x.encoded() as picture:
-            return content_of(x, picture)
+        with x.all_encoded(most) as pictures:
+            return content_of(x, pictures)
 
     out: list[str] = []
     with ThreadPoolExecutor(READERS) as readers:

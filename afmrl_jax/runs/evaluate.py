@@ -82,15 +82,23 @@ def evaluate(
 def _written(run: FinishedRun, generator: str, everything: Catalogue, test: Catalogue) -> Lists:
     """A generator's lists of all listings, and of lone pictures and titles of the test listings."""
     texts = {
-        shown: _cached_annotations(run, generator, everything if shown == "both" else test, shown)
+        shown: cached_annotations(run, generator, everything if shown == "both" else test, shown)
         for shown in modalities(run.config.lists)
     }
     return Lists(texts["both"], texts.get("image", {}), texts.get("text", {}))
 
 
-def _cached_annotations(
+def cached_annotations(
     run: FinishedRun, generator: str, catalogue: Catalogue, shown: Modality
 ) -> Mapping[str, str]:
+    """A generator's lists of a catalogue, which the run keeps once they are written.
+
+    Args:
+        run: has the generator.
+        generator: the stage that trained it.
+        catalogue: the listings.
+        shown: what of each listing the generator sees.
+    """
     key = hashlib.sha256(catalogue.fingerprint.encode()).hexdigest()[:12]
     lone = "" if shown == "both" else f"-{shown}"
     path = run.folder / "evaluations" / f"{key}-{generator}{lone}.jsonl"

@@ -1,4 +1,4 @@
-"""Metrics of a stage: one JSON object per line, and the same for TensorBoard."""
+"""Metrics of a stage: one JSON object per line, and the same for TensorBoard and trackers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from afmrl_jax.runtime.files import disk_full, is_disk_full, is_writer, write_text
 from afmrl_jax.runtime.json_files import checked, json_text, read_records
+from afmrl_jax.runtime.trackers import BOARD, Tracker
 from afmrl_jax.types import JsonObject
 
 if TYPE_CHECKING:
@@ -26,15 +27,21 @@ class _Line:
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl` and to `tensorboard/` in a folder.
+    """Appends to `metrics.jsonl` in a folder, and sends the same to trackers.
 
     A resumed stage repeats the steps after its checkpoint, so their lines are dropped first: every
     step is in the file once. If another process of the job does the writing, nothing is written.
+
+    Args:
+        folder: of the stage.
+        resume_step: steps that are done.
+        trackers: names, see `parse_trackers`; TensorBoard's files go to `tensorboard/`.
     """
 
-    def __init__(self, folder: Path, resume_step: int = 0):
+    def __init__(self, folder: Path, resume_step: int = 0, trackers: tuple[str, ...] = (BOARD,)):
         self.path = folder / "metrics.jsonl"
         self._writes = is_writer()
+        self._names = trackers
         if not self._writes:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,6 +59,11 @@ class MetricsLog:
 
         return SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self._begins)
 
+    @cached_property
+    def _trackers(self) -> list[Tracker]:
+        # Opened with the first metrics: a stage that has nothing to do opens no run.
+        return [Tracker(x, self.path.parent) for x in self._names if x != BOARD]
+
     def write(self, step: int, metrics: JsonObject) -> None:
         """Add the metrics of a step, if there are any."""
         if not metrics or not self._writes:
@@ -59,17 +71,21 @@ class MetricsLog:
         try:
             self._file.write(json_text({"step": step, **metrics}) + "\n")
             self._file.flush()
-            for name, value in metrics.items():
+            for name, value in metrics.items() if BOARD in self._names else ():
                 self._board.add_scalar(name, value, step)
         except OSError as error:
             raise (disk_full(self.path) if is_disk_full(error) else error) from error
+        for tracker in self._trackers:
+            tracker.log(metrics, step)
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Flush and close all."""
         if self._writes:
             self._file.close()
             if "_board" in vars(self):
                 self._board.close()
+            for tracker in self._trackers if "_trackers" in vars(self) else ():
+                tracker.close()
 
 
 def resident_memory() -> dict[str, float]:

@@ -25,7 +25,9 @@ from afmrl_jax.runtime.compilation import compiling
 from afmrl_jax.runtime.distributed import barrier
 from afmrl_jax.runtime.metrics_log import MetricsLog, resident_memory
 from afmrl_jax.runtime.preemption import Preempted, deferred, reached
+from afmrl_jax.runtime.profiling import StepTrace
 from afmrl_jax.runtime.progress import Progress, log_info
+from afmrl_jax.runtime.trackers import BOARD, parse_trackers
 from afmrl_jax.training.checkpoint import Checkpointer
 from afmrl_jax.training.guard import LossGuard, Watchdog, stopped, write_batch
 from afmrl_jax.training.state import HALTED, TrainState, scalars
@@ -52,6 +54,10 @@ class LoopConfig:
     log_every: int = 10
     kept: KeptCheckpoints = field(default_factory=KeptCheckpoints)
     guard: GuardConfig = field(default_factory=GuardConfig)
+    trackers: tuple[str, ...] = (BOARD,)
+    """Where metrics go besides the file; see `parse_trackers`."""
+    profile: int = 0
+    """Steps that are traced."""
 
     @classmethod
     def of(
@@ -71,6 +77,8 @@ class LoopConfig:
             log_every,
             config.checkpoints,
             config.guard,
+            parse_trackers(config.log),
+            config.profile,
         )
 
 
@@ -155,6 +163,7 @@ class _Loop:
         self._stop = stop
         self._checkpointer = checkpointer
         self._log: MetricsLog | None = None
+        self._trace: StepTrace | None = None
         self._iterator: Reader[Batch] | None = None
         self._shapes, self._padding, self._bad_pictures = ShapeCounter(), PaddingShares(), 0
         self._watchdog = Watchdog(config.name, config.guard.stall_after)
@@ -176,7 +185,8 @@ class _Loop:
         start = int(state.step)
         # All have read what a killed run left before the first one changes it.
         barrier(f"{config.name} starts")
-        self._log = MetricsLog(config.folder, resume_step=start)
+        self._log = MetricsLog(config.folder, start, config.trackers)
+        trace = self._trace = StepTrace(config.folder, config.profile, start, config.steps)
         if start == 0 and self._evaluate is not None:
             self._log.write(0, self._evaluate(state, 0) or {})
         self._reopen(start)
@@ -193,7 +203,10 @@ class _Loop:
                         self._stop_reading()
                     batch = self._next(step)
                 self._watchdog.doing("computing")
-                state, metrics = self._step_function(state, batch, jax.random.fold_in(base, step))
+                with trace.step(step):
+                    key = jax.random.fold_in(base, step)
+                    state, metrics = self._step_function(state, batch, key)
+                trace.stepped(step, state)
                 self._check(state, step)
                 self._previous, self._view = metrics, self._read
                 watch.stepped(metrics)
@@ -288,6 +301,8 @@ class _Loop:
     def close(self) -> None:
         """Release files, threads and processes."""
         self._watchdog.close()
+        if self._trace is not None:
+            self._trace.close()
         self._stop_reading()
         if self._log is not None:
             self._log.close()

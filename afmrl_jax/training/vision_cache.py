@@ -17,7 +17,7 @@ from afmrl_jax.data.batching.packing import Bins, pack
 from afmrl_jax.data.batching.vision_cache import (
     CachedPictures,
     TokenCache,
-    picture_hash,
+    picture_hashes,
     preprocessing,
 )
 from afmrl_jax.data.sources.row_builder import RowBuilder
@@ -80,14 +80,15 @@ def with_cached_tokens(
         folder: of all caches; this tower's is a folder in it.
         mesh: where the tower runs.
     """
-    hashes = [picture_hash(x) for x in builder.listings]
+    hashes = [picture_hashes(x, builder.image.max_pictures) for x in builder.listings]
     config, dtype = architecture.config, architecture.execution.dtype
     width = config.text.hidden_dim * (1 + len(config.vision.deep_blocks))
     cache = TokenCache(folder / tower_key(architecture, params, builder.image), width, dtype)
     with cache.held():
         barrier("visual cache is held")
         known = cache.entries()
-        first = {key: index for index, key in reversed([*enumerate(hashes)])}
+        places = [(n, at, key) for n, keys in enumerate(hashes) for at, key in enumerate(keys)]
+        first = {key: (n, at) for n, at, key in reversed(places)}
         missing = {key: index for key, index in sorted(first.items()) if key not in known}
         if missing:
             _fill(cache, missing, builder, architecture, params, mesh)
@@ -98,7 +99,7 @@ def with_cached_tokens(
 
 def _fill(
     cache: TokenCache,
-    missing: dict[str, int],
+    missing: dict[str, tuple[int, int]],
     builder: RowBuilder,
     architecture: Architecture,
     params: Params,
@@ -110,7 +111,9 @@ def _fill(
     size = 0
     with jax.set_mesh(mesh), Progress("visual tokens", len(names)) as progress:
         for begin in range(0, len(names), PICTURES):
-            found_here = [(key, builder.pictures[missing[key]]) for key in names[begin:][:PICTURES]]
+            found_here = [
+                (key, builder.pictures.at(*missing[key])) for key in names[begin:][:PICTURES]
+            ]
             own = [key for key, picture in found_here if picture is not None]
             pictures = [picture for _, picture in found_here if picture is not None]
             none: tuple = ()

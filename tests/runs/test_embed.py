@@ -326,7 +326,7 @@ def test_contents_come_in_the_order_of_the_listings(shop, monkeypatch):
     monkeypatch.setattr(embedded_folder, "READ_AT_ONCE", 7)
     listings = load_catalogue(shop).listings
     found = contents_of(listings)
-    assert found == [content_of(x, x.read_image_bytes()) for x in listings]
+    assert found == [content_of(x, [x.read_image_bytes()]) for x in listings]
     assert len(set(found)) == len(listings) == 30
 
 

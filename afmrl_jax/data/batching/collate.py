@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -69,7 +69,7 @@ class Row:
 
 
 class PatchStore:
-    """Patches of each listing's picture, decoded once as long as they fit in memory.
+    """Patches of listings' pictures, decoded once as long as they fit in memory.
 
     Args:
         listings: the listings whose pictures are read.
@@ -90,15 +90,16 @@ class PatchStore:
         self._listings = listings
         self.config = config
         self._deferred = deferred and config.bad_pictures == "fatal"
-        self._kept: OrderedDict[int, Patches] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, int], Patches] = OrderedDict()
         self._bytes = 0
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._bad: set[int] = set()
+        self._bad: set[tuple[int, int]] = set()
 
     def bad(self, indices: Iterable[int]) -> int:
         """How many of some listings' pictures were found to be undecodable."""
-        return sum(int(i) in self._bad for i in indices)
+        counts = Counter(index for index, _ in list(self._bad))
+        return sum(counts[int(i)] for i in indices)
 
     def __getstate__(self) -> dict[str, object]:
         """Worker processes get an empty store: pictures are cheaper to decode than to send."""
@@ -111,49 +112,64 @@ class PatchStore:
         self._lock = threading.Lock()
 
     def __getitem__(self, index: int) -> Patches | None:
-        """Patches of listing number `index`; the most recently used ones are kept.
+        """Patches of the first picture of listing number `index`; see `at`."""
+        return self.at(index, 0)
+
+    def at(self, index: int, place: int) -> Patches | None:
+        """Patches of a picture of listing number `index`; the most recently used ones are kept.
 
         None for a picture that cannot be decoded, if such pictures are left out.
+
+        Args:
+            index: number of the listing.
+            place: of the picture in it, below the number of its pictures.
 
         Raises:
             CatalogueError: it cannot be decoded, if that is fatal.
         """
+        key = (index, place)
         with self._lock:
-            if index in self._bad:
+            if key in self._bad:
                 return None
-            found = self._kept.get(index)
+            found = self._kept.get(key)
             if found is not None:
-                self._kept.move_to_end(index)
+                self._kept.move_to_end(key)
                 return found
         listing = self._listings[index]
         try:
-            with listing.encoded() as data:
+            with listing.encoded(place) as data:
                 if self._deferred:
-                    return undecoded(data, self.config, partial(self._pixels, index, data))
+                    return undecoded(data, self.config, partial(self._pixels, key, data))
                 patches = patchify(data, self.config)
         except CatalogueError as error:
             if self.config.bad_pictures == "fatal":
                 raise _unusable(listing, error) from error
             with self._lock:
-                self._bad.add(index)
+                self._bad.add(key)
             log_info(f"left out: the picture of listing {listing.listing_id!r}: {error}")
             return None
-        self._keep(index, patches)
+        self._keep(key, patches)
         return patches
 
-    def _pixels(self, index: int, data: bytes) -> np.ndarray:
+    def count(self, index: int) -> int:
+        """How many pictures a row shows of listing number `index`."""
+        most = self.config.max_pictures
+        # Where one is shown, a store need not be asked how many there are.
+        return 1 if most == 1 else min(len(self._listings[index].pictures), most)
+
+    def _pixels(self, key: tuple[int, int], data: bytes) -> np.ndarray:
         """Pixels of a picture that came undecoded, from the bytes of its file."""
         try:
             patches = patchify(data, self.config)
         except CatalogueError as error:
-            raise _unusable(self._listings[index], error) from error
-        self._keep(index, patches)
+            raise _unusable(self._listings[key[0]], error) from error
+        self._keep(key, patches)
         return patches.pixels
 
-    def _keep(self, index: int, patches: Patches) -> None:
+    def _keep(self, key: tuple[int, int], patches: Patches) -> None:
         with self._lock:
-            if index not in self._kept:
-                self._kept[index] = patches
+            if key not in self._kept:
+                self._kept[key] = patches
                 self._bytes += patches.pixels.nbytes
             while self._bytes > self._max_bytes and len(self._kept) > 1:
                 _, dropped = self._kept.popitem(last=False)
@@ -234,7 +250,7 @@ def bucket_length(longest: int, budget: TextBudget) -> int:
     raise CatalogueError(
         f"a row of {longest} tokens, those of its pictures included, exceeds the largest text "
         f"bucket {budget.buckets[-1]}; add a bucket to text.buckets, or lower "
-        "text.max_title_tokens, text.max_attribute_tokens or image.max_pixels"
+        "text.max_title_tokens, text.max_attribute_tokens, image.max_pixels or image.max_pictures"
     )
 
 
@@ -272,8 +288,8 @@ def collate(
         if count > length:
             raise CatalogueError(
                 f"row {number} of a batch has {count} tokens, but the batch has room for {length}; "
-                "lower text.max_title_tokens, text.max_attribute_tokens or image.max_pixels, or "
-                "choose a longer bucket of text.buckets"
+                "lower text.max_title_tokens, text.max_attribute_tokens, image.max_pixels or "
+                "image.max_pictures, or choose a longer bucket of text.buckets"
             )
         own = slice(0, count) if side == "right" else slice(length - count, length)
         tokens[number, own] = row.tokens

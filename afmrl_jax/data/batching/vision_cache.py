@@ -46,9 +46,10 @@ class Entry(NamedTuple):
     """Of the merged grid; their product is the number of tokens."""
 
 
-def picture_hash(listing: Listing) -> str:
-    """SHA-256 of the picture's bytes, in hexadecimal."""
-    return hashlib.sha256(listing.read_image_bytes()).hexdigest()
+def picture_hashes(listing: Listing, most: int) -> tuple[str, ...]:
+    """SHA-256 of the bytes of the first pictures, `most` of them, in hexadecimal."""
+    places = range(min(len(listing.pictures), most))
+    return tuple(hashlib.sha256(listing.read_image_bytes(n)).hexdigest() for n in places)
 
 
 def preprocessing(config: ImageConfig) -> JsonObject:
@@ -147,8 +148,8 @@ class CachedPictures:
     listings: Sequence[Listing]
     config: ImageConfig
     cache: TokenCache
-    places: Sequence[Entry | None]
-    """Of each listing's picture; None if it is bad."""
+    places: Sequence[tuple[Entry | None, ...]]
+    """Of each listing's pictures; None if one is bad."""
     _maps: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
@@ -157,28 +158,32 @@ class CachedPictures:
         listings: Sequence[Listing],
         config: ImageConfig,
         cache: TokenCache,
-        hashes: Sequence[str],
+        hashes: Sequence[tuple[str, ...]],
     ) -> CachedPictures:
         """Pictures of some listings, all of which must be in the cache."""
         entries = cache.entries()
-        for listing, key in zip(listings, hashes, strict=True):
-            if key not in entries and config.bad_pictures == "fatal":
+        for listing, keys in zip(listings, hashes, strict=True):
+            if config.bad_pictures == "fatal" and not all(key in entries for key in keys):
                 raise CatalogueError(
                     f"listing {listing.listing_id!r}: its picture is not in {cache.folder}; "
                     "start the same command again to compute what is missing"
                 )
-        return cls(listings, config, cache, [entries.get(key) for key in hashes])
+        return cls(listings, config, cache, [tuple(map(entries.get, keys)) for keys in hashes])
 
     def bad(self, indices: Iterable[int]) -> int:
-        """How many of some listings have no picture that can be decoded."""
-        return sum(self.places[int(i)] is None for i in indices)
+        """How many of some listings' pictures cannot be decoded."""
+        return sum(self.places[int(i)].count(None) for i in indices)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_maps": {}}
 
-    def __getitem__(self, index: int) -> Patches | None:
-        """Tokens and grid of listing number `index`; None if its picture is bad."""
-        place = self.places[index]
+    def count(self, index: int) -> int:
+        """How many pictures a row shows of listing number `index`."""
+        return len(self.places[index])
+
+    def at(self, index: int, number: int) -> Patches | None:
+        """Tokens and grid of a picture of listing number `index`; None if it is bad."""
+        place = self.places[index][number]
         if place is None:
             return None
         if place.shard not in self._maps:

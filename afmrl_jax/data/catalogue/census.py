@@ -18,6 +18,8 @@ COVERED = (
     "role", "part",
 )  # fmt: skip
 
+SEVERAL = "several pictures"
+"""What is counted of listings with more than one."""
 MAX_COLUMNS = 1000
 """Columns besides a listing's that are counted by name."""
 NAMED = 20
@@ -98,6 +100,7 @@ class Census:
         values = (x.listing_id, x.product_id, x.group, x.duplicate_group, x.split, taught)
         run("INSERT INTO listing VALUES (?, ?, ?, ?, ?, ?)", values)
         self._covered.update(name for name in COVERED if getattr(x, name) is not None)
+        self._covered.update([SEVERAL] if x.more_images else ())
         _count_some(self._carried, x.extra or ())
         _count_some(self._left, (f"{name!r} ({why})" for name, why in (left or {}).items()))
 
@@ -175,6 +178,8 @@ class Census:
 
         total = len(self)
         coverage = {x: round(self._covered[x] / total, 3) for x in COVERED} if total else {}
+        if self._covered[SEVERAL]:
+            coverage[SEVERAL] = round(self._covered[SEVERAL] / total, 3)
         splits = {split: counts(f"WHERE split = '{split}'") for split in SPLITS}
         found = {**counts(), "splits": splits, "coverage": coverage}
         if self._carried:

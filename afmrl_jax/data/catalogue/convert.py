@@ -28,7 +28,7 @@ from afmrl_jax.data.catalogue.manifest import (
 from afmrl_jax.data.catalogue.readers import RowSource
 from afmrl_jax.data.catalogue.records import Problem
 from afmrl_jax.data.catalogue.store import serialise
-from afmrl_jax.data.catalogue.tfds_examples import COLUMNS, DESCRIPTIONS, PART, features
+from afmrl_jax.data.catalogue.tfds_examples import COLUMNS, DESCRIPTIONS, PART, PICTURES, features
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.runtime.files import (
     claim,
@@ -223,7 +223,7 @@ class _Shard:
         self._writer = ArrayRecordWriter(str(self.path), "group_size:1")
 
     def add(self, read: Read) -> None:
-        data, texts = serialise(read.listing, read.picture)
+        data, texts = serialise(read.listing, read.pictures)
         self._writer.write(data)
         self.columns.append(texts)
         self.size += len(data)
@@ -231,7 +231,10 @@ class _Shard:
     def close(self, consumed: int) -> tuple[int, int, int, str]:
         """Finish the files; returns number, records consumed, listings, and sizes and hashes."""
         self._writer.close()
-        table = pa.table({x: [texts[x] for texts in self.columns] for x in COLUMNS})
+        # As before there were further pictures, where there are none: the file keeps its hash.
+        several = any(texts[PICTURES] for texts in self.columns)
+        names = COLUMNS if several else [x for x in COLUMNS if x != PICTURES]
+        table = pa.table({x: [texts[x] for texts in self.columns] for x in names})
         path = self.folder / _temporary(self.number)[1]
         with pa.OSFile(str(path), "wb") as raw, pa.ipc.new_file(raw, table.schema) as file:
             file.write_table(table)

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from afmrl_jax.config import MarketplaceSettings, RunConfig
 from afmrl_jax.config.marketplace import MARKETPLACE
 from afmrl_jax.data.catalogue.census import Census
-from afmrl_jax.data.catalogue.pictures import decode, open_picture
+from afmrl_jax.data.catalogue.picture_check import checked_pictures
 from afmrl_jax.data.catalogue.readers import RowSource, open_rows
 from afmrl_jax.data.catalogue.records import SPLITS, Catalogue, Listing, Problem, Report
 from afmrl_jax.data.catalogue.schema import left_columns, problem_of, to_listing
@@ -108,8 +108,8 @@ class Read(NamedTuple):
     number: int
     """Records read so far, including unusable ones."""
     listing: Listing
-    picture: bytes
-    """Empty if pictures are not checked."""
+    pictures: tuple[bytes, ...]
+    """Empty if they are not checked."""
 
 
 def read_listings(
@@ -135,15 +135,14 @@ def read_listings(
         if number <= begin:
             continue
         try:
-            listing, picture = to_listing(row, source.folder, root), b""
+            listing, pictures = to_listing(row, source.folder, root), tuple[bytes, ...]()
             if look != "none":
-                picture = listing.read_image_bytes()
-                decode(picture) if look == "decode" else open_picture(picture)
+                pictures = checked_pictures(listing, decoded=look == "decode")
             census.take(listing, left_columns(row))
         except CatalogueError as error:
             report(problem_of(error, row, where, source.file))
             continue
-        yield Read(number, listing, picture)
+        yield Read(number, listing, pictures)
 
 
 def _with_splits(listings: list[Listing]) -> list[Listing]:

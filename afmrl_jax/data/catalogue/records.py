@@ -64,6 +64,10 @@ class StoredPicture(Protocol):
         ...
 
 
+Picture = bytes | str | StoredPicture
+"""An encoded picture, or its path, or its place in a store."""
+
+
 @dataclass(frozen=True)
 class Listing:
     """One offer of a product."""
@@ -71,8 +75,7 @@ class Listing:
     listing_id: str
     product_id: str
     title: str
-    image: bytes | str | StoredPicture
-    """Encoded picture, or its path, or its place in a store."""
+    image: Picture
     category: str | None = None
     attributes: Mapping[str, str] | None = None
     """True attributes: for distillation and evaluation, never shown to the embedder."""
@@ -93,21 +96,33 @@ class Listing:
     asks anything."""
     extra: Mapping[str, Plain] | None = None
     """What else a shop says, such as price and address: results show it, no model reads it."""
+    more_images: tuple[Picture, ...] = ()
+    """Further pictures of the same offer. Models read as many as `image.max_pictures` lets them,
+    `image` first."""
 
-    def read_image_bytes(self) -> bytes:
-        """The encoded picture.
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """All pictures, the first one first."""
+        return (self.image, *self.more_images)
+
+    def read_image_bytes(self, place: int = 0) -> bytes:
+        """An encoded picture.
+
+        Args:
+            place: which one; 0 is the first.
 
         Raises:
             CatalogueError: its file cannot be read, is larger than `MAX_PICTURE`, or is a pipe or a
                 device.
         """
-        if isinstance(self.image, bytes):
-            return self.image
-        if not isinstance(self.image, str):
-            return self.image.read()
+        image = self.pictures[place]
+        if isinstance(image, bytes):
+            return image
+        if not isinstance(image, str):
+            return image.read()
         try:
             return read_bytes(
-                resolve_path(self.image),
+                resolve_path(image),
                 limit=MAX_PICTURE,
                 error=CatalogueError,
                 remedy="restore the file or remove the listing",
@@ -116,20 +131,33 @@ class Listing:
             raise CatalogueError(f"listing {self.listing_id!r}: picture {error}") from error
 
     @contextmanager
-    def encoded(self) -> Iterator[bytes]:
-        """The encoded picture for the length of a block, for threads that read many at once.
+    def encoded(self, place: int = 0) -> Iterator[bytes]:
+        """An encoded picture for the length of a block, for threads that read many at once.
 
         A file of this machine waits until `MAX_ENCODED` has room for it.
+
+        Args:
+            place: which one; 0 is the first.
 
         Raises:
             CatalogueError: see `read_image_bytes`.
         """
-        with _ENCODED.hold(self._file_size()):
-            yield self.read_image_bytes()
+        with _ENCODED.hold(self._file_size(place)):
+            yield self.read_image_bytes(place)
 
-    def _file_size(self) -> int:
-        """Bytes of the picture's file as far as they are read; 0 if it is no file here."""
-        path = resolve_path(self.image) if isinstance(self.image, str) else None
+    @contextmanager
+    def all_encoded(self, most: int) -> Iterator[tuple[bytes, ...]]:
+        """The first encoded pictures, `most` of them; see `encoded`."""
+        places = range(min(len(self.pictures), most))
+        # More than the budget has would wait forever; such a listing has it to itself.
+        size = min(sum(map(self._file_size, places)), MAX_ENCODED)
+        with _ENCODED.hold(size):
+            yield tuple(map(self.read_image_bytes, places))
+
+    def _file_size(self, place: int) -> int:
+        """Bytes of a picture's file as far as they are read; 0 if it is no file here."""
+        image = self.pictures[place]
+        path = resolve_path(image) if isinstance(image, str) else None
         if not isinstance(path, Path):
             return 0
         try:
@@ -211,6 +239,9 @@ class Catalogue:
                 fields.append(f"role {x.role}")
             if x.part is not None:
                 fields.append(f"part {x.part}")
+            if x.more_images:
+                fields.append(f"pictures {len(x.pictures)}")
             digest.update(json.dumps(fields, ensure_ascii=False, sort_keys=True).encode())
-            digest.update(hashlib.sha256(x.read_image_bytes()).digest())
+            for place in range(len(x.pictures)):
+                digest.update(hashlib.sha256(x.read_image_bytes(place)).digest())
         return digest.hexdigest()[:16]

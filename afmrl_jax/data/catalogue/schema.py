@@ -20,7 +20,17 @@ OPTIONAL_TEXT = (
     "category", "oracle", "seller", "split", "family_id", "duplicate_of", "duplicate_group", "role",
     "part",
 )  # fmt: skip
-COLUMNS = (*REQUIRED, "attributes", *OPTIONAL_TEXT)
+IMAGES = "images"
+"""All pictures of a listing, or those besides `image`: a list, or their names in one text."""
+MORE_IMAGES = tuple(f"image_{number}" for number in range(2, 17))
+"""Further pictures, for tables that have one a column."""
+COLUMNS = (*REQUIRED, "attributes", *OPTIONAL_TEXT, IMAGES)
+MAX_PICTURES = 32
+"""Pictures of a listing."""
+SEPARATORS = "|;,"
+"""Between the names of pictures in a text: the first of these that is in it."""
+PICTURE_ENDS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""Names of the files that count as pictures where a folder of them is given."""
 IDS = ("listing_id", "product_id", "family_id", "duplicate_of", "duplicate_group")
 """Texts that name something, so nothing in them is replaced: control characters are refused."""
 SHOWN = 60
@@ -104,8 +114,10 @@ def to_listing(row: Mapping[str, object], folder: Path, root: Path | None = None
         raise CatalogueError(f"unknown split {values['split']!r}; use one of {', '.join(SPLITS)}")
     if values.get("role", ROLES[0]) not in ROLES:
         raise CatalogueError(f"unknown role {values['role']!r}; use one of {', '.join(ROLES)}")
+    first, *others = _pictures(row, folder, root or folder)
     return Listing(
-        image=_image(row, folder, root or folder),
+        image=first,
+        more_images=tuple(others),
         attributes=_attributes(row.get("attributes")),
         extra={name: value for name, value, why in _others(row) if not why} or None,
         **values,
@@ -121,7 +133,7 @@ def _others(row: Mapping[str, object]) -> Iterator[tuple[str, Plain, str]]:
     """Columns that are not a listing's and not empty: the value, or else why it is not carried."""
     carried = 0
     for name, value in row.items():
-        if name in COLUMNS or value is None or value == "" or value != value:
+        if name in COLUMNS or name in MORE_IMAGES or value is None or value == "" or value != value:
             continue
         if isinstance(value, Decimal | date):
             value = str(value)
@@ -144,15 +156,62 @@ def _others(row: Mapping[str, object]) -> Iterator[tuple[str, Plain, str]]:
         yield name, value, why
 
 
-def _image(row: Mapping[str, object], folder: Path, root: Path) -> bytes | str:
-    image = row.get("image")
+def _pictures(row: Mapping[str, object], folder: Path, root: Path) -> list[bytes | str]:
+    """All pictures of a record, each once: `image`, then `images`, then `image_2` and so on."""
+    named = [row.get("image"), *_listed(row.get(IMAGES), folder), *map(row.get, MORE_IMAGES)]
+    # Without any, what is wrong with `image` is said.
+    found = [x for x in named if not _is_empty(x)] or named[:1]
+    if len(found) > MAX_PICTURES:
+        raise CatalogueError(f"it has {len(found)} pictures; give {MAX_PICTURES} at most")
+    out: list[bytes | str] = []
+    for x in found:
+        picture = _image(x, folder, root)
+        if picture not in out:
+            out.append(picture)
+    return out
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
+def _listed(value: object, folder: Path) -> list[object]:
+    """The pictures of the column `images`, as they stand there."""
+    if _is_empty(value):
+        return []
+    if isinstance(value, Mapping):
+        return [value]
+    if isinstance(value, list | tuple):
+        return list(value)
+    if not isinstance(value, str):
+        raise CatalogueError(f"{IMAGES!r} is a {type(value).__name__}; write a list of pictures")
+    text = value.strip()
+    if text.startswith("["):
+        remedy = "write a list of names"
+        parsed = parse_json(text, f"{IMAGES!r} is text, but", error=CatalogueError, remedy=remedy)
+        return _listed(parsed, folder)
+    try:
+        if (folder / text).is_dir():
+            inside = (folder / text).iterdir()
+            return sorted(f"{text}/{x.name}" for x in inside if _is_picture(x.name))
+        whole = (folder / text).is_file()
+    except (OSError, ValueError):  # Too long for a name, or a NUL in it.
+        whole = False
+    sign = next((x for x in SEPARATORS if x in text), None)
+    return [text] if whole or sign is None else [x.strip() for x in text.split(sign)]
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(PICTURE_ENDS)
+
+
+def _image(image: object, folder: Path, root: Path) -> bytes | str:
     if isinstance(image, Mapping) and image.keys() == {"bytes", "path"}:
         # How `datasets` stores a picture: as bytes, or else where it lies.
         image = image["bytes"] or image["path"]
-        row = {"image": image}
     if isinstance(image, bytes) and image:
         return image
-    name = _text(row, "image")
+    name = _text({"image": image}, "image")
     if name.lower().startswith(("http://", "https://")):
         raise CatalogueError(
             f"picture {_shown(name)} is an address; download it and give the name of the file"

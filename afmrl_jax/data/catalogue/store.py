@@ -20,15 +20,18 @@ import pyarrow as pa
 
 from afmrl_jax.data.catalogue.manifest import AGAIN, MANIFEST, Manifest, columns_name
 from afmrl_jax.data.catalogue.records import SPLITS, Listing, Problem, Report, Row, StoredListings
-from afmrl_jax.data.catalogue.schema import REQUIRED
+from afmrl_jax.data.catalogue.schema import IMAGES, REQUIRED
 from afmrl_jax.data.catalogue.splits import draw_splits
 from afmrl_jax.data.catalogue.tfds_examples import (
     ADDED,
     COLUMNS,
+    MORE,
+    PICTURES,
     TEXTS,
     features,
     parse,
     to_columns,
+    to_example,
 )
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.files import is_local
@@ -186,12 +189,14 @@ def _columns(folder: str, fingerprint: str) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def serialise(x: Listing, picture: bytes) -> tuple[bytes, dict[str, str]]:
+def serialise(x: Listing, pictures: Sequence[bytes]) -> tuple[bytes, dict[str, str]]:
     """A listing as a record, and as its columns."""
-    columns = to_columns(x)
-    example = {**columns, "image": picture}
-    data = features().serialize_example(features().encode_example(example))
-    return data, columns
+    example = to_example(x, pictures)
+    several = bool(example[MORE])
+    if not several:  # The bytes of a record are then those of earlier versions.
+        del example[MORE]
+    fields = features(several=several)
+    return fields.serialize_example(fields.encode_example(example)), to_columns(x)
 
 
 @dataclass(frozen=True)
@@ -200,17 +205,23 @@ class PictureAt:
 
     folder: str
     number: int
+    place: int = 0
+    """Which picture of the record."""
 
     def read(self) -> bytes:
         """The encoded picture.
 
         Raises:
-            CatalogueError: the record cannot be read.
+            CatalogueError: the record cannot be read, or lacks the picture.
         """
         try:
-            image = parse(_record(self.folder, self.number))["image"]
+            row = parse(_record(self.folder, self.number))
+            more: Any = row.get(IMAGES, ())
+            if self.place > len(more):
+                raise CatalogueError(f"it has no picture {self.place + 1}; {AGAIN}")
         except CatalogueError as error:
             raise CatalogueError(f"{self.folder}: record {self.number}: {error}") from error
+        image = more[self.place - 1] if self.place else row["image"]
         assert isinstance(image, bytes)
         return image
 
@@ -266,8 +277,12 @@ class StoreListings(StoredListings):
                 if not fits:
                     raise CatalogueError(f"{where} are not plain values by name; {AGAIN}")
                 values[name] = found
-        picture = PictureAt(self._folder, number)
-        return Listing(image=picture, split=SPLITS[split], **values)
+        count = values.pop(PICTURES) or "1"
+        if not (count.isdecimal() and 0 < len(count) < 3):
+            where = f"{self._folder}: record {number}"
+            raise CatalogueError(f"{where}: {count[:20]!r} is no number of pictures; {AGAIN}")
+        first, *others = (PictureAt(self._folder, number, n) for n in range(max(int(count), 1)))
+        return Listing(image=first, more_images=tuple(others), split=SPLITS[split], **values)
 
     def column(self, name: str) -> list[Any]:
         """See `StoredListings.column`."""

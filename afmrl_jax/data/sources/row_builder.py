@@ -52,9 +52,11 @@ class RowBuilder:
         return dataclasses.replace(self, shown=shown)
 
     def picture(self, index: int) -> tuple[Patches, ...]:
-        """The picture of listing `index`; empty if it is bad and bad ones are left out."""
-        found = self.pictures[index]
-        return () if found is None else (found,)
+        """The pictures of listing `index`, `image.max_pictures` at most, without bad ones if those
+        are left out.
+        """
+        found = (self.pictures.at(index, n) for n in range(self.pictures.count(index)))
+        return tuple(x for x in found if x is not None)
 
     def bad_pictures(self, indices: Iterable[int]) -> int | None:
         """How many pictures of a batch's listings were left out, if that may happen."""

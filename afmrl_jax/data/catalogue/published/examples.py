@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from afmrl_jax.data.catalogue.pictures import open_picture
+from afmrl_jax.data.catalogue.picture_check import checked_pictures
 from afmrl_jax.data.catalogue.published.reading import Layout
 from afmrl_jax.data.catalogue.records import Problem, Report, Row
 from afmrl_jax.data.catalogue.schema import problem_of, to_listing
@@ -53,9 +53,8 @@ def examples(
     for where, row in layout.rows(folder, report, **options):
         try:
             listing = to_listing(row, folder)
-            picture = listing.read_image_bytes()
-            open_picture(picture)
+            pictures = checked_pictures(listing, decoded=False)
         except CatalogueError as error:
             report(problem_of(error, row, where, str(folder)))
             continue
-        yield listing.listing_id, to_example(listing, picture)
+        yield listing.listing_id, to_example(listing, pictures)

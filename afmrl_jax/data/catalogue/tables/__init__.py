@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from afmrl_jax.data.catalogue.records import Problem, Report, Row
-from afmrl_jax.data.catalogue.schema import REQUIRED
+from afmrl_jax.data.catalogue.schema import IMAGES, REQUIRED
 from afmrl_jax.data.catalogue.tables import arrow, delimited, json_lines, parquet
 from afmrl_jax.data.catalogue.tables.columns import listed, renamed, require_columns
 from afmrl_jax.data.catalogue.tables.format import TableFormat
@@ -59,7 +59,10 @@ def rows(
             report(Problem("file", str(file), what, remedy))
             continue
         require_columns(columns, there, file)
-        missing = [x for x in REQUIRED if x not in columns and x not in there] if form.fixed else ()
+        known = {*columns, *there}
+        if IMAGES in known:
+            known.add("image")
+        missing = [x for x in REQUIRED if x not in known] if form.fixed else ()
         if missing:
             what = f"the column {', '.join(missing)} is missing; it has {listed(there)}"
             remedy = f"add it, or say which one it is: --columns {missing[0]}=NAME"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from afmrl_jax.data.catalogue.schema import COLUMNS, SHOWN
+from afmrl_jax.data.catalogue.schema import COLUMNS, MORE_IMAGES, SHOWN
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.runtime.json_files import checked, parse_json
 
@@ -45,10 +45,10 @@ def parse_columns(text: str | None) -> dict[str, str]:
             )
         pairs = [(ours.strip(), theirs.strip()) for ours, _, theirs in parts]
     for ours, theirs in pairs:
-        if ours not in COLUMNS:
+        if ours not in COLUMNS and ours not in MORE_IMAGES:
             raise ConfigError(
                 f"--columns: a listing has no column {ours[:SHOWN]!r} to take {theirs[:SHOWN]!r} "
-                f"for; it has {', '.join(COLUMNS)}"
+                f"for; it has {', '.join(COLUMNS)}, {MORE_IMAGES[0]} to {MORE_IMAGES[-1]}"
             )
     if len(dict(pairs)) < len(pairs):
         raise ConfigError("--columns names a column twice; name each once")

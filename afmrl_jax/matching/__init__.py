@@ -1,0 +1,1 @@
+"""Which listings are one product: candidate pairs, their probability, and clusters of them."""
