@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +19,6 @@ from afmrl_jax.data.sources.loader import Reader, Source, iterate
 from afmrl_jax.models.architecture import Params
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import place, place_batch
-from afmrl_jax.runtime.compilation import compiling
 from afmrl_jax.runtime.distributed import barrier
 from afmrl_jax.runtime.metrics_log import MetricsLog, resident_memory
 from afmrl_jax.runtime.preemption import Preempted, deferred, reached
@@ -31,6 +28,7 @@ from afmrl_jax.runtime.trackers import BOARD, parse_trackers
 from afmrl_jax.training.checkpoint import Checkpointer
 from afmrl_jax.training.guard import LossGuard, Watchdog, stopped, write_batch
 from afmrl_jax.training.state import HALTED, TrainState, scalars
+from afmrl_jax.training.stopwatch import Stopwatch
 from afmrl_jax.types import AnyArray, PyTree
 
 Metrics = dict[str, AnyArray]
@@ -194,7 +192,7 @@ class _Loop:
         ended = self._stop is not None and self._stop()
         base = jax.random.key(config.seed)
         with Progress(config.name, config.steps, start) as progress:
-            watch = _Stopwatch(start, config.name)
+            watch = Stopwatch(start, config.name)
             for step in range(start, start if ended else config.steps):
                 with watch.waiting():
                     self._watchdog.doing("reading a batch")
@@ -262,7 +260,7 @@ class _Loop:
             self._read, found = found.view, found._replace(view=None)
         return place_batch(found._replace(bad_pictures=None), self._config.mesh)
 
-    def _write(self, done: int, found: dict[str, float], watch: _Stopwatch) -> None:
+    def _write(self, done: int, found: dict[str, float], watch: Stopwatch) -> None:
         speed = watch.lap(done) | {"compiled_shapes": len(self._shapes)} | resident_memory()
         if self._bad_pictures:
             speed["bad_pictures"], self._bad_pictures = self._bad_pictures, 0
@@ -307,52 +305,3 @@ class _Loop:
         if self._log is not None:
             self._log.close()
         self._checkpointer.close()
-
-
-class _Stopwatch:
-    """Seconds a step, and how many of them the data took, since the last line of the log.
-
-    Steps are dispatched ahead of the device, so only a span that ends with reading metrics tells
-    how long they took. The first step is waited for, and told apart with what was compiled for it.
-    """
-
-    def __init__(self, step: int, name: str):
-        self._name = name
-        self._compiled = compiling()
-        self._first: dict[str, float] = {}
-        self._fresh = True
-        self._start(step)
-
-    def _start(self, step: int) -> None:
-        self._step = step
-        self._began = time.perf_counter()
-        self._waited = 0.0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - began
-
-    def stepped(self, metrics: Metrics) -> None:
-        """After every step; the first one is waited for."""
-        if not self._fresh:
-            return
-        self._fresh = False
-        jax.block_until_ready(metrics)
-        seconds = time.perf_counter() - self._began
-        found = compiling().since(self._compiled)
-        log_info(f"{self._name}: first step after {seconds:.1f} s ({found})")
-        self._first = {
-            "first_step_seconds": round(seconds, 3),
-            "compile_seconds": round(found.seconds, 3),
-            "compile_cache_hits": found.hits,
-            "compile_programs": found.programs,
-        }
-
-    def lap(self, step: int) -> dict[str, float]:
-        steps, seconds = step - self._step, time.perf_counter() - self._began
-        found = {"seconds_per_step": seconds / steps, "data_wait_share": self._waited / seconds}
-        first, self._first = self._first, {}
-        self._start(step)
-        return {name: round(value, 5) for name, value in found.items()} | first

@@ -116,7 +116,7 @@ def test_config_takes_options_too(capsys):
         (
             "a.yaml",
             "rar: {baseline: ppo}",
-            "rar.baseline: input should be 'grpo', 'dr_grpo' or 'rloo'",
+            "rar.baseline: input should be 'grpo', 'dr_grpo', 'rloo', 'greedy' or 'best'",
         ),
         ("a.yaml", "agcl: 3", "agcl: input should be an object"),
         ("a.yaml", "- 1", "the file must hold settings by name"),

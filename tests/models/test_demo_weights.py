@@ -40,7 +40,7 @@ def test_both_read_and_write_the_same_tokens_and_every_word():
     )
     assert one == other
     tokenizer = BpeTokenizer.load(weights_folder("demo", "embedder"))
-    for text in ("type: dress; neckline: v-neck", "Größe 38, çà et là", "日本 \U0001f457"):
+    for text in ("type: dress; neckline: v-neck", "größe 38, çà et là", "日本 \U0001f457"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
