@@ -26,6 +26,9 @@ PYTEST = -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 PARITY_VENV ?= .venv-parity
+# Of the thousands of modules that the tests' packages have, the tests import a few: those are
+# compiled to bytecode when they are first imported, and pip need not compile all.
+PIP_TEST = -m pip install --quiet --disable-pip-version-check --no-compile
 # Beam wants older versions of other packages.
 BEAM_VENV ?= .venv-beam
 BEAM_TESTS = tests/data/catalogue/test_published_builders.py
@@ -77,7 +80,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(BIN)/python $(PIP_TEST) -e ".[dev]"
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-docs: pyproject.toml | $(BIN)/python
@@ -87,14 +90,14 @@ $(VENV)/.installed-docs: pyproject.toml | $(BIN)/python
 $(PARITY_VENV)/.installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
 	$(PYTHON) -m venv $(PARITY_VENV)
-	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
-	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test,reference]"
+	$(PARITY_VENV)/bin/python $(PIP_TEST) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(PARITY_VENV)/bin/python $(PIP_TEST) -e ".[test,reference]"
 	@touch $@
 
 $(BEAM_VENV)/.installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
 	$(PYTHON) -m venv $(BEAM_VENV)
-	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test,beam]"
+	$(BEAM_VENV)/bin/python $(PIP_TEST) -e ".[test,beam]"
 	@touch $@
 
 clean:

@@ -196,18 +196,6 @@ def test_annotate_then_embed_with_the_same_attributes(run, shop, tmp_path):
     assert (out / "listings.jsonl").is_file()
 
 
-@pytest.mark.parity
-@pytest.mark.parametrize("system", ["infonce", "afmrl+cit"])
-def test_export_r_and_check_it_with_torch(run, tmp_path, capsys, system):
-    pytest.importorskip("torch", reason="the check needs `pip install torch`")
-    out = tmp_path / "r"
-    cli.main(["export", "--run", str(run), "--system", system, "--out", str(out)])
-    told = capsys.readouterr().out
-    assert "checked: 16 vectors of titles, pictures, both, and both with attributes" in told
-    assert (out / "modules.json").is_file()
-    assert f"Embedder of the system `{system}`" in (out / "README.md").read_text()
-
-
 @pytest.mark.slow
 def test_evaluate_on_a_catalogue_that_the_run_never_saw(run, tmp_path, capsys):
     other = write_badge_catalogue(tmp_path / "other", seed=9)

@@ -8,6 +8,7 @@ import pytest
 
 from experiments.reliability.fuzz.case import FAILING
 
+pytestmark = pytest.mark.slow
 CASES, SEED = 240, 0
 REPEAT = "python -m experiments.reliability.fuzz --cases {cases} --seed {seed} --only {case}"
 

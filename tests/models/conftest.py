@@ -20,7 +20,8 @@ def weights(architecture):
     """All away from their initial zeros and ones; drawn once for all tests."""
     rng = np.random.default_rng(0)
     return {
-        name: value + jnp.asarray(0.1 * rng.normal(size=value.shape), jnp.float32)
+        # Added by NumPy: JAX would compile a sum for each shape.
+        name: jnp.asarray(np.asarray(value) + np.float32(0.1 * rng.normal(size=value.shape)))
         for name, value in architecture.init(0).items()
     }
 

@@ -1,5 +1,6 @@
 """Tiny models of Hugging Face's implementation with random weights (needs torch)."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -150,16 +151,18 @@ def rows_with_pictures(patch_size=14, temporal_patch_size=2):
     return jax.tree.map(jax.numpy.asarray, batch), arguments
 
 
+# One function, so that models that are alike share its program.
+@partial(jax.jit, static_argnums=0)
+def logits(architecture, params, batch):
+    """Of our model, at every token."""
+    model = architecture.bind(params)
+    return model.logits(model(batch))
+
+
 def assert_same_logits(architecture, params, reference, **patches):
     """Our model and one of torch say the same of pictures and words, within 1e-4."""
     batch, arguments = rows_with_pictures(**patches)
-
-    @jax.jit
-    def logits(params):
-        model = architecture.bind(params)
-        return model.logits(model(batch))
-
-    found = np.asarray(logits(params))
+    found = np.asarray(logits(architecture, params, batch))
     with torch.no_grad():
         expected = reference(**arguments).logits.float().numpy()
     seen = np.asarray(batch.token_mask)

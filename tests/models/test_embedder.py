@@ -6,9 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from afmrl_jax.config import TextBudget
-from afmrl_jax.models.embedder import embed_batch, hidden_at, unit
+from afmrl_jax.models import embedder
+from afmrl_jax.models.embedder import hidden_at, unit
+
+# Compiled as stages do; operation by operation takes a compilation for each.
+embed_batch = nnx.jit(embedder.embed_batch)
+forward = nnx.jit(lambda model, batch: model(batch))
 
 
 def device(batch):
@@ -45,7 +51,7 @@ def test_a_row_with_attributes_holds_the_vector_of_the_row_without(model, builde
     bare = [builder.embedder(i, None) for i in indices]
     ends = jnp.asarray([len(row.tokens) - 1 for row in bare])
     assert [row.bare_last for row in (*told, *bare)] == 2 * ends.tolist()
-    prefix = unit(hidden_at(model(device(builder.batch(told, length))), ends))
+    prefix = unit(hidden_at(forward(model, device(builder.batch(told, length))), ends))
     expected = embed_batch(model, device(builder.batch(bare, length)))
     np.testing.assert_allclose(prefix, expected, atol=1e-5)
 
@@ -59,10 +65,15 @@ def test_text_alone_needs_no_vision_tower(model, builder):
 
 def test_visual_tokens_computed_before_give_the_same_vector(model, builder, rows):
     batch = device(builder.batch(rows))
-    tokens = model.visual_of(batch)
-    np.testing.assert_allclose(
-        embed_batch(model, batch, tokens), embed_batch(model, batch), atol=1e-6
-    )
+
+    # One program, so that both round alike.
+    @nnx.jit
+    def both(model, batch):
+        tokens = model.visual_of(batch)
+        return embedder.embed_batch(model, batch, tokens), embedder.embed_batch(model, batch)
+
+    found, expected = both(model, batch)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_picture_and_words_both_matter(model, builder):

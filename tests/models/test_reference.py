@@ -106,7 +106,9 @@ def test_every_part_equals_the_reference(case, tmp_path):
     pytest.importorskip("torch", reason="the reference needs `pip install torch`")
     batch, rows = make_batch(case)
     expected = comparable(outputs(build(case, tmp_path), batch, rows), batch)
-    found = our_outputs(*load_model(tmp_path), batch, rows)
+    # Layers in a loop, as those of large models are, take a third of the compiling.
+    model = load_model(tmp_path, execution=Execution(scan=case.number % 3 > 0))
+    found = our_outputs(*model, batch, rows)
     assert_equal(comparable(found, batch), expected, TOLERANCE)
 
 
@@ -125,8 +127,11 @@ def write_case(case, folder):
     write_tensors(folder / "model.safetensors", tensors)
 
 
-@pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("number", GOLDEN_CASES)
+@pytest.mark.parametrize(
+    # Every other one, so that each family's layers are looped over and written out.
+    ("number", "scan"),
+    [(number, bool(place % 2)) for place, number in enumerate(GOLDEN_CASES)],
+)
 def test_every_part_equals_the_golden_numbers(number, scan, tmp_path):
     case = make_case(number)
     write_case(case, tmp_path)

@@ -59,8 +59,9 @@ def prompts(builder):
     return jax.tree.map(jnp.asarray, builder.batch([builder.prompt(i) for i in (0, 7, 50, 3)]))
 
 
-@pytest.mark.parametrize("group", [1, 3])
-@pytest.mark.parametrize(("scan", "lora"), [(True, "plain"), (False, "plain"), (None, "dora")])
+@pytest.mark.parametrize(
+    ("scan", "lora", "group"), [(True, "plain", 3), (False, "plain", 1), (None, "dora", 3)]
+)
 def test_merged_adapters_sample_as_those_by_themselves(tokenizer, prompts, group, scan, lora):
     architecture, params = made(tokenizer, lora=lora, scan=scan)
     found = sampled(architecture, params, prompts, group=group)
@@ -145,8 +146,7 @@ def test_a_turn_multiplies_by_weights_and_does_nothing_else_to_them(
     assert uses_of_constants(body, weights) == {"dot_general", "gather"}
 
 
-@pytest.mark.parametrize(("data", "model"), [(4, 1), (2, 4)])
-@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize(("data", "model", "group"), [(4, 1, 1), (2, 4, 2)])
 def test_a_mesh_writes_what_one_device_writes(tokenizer, prompts, data, model, group):
     architecture, params = made(tokenizer, lora=True)
     expected = sampled(architecture, params, prompts, group=group)

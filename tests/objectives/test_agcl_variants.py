@@ -48,7 +48,7 @@ CASES = {
         "placebo": True,
     },
 }
-STREAMED = ("relative", "own-agreeing", "everything", "positives")
+STREAMED = ("own-agreeing", "everything", "positives")
 """Those that together have every part of the rule, on either side."""
 
 

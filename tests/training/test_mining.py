@@ -112,14 +112,21 @@ def test_tables_go_by_segment_and_broken_or_missing_ones_are_named(tmp_path, rng
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def builder_of(listings, tokenizer):
+    return RowBuilder.of(listings, tokenizer, ImageConfig(max_pixels=48 * 48), TextBudget())
+
+
 @pytest.fixture
 def builder(badge_listings, tokenizer):
-    image = ImageConfig(max_pixels=48 * 48)
-    return RowBuilder.of(badge_listings, tokenizer, image, TextBudget())
+    return builder_of(badge_listings, tokenizer)
 
 
 @pytest.fixture
 def encoder(tokenizer):
+    return encoder_of(tokenizer)
+
+
+def encoder_of(tokenizer):
     ids = {"vocab_size": tokenizer.vocab_size, "image_token_id": tokenizer.image_pad_id}
     architecture = Architecture.of(tiny_config("qwen2_vl", **ids))
     return Encoder.on(make_mesh(1, 1), architecture, architecture.init(0), 40)
@@ -196,50 +203,56 @@ MINING = MiningConfig(2, every=3, depth=60)
 
 
 @pytest.fixture(scope="module")
-def reference():
-    return {}
+def reference(tiny_run, badge_listings, tokenizer, tmp_path_factory):
+    """Weights and folder of a run that nothing killed."""
+    folder = tmp_path_factory.mktemp("whole")
+    models = encoder_of(tokenizer)
+    return train(folder, tiny_run, builder_of(badge_listings, tokenizer), models, MINING), folder
 
 
-@pytest.mark.parametrize("fatal", [3, 4, 6, 7])
-def test_a_killed_run_ends_with_the_same_weights_and_tables(
-    fatal, reference, tiny_run, builder, encoder, tmp_path_factory, tmp_path, monkeypatch
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights_and_tables(
+    reference, tiny_run, builder, encoder, tmp_path, monkeypatch
 ):
     """It dies in a segment, before a checkpoint, at a search, and behind one."""
-    if not reference:
-        folder = tmp_path_factory.mktemp("whole")
-        reference["weights"] = train(folder, tiny_run, builder, encoder, MINING)
-        reference["folder"] = folder
-    plain, seen = loop.place_batch, []
+    expected, whole = reference
+    plain, left, known = loop.place_batch, 0, {}
 
     def dying(batch, mesh):
-        seen.append(batch)
-        if len(seen) == fatal:
+        nonlocal left
+        left -= 1
+        if not left:
             raise KeyboardInterrupt
         return plain(batch, mesh)
 
-    monkeypatch.setattr(loop, "place_batch", dying)
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, tiny_run, builder, encoder, MINING)
-    monkeypatch.undo()
-    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / MINED).iterdir()}
+    def tables():
+        return {p.name: p.stat().st_mtime_ns for p in (tmp_path / MINED).iterdir()}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "place_batch", dying)
+        # Steps are kept in pairs: the starts are at 0, 2, 2 and 4, the deaths at 2, 3, 5 and 6.
+        for left in (3, 2, 4, 3):
+            with pytest.raises(KeyboardInterrupt):
+                train(tmp_path, tiny_run, builder, encoder, MINING)
+            assert left == 0
+            # What a killed run had found was not searched again.
+            assert known.items() <= tables().items()
+            known = tables()
     weights = train(tmp_path, tiny_run, builder, encoder, MINING)
-    for name, value in reference["weights"].items():
+    for name, value in expected.items():
         np.testing.assert_array_equal(weights[name], value, err_msg=name)
-    names = sorted(p.name for p in (tmp_path / MINED).iterdir())
-    assert names == ["step-000000.npz", "step-000003.npz", "step-000006.npz"]
-    for name in names:
-        one, two = (NegativeTable.load(f / MINED / name) for f in (tmp_path, reference["folder"]))
+    assert sorted(known) == ["step-000000.npz", "step-000003.npz", "step-000006.npz"]
+    assert tables() == known
+    for name in known:
+        one, two = (NegativeTable.load(f / MINED / name) for f in (tmp_path, whole))
         assert one.embedder == two.embedder
         np.testing.assert_array_equal(one.places, two.places)
-    # What the killed run had found was not searched again.
-    after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / MINED).iterdir()}
-    assert before.items() <= after.items()
 
 
 def test_segments_are_mined_by_the_weights_of_their_step(
     reference, tiny_run, builder, encoder, tmp_path
 ):
-    weights = train(tmp_path, tiny_run, builder, encoder, MINING)
+    weights, whole = reference
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     tables = MinedTables(tmp_path / MINED, 3, MINING.hard_negatives)
     found = {step: tables[step].embedder for step in (0, 3, 6)}
     assert len({*found.values()}) == 3

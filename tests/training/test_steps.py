@@ -35,7 +35,7 @@ from afmrl_jax.training.state import initial_state, learning_rate_schedule
 # Plain gradient descent: what it leaves in the parameters is the gradient itself. Adam would blow
 # the rounding of vanishing gradients up to whole steps.
 SGD = optax.sgd(1.0)
-MESHES = ((1, 8), (2, 4), (4, 2), (8, 1))
+MESHES = ((1, 8), (2, 4), (8, 1))
 
 
 @pytest.fixture
@@ -137,7 +137,14 @@ def test_agcl_with_every_rule(builder, tokenizer, rng):
         np.testing.assert_allclose(eight[name], value, rtol=0, atol=1e-5 * size, err_msg=name)
 
 
-def test_the_prefix_is_contrasted_as_the_rows_without_attributes_are(builder, tokenizer):
+def test_the_prefix_is_contrasted_as_the_rows_without_attributes_are(
+    builder, tokenizer, monkeypatch
+):
+    def value_alone(state, loss, optimizer):
+        return state, loss(state.params)[1]
+
+    # The gradient is most of what a step compiles, and only the loss is looked at.
+    monkeypatch.setattr("afmrl_jax.training.agcl.gradient_step", value_alone)
     model = architecture("qwen2_vl", tokenizer)
     keep_all = InputDropout(attributes=0, whole_list=0, title=0, picture=0, words=0, patches=0)
 
@@ -169,8 +176,12 @@ def test_settings_of_the_loss_reach_it(builder, tokenizer, monkeypatch):
     assert own.items() <= asked.items()
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
-def test_vectors_and_greedy_texts_on_every_mesh(builder, tokenizer, family):
+@pytest.mark.parametrize(
+    ("family", "meshes"),
+    # What families differ in is which arrays there are, and the mesh of both axes splits all.
+    [("qwen2_vl", ((2, 4),)), ("qwen2_5_vl", ((2, 4),)), ("qwen3_vl", MESHES)],
+)
+def test_vectors_and_greedy_texts_on_every_mesh(builder, tokenizer, family, meshes):
     model = architecture(family, tokenizer)
     params = model.init(0)
     batch = builder.batch([builder.prompt(i) for i in range(8)])
@@ -191,7 +202,7 @@ def test_vectors_and_greedy_texts_on_every_mesh(builder, tokenizer, family):
         return embed_batch(bound, batch), texts.tokens
 
     vectors, tokens = map(np.asarray, both(params, batch))
-    for sizes in MESHES:
+    for sizes in meshes:
         mesh = make_mesh(*sizes)
         with jax.set_mesh(mesh):
             found = both(place(params, mesh), place_batch(batch, mesh))

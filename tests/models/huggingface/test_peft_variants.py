@@ -269,8 +269,9 @@ def test_a_variant_goes_from_peft_through_ours_to_peft(theirs, tmp_path):
     assert bool(architecture.config.lora_maps) == ("rank_pattern" in settings)
     assert_same_logits(architecture, params, found)
     assert_same_logits(*merge_lora(architecture, params), found)
-    unlooped = architecture.with_execution(Execution(scan=False))
-    assert_same_logits(unlooped, params, found)
+    if variant in ("patterns", "all"):  # Whose layers differ.
+        unlooped = architecture.with_execution(Execution(scan=False))
+        assert_same_logits(unlooped, params, found)
     ours = save_model(tmp_path / "ours", architecture, params, like=folder / "base")
     before, after = file_of(folder / "adapter"), file_of(ours)
     assert before.keys() == after.keys()

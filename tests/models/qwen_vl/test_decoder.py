@@ -54,9 +54,14 @@ def test_rows_padded_on_either_side_and_of_odd_length(scan, monkeypatch):
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 
-@pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize(
-    "execution", [Execution(scan=True), Execution(scan=False), Execution(scan=False, remat="full")]
+    ("execution", "layers"),
+    [
+        (Execution(scan=True), 1),
+        (Execution(scan=True), 3),
+        (Execution(scan=False), 1),
+        (Execution(scan=False, remat="full"), 3),
+    ],
 )
 def test_states_of_some_places_are_those_among_all(execution, layers):
     """And what is stored of all places, and the gradients by weights and inputs."""

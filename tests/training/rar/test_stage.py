@@ -77,7 +77,7 @@ TEXTS = {
 }
 
 
-@pytest.fixture(params=["bare", "packed", "chat"])
+@pytest.fixture(scope="module", params=["bare", "packed", "chat"])
 def environment(request, badge_listings, tokenizer):
     """The badges' environment, and a G."""
     asked = set(sorted({x.product_id for x in badge_listings})[:8])
@@ -96,6 +96,7 @@ def environment(request, badge_listings, tokenizer):
     return RarEnvironment(builder, encoder, {}, SETTINGS, 0, packed=packed), *models[1]
 
 
+@pytest.mark.parametrize("environment", ["bare"], indirect=True)
 def test_held_out_queries_share_no_family_with_the_others(environment):
     env = environment[0]
     held = set(env.families[env.held_out_queries].tolist())
@@ -224,6 +225,7 @@ def test_rows_of_a_rollout_are_those_of_its_queries(outcome):
     assert found.outcome.k == outcome.k
 
 
+@pytest.mark.parametrize("environment", ["packed", "chat"], indirect=True)
 def test_the_judge_finds_at_the_start_what_it_kept(environment, tmp_path):
     env, architecture, params = environment
     asked = (tmp_path, SETTINGS, architecture, params, env, find_reward("recall"), 0)
@@ -234,6 +236,7 @@ def test_the_judge_finds_at_the_start_what_it_kept(environment, tmp_path):
     assert (again.k, again.at_start) == (judge.k, judge.at_start)
 
 
+@pytest.mark.parametrize("environment", ["packed", "chat"], indirect=True)
 def test_constrained_samples_are_never_malformed(environment, tmp_path):
     env, architecture, params = environment
     settings = dataclasses.replace(SETTINGS, constrained=True, temperature=1.5)
