@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +36,8 @@ from afmrl_jax.config import (
 )
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.data.catalogue.load import load_catalogue
+from afmrl_jax.data.sources.batches import Batch
+from afmrl_jax.data.sources.loader import Source
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.demo_weights import Role
 from afmrl_jax.models.families import ROLES, family
@@ -171,7 +174,9 @@ def train(
         start, steps, muon_rate=settings.muon_rate, adam_rate=settings.learning_rate
     )
     state = initial_state(start, optimizer)
-    return run_loop(loop, state, source, partial(made(optimizer), frozen or {})).params
+    # The loop reads of a batch what all of them have.
+    batches = cast(Source[Batch], source)
+    return run_loop(loop, state, batches, partial(made(optimizer), frozen or {})).params
 
 
 def pretrain_generator(settings: Pretraining, own: Material) -> Accuracy:

@@ -193,7 +193,7 @@ def _listed(value: object, folder: Path) -> list[object]:
     try:
         if (folder / text).is_dir():
             inside = (folder / text).iterdir()
-            return sorted(f"{text}/{x.name}" for x in inside if _is_picture(x.name))
+            return [*sorted(f"{text}/{x.name}" for x in inside if _is_picture(x.name))]
         whole = (folder / text).is_file()
     except (OSError, ValueError):  # Too long for a name, or a NUL in it.
         whole = False

@@ -51,19 +51,23 @@ def require_fitting(run: FinishedRun, about: About, folder: Path) -> None:
 
 
 def entry_of(
-    listing: Listing, picture: bytes, vector: np.ndarray, text: str | None, side: int | None
+    listing: Listing,
+    pictures: Sequence[bytes],
+    vector: np.ndarray,
+    text: str | None,
+    side: int | None,
 ) -> Entry:
     """A listing as an index keeps it.
 
     Args:
         listing: with its texts.
-        picture: its encoded picture.
+        pictures: its encoded pictures, as many as models read; one at least.
         vector: float32 [d], of length 1.
         text: the attributes that the embedder read; None if it reads none.
         side: pixels of the thumbnail's longer side; None for none.
     """
-    line = line_of(listing, content_of(listing, picture), text)
-    return Entry(line, vector, None if side is None else thumbnail(picture, side))
+    line = line_of(listing, content_of(listing, pictures), text)
+    return Entry(line, vector, None if side is None else thumbnail(pictures[0], side))
 
 
 def add_listings(
@@ -129,16 +133,17 @@ class _Adder:
 
     def __init__(self, index: LivingIndex, embedder: Embedder, given: Mapping[str, str] | None):
         self._index, self._embedder, self._given = index, embedder, given
+        self._most = embedder.image.max_pictures
         self.embedded = self.rewritten = self.same = 0
 
     def add(self, listings: Sequence[Listing]) -> None:
         """Add some listings; on disk when this returns."""
-        entries, new = list[Entry](), list[tuple[Listing, bytes]]()
+        entries, new = list[Entry](), list[tuple[Listing, tuple[bytes, ...]]]()
         for x in listings:
-            with x.encoded() as picture:
-                known = self._known(x, picture)
+            with x.all_encoded(self._most) as pictures:
+                known = self._known(x, pictures)
                 if known is None:
-                    new.append((x, picture))
+                    new.append((x, pictures))
                     continue
             entry, same = known
             self.same += same
@@ -149,7 +154,7 @@ class _Adder:
         self.embedded += len(new)
         self._index.put(entries)
 
-    def _known(self, x: Listing, picture: bytes) -> tuple[Entry, bool] | None:
+    def _known(self, x: Listing, pictures: Sequence[bytes]) -> tuple[Entry, bool] | None:
         """The entry of a listing that need not be embedded, and whether it is there already."""
         if x.listing_id not in self._index:
             return None
@@ -157,7 +162,7 @@ class _Adder:
         text = entry.line.get("attributes")
         if self._given is not None and text != self._text(x):
             return None
-        line = line_of(x, content_of(x, picture), text)
+        line = line_of(x, content_of(x, pictures), text)
         if line["content"] != entry.line.get("content"):
             return None
         same = line == {name: y for name, y in entry.line.items() if name != "thumbnail"}
@@ -173,12 +178,12 @@ class _Adder:
             )
         return self._given[x.listing_id]
 
-    def _embed(self, new: Sequence[tuple[Listing, bytes]]) -> list[Entry]:
+    def _embed(self, new: Sequence[tuple[Listing, tuple[bytes, ...]]]) -> list[Entry]:
         if not new:
             return []
         items: list[dict[str, object]] = []
-        for x, picture in new:
-            item: dict[str, object] = {"text": x.title, "image": picture}
+        for x, pictures in new:
+            item: dict[str, object] = {"text": x.title, "image": pictures}
             text = self._text(x)
             items.append(item if text is None else {**item, "attributes": text})
         if self._given is None:
@@ -188,6 +193,6 @@ class _Adder:
             texts = [self._text(x) or "" for x, _ in new]
         side, reads = self._index.about.thumbnails, self._index.about.attributes is not None
         return [
-            entry_of(x, picture, vector, text if reads else None, side)
-            for (x, picture), vector, text in zip(new, vectors, texts, strict=True)
+            entry_of(x, pictures, vector, text if reads else None, side)
+            for (x, pictures), vector, text in zip(new, vectors, texts, strict=True)
         ]

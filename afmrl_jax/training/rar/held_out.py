@@ -113,7 +113,7 @@ class HeldOutEvaluator:
             rollouts = [
                 dataclasses.replace(
                     Rollout.of(x.outcome._replace(k=k), x.malformed, x.texts, reward, penalty),
-                    bare=environment.bare_rewards(x.listings, reward, settings, k),
+                    bare=environment.bare_rewards(np.asarray(x.listings), reward, settings, k),
                 )
                 for x in rollouts
             ]

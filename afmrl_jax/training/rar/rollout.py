@@ -50,7 +50,7 @@ class WrittenLists:
         generation = to_host(generation)
         texts, malformed = completion_texts(generation, tokenizer)
         shape = generation.finished.shape
-        tokens = generation.mask.sum(-1).astype(np.int32)
+        tokens = np.asarray(generation.mask).sum(-1).astype(np.int32)
         return cls(texts, np.asarray(malformed).reshape(shape), tokens)
 
     def mended(self) -> WrittenLists:
@@ -119,14 +119,15 @@ class Rollout:
         """The first `size` samples of each group, and the reward of the greedy list, [q]."""
         outcome, whole = self.outcome, self.rewards.shape[1]
 
-        def cut(x: np.ndarray | None) -> np.ndarray | None:
+        def cut(name: str) -> Any:
+            x = getattr(outcome, name)
             return None if x is None else np.asarray(x)[:, :size]
 
         parts = ("rank", "ranks", "margin", "tokens", "attributes")
         return Rollout(
             self.rewards[:, :size],
             self.recall[:, :size],
-            outcome._replace(**{x: cut(getattr(outcome, x)) for x in parts}),
+            outcome._replace(**{x: cut(x) for x in parts}),
             self.malformed[:, :size],
             [x for n, x in enumerate(self.texts) if n % whole < size],
             greedy=greedy,

@@ -68,7 +68,9 @@ def judged(batch: Batch, settings: AgclConfig) -> tuple[np.ndarray, np.ndarray]:
         known = jnp.asarray(batch.false | batch.siblings if whole else batch.false)
     criteria = Criteria(
         jnp.float32(settings.gamma),
-        *(number(getattr(settings, x)) for x in ("delta", "agreement_rho", "agreement_epsilon")),
+        number(settings.delta),
+        number(settings.agreement_rho),
+        number(settings.agreement_epsilon),
         number(settings.teacher_share),
     )
     found = judge(

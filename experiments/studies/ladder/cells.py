@@ -26,7 +26,7 @@ from afmrl_jax.training.rar.query_parts import LEARN
 from experiments.studies.ladder.plan import ARM, Plan
 
 Split = Literal["reward", "test"]
-RIVALS = {
+RIVALS: dict[str, tuple[str, dict[str, object]]] = {
     "afmrl+random-reward": ("rar-permuted", {"permute_rewards": True, "baseline": "rloo"}),
     "afmrl+best-of-group": ("rar-best", {"baseline": "best"}),
 }
@@ -129,7 +129,7 @@ def judge(pipeline: Pipeline, system: System, split: Split) -> tuple[np.ndarray,
     texts = None if lists is None else lists.both
     vectors = run.encoder(system).embed(run.rows(catalogue), places, texts, label=system.name)
     products = np.array([x.true_product for x in catalogue.listings])
-    asked = np.array([n for n in places if catalogue.listings[n].part != LEARN])
+    asked = np.array([n for n, x in enumerate(catalogue.listings) if x.part != LEARN])
     ranks = positive_ranks(vectors[asked], vectors, products[asked], products, asked)
     return ranks, [catalogue.listings[int(n)].group for n in asked]
 
