@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -49,6 +49,8 @@ class Cell:
     """Family of each query."""
     seconds: float
     """What training and judging took in this call; less where stages were finished before."""
+    made: dict[str, Any] = field(default_factory=dict)
+    """Commit, versions and machine."""
 
     @classmethod
     def read(cls, path: Path, plan: str) -> Cell:
@@ -145,7 +147,7 @@ def make(
     train(pipeline, plan, system)
     ranks, families = judge(pipeline, system, split)
     seconds = round(time.monotonic() - began, 1)
-    seed = pipeline.config.seed
-    cell = Cell(made_by, point, seed, name, split, ranks.tolist(), families, seconds)
-    write_json(path, dataclasses.asdict(cell) | provenance())
+    about = made_by, point, pipeline.config.seed, name, split
+    cell = Cell(*about, ranks.tolist(), families, seconds, provenance())
+    write_json(path, dataclasses.asdict(cell))
     return cell
