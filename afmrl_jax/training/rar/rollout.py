@@ -22,7 +22,7 @@ from afmrl_jax.objectives.grpo import dead_groups
 from afmrl_jax.objectives.rewards import Outcome, Reward
 from afmrl_jax.runtime.distributed import to_host
 from afmrl_jax.training.annotate import completion_texts
-from afmrl_jax.types import Bool, Float, Int
+from afmrl_jax.types import Bool, Float, Int, JsonObject
 
 TAIL_STEP = 16
 """Lengths of continuations are rounded up to multiples of it, so that few shapes are compiled."""
@@ -123,10 +123,11 @@ class Rollout:
             return None if x is None else np.asarray(x)[:, :size]
 
         parts = ("rank", "ranks", "margin", "tokens", "attributes")
+        arrays: JsonObject = {x: cut(getattr(outcome, x)) for x in parts}
         return Rollout(
             self.rewards[:, :size],
             self.recall[:, :size],
-            outcome._replace(**{x: cut(getattr(outcome, x)) for x in parts}),
+            outcome._replace(**arrays),
             self.malformed[:, :size],
             [x for n, x in enumerate(self.texts) if n % whole < size],
             greedy=greedy,
@@ -193,7 +194,9 @@ class Rollout:
     def rows(self, chosen: np.ndarray) -> Rollout:
         """Those of some queries, by number."""
         outcome, size = self.outcome, self.rewards.shape[1]
-        arrays = {n: x[chosen] for n, x in outcome._asdict().items() if isinstance(x, np.ndarray)}
+        arrays: JsonObject = {
+            n: x[chosen] for n, x in outcome._asdict().items() if isinstance(x, np.ndarray)
+        }
         return Rollout(
             self.rewards[chosen],
             self.recall[chosen],

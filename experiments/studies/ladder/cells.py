@@ -23,10 +23,11 @@ from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.json_files import read_checked
 from afmrl_jax.runtime.provenance import provenance
 from afmrl_jax.training.rar.query_parts import LEARN
+from afmrl_jax.types import JsonObject
 from experiments.studies.ladder.plan import ARM, Plan
 
 Split = Literal["reward", "test"]
-RIVALS = {
+RIVALS: dict[str, tuple[str, JsonObject]] = {
     "afmrl+random-reward": ("rar-permuted", {"permute_rewards": True, "baseline": "rloo"}),
     "afmrl+best-of-group": ("rar-best", {"baseline": "best"}),
 }
@@ -103,14 +104,14 @@ def train(pipeline: Pipeline, plan: Plan, system: System) -> None:
     pipeline.run_to(max(needed, key=stages.index))
 
 
-def rival_settings(rar: RarConfig, changes: dict[str, object]) -> RarConfig:
+def rival_settings(rar: RarConfig, changes: JsonObject) -> RarConfig:
     """RAR's settings with what a control changes of them.
 
     A placebo keeps its baseline where that is made of the group's own rewards.
     """
     kept = rar.baseline not in ("greedy", "best") and "permute_rewards" in changes
     own = {x: y for x, y in changes.items() if not (kept and x == "baseline")}
-    return dataclasses.replace(rar, **own)  # type: ignore[arg-type]
+    return dataclasses.replace(rar, **own)
 
 
 def judge(pipeline: Pipeline, system: System, split: Split) -> tuple[np.ndarray, list[str]]:
