@@ -50,7 +50,7 @@ class WrittenLists:
         generation = to_host(generation)
         texts, malformed = completion_texts(generation, tokenizer)
         shape = generation.finished.shape
-        tokens = generation.mask.sum(-1).astype(np.int32)
+        tokens = np.asarray(generation.mask.sum(-1), np.int32)
         return cls(texts, np.asarray(malformed).reshape(shape), tokens)
 
     def mended(self) -> WrittenLists:

@@ -132,7 +132,7 @@ def judge(pipeline: Pipeline, system: System, split: Split) -> tuple[np.ndarray,
     texts = None if lists is None else lists.both
     vectors = run.encoder(system).embed(run.rows(catalogue), places, texts, label=system.name)
     products = np.array([x.true_product for x in catalogue.listings])
-    asked = np.array([n for n in places if catalogue.listings[n].part != LEARN])
+    asked = np.array([n for n, x in enumerate(catalogue.listings) if x.part != LEARN])
     ranks = positive_ranks(vectors[asked], vectors, products[asked], products, asked)
     return ranks, [catalogue.listings[int(n)].group for n in asked]
 

@@ -122,8 +122,9 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> JsonObject:
     out = dict(values)
     for name, value in changes.items():
         inner = out.get(name)
-        both = isinstance(inner, dict) and isinstance(value, dict)
-        out[name] = merged(inner, value) if both else value
+        if isinstance(inner, dict) and isinstance(value, dict):
+            value = merged(inner, value)
+        out[name] = value
     return out
 
 
