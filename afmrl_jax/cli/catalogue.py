@@ -22,6 +22,7 @@ from afmrl_jax.data.marketplace.cache import marketplace_folder, read_ideal, wri
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.inference import annotate as serving
 from afmrl_jax.inference.finished_run import FinishedRun
+from afmrl_jax.inference.systems import RAR, generators_of
 from afmrl_jax.runs.oracle import oracle_by_checkpoint, oracle_by_endpoint
 from afmrl_jax.runtime.json_files import parse_json
 from afmrl_jax.runtime.outputs import require_own_output
@@ -216,7 +217,7 @@ class Annotate(OnCatalogue):
     """Write the attributes that the generator reads off each listing, one JSON object per line."""
 
     generator: Literal["distill", "rar"] = "rar"
-    """Which generator: the distilled or the reinforced one."""
+    """Which generator: the distilled one, or the one that was reinforced last."""
     split: Literal["all", "distill", "train", "reward", "test"] = "all"
     """Listings to annotate."""
     shown: Modality = "both"
@@ -228,9 +229,9 @@ class Annotate(OnCatalogue):
         require_attributes_file(self.out)
         run = FinishedRun(self.run)
         catalogue = self.read(run, self.split)
-        texts = serving.annotate_catalogue(
-            run, self.generator, catalogue, self.out, shown=self.shown
-        )
+        # Cycles may have reinforced it again.
+        generator = generators_of(run.config)[-1] if self.generator == RAR else self.generator
+        texts = serving.annotate_catalogue(run, generator, catalogue, self.out, shown=self.shown)
         print(f"{len(texts)} listings: {self.out}")
 
 

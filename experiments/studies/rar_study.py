@@ -37,7 +37,11 @@ RESULTS = Path(__file__).parents[1] / "results"
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 NEEDED = ("tokenizer", "distill", "annotate-distilled", "backbone", "agcl-distilled", "rar")
 CURVES = ("held_out/reward", "held_out/attribute_count", "held_out/attribute_tokens")
-KEPT = ("step", "reward", "entropy", "kl", "attribute_count", "host_memory_gb", *CURVES)
+KEPT = (
+    *("step", "reward", "entropy", "kl", "attribute_count", "host_memory_gb", "live_groups"),
+    *("well_formed_reward", "list_gain", "group_room", "pass_at_group"),
+    *CURVES,
+)
 
 
 @dataclass(frozen=True)

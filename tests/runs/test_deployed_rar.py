@@ -1,19 +1,15 @@
-"""RAR as it is deployed: galleries of the policy, resumed bit for bit, and cycles around it."""
+"""RAR as it is deployed, as a stage of a run: galleries of the policy, and cycles around it."""
 
 import dataclasses
 import json
 import shutil
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from afmrl_jax.data.attributes.text_format import read_attributes
-from afmrl_jax.errors import RunError
 from afmrl_jax.inference.generator import Generator
 from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime.metrics_log import read_metrics
-from afmrl_jax.training import loop
 
 pytestmark = pytest.mark.usefixtures("tiny_models")
 
@@ -79,45 +75,6 @@ def test_the_policy_annotates_the_gallery_and_reports_on_a_third_part(deployed, 
     for name in ("reward", "recall", "reciprocal_rank"):
         found = reported[name]
         assert found["gain"] == pytest.approx(found["after"] - found["before"])
-
-
-class Killed(BaseException):
-    """Stands in for a signal."""
-
-
-def test_a_stage_killed_within_a_segment_ends_with_the_same_weights(
-    deployed, pipeline, settings, monkeypatch
-):
-    plain, seen = loop.place_batch, []
-
-    def dying(batch, mesh):
-        seen.append(batch)
-        if len(seen) == 6:  # Step 5: the checkpoint of step 4 lies in the segment from 3 on.
-            raise Killed
-        return plain(batch, mesh)
-
-    monkeypatch.setattr(loop, "place_batch", dying)
-    with pytest.raises(Killed):
-        pipeline.reinforce("rar-killed", settings)
-    monkeypatch.undo()
-    folder = pipeline.run.folder / "rar-killed"
-    kept = sorted((folder / "checkpoints").glob("[0-9]*"))
-    assert [x.name for x in kept][-1] == "4"
-    (gallery,) = (folder / "galleries").iterdir()
-    hidden = gallery.rename(folder / gallery.name)
-    with pytest.raises(RunError, match=r"holds 0 galleries of step 3.*run that stage again"):
-        pipeline.reinforce("rar-killed", settings)
-    hidden.rename(gallery)
-    pipeline.reinforce("rar-killed", settings)
-    one, other = (load_file(x / "model" / "model.safetensors") for x in (deployed, folder))
-    for name, value in one.items():
-        np.testing.assert_array_equal(other[name], value, err_msg=name)
-    left, right = (
-        [(x["step"], x.get("reward"), x.get("held_out/reward")) for x in read_metrics(y)]
-        for y in (deployed / "metrics.jsonl", folder / "metrics.jsonl")
-    )
-    assert left == right
-    assert (deployed / "report.json").read_text() == (folder / "report.json").read_text()
 
 
 @pytest.mark.slow

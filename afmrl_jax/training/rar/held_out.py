@@ -109,14 +109,7 @@ class HeldOutEvaluator:
             bad = np.concatenate([x.malformed for x in rollouts])
             recalls = {k: float(np.mean((ranks <= k) & ~bad)) for k in CANDIDATE_K}
             k = settings.k or min(recalls, key=lambda k: abs(recalls[k] - 0.5))
-            penalty = settings.malformed_reward
-            rollouts = [
-                dataclasses.replace(
-                    Rollout.of(x.outcome._replace(k=k), x.malformed, x.texts, reward, penalty),
-                    bare=environment.bare_rewards(np.asarray(x.listings), reward, settings, k),
-                )
-                for x in rollouts
-            ]
+            rollouts = [_with_k(x, k, settings, environment, reward) for x in rollouts]
             rewards = _per_query(rollouts, "rewards")
             means = _means(rollouts, rewards, environment.families[queries])
             with atomic_path(path) as temporary:
@@ -190,6 +183,17 @@ class HeldOutEvaluator:
             self.k,
             self._environment.report_queries,
         )
+
+
+def _with_k(
+    rollout: Rollout, k: int, settings: RarConfig, environment: RarEnvironment, reward: Reward
+) -> Rollout:
+    """The same lists, rewarded with another k."""
+    assert rollout.listings is not None
+    outcome, penalty = rollout.outcome._replace(k=k), settings.malformed_reward
+    found = Rollout.of(outcome, rollout.malformed, rollout.texts, reward, penalty)
+    bare = environment.bare_rewards(rollout.listings, reward, settings, k)
+    return dataclasses.replace(found, listings=rollout.listings, bare=bare)
 
 
 def _read_start(folder: Path, queries: int) -> tuple[Start, np.ndarray]:

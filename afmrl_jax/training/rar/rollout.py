@@ -22,7 +22,7 @@ from afmrl_jax.objectives.grpo import dead_groups
 from afmrl_jax.objectives.rewards import Outcome, Reward
 from afmrl_jax.runtime.distributed import to_host
 from afmrl_jax.training.annotate import completion_texts
-from afmrl_jax.types import Bool, Float, Int
+from afmrl_jax.types import Bool, Float, Int, JsonObject
 
 TAIL_STEP = 16
 """Lengths of continuations are rounded up to multiples of it, so that few shapes are compiled."""
@@ -50,7 +50,7 @@ class WrittenLists:
         generation = to_host(generation)
         texts, malformed = completion_texts(generation, tokenizer)
         shape = generation.finished.shape
-        tokens = np.asarray(generation.mask).sum(-1).astype(np.int32)
+        tokens = np.asarray(generation.mask.sum(-1), np.int32)
         return cls(texts, np.asarray(malformed).reshape(shape), tokens)
 
     def mended(self) -> WrittenLists:
@@ -119,15 +119,15 @@ class Rollout:
         """The first `size` samples of each group, and the reward of the greedy list, [q]."""
         outcome, whole = self.outcome, self.rewards.shape[1]
 
-        def cut(name: str) -> Any:
-            x = getattr(outcome, name)
+        def cut(x: np.ndarray | None) -> np.ndarray | None:
             return None if x is None else np.asarray(x)[:, :size]
 
         parts = ("rank", "ranks", "margin", "tokens", "attributes")
+        arrays: JsonObject = {x: cut(getattr(outcome, x)) for x in parts}
         return Rollout(
             self.rewards[:, :size],
             self.recall[:, :size],
-            outcome._replace(**{x: cut(x) for x in parts}),
+            outcome._replace(**arrays),
             self.malformed[:, :size],
             [x for n, x in enumerate(self.texts) if n % whole < size],
             greedy=greedy,
@@ -194,7 +194,9 @@ class Rollout:
     def rows(self, chosen: np.ndarray) -> Rollout:
         """Those of some queries, by number."""
         outcome, size = self.outcome, self.rewards.shape[1]
-        arrays = {n: x[chosen] for n, x in outcome._asdict().items() if isinstance(x, np.ndarray)}
+        arrays: JsonObject = {
+            n: x[chosen] for n, x in outcome._asdict().items() if isinstance(x, np.ndarray)
+        }
         return Rollout(
             self.rewards[chosen],
             self.recall[chosen],

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -56,8 +57,8 @@ class Watch:
     def stepping(self, step: StepFunction) -> StepFunction:
         """The step with its alarms, and its metrics among the lines."""
 
-        def watched(state: TrainState, batch: PyTree, key: object) -> tuple[TrainState, Metrics]:
-            state, metrics = step(state, batch, key)  # type: ignore[arg-type]
+        def watched(state: TrainState, batch: PyTree, key: jax.Array) -> tuple[TrainState, Metrics]:
+            state, metrics = step(state, batch, key)
             done = int(state.step)
             # A resumed stage repeats the steps after its checkpoint.
             self.lines[:] = [x for x in self.lines if x["step"] < done]

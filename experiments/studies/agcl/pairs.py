@@ -67,11 +67,11 @@ def judged(batch: Batch, settings: AgclConfig) -> tuple[np.ndarray, np.ndarray]:
         whole = settings.oracle_mask == "family"
         known = jnp.asarray(batch.false | batch.siblings if whole else batch.false)
     criteria = Criteria(
-        jnp.float32(settings.gamma),
-        number(settings.delta),
-        number(settings.agreement_rho),
-        number(settings.agreement_epsilon),
-        number(settings.teacher_share),
+        gamma=jnp.float32(settings.gamma),
+        delta=number(settings.delta),
+        agreement_rho=number(settings.agreement_rho),
+        agreement_epsilon=number(settings.agreement_epsilon),
+        teacher_share=number(settings.teacher_share),
     )
     found = judge(
         Weighting(settings.positive_weight, settings.weighted_pairs),

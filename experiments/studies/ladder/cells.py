@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,10 +23,11 @@ from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.json_files import read_checked
 from afmrl_jax.runtime.provenance import provenance
 from afmrl_jax.training.rar.query_parts import LEARN
+from afmrl_jax.types import JsonObject
 from experiments.studies.ladder.plan import ARM, Plan
 
 Split = Literal["reward", "test"]
-RIVALS: dict[str, tuple[str, dict[str, object]]] = {
+RIVALS: dict[str, tuple[str, JsonObject]] = {
     "afmrl+random-reward": ("rar-permuted", {"permute_rewards": True, "baseline": "rloo"}),
     "afmrl+best-of-group": ("rar-best", {"baseline": "best"}),
 }
@@ -49,6 +50,8 @@ class Cell:
     """Family of each query."""
     seconds: float
     """What training and judging took in this call; less where stages were finished before."""
+    made: dict[str, Any] = field(default_factory=dict)
+    """Commit, versions and machine."""
 
     @classmethod
     def read(cls, path: Path, plan: str) -> Cell:
@@ -101,14 +104,14 @@ def train(pipeline: Pipeline, plan: Plan, system: System) -> None:
     pipeline.run_to(max(needed, key=stages.index))
 
 
-def rival_settings(rar: RarConfig, changes: dict[str, object]) -> RarConfig:
+def rival_settings(rar: RarConfig, changes: JsonObject) -> RarConfig:
     """RAR's settings with what a control changes of them.
 
     A placebo keeps its baseline where that is made of the group's own rewards.
     """
     kept = rar.baseline not in ("greedy", "best") and "permute_rewards" in changes
     own = {x: y for x, y in changes.items() if not (kept and x == "baseline")}
-    return dataclasses.replace(rar, **own)  # type: ignore[arg-type]
+    return dataclasses.replace(rar, **own)
 
 
 def judge(pipeline: Pipeline, system: System, split: Split) -> tuple[np.ndarray, list[str]]:
@@ -145,7 +148,7 @@ def make(
     train(pipeline, plan, system)
     ranks, families = judge(pipeline, system, split)
     seconds = round(time.monotonic() - began, 1)
-    seed = pipeline.config.seed
-    cell = Cell(made_by, point, seed, name, split, ranks.tolist(), families, seconds)
-    write_json(path, dataclasses.asdict(cell) | provenance())
+    about = made_by, point, pipeline.config.seed, name, split
+    cell = Cell(*about, ranks.tolist(), families, seconds, provenance())
+    write_json(path, dataclasses.asdict(cell))
     return cell

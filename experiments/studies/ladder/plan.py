@@ -123,9 +123,8 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> JsonObject:
     for name, value in changes.items():
         inner = out.get(name)
         if isinstance(inner, dict) and isinstance(value, dict):
-            out[name] = merged(inner, value)
-        else:
-            out[name] = value
+            value = merged(inner, value)
+        out[name] = value
     return out
 
 
