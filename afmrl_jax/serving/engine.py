@@ -30,7 +30,7 @@ from afmrl_jax.runtime.compilation import compiling
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.serving.batcher import Batcher
 from afmrl_jax.serving.settings import ServiceSettings
-from afmrl_jax.serving.shapes import KINDS, FixedShapes, Kind
+from afmrl_jax.serving.shapes import KINDS, FixedShapes
 from afmrl_jax.types import JsonObject
 
 COMMAND = "afmrl serve"
@@ -145,7 +145,7 @@ class Engine:
         if kind == "together":
             return [self._work(*x) for x in items]
         if kind in KINDS:
-            return self._shapes.embed(cast(Kind, kind), items)
+            return list(self._shapes.embed(kind, items))
         if kind in (_WRITE, _WRITE_WORDS):
             # The generator knows batches of 1, 8 and 64; fewer rows are filled up to one of ours.
             size = 1 if len(items) == 1 else self.settings.batch

@@ -62,7 +62,7 @@ class Case:
 
 def _picture(rng: np.random.Generator) -> bytes:
     file = io.BytesIO()
-    size = tuple(int(x) for x in rng.integers(1, 60, 2))
+    size = int(rng.integers(1, 60)), int(rng.integers(1, 60))
     kind = str(rng.choice(["PNG", "JPEG", "GIF", "BMP"]))
     Image.new("RGB", size, "teal").save(file, kind)
     data = bytearray(file.getvalue())
@@ -106,14 +106,15 @@ def _good(rng: np.random.Generator, path: str) -> dict[str, Any]:
     image = base64.b64encode(_picture(rng)).decode()
     item = {"text": "red badge", "image": image}
     listing = {"listing_id": f"hostile {rng.integers(9)}", "title": "badge", "image": image}
-    return {
+    bodies: dict[str, dict[str, Any]] = {
         "/search": {**item, "k": int(rng.integers(1, 50)), "where": ["price<9"]},
         "/embed": {"items": [item] * int(rng.integers(1, 5))},
         "/attributes": {"items": [item]},
         "/v1/embeddings": {"input": ["a", "b"], "encoding_format": "base64"},
         "/listings": {"listings": [listing]},
         "/thumbnails": {},
-    }[path]
+    }
+    return bodies[path]
 
 
 def _broken(rng: np.random.Generator, value: Any, depth: int = 0) -> Any:
