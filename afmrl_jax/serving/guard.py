@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +18,8 @@ from afmrl_jax.serving.metrics import Metrics
 from afmrl_jax.serving.settings import ServiceSettings
 
 SAFE = ("GET", "HEAD", "OPTIONS")
+DRAINING = 2.0
+"""Seconds in which the rest of a refused request may come."""
 UNLIMITED = ("/healthz", "/readyz", "/metrics")
 """Answered however much else there is to do."""
 
@@ -48,21 +51,21 @@ class Guard:
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
-        answer = _Answer(scope, send)
+        body, answer = _Body(receive, self._settings.limits.body_bytes), _Answer(send)
         with self._metrics.request(scope, answer):
             try:
                 self._check(scope)
-                await self._limited(scope, receive, answer)
+                await self._limited(scope, body, answer)
             except Refused as refused:
-                await answer.refuse(refused)
+                await answer.refuse(refused, body)
             except TimeoutError:
                 seconds = self._settings.limits.seconds
                 reason = f"no answer within {seconds:g} s; what was to be written may be written"
-                await answer.refuse(Refused(504, reason))
+                await answer.refuse(Refused(504, reason), body)
 
-    async def _limited(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+    async def _limited(self, scope: Scope, body: _Body, answer: _Answer) -> None:
         if scope["path"] in UNLIMITED:
-            await self._app(scope, receive, answer)
+            await self._app(scope, body, answer)
             return
         most = self._settings.limits.requests
         if self._active >= most:
@@ -72,7 +75,7 @@ class Guard:
         self._active += 1
         try:
             async with asyncio.timeout(self._settings.limits.seconds):
-                await self._app(scope, _Body(receive, self._settings.limits.body_bytes), answer)
+                await self._app(scope, body, answer)
         finally:
             self._active -= 1
 
@@ -103,20 +106,31 @@ class _Body:
 
     def __init__(self, receive: Receive, most: int):
         self._receive, self._most, self._seen = receive, most, 0
+        self.ended = False
 
     async def __call__(self) -> Message:
         message = await self._receive()
         self._seen += len(message.get("body", b""))
+        self.ended = not message.get("more_body", False)
         if self._seen > self._most:
             raise Refused(413, f"a body may have {self._most:,} bytes")
         return message
+
+    async def drain(self) -> None:
+        """Read what is left and keep nothing: a client that is cut off while it sends may never see
+        the answer. One that sends too much, or too slowly, is cut off.
+        """
+        with suppress(TimeoutError, Refused):
+            async with asyncio.timeout(DRAINING):
+                while not self.ended:
+                    await self()
 
 
 class _Answer:
     """Sends an answer, with headers that all answers have, and knows its status."""
 
-    def __init__(self, scope: Scope, send: Send):
-        self._scope, self._send = scope, send
+    def __init__(self, send: Send):
+        self._send = send
         self.status: int | None = None
 
     async def __call__(self, message: Message) -> None:
@@ -129,14 +143,17 @@ class _Answer:
             ]
         await self._send(message)
 
-    async def refuse(self, refused: Refused) -> None:
+    async def refuse(self, refused: Refused, request: _Body) -> None:
         """Answer with a reason, unless an answer has begun."""
         if self.status is not None:
             return
+        if refused.status != 413:
+            await request.drain()
         body = json.dumps({"detail": refused.reason}).encode()
         headers = {"content-type": "application/json", "content-length": str(len(body))}
-        # What is left of the body would be read as the next request.
-        headers |= {"connection": "close"} | refused.headers
+        if not request.ended:
+            headers["connection"] = "close"
+        headers |= refused.headers
         pairs: list[Any] = [(k.lower().encode(), v.encode()) for k, v in headers.items()]
         await self({"type": "http.response.start", "status": refused.status, "headers": pairs})
         await self({"type": "http.response.body", "body": body})

@@ -152,7 +152,8 @@ async def run(settings: Load) -> JsonObject:
     photo = base64.b64encode(settings.picture.read_bytes()).decode()
     words: JsonObject = {"text": settings.text, "attributes": settings.attributes}
     bodies = {"text": words, "text_and_picture": words | {"image": photo}}
-    limits = httpx.Limits(max_connections=None)
+    # Shorter than the service's: a connection that it closes as a request is sent is no answer.
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=2)
     async with httpx.AsyncClient(base_url=settings.url, limits=limits, timeout=60) as client:
         return {name: await measure(settings, client, body) for name, body in bodies.items()}
 
