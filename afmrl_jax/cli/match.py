@@ -129,9 +129,9 @@ def told(found: JsonObject) -> list[str]:
             f"test split of {test['catalogue']}: {', '.join(rates)}, {test['listings']} listings"
         )
     if "decisions" in found:
-        told = found["decisions"]
+        said = found["decisions"]
         lines.append(
-            f"{told['pairs']} decisions: {told['merged']} products merged, {told['split']} split, "
-            f"{told['listings']} listings under another id"
+            f"{said['pairs']} decisions: {said['merged']} products merged, {said['split']} split, "
+            f"{said['listings']} listings under another id"
         )
     return lines

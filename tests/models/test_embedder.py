@@ -78,7 +78,7 @@ def test_visual_tokens_computed_before_give_the_same_vector(model, builder, rows
 
 def test_picture_and_words_both_matter(model, builder):
     full = builder.embedder(0, None)
-    other_picture = type(full)(full.tokens, (builder.pictures[20],))
+    other_picture = type(full)(full.tokens, (builder.pictures.at(20, 0),))
     words = builder.embedder(0, None, picture=False)
     vectors = embed_batch(model, device(builder.batch([full, other_picture, words], 48)))
     assert float(jnp.abs(vectors[0] - vectors[1]).max()) > 1e-3

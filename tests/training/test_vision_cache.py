@@ -69,7 +69,7 @@ def cached(builder, embedder, folder):
 
 
 def tokens_of(builder):
-    pictures = [builder.pictures[i] for i in range(len(builder.listings))]
+    pictures = [builder.pictures.at(i, 0) for i in range(len(builder.listings))]
     # Not the mapped file itself, which some tests damage.
     return [x._replace(tokens=np.array(x.tokens)) for x in pictures]
 
@@ -92,6 +92,27 @@ def test_tokens_are_the_towers_and_are_computed_once(builder, embedder, towers, 
     batch = builder.batch(rows)
     expected = architecture.bind(params)(batch)
     found = architecture.bind(params)(again.batch([again.embedder(i, None) for i in range(8)]))
+    np.testing.assert_allclose(found, expected, atol=3e-6)
+
+
+def test_every_picture_of_a_listing_is_cached(
+    badge_listings, tokenizer, embedder, towers, tmp_path
+):
+    architecture, params = embedder
+    own, others = badge_listings[:6], badge_listings[6:12]
+    # The last has only one, and some are in two listings.
+    listings = [
+        dataclasses.replace(x, more_images=(y.image, own[0].image))
+        for x, y in zip(own[:5], others, strict=False)
+    ] + [own[5]]
+    text, image = TextBudget(buckets=(96,), max_title_tokens=8), ImageConfig(max_pictures=3)
+    builder = RowBuilder.of(listings, tokenizer, image, text)
+    again = cached(builder, embedder, tmp_path)
+    assert towers == [11]
+    rows, known = ([x.embedder(n, None) for n in range(6)] for x in (builder, again))
+    assert [len(x.pictures) for x in rows] == [len(x.pictures) for x in known] == [3] * 5 + [1]
+    model = architecture.bind(params)
+    found, expected = model(again.batch(known)), model(builder.batch(rows))
     np.testing.assert_allclose(found, expected, atol=3e-6)
 
 

@@ -111,10 +111,6 @@ class PatchStore:
         self.__dict__.update(state)
         self._lock = threading.Lock()
 
-    def __getitem__(self, index: int) -> Patches | None:
-        """Patches of the first picture of listing number `index`; see `at`."""
-        return self.at(index, 0)
-
     def at(self, index: int, place: int) -> Patches | None:
         """Patches of a picture of listing number `index`; the most recently used ones are kept.
 

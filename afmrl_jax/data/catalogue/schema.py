@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -175,7 +175,7 @@ def _is_empty(value: object) -> bool:
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
-def _listed(value: object, folder: Path) -> list[object]:
+def _listed(value: object, folder: Path) -> Sequence[object]:
     """The pictures of the column `images`, as they stand there."""
     if _is_empty(value):
         return []

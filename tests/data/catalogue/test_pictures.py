@@ -242,10 +242,10 @@ def test_whatever_a_decoder_raises_is_named(place, surprise, tmp_path, monkeypat
     assert [row["listing_id"] in x.record for x in kept.skipped] == [True]
     listings = [Listing("a", "p", "t", data)]
     store = PatchStore(listings, ImageConfig(bad_pictures="skip"))
-    assert store[0] is None
+    assert store.at(0, 0) is None
     assert store.bad([0]) == 1
     with pytest.raises(CatalogueError, match="'a'"):
-        PatchStore(listings, ImageConfig())[0]
+        PatchStore(listings, ImageConfig()).at(0, 0)
 
 
 # F8

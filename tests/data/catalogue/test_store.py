@@ -310,6 +310,7 @@ def test_a_store_from_before_parts_is_read(folder, tmp_path, monkeypatch):
         older.setattr(store_module, "COLUMNS", without(store_module.COLUMNS))
         older.setattr(convert_module, "COLUMNS", without(convert_module.COLUMNS))
         older.setattr(tfds_examples, "COLUMNS", without(tfds_examples.COLUMNS))
+        older.setattr(tfds_examples, "STORED", without(tfds_examples.STORED))
         older.setattr(tfds_examples, "TEXTS", without(tfds_examples.TEXTS))
         tfds_examples._features.cache_clear()
         convert(open_rows(folder), tmp_path / "store", SMALL)

@@ -130,7 +130,7 @@ def test_dropout_of_words_keeps_one_and_the_order():
 
 
 def test_erased_patches_go_by_whole_visual_tokens(builder):
-    picture, merged = builder.pictures[0], builder.image.merge_size**2
+    picture, merged = builder.pictures.at(0, 0), builder.image.merge_size**2
     erased = erase_patches(picture, np.random.default_rng(0), 0.5, builder.image)
     groups = erased.kept.reshape(-1, merged)
     assert (groups.all(1) | ~groups.any(1)).all()
