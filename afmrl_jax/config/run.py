@@ -286,7 +286,7 @@ def _on_the_marketplace(base: RunConfig) -> RunConfig:
             distill_families=150,
             train_families=250,
             reward_families=90,
-            test_families=250,
+            test_families=200,
             products=(2, 2),
             offers=(3, 3),
         ),
@@ -299,15 +299,16 @@ def _on_the_marketplace(base: RunConfig) -> RunConfig:
         # What helps random weights would harm pretrained ones.
         distill=replace(
             base.distill,
-            steps=120,
+            steps=100,
             swap_share=0.0,
             contrastive_weight=0.0,
             title_dropout=0.3,
             picture_dropout=0.1,
             optimizer=OptimizerConfig(5e-4, warmup_share=0.05, weight_decay=0.05),
         ),
-        backbone=replace(base.backbone, steps=100),
-        agcl=replace(base.agcl, batch_size=64, views=ViewShares.mixed()),
+        backbone=replace(base.backbone, steps=80),
+        agcl=replace(base.agcl, steps=45, batch_size=64, views=ViewShares.mixed()),
+        rar=replace(base.rar, steps=20),
     )
 
 
