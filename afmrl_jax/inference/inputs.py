@@ -88,14 +88,14 @@ def _read(item: Item, name: str) -> Input:
     if isinstance(image, list | tuple) and not image:
         raise InputError(f"{name}: the list of pictures is empty; leave `image` out")
     pictures = image if isinstance(image, list | tuple) else [] if image is None else [image]
-    first, *others = [_picture(x, name) for x in pictures] or [None]
+    read = [_picture(x, name) for x in pictures]
     if text is not None and not isinstance(text, str):
         raise InputError(f"{name}: text must be a string, not {type(text).__name__}")
     found = Input(
         text if text and text.strip() else None,
-        first,
+        read[0] if read else None,
         _attributes(attributes, name),
-        tuple(x for x in others if x is not None),
+        tuple(read[1:]),
     )
     if found == Input():
         raise InputError(f"{name} is empty; give text, image, or both")
