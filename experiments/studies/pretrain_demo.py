@@ -52,6 +52,7 @@ from afmrl_jax.training.agcl import make_agcl_step
 from afmrl_jax.training.distill import make_distill_step
 from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop
 from afmrl_jax.training.state import initial_state
+from afmrl_jax.types import JsonObject
 from experiments.studies.pretrain.accuracy import Accuracy, accuracy_by_key
 from experiments.studies.pretrain.card import write_card
 from experiments.studies.pretrain.optimizer import make_muon
@@ -82,6 +83,8 @@ class Pretraining:
 
     out: Path = Path("runs/pretrain")
     """Folder of pool, checkpoints and models."""
+    models: tuple[Role, ...] = ("generator", "embedder")
+    """Which to train; neither depends on the other."""
     seed: int = 0
     samples: int = 64_000
     """Of the pool, two photos each; a multiple of 500."""
@@ -106,7 +109,11 @@ class Pretraining:
     sizes: Sizes = field(default_factory=Sizes)
 
 
-TRAININGS = ("tower", "generator", "embedder")
+TRAININGS: dict[Role, tuple[str, ...]] = {
+    "generator": ("tower", "generator"),
+    "embedder": ("embedder",),
+}
+"""Of each model, one after the other."""
 IMAGE = ImageConfig(max_pixels=96 * 96, pack_shares=(0.25, 0.5, 0.75, 1.0))
 TEXT = TextBudget(buckets=(32, 64, 96, 128, 192), max_attribute_tokens=96)
 
@@ -225,20 +232,21 @@ def main() -> None:
     """Everything that is missing of both models, and the report."""
     settings = tyro.cli(Pretraining, description=__doc__)
     own = material(settings)
-    accuracy = pretrain_generator(settings, own)
-    for key, share in accuracy.by_key.items():
-        log_info(f"{key}: {100 * share:.1f} % right")
-    pretrain_embedder(settings, own)
-    report = {
+    report: JsonObject = {
         "settings": dataclasses.asdict(settings) | {"out": settings.out.name},
-        "generator_accuracy": accuracy.by_key,
-        "malformed": accuracy.malformed,
-        "loss": {name: curve(settings, name) for name in TRAININGS},
         **provenance(),
     }
+    if "generator" in settings.models:
+        accuracy = pretrain_generator(settings, own)
+        for key, share in accuracy.by_key.items():
+            log_info(f"{key}: {100 * share:.1f} % right")
+        report |= {"generator_accuracy": accuracy.by_key, "malformed": accuracy.malformed}
+    if "embedder" in settings.models:
+        pretrain_embedder(settings, own)
+    trained = [x for role in settings.models for x in TRAININGS[role]]
+    report["loss"] = {name: curve(settings, name) for name in trained}
     write_json(settings.out / "report.json", report)
-    roles: tuple[Role, ...] = ("generator", "embedder")
-    for role in roles:
+    for role in settings.models:
         built = architecture(role, settings.sizes, own.tokenizer)
         count = sum(math.prod(x.shape) for x in built.shapes.values())
         write_card(settings.out / role, role, built.config.family, count, report)

@@ -65,9 +65,9 @@ def write_card(folder: Path, role: str, family: str, parameters: int, report: Js
         report: of the pretraining.
     """
     settings = report["settings"]
-    accuracy = report["generator_accuracy"]
+    accuracy = report.get("generator_accuracy", {})
     rows = "\n".join(f"| {key} | {share:.1%} |" for key, share in accuracy.items())
-    numbers = settings | {"malformed": report["malformed"], "table": rows}
+    numbers = settings | {"malformed": report.get("malformed"), "table": rows}
     generator = role == "generator"
     text = _HEAD.format(
         family=family,
