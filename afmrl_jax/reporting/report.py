@@ -130,7 +130,7 @@ def _reward_tile(run: Path) -> Tile | None:
     kept = records.read_record(run / "rar" / "best" / "best.json", records.BestRecord)
     for number, (step, _, _) in enumerate(rewards):
         best = number if kept is not None and kept["step"] == step else best
-    note = f"before RAR, and at its best after {rewards[best][0]} steps"
+    note = f"before RAR, and at its best after {int(rewards[best][0])} steps"
     if gains:
         _, gain, error = gains[best]
         note += f"; {gain:+.3f}, standard error {error:.3f}"

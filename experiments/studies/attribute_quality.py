@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tyro
 
+from afmrl_jax.config.marketplace import MARKETPLACE
 from afmrl_jax.data.attributes.text_format import (
     format_attributes,
     parse_attributes,
@@ -25,6 +26,7 @@ from afmrl_jax.data.attributes.text_format import (
 )
 from afmrl_jax.data.catalogue.load import load_catalogue_of
 from afmrl_jax.data.catalogue.records import Listing
+from afmrl_jax.data.marketplace.lists import canonical
 from afmrl_jax.evaluation.metrics import positive_ranks, recall_at_k
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.inference.systems import annotations_of, generators_of
@@ -32,6 +34,10 @@ from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.provenance import provenance
 from afmrl_jax.runtime.setup import reported, set_up
 from afmrl_jax.types import JsonObject
+
+
+Meaning = Callable[[str, str], str | None]
+"""Of a key and a word."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,16 @@ class AttributeQuality:
     result: Path = Path(__file__).parents[1] / "results" / "attribute_quality.json"
 
 
-def accuracy(listings: Sequence[Listing], texts: Mapping[str, str]) -> JsonObject:
-    """Share of correct values and number of written values, by keys that the truth has too."""
+def accuracy(
+    listings: Sequence[Listing], texts: Mapping[str, str], meaning: Meaning | None = None
+) -> JsonObject:
+    """Share of correct values and number of written values, by keys that the truth has too.
+
+    Args:
+        listings: with their true attributes.
+        texts: what was written, by listing.
+        meaning: the value that a word stands for, where a catalogue has synonyms.
+    """
     written: Counter[str] = Counter()
     right: Counter[str] = Counter()
     for x in listings:
@@ -51,7 +65,8 @@ def accuracy(listings: Sequence[Listing], texts: Mapping[str, str]) -> JsonObjec
         for key, value in parse_attributes(text) if text else []:
             if key in truth:
                 written[key] += 1
-                right[key] += value == truth[key]
+                meant = meaning(key, value) if meaning else None
+                right[key] += truth[key] in (value, meant)
     return {k: {"right": round(right[k] / n, 3), "written": n} for k, n in sorted(written.items())}
 
 
@@ -63,11 +78,12 @@ def main(settings: AttributeQuality) -> None:
     for generator in generators_of(run.config):
         written = run.folder / annotations_of(generator) / "attributes.jsonl"
         texts[generator] = read_attributes(written)
+    meaning = canonical if run.config.catalogue == MARKETPLACE else None
     texts["truth"] = {
         x.listing_id: format_attributes((x.attributes or {}).items()) for x in test.listings
     }
     quality = {
-        name: accuracy(test.listings, found)
+        name: accuracy(test.listings, found, meaning)
         for name, found in texts.items()
         if found is not None and name != "truth"
     }
