@@ -35,7 +35,6 @@ from afmrl_jax.runtime.provenance import provenance
 from afmrl_jax.runtime.setup import reported, set_up
 from afmrl_jax.types import JsonObject
 
-
 Meaning = Callable[[str, str], str | None]
 """Of a key and a word."""
 
