@@ -269,10 +269,10 @@ def reads(monkeypatch):
         counts.clear()
         begin(*given, **options)
 
-    def counted(self):
-        if isinstance(self.image, str):
+    def counted(self, place=0):
+        if isinstance(self.pictures[place], str):
             counts[self.listing_id] += 1
-        return read(self)
+        return read(self, place)
 
     monkeypatch.setattr(Listing, "read_image_bytes", counted)
     monkeypatch.setattr(embedding, "require_own_output", begins)

@@ -125,6 +125,7 @@ def test_titles_against_pictures_are_the_same_in_bins_and_in_chunks_on_two_devic
         assert off(own, gradient) < 1e-4, arranged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [1, 8])
 def test_rules_of_weights_and_masks_are_the_same_in_bins_and_in_chunks(
     builder, architecture, data, rng
