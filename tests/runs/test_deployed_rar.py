@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from afmrl_jax.data.attributes.text_format import read_attributes
@@ -108,7 +109,8 @@ def test_cycles_reinforce_in_between_and_have_controls(whole_run, tiny_run, tmp_
     ):
         assert inputs[stage][key] in made[source], (stage, key)
     assert inputs["cit-control-2"]["again"] is None
-    assert Generator.load(folder).write([{"text": "red badge"}])
+    badge = np.full((40, 40, 3), 200, np.uint8)
+    assert len(Generator.load(folder).write([{"text": "red badge", "image": badge}])) == 1
     assert "afmrl+cit-old-lists" in (folder / "report.html").read_text()
 
 
