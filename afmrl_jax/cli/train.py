@@ -10,6 +10,7 @@ from typing import Annotated, Literal, get_args
 import tyro
 
 from afmrl_jax.config import RunConfig, pretrained_for, read_config, to_yaml
+from afmrl_jax.config.file import catalogue_in
 from afmrl_jax.config.marketplace import MARKETPLACE
 from afmrl_jax.config.model import DEMO_WEIGHTS, RANDOM_WEIGHTS
 from afmrl_jax.errors import ConfigError
@@ -160,7 +161,7 @@ def _catalogue(arguments: Sequence[str], file: Path | None) -> str:
     """The catalogue named by the options or the file, on which a preset's settings depend."""
     named = _value(arguments, "--catalogue")
     if named is None and file is not None:
-        named = read_config(file, RunConfig.demo()).catalogue
+        named = catalogue_in(file)
     return named or MARKETPLACE
 
 

@@ -12,6 +12,7 @@ from afmrl_jax.config.run import RunConfig
 from afmrl_jax.config.serialization import REMEDY, from_dict, to_dict, with_present_names
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.runtime.json_files import parse_json, read_bytes
+from afmrl_jax.types import JsonObject
 
 SUFFIXES = (".yaml", ".yml", ".json")
 MAX_BYTES = 1 << 20
@@ -39,6 +40,24 @@ def read_config(path: Path, base: RunConfig) -> RunConfig:
         ConfigError: the file cannot be read, or a setting in it is unknown, of another type or out
             of range. The message names the file and the setting.
     """
+    return from_dict(RunConfig, _merged(to_dict(base), _read(path)), path)
+
+
+def catalogue_in(path: Path) -> str | None:
+    """The catalogue that a file of settings names, on which a preset depends; None for none.
+
+    Args:
+        path: as of `read_config`, which also checks the rest.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    named = _read(path).get("catalogue")
+    return named if isinstance(named, str) else None
+
+
+def _read(path: Path) -> JsonObject:
+    """The settings of a file by their present names, not yet checked."""
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"{path}: the name of a settings file must end in {', '.join(SUFFIXES)}")
     raw = read_bytes(path, limit=MAX_BYTES, error=ConfigError)
@@ -48,7 +67,7 @@ def read_config(path: Path, base: RunConfig) -> RunConfig:
     found = parse_json(raw, path, error=ConfigError, nan=True)
     if not isinstance(found, dict | None):
         raise ConfigError(f"{path}: the file must hold settings by name; {REMEDY}")
-    return from_dict(RunConfig, _merged(to_dict(base), with_present_names(found or {})), path)
+    return with_present_names(found or {})
 
 
 def to_yaml(config: RunConfig) -> str:

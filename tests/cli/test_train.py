@@ -77,6 +77,9 @@ def test_the_file_may_name_the_catalogue_on_which_the_preset_depends(asked, tmp_
     assert asked("--config", file)[1] == RunConfig(catalogue="my-shop", seed=3)
     drawn = asked("--config", file, "--catalogue", "marketplace")[1]
     assert drawn == dataclasses.replace(RunConfig.demo(), seed=3)
+    # Too short for the pictures of the marketplace, which are not asked for.
+    file.write_text("catalogue: my-shop\ntext: {buckets: [20, 30]}\n")
+    assert asked("--config", file)[1].text.buckets == (20, 30)
 
 
 def test_a_runs_own_config_is_a_file_of_settings(asked, tmp_path):
