@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from scipy.cluster.hierarchy import DisjointSet
 
 from afmrl_jax.data.catalogue.convert import Conversion, convert
 from afmrl_jax.data.catalogue.readers import RowSource
@@ -96,7 +97,7 @@ class Labels:
     ):
         self._ids: list[str] = catalogue.column("listing_id")
         self._products: list[str] = catalogue.column("product_id")
-        self._root = list(range(len(self._ids)))
+        self._sets = DisjointSet(range(len(self._ids)))
         place = {x: n for n, x in enumerate(self._ids)}
         for x in decisions:
             unknown = [name for name in (x.left, x.right) if name not in place]
@@ -108,10 +109,10 @@ class Labels:
         pairs = [(place[x.left], place[x.right], x) for x in decisions]
         for one, other, x in pairs:
             if x.same:
-                self._join(one, other)
+                self._sets.merge(one, other)
         self._apart = {(one, other) for one, other, x in pairs if not x.same}
         for one, other, x in pairs:
-            if not x.same and self._find(one) == self._find(other):
+            if not x.same and self._sets.connected(one, other):
                 raise AfmrlError(
                     f"line {x.line} says that {x.left!r} and {x.right!r} are different, but other "
                     "lines say that they are the same, directly or through others; correct one"
@@ -121,27 +122,17 @@ class Labels:
         self.families, self.splits = _families(catalogue, self.products)
         self._renamed = dict(zip(self._products[::-1], self.products[::-1], strict=True))
 
-    def _find(self, place: int) -> int:
-        while self._root[place] != place:
-            self._root[place] = self._root[self._root[place]]
-            place = self._root[place]
-        return place
-
-    def _join(self, one: int, other: int) -> None:
-        first, last = sorted((self._find(one), self._find(other)))
-        self._root[last] = first
-
     def _rejoin_products(self, likeness: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
         """Join the listings of each product, except what was decided to be different."""
         members = defaultdict[str, list[int]](list)
         for n, name in enumerate(self._products):
             members[name].append(n)
-        roots = {self._find(n) for pair in self._apart for n in pair}
-        free = {name for name, x in members.items() if not any(self._find(n) in roots for n in x)}
+        roots = {self._sets[n] for pair in self._apart for n in pair}
+        free = {name for name, x in members.items() if not any(self._sets[n] in roots for n in x)}
         # First: what these join can then only be held apart by the others.
         for name in free:
             for n in members[name][1:]:
-                self._join(members[name][0], n)
+                self._sets.merge(members[name][0], n)
         for name, places in members.items():
             if name in free:
                 continue
@@ -150,12 +141,12 @@ class Labels:
             order = np.argsort(-likeness(own[one], own[other]), kind="stable")
             for a, b in zip(own[one][order].tolist(), own[other][order].tolist(), strict=True):
                 if self._may_join(a, b):
-                    self._join(a, b)
+                    self._sets.merge(a, b)
 
     def _may_join(self, one: int, other: int) -> bool:
-        roots = {self._find(one), self._find(other)}
+        roots = {self._sets[one], self._sets[other]}
         return len(roots) == 1 or not any(
-            {self._find(a), self._find(b)} == roots for a, b in self._apart
+            {self._sets[a], self._sets[b]} == roots for a, b in self._apart
         )
 
     def _named(self) -> list[str]:
@@ -164,7 +155,7 @@ class Labels:
         taken, everything = set[str](), set(self._products)
         out = []
         for n, product in enumerate(self._products):
-            root = self._find(n)
+            root = self._sets[n]
             if root not in names:
                 name, number = product, 2
                 while name in taken or (name != product and name in everything):
