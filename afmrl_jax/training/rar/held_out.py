@@ -132,16 +132,8 @@ class HeldOutEvaluator:
 
     def __call__(self, params: Params) -> dict[str, float]:
         """Held-out means, and the paired gain over the start with its standard error."""
-        rollouts = write_and_judge(
-            self._settings,
-            self._architecture,
-            params,
-            self._environment,
-            self._reward,
-            self._seed,
-            self.k,
-            queries := self._environment.held_out_queries,
-        )
+        queries = self._environment.held_out_queries
+        rollouts = self._judged(params, queries)
         return _means(rollouts, self._start, self._environment.families[queries])
 
     @property
@@ -173,6 +165,9 @@ class HeldOutEvaluator:
 
     def reported(self, params: Params) -> Rollouts:
         """Lists for the queries of the third part."""
+        return self._judged(params, self._environment.report_queries)
+
+    def _judged(self, params: Params, queries: np.ndarray) -> Rollouts:
         return write_and_judge(
             self._settings,
             self._architecture,
@@ -181,7 +176,7 @@ class HeldOutEvaluator:
             self._reward,
             self._seed,
             self.k,
-            self._environment.report_queries,
+            queries,
         )
 
 
