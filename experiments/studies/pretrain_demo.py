@@ -93,7 +93,7 @@ class Pretraining:
     tower_batch: int = 32
     generator_steps: int = 2_000
     generator_batch: int = 32
-    embedder_steps: int = 4_000
+    embedder_steps: int = 3_000
     embedder_batch: int = 64
     """Pairs."""
     learning_rate: float = 2e-3
