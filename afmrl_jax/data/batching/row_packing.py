@@ -22,8 +22,8 @@ LENGTHS = (1.0, 1.25, 1.5, 2.0)
 LENGTH_PRICE = 4096
 """Attention looks at every place of a bin: a bin of so many places costs twice a short one's
 price for each place."""
-WORTH = 0.02
-"""A second number of bins, and so a second program, must save this share of all places."""
+WORTH = 0.03
+"""A further number of bins, and so a further program, must save this share of all places."""
 GROWTH = 1 / 16
 """By how much more bins a batch gets that needs more than the samples did."""
 
@@ -210,13 +210,27 @@ def _smallest(needed: int, counts: Sequence[int]) -> int:
 
 
 def _counts(needed: np.ndarray) -> tuple[int, ...]:
-    """The largest number, and one below it if that is worth a program.
+    """The largest number, and those below it that are worth a program.
 
     Example:
         >>> _counts(np.array([9, 10, 10, 12])), _counts(np.array([50, 50, 51]))
         ((10, 12), (51,))
+        >>> _counts(np.array([10] * 4 + [15] * 4 + [20] * 4))
+        (10, 15, 20)
     """
-    most = int(needed.max())
-    options = {int(n): float(np.mean(np.where(needed <= n, n, most))) for n in needed}
-    lower = min(options, key=lambda n: (options[n], n))
-    return (lower, most) if options[lower] < (1 - WORTH) * most else (most,)
+    chosen, options = [int(needed.max())], np.unique(needed).tolist()
+    places = float(chosen[0])
+    while len(chosen) < len(options):
+        trials = {n: _mean_places(needed, [*chosen, n]) for n in options if n not in chosen}
+        best = min(trials, key=lambda n: (trials[n], n))
+        if trials[best] >= (1 - WORTH) * places:
+            break
+        chosen.append(best)
+        places = trials[best]
+    return tuple(sorted(chosen))
+
+
+def _mean_places(needed: np.ndarray, counts: Sequence[int]) -> float:
+    """Bins that a batch gets on average."""
+    own = np.sort(np.array(counts))
+    return float(own[np.searchsorted(own, needed)].mean())
