@@ -4,10 +4,10 @@
 
 draws a pool of pictures and words whose combinations occur in no catalogue, teaches the generator
 first to see their attributes and then to write lists and captions of them, and the embedder to
-bring photos and titles of a product together, and writes `generator/` and `embedder/` as Hugging
-Face folders, with `report.json`: the loss curves, and what the generator reads off photos of
-combinations that it has never seen. Over an hour on two CPU cores; killed, it goes on from its last
-checkpoint.
+bring photos and titles of a product together. It writes `generator/` and `embedder/` as Hugging
+Face folders, and `report.json`: the loss curves, what the generator reads off photos of
+combinations that it has never seen, and how often their titles and photos find each other. Over an
+hour on two CPU cores; killed, it goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from afmrl_jax.models.families import ROLES, family
 from afmrl_jax.models.huggingface.folder import save_model
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.runtime.files import write_json
+from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.metrics_log import read_metrics
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.runtime.provenance import provenance
@@ -53,8 +54,9 @@ from afmrl_jax.training.distill import make_distill_step
 from afmrl_jax.training.loop import FrozenStepFunction, LoopConfig, run_loop
 from afmrl_jax.training.state import initial_state
 from afmrl_jax.types import JsonObject
-from experiments.studies.pretrain.accuracy import Accuracy, accuracy_by_key
+from experiments.studies.pretrain.accuracy import accuracy_by_key
 from experiments.studies.pretrain.card import write_card
+from experiments.studies.pretrain.matching import title_photo_recall
 from experiments.studies.pretrain.optimizer import make_muon
 from experiments.studies.pretrain.pool import Pool
 from experiments.studies.pretrain.sources import Material, PairSource, WritingSource
@@ -102,7 +104,7 @@ class Pretraining:
     """Of Muon, for all other matrices."""
     vocab_size: int = 2048
     examined: int = 1000
-    """Photos that the generator is examined on."""
+    """Products of unseen combinations that the models are examined on."""
     save_every: int = 250
     workers: int = os.cpu_count() or 1
     """Processes that draw the pool."""
@@ -186,7 +188,7 @@ def train(
     return run_loop(loop, state, batches, partial(made(optimizer), frozen or {})).params
 
 
-def pretrain_generator(settings: Pretraining, own: Material) -> Accuracy:
+def pretrain_generator(settings: Pretraining, own: Material) -> dict[str, float]:
     """Train and save the generator; what it reads off photos that it has never seen."""
     built = architecture("generator", settings.sizes, own.tokenizer)
     whole = built.init(settings.seed, InitConfig.copying())
@@ -198,17 +200,27 @@ def pretrain_generator(settings: Pretraining, own: Material) -> Accuracy:
     source = WritingSource(own, settings.generator_steps, settings.generator_batch, settings.seed)
     params = train(settings, "generator", source, start, partial(make_distill_step, built, config))
     params = saved(settings, "generator", built, params, own)
-    return accuracy_by_key(built, params, own, settings.seed + HELD_OUT, settings.examined)
+    found = accuracy_by_key(built, params, own, settings.seed + HELD_OUT, settings.examined)
+    return found.by_key | {"malformed": found.malformed}
 
 
-def pretrain_embedder(settings: Pretraining, own: Material) -> None:
-    """Train and save the embedder."""
+def pretrain_embedder(settings: Pretraining, own: Material) -> dict[str, float]:
+    """Train and save the embedder; whether titles and photos that it has never seen find each
+    other.
+    """
     built = architecture("embedder", settings.sizes, own.tokenizer)
     config = dataclasses.replace(AgclConfig().infonce(), prefix_weight=0.0)
     source = PairSource(own, settings.embedder_steps, settings.embedder_batch, settings.seed)
     step = partial(make_agcl_step, built, config, None)
     params = train(settings, "embedder", source, built.init(settings.seed + 1), step)
-    saved(settings, "embedder", built, params, own)
+    params = saved(settings, "embedder", built, params, own)
+    return title_photo_recall(built, params, own, settings.seed + HELD_OUT, settings.examined)
+
+
+PRETRAIN: dict[Role, Callable[[Pretraining, Material], dict[str, float]]] = {
+    "generator": pretrain_generator,
+    "embedder": pretrain_embedder,
+}
 
 
 def saved(
@@ -229,27 +241,25 @@ def curve(settings: Pretraining, name: str) -> list[list[float]]:
 
 
 def main() -> None:
-    """Everything that is missing of both models, and the report."""
+    """Everything that is missing of the models that are asked for, and the report."""
     settings = tyro.cli(Pretraining, description=__doc__)
     own = material(settings)
-    report: JsonObject = {
-        "settings": dataclasses.asdict(settings) | {"out": settings.out.name},
-        **provenance(),
-    }
-    if "generator" in settings.models:
-        accuracy = pretrain_generator(settings, own)
-        for key, share in accuracy.by_key.items():
-            log_info(f"{key}: {100 * share:.1f} % right")
-        report |= {"generator_accuracy": accuracy.by_key, "malformed": accuracy.malformed}
-    if "embedder" in settings.models:
-        pretrain_embedder(settings, own)
-    trained = [x for role in settings.models for x in TRAININGS[role]]
-    report["loss"] = {name: curve(settings, name) for name in trained}
-    write_json(settings.out / "report.json", report)
+    path = settings.out / "report.json"
+    # A model that was trained by an earlier command keeps its part.
+    report: JsonObject = read_json(path) if path.is_file() else {}
     for role in settings.models:
+        found = PRETRAIN[role](settings, own)
+        log_info(f"{role}: " + ", ".join(f"{x} {y:.3f}" for x, y in found.items()))
+        report[role] = {
+            "settings": dataclasses.asdict(settings) | {"out": settings.out.name},
+            "examination": found,
+            "loss": {name: curve(settings, name) for name in TRAININGS[role]},
+            **provenance(),
+        }
+        write_json(path, report)
         built = architecture(role, settings.sizes, own.tokenizer)
         count = sum(math.prod(x.shape) for x in built.shapes.values())
-        write_card(settings.out / role, role, built.config.family, count, report)
+        write_card(settings.out / role, role, built.config.family, count, report[role])
 
 
 if __name__ == "__main__":

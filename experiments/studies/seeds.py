@@ -3,8 +3,9 @@
 What is claimed are the primary tests of `afmrl_jax.evaluation.primary`, over seeds and families and
 corrected together; `steps` has the spread between seeds, as description.
 
-    python -m experiments.studies.seeds --out runs/seeds  # writes experiments/results/seeds.json
+    python -m experiments.studies.seeds --out runs/seeds
 
+It writes experiments/results/seeds_marketplace.json, or that of another catalogue, or `--result`.
 Finished seeds are not repeated, so the command may be interrupted and started again.
 """
 
@@ -41,7 +42,12 @@ class Seeds:
     catalogue: str = "marketplace"
     out: Path = Path("runs/seeds")
     """Folder of the run directories."""
-    result: Path = RESULTS / "seeds.json"
+    result: Path | None = None
+    """What is written; None for seeds_CATALOGUE.json among the results."""
+    controls: bool = True
+    """Also the controls of lists and of CIT."""
+    config: Path | None = None
+    """A file of settings that every run takes."""
     fast: bool = False
     """Few steps in every stage: shows that the script works, not how well the method does."""
 
@@ -115,19 +121,22 @@ def main(settings: Seeds) -> None:
         run = settings.out / f"seed-{seed}"
         command = [*AFMRL, "train", "--out", str(run), "--seed", str(seed)]
         command += ["--catalogue", settings.catalogue]
-        subprocess.run(command + ["--fast"] * settings.fast, check=True)
+        command += ["--controls"] * settings.controls + ["--fast"] * settings.fast
+        command += ["--config", str(settings.config)] if settings.config else []
+        subprocess.run(command, check=True)
         runs.append(run)
     if not first_task():
         return
     result = {"seeds": list(settings.seeds), **summarise(runs)}
-    write_json(settings.result, provenance() | result)
+    written = settings.result or RESULTS / f"seeds_{settings.catalogue}.json"
+    write_json(written, provenance() | result)
     for x in result["primary"]:
         print(
             f"{x['step']}, {x['from']} -> {x['to']}, {x['task']}.{x['metric']}: "
             f"{x['difference']:+.2f} [{x['low']:+.2f}, {x['high']:+.2f}], "
             f"p {x['p_holm']:.4f}: {x['verdict']}"
         )
-    print(settings.result)
+    print(written)
 
 
 if __name__ == "__main__":

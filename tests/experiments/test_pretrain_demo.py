@@ -155,6 +155,8 @@ def test_the_command_goes_on_after_a_kill_and_ends_with_the_same_weights(pool, t
         for key, value in one.items():
             np.testing.assert_array_equal(value, other[key], err_msg=f"{name} {key}")
     report = json.loads((outs[1] / "report.json").read_text())
-    assert report["loss"]["generator"][-1][0] == 12
-    assert set(report["generator_accuracy"]) >= {"type", "neckline", "pattern"}
+    assert report["generator"]["loss"]["generator"][-1][0] == 12
+    assert set(report["generator"]["examination"]) >= {"type", "neckline", "pattern"}
+    recall = report["embedder"]["examination"]
+    assert 0 <= recall["title_to_photo.R@1"] <= recall["title_to_photo.R@5"] <= 1
     assert "| neckline | " in (outs[1] / "generator" / "README.md").read_text()
