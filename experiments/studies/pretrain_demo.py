@@ -259,7 +259,7 @@ def main() -> None:
         write_json(path, report)
         built = architecture(role, settings.sizes, own.tokenizer)
         count = sum(math.prod(x.shape) for x in built.shapes.values())
-        write_card(settings.out / role, role, built.config.family, count, report[role])
+        write_card(settings.out / role, role, built.config.family, count, IMAGE, report[role])
 
 
 if __name__ == "__main__":

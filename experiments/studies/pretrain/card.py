@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+from afmrl_jax.config import ImageConfig
 from afmrl_jax.runtime.files import atomic_path
 from afmrl_jax.types import JsonObject
 
@@ -17,7 +19,7 @@ tags: [{family}, product-retrieval, synthetic-data]
 {purpose}
 
 It has {parameters:.2f} million parameters ({size:.1f} MB in bfloat16), reads pictures of
-{pixels} x {pixels} pixels in patches of 8, and reads and writes bytes through a vocabulary of
+{pixels} x {pixels} pixels in patches of {patch}, and reads and writes bytes through a vocabulary of
 {vocabulary} entries.
 
 ## Trained on
@@ -62,7 +64,9 @@ title by another each; a title fits several products, so that nothing reaches 10
 {table}"""
 
 
-def write_card(folder: Path, role: str, family: str, parameters: int, report: JsonObject) -> None:
+def write_card(
+    folder: Path, role: str, family: str, parameters: int, image: ImageConfig, report: JsonObject
+) -> None:
     """Write README.md beside a model's weights.
 
     Args:
@@ -70,6 +74,7 @@ def write_card(folder: Path, role: str, family: str, parameters: int, report: Js
         role: `generator` or `embedder`.
         family: of the model.
         parameters: how many numbers it has.
+        image: sizes of pictures and patches.
         report: of its pretraining.
     """
     settings, found = report["settings"], dict(report["examination"])
@@ -86,7 +91,8 @@ def write_card(folder: Path, role: str, family: str, parameters: int, report: Js
         ),
         parameters=parameters / 1e6,
         size=2 * parameters / 1e6,
-        pixels=96,
+        pixels=math.isqrt(image.max_pixels),
+        patch=image.patch_size,
         vocabulary=settings["vocab_size"],
         samples=f"{settings['samples']:,}",
         seed=settings["seed"],

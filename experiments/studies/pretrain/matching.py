@@ -42,7 +42,10 @@ def title_photo_recall(
         photos.append(prompts.embedder_row(*own, title=None, attributes=None, pictures=picture))
         title = sample.titles[1]
         words.append(prompts.embedder_row(*own, title=title, attributes=None, pictures=()))
-    encoder, builder = Encoder(architecture, params), RowBuilder.of([], *own)
+    encoder, builder = (
+        Encoder(architecture, params),
+        RowBuilder.of([], material.tokenizer, material.image, material.text),
+    )
     sides = [encoder.embed_rows(builder, rows) for rows in (words, photos)]
     found, numbers = {}, np.arange(count)
     for name, asked, known in (("title_to_photo", 0, 1), ("photo_to_title", 1, 0)):
