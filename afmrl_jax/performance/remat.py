@@ -16,7 +16,8 @@ from afmrl_jax.models.families import ROLES, family
 from afmrl_jax.models.huggingface.folder import read_architecture
 from afmrl_jax.models.lora import with_lora
 from afmrl_jax.performance.memory import SPARE, Line, abstract_mesh, bytes_here, shard_bytes
-from afmrl_jax.performance.plan import Request, divide, estimated, exact_lines
+from afmrl_jax.performance.plan import divide, estimated, exact_lines
+from afmrl_jax.performance.request import Request
 from afmrl_jax.runtime.distributed import run_on_first
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.json_files import read_checked

@@ -23,8 +23,9 @@ from afmrl_jax.parallel.layout import AXES, fit_spec
 from afmrl_jax.parallel.sharding import shardings
 from afmrl_jax.performance.flops import Passes
 from afmrl_jax.performance.memory import cache_bytes, device_bytes, share_of
-from afmrl_jax.performance.plan import Request, batch_shapes, divide, lowered
+from afmrl_jax.performance.plan import batch_shapes, divide, lowered
 from afmrl_jax.performance.remat import cheapest
+from afmrl_jax.performance.request import Request
 from afmrl_jax.retrieval.top_k import padded_rows, search_part
 from afmrl_jax.training.rar.policy_gradient import Samples, update
 from afmrl_jax.training.rar.rollout import encode_images
