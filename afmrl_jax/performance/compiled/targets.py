@@ -94,7 +94,7 @@ def devices(aim: Target, count: int) -> list[jax.Device]:
     """
     check_installed(aim)
     if aim.backend == "tpu":
-        # Where there is no chip, libtpu would wait minutes for the cloud's service that describes it.
+        # Where no chip is, libtpu would wait minutes for the service that describes it.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         # The smallest slice of which one chip can be described is a square of four.
         shape = "2x2" if count <= 4 else "2x4"
