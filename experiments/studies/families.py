@@ -43,7 +43,7 @@ class Settings:
     out: Path = Path("runs/families")
     """Folder of the run directories."""
     result: Path = RESULTS / "families.json"
-    repeats: int = 2
+    repeats: int = 1
     """Runs of each pair of families."""
     steps: int = 12
     """Of each stage; RAR takes half as many."""

@@ -23,7 +23,7 @@ def test_ratios_are_of_runs_that_took_turns(tmp_path):
     for n, (slow, fast) in enumerate([(2.0, 1.0), (6.0, 4.0)]):
         write(tmp_path / f"qwen2-{n}", [fast, fast, fast], 2.0)
         write(tmp_path / f"qwen3-{n}", [slow, slow, slow], 2.5)
-    found = summarise(Settings(out=tmp_path))
+    found = summarise(Settings(out=tmp_path, repeats=2))
     assert found["figures"]["qwen3_peak_memory_ratio"]["median"] == 1.25
     assert found["figures"]["qwen3_agcl_step_ratio"]["median"] == 1.75
     assert found["seconds_per_step"]["qwen2"]["rar"]["max"] == 4.0
