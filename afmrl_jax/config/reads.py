@@ -39,7 +39,7 @@ class Reads(Settings):
         cls, own: tuple[ImageConfig, TextBudget], run: tuple[ImageConfig, TextBudget]
     ) -> Reads:
         """What makes the settings `own` of those of a run, as far as these fields tell them."""
-        found = {}
+        found: dict[str, Any] = {}
         for mine, others in zip(own, run, strict=True):
             for name in (x.name for x in dataclasses.fields(cls) if hasattr(mine, x.name)):
                 if getattr(mine, name) != getattr(others, name):

@@ -132,9 +132,9 @@ class CycleStages(EmbedderStages):
                 architecture.config.text.vocab_size,
                 self.tokenizers["generator"],
             )
-            splits = config.rar.gallery_splits
+            rows = self._split_builder(*config.rar.gallery_splits)
             environment = RarEnvironment(
-                self._split_builder(*splits),
+                rows,
                 self._encoder(embedder),
                 self._newest(start).both,
                 config.rar,
@@ -142,7 +142,7 @@ class CycleStages(EmbedderStages):
                 vocab_size=vocab_size,
                 packed=config.packed,
                 annotation_grammar=self.models.grammar(tokenizer, vocab_size),
-                writer=self._split_builder(*splits, role="generator"),
+                writer=self._for_generator(rows),
             )
             trainee = Partition.of(architecture, params, config.generator, self.mesh)
             params = train_rar(config, folder, trainee, environment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cached_property
 from typing import get_args
 
@@ -54,8 +55,18 @@ class RunParts:
         share = host_share(self.mesh)
         return RowBuilder.of(catalogue.listings, self.tokenizers[role], image, text, share)
 
-    def _split_builder(self, *splits: str, role: Role = "embedder") -> RowBuilder:
-        return self._rows(self.catalogue.subset(*splits), role)
+    def _split_builder(self, *splits: str) -> RowBuilder:
+        return self._rows(self.catalogue.subset(*splits))
+
+    def _for_generator(self, rows: RowBuilder) -> RowBuilder:
+        """The generator's rows of the same listings, with the same pictures where both models cut
+        them alike.
+        """
+        tokenizer = self.tokenizers["generator"]
+        image, text = self.config.image_of("generator"), self.config.text_of("generator")
+        if image == rows.image:
+            return dataclasses.replace(rows, tokenizer=tokenizer, text=text)
+        return RowBuilder.of(rows.listings, tokenizer, image, text, rows.host)
 
     def _encoder(self, stage: str) -> Encoder:
         size, model = self.config.evaluation.batch_size, self.models.load(stage)
