@@ -26,6 +26,9 @@ Plain = str | int | float | bool
 Modality = Literal["both", "text", "image"]
 """What is shown of a listing: picture and title, or one of them alone."""
 
+Role = Literal["embedder", "generator"]
+"""What a model of a run serves as."""
+
 __all__ = [
     "AnyArray",
     "Array",
@@ -37,6 +40,7 @@ __all__ = [
     "Plain",
     "PyTree",
     "Real",
+    "Role",
     "UInt8",
 ]
 

@@ -6,13 +6,15 @@ import json
 import sys
 from dataclasses import dataclass
 
+from afmrl_jax.config import to_dict
 from afmrl_jax.models.licenses import preset_origin
 from afmrl_jax.parallel.mesh import simulate_devices
 from afmrl_jax.performance import plan as planning
+from afmrl_jax.performance.request import Request
 
 
 @dataclass(frozen=True)
-class Plan(planning.Request):
+class Plan(Request):
     """Report how much memory a published model takes on each device of a mesh, and whether it fits.
 
     Nothing is allocated and no accelerator is needed; exit status 1 if it does not fit.
@@ -32,7 +34,8 @@ class Plan(planning.Request):
         published = preset_origin(self.preset)
         license_of = None if published is None else f"license of {published}"
         if self.as_json:
-            print(json.dumps({**plan.as_dict(), "license": license_of, "request": vars(self)}))
+            asked = {"license": license_of, "request": to_dict(self)}
+            print(json.dumps(plan.as_dict() | asked))
         else:
             print(plan.text() if license_of is None else f"{plan.text()}\n{license_of}")
         if plan.verdict == "does not fit":

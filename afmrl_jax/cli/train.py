@@ -22,6 +22,7 @@ from afmrl_jax.runtime.distributed import ClusterConfig
 from afmrl_jax.runtime.progress import log_info, print_result
 from afmrl_jax.runtime.setup import open_run
 from afmrl_jax.runtime.trackers import parse_trackers, require_trackers
+from afmrl_jax.types import Role
 
 Preset = Literal["demo", "fast", "pretrained"]
 
@@ -151,9 +152,9 @@ def _settings(arguments: Sequence[str], preset: Preset, file: Path | None) -> Ru
     if preset != "pretrained":
         base: RunConfig = getattr(RunConfig, preset)(_catalogue(arguments, file))
     else:
-        folders = _folders(_value(arguments, f"--{x}.weights") for x in ("embedder", "generator"))
-        # Patches and chat format are the model's.
-        base = pretrained_for(next(filter(None, map(family_in, folders)), None))
+        # Patches and chat format are the models'.
+        named = (_folders([_value(arguments, f"--{x}.weights")]) for x in get_args(Role))
+        base = pretrained_for(*(family_in(x[0]) if x else None for x in named))
     return base if file is None else read_config(file, base)
 
 

@@ -27,6 +27,7 @@ from afmrl_jax.config.model import (
     VisionConfig,
 )
 from afmrl_jax.config.rar import CitConfig, RarConfig
+from afmrl_jax.config.reads import Reads
 from afmrl_jax.config.run import (
     GuardConfig,
     KeptCheckpoints,
@@ -60,6 +61,7 @@ __all__ = [
     "OracleConfig",
     "QwenVLConfig",
     "RarConfig",
+    "Reads",
     "Remat",
     "RunConfig",
     "TextBudget",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from afmrl_jax.config.lora import LoraConfig, LoraMap
+from afmrl_jax.config.reads import Reads
 from afmrl_jax.config.validation import Settings, require
 
 
@@ -202,6 +203,7 @@ class ModelSettings(Settings):
     frozen_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of the frozen weights; trained ones are float32."""
     execution: Execution = field(default_factory=Execution)
+    reads: Reads = field(default_factory=Reads)
 
     @property
     def starts_random(self) -> bool:

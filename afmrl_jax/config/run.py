@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import get_args
 
 from afmrl_jax.config.contrastive import AgclConfig, BackboneConfig
 from afmrl_jax.config.data import (
@@ -20,9 +21,11 @@ from afmrl_jax.config.data import (
 from afmrl_jax.config.marketplace import MARKETPLACE, MarketplaceSettings
 from afmrl_jax.config.model import DEMO_WEIGHTS, Execution, ModelSettings
 from afmrl_jax.config.rar import CitConfig, RarConfig
+from afmrl_jax.config.reads import Reads
 from afmrl_jax.config.stages import DistillConfig, EvaluationConfig, OptimizerConfig
 from afmrl_jax.config.validation import MAX_COUNT, MAX_ROWS, MAX_STEPS, Settings, require
 from afmrl_jax.runtime.trackers import parse_trackers
+from afmrl_jax.types import Role
 
 
 @dataclass(frozen=True)
@@ -170,12 +173,26 @@ class RunConfig(Settings):
             "with random weights has never seen: set --distill.title-dropout and "
             "--distill.picture-dropout above 0, or name --generator.weights",
         )
-        visual = self.image.bin_patches // self.image.merge_size**2
-        require(
-            visual < self.text.buckets[-1],
-            f"image.max_pixels and image.max_pictures allow {visual} visual tokens, and "
-            f"text.buckets end at {self.text.buckets[-1]}; lower one or add a longer bucket",
-        )
+        for role in get_args(Role):
+            image, longest = self.image_of(role), self.text_of(role).buckets[-1]
+            visual = image.bin_patches // image.merge_size**2
+            require(
+                visual < longest,
+                f"image.max_pixels and image.max_pictures allow {visual} visual tokens in rows of "
+                f"the {role}, and text.buckets end at {longest}; lower one or add a longer bucket",
+            )
+
+    def model(self, role: Role) -> ModelSettings:
+        """Settings of one of the two models."""
+        return self.embedder if role == "embedder" else self.generator
+
+    def image_of(self, role: Role) -> ImageConfig:
+        """How a model cuts pictures into patches."""
+        return self.model(role).reads.image(self.image)
+
+    def text_of(self, role: Role) -> TextBudget:
+        """Lengths and layout of a model's rows."""
+        return self.model(role).reads.text(self.text)
 
     @classmethod
     def demo(cls, catalogue: str = MARKETPLACE) -> RunConfig:
@@ -312,6 +329,16 @@ def _on_the_marketplace(base: RunConfig) -> RunConfig:
     )
 
 
-def pretrained_for(family: str | None) -> RunConfig:
-    """The preset for pretrained weights of a family."""
-    return RunConfig.qwen3() if family == "qwen3_vl" else RunConfig.pretrained()
+def pretrained_for(embedder: str | None, generator: str | None = None) -> RunConfig:
+    """The preset for pretrained weights of these families.
+
+    Args:
+        embedder: family of that model; None: as the other's, or the one of `pretrained`.
+        generator: likewise. Where it reads otherwise than the embedder, its `reads` says how.
+    """
+    first, second = (
+        RunConfig.qwen3() if x == "qwen3_vl" else RunConfig.pretrained()
+        for x in (embedder or generator, generator or embedder)
+    )
+    reads = Reads.between((second.image, second.text), (first.image, first.text))
+    return dataclasses.replace(first, generator=dataclasses.replace(first.generator, reads=reads))

@@ -70,6 +70,18 @@ ADDED: JsonObject = {
     "tower_targets": [],
     "rank_stabilized": False,
     "dora": False,
+    "reads": dict.fromkeys(
+        (
+            "patch_size",
+            "merge_size",
+            "temporal_patch_size",
+            "min_pixels",
+            "max_pixels",
+            "mean",
+            "std",
+            "layout",
+        )
+    ),
     "log": "tensorboard",
     "profile": 0,
 }

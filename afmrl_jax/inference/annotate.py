@@ -88,7 +88,7 @@ def annotate_catalogue(
         return annotate(
             architecture,
             params,
-            run.rows(catalogue).showing(shown),
+            run.rows(catalogue, "generator").showing(shown),
             everything,
             out,
             mesh=run.mesh,

@@ -88,9 +88,9 @@ class Embedder:
         stage = system.generator
         return cls(
             run.encoder(system),
-            run.tokenizer,
-            run.config.image,
-            run.config.text,
+            run.tokenizers["embedder"],
+            run.config.image_of("embedder"),
+            run.config.text_of("embedder"),
             None if stage is None else lambda: Generator.of(run, stage),
         )
 

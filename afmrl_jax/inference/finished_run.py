@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
 from jax.sharding import Mesh
 
 from afmrl_jax.config import RunConfig, from_dict
 from afmrl_jax.data.attributes.token_grammar import Grammar
-from afmrl_jax.data.batching.tokenizer import TOKENIZER, BpeTokenizer
+from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.data.catalogue.records import Catalogue
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import RunError
@@ -19,8 +20,9 @@ from afmrl_jax.parallel.mesh import host_share, make_mesh
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.runtime.json_files import read_json
 from afmrl_jax.runtime.object_store import working_copy
-from afmrl_jax.training.model_store import WEIGHTS, ModelStore
+from afmrl_jax.training.model_store import WEIGHTS, ModelStore, load_tokenizer
 from afmrl_jax.training.run_directory import DONE, check_finished
+from afmrl_jax.types import Role
 
 
 class FinishedRun:
@@ -42,13 +44,17 @@ class FinishedRun:
         return make_mesh(-1, 1)
 
     @cached_property
-    def tokenizer(self) -> BpeTokenizer:
-        """The run's tokenizer."""
+    def tokenizers(self) -> dict[Role, BpeTokenizer]:
+        """Of the two models; mostly one and the same.
+
+        Raises:
+            RunError: the run has none yet, or they are not those that it wrote.
+        """
         folder = self.folder / "tokenizer"
         if not (folder / DONE).is_file():
             raise RunError(f"{self.folder} has no tokenizer yet; let `afmrl train` finish first")
-        check_finished(folder, [TOKENIZER])
-        return BpeTokenizer.load(folder)
+        check_finished(folder)
+        return {role: load_tokenizer(folder, role) for role in get_args(Role)}
 
     def system(self, name: str | None = None) -> System:
         """The results row of this name; without a name, the last one."""
@@ -75,7 +81,8 @@ class FinishedRun:
         """What the run's generators keep to, with that many rows in their token table; None where
         they write freely.
         """
-        return ModelStore(self.folder, self.config, self.mesh).grammar(self.tokenizer, vocab_size)
+        store = ModelStore(self.folder, self.config, self.mesh)
+        return store.grammar(self.tokenizers["generator"], vocab_size)
 
     def encoder(self, system: System) -> Encoder:
         """The embedder of a system."""
@@ -83,7 +90,8 @@ class FinishedRun:
         model = self.model(system.embedder)
         return Encoder.on(self.mesh, *model, size, packed=self.config.packed)
 
-    def rows(self, catalogue: Catalogue) -> RowBuilder:
-        """Model rows of a catalogue's listings."""
-        config, share = self.config, host_share(self.mesh)
-        return RowBuilder.of(catalogue.listings, self.tokenizer, config.image, config.text, share)
+    def rows(self, catalogue: Catalogue, role: Role = "embedder") -> RowBuilder:
+        """A model's rows of a catalogue's listings."""
+        image, text = self.config.image_of(role), self.config.text_of(role)
+        share = host_share(self.mesh)
+        return RowBuilder.of(catalogue.listings, self.tokenizers[role], image, text, share)

@@ -20,6 +20,7 @@ from afmrl_jax.inference.systems import generators_of
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.runtime.progress import Progress
 from afmrl_jax.training.annotate import write_attributes
+from afmrl_jax.training.model_store import role_of
 
 SIZES = (1, 8, 64)
 """Batch sizes that programs are compiled for."""
@@ -83,14 +84,14 @@ class Generator:
     @classmethod
     def of(cls, run: FinishedRun, stage: str) -> Generator:
         """The generator that a stage of a run trained."""
-        config = run.config
+        config, role = run.config, role_of(stage)
         architecture, params = run.model(stage)
         return cls(
             architecture,
             params,
-            run.tokenizer,
-            config.image,
-            config.text,
+            run.tokenizers[role],
+            config.image_of(role),
+            config.text_of(role),
             run.mesh,
             config.lists.lone,
             run.grammar(architecture.config.text.vocab_size),

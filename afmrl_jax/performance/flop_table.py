@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from afmrl_jax.config import LoraConfig, QwenVLConfig
 from afmrl_jax.models.qwen_vl.presets import preset
-from afmrl_jax.performance.flops import Passes
+from afmrl_jax.performance.flops import Passes, deepstack_flops
 
 VISUAL, TEXT, GROUP, NEW = 256, 64, 8, 80
 """Visual and text tokens of a row, lists of a prompt, tokens of a list."""
@@ -29,9 +29,11 @@ def _tera(flops: float) -> str:
 def embedder_table(name: str = "qwen2vl_2b") -> str:
     """A training step of the embedder on adapters, 10^12 operations for each listing."""
     config = _adapted(name)
-    found = Passes.over(config, [VISUAL * config.vision.merge_size**2], [VISUAL + TEXT])
+    patches = [VISUAL * config.vision.merge_size**2]
+    found, deep = Passes.over(config, patches, [VISUAL + TEXT]), deepstack_flops(config, patches)
     parts = (
-        ("vision tower, frozen", found.vision, 1, 0.0),
+        ("vision tower, frozen", found.vision - deep, 1, 0.0),
+        *((("DeepStack's mergers, frozen", deep, 1, 0.0),) if deep else ()),
         ("decoder, frozen kernels", found.decoder, 2, found.decoder),
         ("adapters", found.adapters, 3, found.adapters),
     )

@@ -28,7 +28,7 @@ def vision_flops(config: QwenVLConfig, patches: Counts) -> float:
     """One pass of the vision tower and its mergers over pictures with these patch counts."""
     vision = config.vision
     count = np.asarray(patches, np.float64)
-    wide, merged = vision.embed_dim, vision.merge_size**2
+    wide = vision.embed_dim
     style = family(config.family).vision
     kernels = 4 * wide**2 + (3 if style.gated else 2) * wide * vision.intermediate
     seen = np.full_like(count, 0)
@@ -36,10 +36,24 @@ def vision_flops(config: QwenVLConfig, patches: Counts) -> float:
     window = (vision.window_size // vision.patch_size) ** 2
     seen = windowed * np.minimum(count, window) + (vision.depth - windowed) * count
     pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    joined = wide * merged
-    mergers = 1 + len(vision.deep_blocks)
-    ends = 2 * pixels * wide + mergers * 2 * joined * (joined + vision.out_dim) / merged
-    return float(np.sum(count * (2 * vision.depth * kernels + ends) + 4 * wide * count * seen))
+    start = 2 * pixels * wide
+    blocks = np.sum(count * (2 * vision.depth * kernels + start) + 4 * wide * count * seen)
+    return float(blocks) + merger_flops(config, patches) + deepstack_flops(config, patches)
+
+
+def merger_flops(config: QwenVLConfig, patches: Counts) -> float:
+    """One pass of a merger over pictures with these patch counts."""
+    vision = config.vision
+    joined = vision.embed_dim * vision.merge_size**2
+    tokens = float(np.sum(patches)) / vision.merge_size**2
+    return tokens * 2 * joined * (joined + vision.out_dim)
+
+
+def deepstack_flops(config: QwenVLConfig, patches: Counts) -> float:
+    """One pass of the further mergers whose outputs the decoder adds behind its first layers; the
+    additions are left out.
+    """
+    return len(config.vision.deep_blocks) * merger_flops(config, patches)
 
 
 def decoder_flops(config: QwenVLConfig, lengths: Counts, behind: Counts = (0,)) -> float:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import warnings
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +13,18 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from afmrl_jax.config import Execution, LoraConfig, QwenVLConfig, RunConfig
-from afmrl_jax.config.validation import require
+from afmrl_jax.config import QwenVLConfig, RunConfig
 from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.data.batching.images import Normalization
 from afmrl_jax.data.sources.batches import Batch, ContrastiveBatch, DistillBatch, PromptBatch
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import Generation, generate
-from afmrl_jax.models.lora import with_lora
-from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.parallel.layout import fit_spec
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.parallel.sharding import shardings
 from afmrl_jax.performance import memory as counts
 from afmrl_jax.performance.memory import GIB, Line, Plan
+from afmrl_jax.performance.request import Request
 from afmrl_jax.training.agcl import make_agcl_step
 from afmrl_jax.training.distill import make_distill_step
 from afmrl_jax.training.partition import learns, tower_trains
@@ -43,74 +39,6 @@ SETTINGS = RunConfig.pretrained()
 """Settings that steps are planned with."""
 INSIDE = ("gradients", "keys and values")
 """Lines that a compiled step holds among its temporaries."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A model, the task it runs, and where."""
-
-    preset: str = "qwen2vl_2b"
-    """Size of the model, see `models/qwen_vl/presets.py`."""
-    task: Literal["agcl", "distill", "generate"] = "agcl"
-    """A step of contrastive training of the embedder, a step of distilling the generator, or
-    writing attributes."""
-    mesh: str = "data=1,model=1"
-    """Devices on each axis."""
-    device: str = "h200"
-    """Kind of device, see `performance/memory.py`."""
-    batch_size: int = 64
-    """Of the whole mesh: pairs (agcl), rows (distill) or prompts (generate)."""
-    visual_tokens: int = 256
-    """Of each picture; each covers 4 patches."""
-    text_tokens: int = 64
-    """Of each row, without its picture."""
-    trained: Literal["all", "decoder", "lora"] = "all"
-    """What learns; `generate` learns nothing."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of activations."""
-    remat: Literal["none", "dots", "full"] = "full"
-    """What the backward pass recomputes."""
-    group_size: int = 1
-    """generate: continuations of each prompt."""
-    max_new_tokens: int = 48
-    """generate: length of each continuation."""
-
-    def __post_init__(self) -> None:
-        preset(self.preset)
-        counts.device_bytes(self.device)
-        counts.parse_mesh(self.mesh)
-        names = ("batch_size", "text_tokens", "group_size", "max_new_tokens")
-        for name in names:
-            require(getattr(self, name) > 0, f"{name} must be positive")
-        require(self.visual_tokens >= 0, "visual_tokens must not be negative")
-
-    @property
-    def axes(self) -> tuple[int, int]:
-        """Sizes of the axes data and model."""
-        return counts.parse_mesh(self.mesh)
-
-    @property
-    def rows(self) -> int:
-        """Sequences of the whole batch: a contrastive pair is two."""
-        return self.batch_size * (2 if self.task == "agcl" else 1)
-
-    @property
-    def execution(self) -> Execution:
-        """How the model is computed."""
-        return Execution(dtype=self.dtype, remat=self.remat)
-
-    def architecture(self) -> Architecture:
-        """The model without weights; with adapters if those are trained."""
-        return _architecture(
-            self.preset, self.execution, self.task != "generate" and self.trained == "lora"
-        )
-
-
-@functools.cache
-def _architecture(name: str, execution: Execution, adapters: bool) -> Architecture:
-    # Tracing a published size takes seconds, and advice needs the same one many times.
-    architecture = Architecture.of(preset(name), execution)
-    return with_lora(architecture, LoraConfig()) if adapters else architecture
 
 
 def divide(request: Request, architecture: Architecture) -> tuple[Shapes, Shapes]:

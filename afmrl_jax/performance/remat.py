@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import jax
 
@@ -16,16 +16,17 @@ from afmrl_jax.models.families import ROLES, family
 from afmrl_jax.models.huggingface.folder import read_architecture
 from afmrl_jax.models.lora import with_lora
 from afmrl_jax.performance.memory import SPARE, Line, abstract_mesh, bytes_here, shard_bytes
-from afmrl_jax.performance.plan import Request, divide, estimated, exact_lines
+from afmrl_jax.performance.plan import divide, estimated, exact_lines
+from afmrl_jax.performance.request import Request
 from afmrl_jax.runtime.distributed import run_on_first
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.json_files import read_checked
 from afmrl_jax.runtime.progress import log_info
+from afmrl_jax.types import Role
 
 RECORD = "remat.json"
 """File of a run directory with what was chosen when the run began, by role."""
 ORDER: tuple[Remat, ...] = get_args(Remat)
-Role = Literal["embedder", "generator"]
 
 
 def with_remat(config: RunConfig, folder: Path) -> RunConfig:
@@ -68,7 +69,7 @@ def with_remat(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def _chosen(config: RunConfig, role: Role) -> Remat:
-    settings = config.embedder if role == "embedder" else config.generator
+    settings = config.model(role)
     architecture = _architecture(config, role, settings)
     steps = requests(config, role)
     data, model = steps[0].axes
@@ -89,8 +90,9 @@ def _architecture(config: RunConfig, role: Role, settings: ModelSettings) -> Arc
 
 def requests(config: RunConfig, role: Role) -> list[Request]:
     """What the stages of a role hold at once, in the order of the stages."""
-    settings = config.embedder if role == "embedder" else config.generator
-    visual = config.image.bin_patches // config.image.merge_size**2
+    settings = config.model(role)
+    image = config.image_of(role)
+    visual = image.bin_patches // image.merge_size**2
     text = max(1, config.text.buckets[-1] - visual)
     model = config.mesh.model
     devices = config.mesh.data if config.mesh.data > 0 else max(1, len(jax.devices()) // model)

@@ -15,7 +15,12 @@ from afmrl_jax.runtime.hardware import built_for
 from afmrl_jax.types import AnyArray, Float, Int
 
 CHUNK = 16_384
-"""Rows whose scores are in memory at a time."""
+"""Rows whose scores are in memory at a time, in a loop over the gallery."""
+SCORES = 1 << 30
+"""Bytes of scores that are in memory at a time on a GPU, where the gallery is not looped over: a
+loop there copies each of its parts before it multiplies it."""
+PARTS = 32
+"""Most parts of a gallery without a loop, which would make a program of any length."""
 BIN = 32
 """Rows that the first stage keeps or drops together."""
 SLACK = 8
@@ -79,15 +84,8 @@ def top_k(
     bins = min(k + SLACK, rows // BIN)
     if rows <= 4 * bins * BIN:
         return top_k_dense(queries, gallery, alive, k)
-    chunks = -(-rows // CHUNK)
     queries = queries.astype(gallery.dtype)
-
-    def best_of_bins(part: tuple[jax.Array, jax.Array]) -> jax.Array:
-        scores = jnp.where(part[1][:, None], _scores(part[0], queries), -jnp.inf)
-        return scores.reshape(-1, BIN, queries.shape[0]).max(1)
-
-    parts = (gallery.reshape(chunks, -1, gallery.shape[1]), alive.reshape(chunks, -1))
-    best = jax.lax.map(best_of_bins, parts).reshape(-1, queries.shape[0])
+    best = _best_of_bins(queries, gallery, alive)
     # In the order of the gallery, so that equals keep it.
     chosen = jnp.sort(top_k_of(best.T, bins)[1], axis=1)
 
@@ -99,6 +97,25 @@ def top_k(
 
     at_once = 8 if built_for() == "cpu" else RESCORED
     return jax.lax.map(lambda x: among(*x), (queries, chosen), batch_size=at_once)
+
+
+def _best_of_bins(queries: jax.Array, gallery: jax.Array, alive: jax.Array) -> jax.Array:
+    """The best score of every bin for each query, float32 [m/BIN q]."""
+    rows, count = gallery.shape[0], queries.shape[0]
+
+    def best(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+        scores = jnp.where(part[1][:, None], _scores(part[0], queries), -jnp.inf)
+        return scores.reshape(-1, BIN, count).max(1)
+
+    parts = -(-rows * count * 4 // SCORES)
+    if built_for() == "gpu" and parts <= PARTS:
+        # Slices at fixed places, which are the gallery itself.
+        size = -(-rows // (parts * BIN)) * BIN
+        begins = range(0, rows, size)
+        return jnp.concatenate([best((gallery[n : n + size], alive[n : n + size])) for n in begins])
+    chunks = -(-rows // CHUNK)
+    whole = (gallery.reshape(chunks, -1, gallery.shape[1]), alive.reshape(chunks, -1))
+    return jax.lax.map(best, whole).reshape(-1, count)
 
 
 def top_k_of(scores: Float[jax.Array, "q n"], k: int) -> Best:

@@ -75,9 +75,9 @@ class CycleStages(EmbedderStages):
 
         def work(folder: Path) -> None:
             model, splits = self.models.load(generator), self.catalogue.column("split")
-            grammar = self.models.grammar(self.tokenizer, model[0].config.text.vocab_size)
-            seed = self.config.seed
-            self.lists.write(folder, model, self.builder, indices, splits, seed, grammar)
+            tokenizer, seed = self.tokenizers["generator"], self.config.seed
+            grammar = self.models.grammar(tokenizer, model[0].config.text.vocab_size)
+            self.lists.write(folder, model, self.prompts, indices, splits, seed, grammar)
 
         self.run.stage(name, inputs, self.lists.files, work)
 
@@ -128,20 +128,25 @@ class CycleStages(EmbedderStages):
 
         def work(folder: Path) -> None:
             architecture, params = self.models.load(start)
-            vocab_size = architecture.config.text.vocab_size
+            vocab_size, tokenizer = (
+                architecture.config.text.vocab_size,
+                self.tokenizers["generator"],
+            )
+            rows = self._split_builder(*config.rar.gallery_splits)
             environment = RarEnvironment(
-                self._split_builder(*config.rar.gallery_splits),
+                rows,
                 self._encoder(embedder),
                 self._newest(start).both,
                 config.rar,
                 config.seed,
                 vocab_size=vocab_size,
                 packed=config.packed,
-                annotation_grammar=self.models.grammar(self.tokenizer, vocab_size),
+                annotation_grammar=self.models.grammar(tokenizer, vocab_size),
+                writer=self._for_generator(rows),
             )
             trainee = Partition.of(architecture, params, config.generator, self.mesh)
             params = train_rar(config, folder, trainee, environment)
-            self.models.save(name, architecture, params, self.tokenizer)
+            self.models.save(name, architecture, params, tokenizer)
 
         self.run.stage(name, inputs, [WEIGHTS], work)
 

@@ -120,7 +120,8 @@ def embedded_files(folder: Path) -> set[str] | None:
 
 def reads_of(run: FinishedRun) -> str:
     """A hash of what, besides the weights, turns a listing into a vector."""
-    settings = [asdict(x) for x in (run.config.image, run.config.text)]
+    config = run.config
+    settings = [asdict(x) for x in (config.image_of("embedder"), config.text_of("embedder"))]
     found = [DECODING, *settings]
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -69,7 +69,7 @@ class EmbedderStages(RunParts):
             if start:
                 architecture, initial = self.models.load(start)
             else:
-                architecture, initial = self.models.start(name, self.tokenizer)
+                architecture, initial = self.models.start(name, self.tokenizers["embedder"])
             lists = self.lists.read(annotated) if annotated else None
             if shuffled and lists is not None:
                 listings = self.catalogue.subset("train").listings
@@ -102,7 +102,7 @@ class EmbedderStages(RunParts):
             teacher=self._teacher(settings),
             seed=self.config.seed if seed is None else seed,
         )
-        self.models.save(name, architecture, params, self.tokenizer)
+        self.models.save(name, architecture, params, self.tokenizers["embedder"])
 
     def _teacher_inputs(self, name: str, settings: AgclConfig) -> JsonObject:
         """Inputs of a stage that is masked by a teacher; none for others.

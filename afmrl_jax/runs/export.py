@@ -119,7 +119,7 @@ def export(
     base = base_folder(weights) if weights is not None else None
     agreement = None
     with atomic_path(out) as folder:
-        save_model(folder, plain, merged, like=base, tokenizer=run.tokenizer)
+        save_model(folder, plain, merged, like=base, tokenizer=run.tokenizers["embedder"])
         _write_companions(folder, run, plain)
         if checking:
             agreement = _compare(folder, run, (architecture, exact), (plain, merged), listings)
@@ -134,9 +134,9 @@ def _some_listings(name: str, columns: str | None, run: FinishedRun) -> Sequence
 
 def _write_companions(folder: Path, run: FinishedRun, architecture: Architecture) -> None:
     """Everything except weights and model card."""
-    image, text = run.config.image, run.config.text
+    image, text = run.config.image_of("embedder"), run.config.text_of("embedder")
     # The run's own file, because with a hub's some tokens of a title stay special.
-    run.tokenizer.save(folder)
+    run.tokenizers["embedder"].save(folder)
     if not (folder / "tokenizer_config.json").is_file():
         # Without a class AutoTokenizer uses Qwen's, which normalizes differently.
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<|endoftext|>"}
@@ -288,7 +288,7 @@ def _write_card(
     agreement: Agreement | None,
 ) -> None:
     """README.md: what the model is, and how to compute a vector with and without the module."""
-    config = run.config
+    config, text = run.config, run.config.text_of("embedder")
     evaluation = run.folder / "evaluation.json"
     rows = read_json(evaluation, nan=True)["rows"] if evaluation.is_file() else []
     fine = next((x.get("fine") for x in rows if x["name"] == system.name), None)
@@ -302,10 +302,10 @@ def _write_card(
         generator=system.generator,
         fine=fine,
         dim=architecture.config.text.hidden_dim,
-        image=config.image,
-        text=config.text,
-        system_turn=embedder_turns(config.text)[0],
-        instruction=embedder_turns(config.text)[1],
+        image=config.image_of("embedder"),
+        text=text,
+        system_turn=embedder_turns(text)[0],
+        instruction=embedder_turns(text)[1],
         agreement=agreement,
         own_tokenizer=base is None,
         family=architecture.config.family,

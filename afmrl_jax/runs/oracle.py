@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from afmrl_jax.config import RunConfig
+from afmrl_jax.config import pretrained_for
 from afmrl_jax.data.attributes.captioner import Replies, ask_endpoint
 from afmrl_jax.data.attributes.endpoint import Endpoint
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.data.catalogue.records import Catalogue
 from afmrl_jax.data.sources.row_builder import RowBuilder
-from afmrl_jax.models.huggingface.folder import base_folder
+from afmrl_jax.models.huggingface.folder import base_folder, family_in
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.runtime.files import write_text
 from afmrl_jax.training.annotate import annotate, require_attributes_file
@@ -45,11 +45,12 @@ def oracle_by_checkpoint(
 ) -> dict[str, str]:
     """Let a Qwen-VL model from a hub folder write the attributes of all listings to `out`.
 
-    It reads pictures and titles as the generator does, in the published chat layout.
+    It reads pictures and titles as the generator does, with the patches and in the published chat
+    layout of its family.
 
     Args:
         catalogue: the listings.
-        weights: folder of a model of either family, with its tokenizer.
+        weights: folder of a model of any family, with its tokenizer.
         out: JSON lines, see `annotate`; if killed, the next call resumes.
         batch_size: listings at a time.
 
@@ -57,11 +58,12 @@ def oracle_by_checkpoint(
         RunError: the folder cannot be read.
     """
     require_attributes_file(out)
-    config, mesh = RunConfig.pretrained(), make_mesh(-1, 1)
+    config, mesh = pretrained_for(None, family_in(weights)), make_mesh(-1, 1)
     architecture, params = read_model(weights, config.generator, mesh)
     tokenizer = BpeTokenizer.load(base_folder(weights))
     tokenizer.check_model(architecture.config.text.vocab_size, architecture.config.image_token_id)
-    builder = RowBuilder.of(catalogue.listings, tokenizer, config.image, config.text)
+    image, text = config.image_of("generator"), config.text_of("generator")
+    builder = RowBuilder.of(catalogue.listings, tokenizer, image, text)
     everything = np.arange(len(catalogue.listings))
     return annotate(
         architecture,

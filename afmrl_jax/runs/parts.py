@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cached_property
+from typing import get_args
 
 import numpy as np
 from jax.sharding import Mesh
@@ -15,8 +17,9 @@ from afmrl_jax.parallel.mesh import host_share, make_mesh
 from afmrl_jax.performance.remat import with_remat
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.runs.written_lists import WrittenLists
-from afmrl_jax.training.model_store import ModelStore
+from afmrl_jax.training.model_store import ModelStore, load_tokenizer
 from afmrl_jax.training.run_directory import Run
+from afmrl_jax.types import Role
 
 
 class RunParts:
@@ -37,21 +40,33 @@ class RunParts:
         return ModelStore(self.run.folder, with_remat(self.config, self.run.folder), self.mesh)
 
     @cached_property
-    def tokenizer(self) -> BpeTokenizer:
-        """The run's tokenizer."""
-        return BpeTokenizer.load(self.run.folder / "tokenizer")
+    def tokenizers(self) -> dict[Role, BpeTokenizer]:
+        """Of the two models; mostly one and the same."""
+        folder = self.run.folder / "tokenizer"
+        return {role: load_tokenizer(folder, role) for role in get_args(Role)}
 
     @cached_property
-    def builder(self) -> RowBuilder:
-        """Rows over the whole catalogue."""
-        return self._rows(self.catalogue)
+    def prompts(self) -> RowBuilder:
+        """The generator's rows over the whole catalogue."""
+        return self._rows(self.catalogue, "generator")
 
-    def _rows(self, catalogue: Catalogue) -> RowBuilder:
-        config, share = self.config, host_share(self.mesh)
-        return RowBuilder.of(catalogue.listings, self.tokenizer, config.image, config.text, share)
+    def _rows(self, catalogue: Catalogue, role: Role = "embedder") -> RowBuilder:
+        image, text = self.config.image_of(role), self.config.text_of(role)
+        share = host_share(self.mesh)
+        return RowBuilder.of(catalogue.listings, self.tokenizers[role], image, text, share)
 
     def _split_builder(self, *splits: str) -> RowBuilder:
         return self._rows(self.catalogue.subset(*splits))
+
+    def _for_generator(self, rows: RowBuilder) -> RowBuilder:
+        """The generator's rows of the same listings, with the same pictures where both models cut
+        them alike.
+        """
+        tokenizer = self.tokenizers["generator"]
+        image, text = self.config.image_of("generator"), self.config.text_of("generator")
+        if image == rows.image:
+            return dataclasses.replace(rows, tokenizer=tokenizer, text=text)
+        return RowBuilder.of(rows.listings, tokenizer, image, text, rows.host)
 
     def _encoder(self, stage: str) -> Encoder:
         size, model = self.config.evaluation.batch_size, self.models.load(stage)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from afmrl_jax.config import RunConfig, to_dict
 from afmrl_jax.data.attributes.oracle import oracle_inputs, taught_texts
-from afmrl_jax.data.batching.tokenizer import BpeTokenizer
+from afmrl_jax.data.batching.tokenizer import TOKENIZER, BpeTokenizer, alike
 from afmrl_jax.data.catalogue.load import load_catalogue_of, require_teaching, say_skipped
 from afmrl_jax.data.catalogue.readers import catalogue_folder
 from afmrl_jax.data.catalogue.records import Catalogue
@@ -114,7 +114,8 @@ class Pipeline(CycleStages):
     def _tokenizer_stage(self) -> None:
         own = self.config.embedder.weights, self.config.generator.weights
         folders = weights_folder(own[0], "embedder"), weights_folder(own[1], "generator")
-        source, named = next(((x, n) for x, n in zip(folders, own, strict=True) if x), (None, None))
+        found = [(x, name) for x, name in zip(folders, own, strict=True) if x is not None]
+        source, named = found[0] if found else (None, None)
         inputs = {
             "catalogue": self.catalogue.fingerprint,
             "vocab_size": self.config.vocab_size,
@@ -123,17 +124,23 @@ class Pipeline(CycleStages):
             "oracle": oracle_inputs(self.config.oracle),
             "seed": self.config.seed,
         }
+        written, second = [TOKENIZER], found[-1][0] if found else None
+        if source is not None and second is not None and not alike(source, second):
+            inputs["generator_weights"] = own[1]
+            written.append(f"generator/{TOKENIZER}")
 
         def work(folder: Path) -> None:
             if source is not None:
                 BpeTokenizer.load(source).save(folder)
+                if second is not None and len(written) > 1:
+                    BpeTokenizer.load(second).save(folder / "generator")
                 return
             # Only what the models may learn from: the test and reward splits stay unseen.
             titles = [x.title for x in self.catalogue.subset("distill", "train").listings]
             texts = titles + self._taught[1]
             BpeTokenizer.train(texts, self.config.vocab_size).save(folder)
 
-        self.run.stage("tokenizer", inputs, ["tokenizer.json"], work)
+        self.run.stage("tokenizer", inputs, written, work)
 
     def _distill(self) -> None:
         inputs = self._base() | {
@@ -144,10 +151,12 @@ class Pipeline(CycleStages):
 
         def work(folder: Path) -> None:
             taught, texts = self._taught
-            architecture, params = self.models.start("distill", self.tokenizer)
+            tokenizer = self.tokenizers["generator"]
+            architecture, params = self.models.start("distill", tokenizer)
             trainee = Partition.of(architecture, params, self.config.generator, self.mesh)
-            params = train_distill(self.config, folder, trainee, self._rows(taught), texts)
-            self.models.save("distill", architecture, params, self.tokenizer)
+            rows = self._rows(taught, "generator")
+            params = train_distill(self.config, folder, trainee, rows, texts)
+            self.models.save("distill", architecture, params, tokenizer)
             if self.config.lists.grammar and is_writer():
                 write_keys(folder, texts)
 

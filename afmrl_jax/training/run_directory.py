@@ -66,18 +66,19 @@ class Done(Begun):
     seconds: float
 
 
-def check_finished(folder: Path, outputs: Sequence[str]) -> None:
+def check_finished(folder: Path, outputs: Sequence[str] | None = None) -> None:
     """Compare the outputs of a finished stage with what it recorded.
 
     Args:
         folder: of the stage.
-        outputs: files below it.
+        outputs: files below it; None for all that it recorded.
 
     Raises:
         RunError: the record is broken, or an output is gone, has changed or is not in it.
     """
     path, remedy = folder / DONE, _again(folder)
     done = read_checked(path, Done, remedy=remedy)
+    outputs = [*done.outputs] if outputs is None else outputs
     unknown = sorted(set(outputs) - set(done.outputs))
     if unknown:
         raise RunError(f"{path} has no hash of {', '.join(unknown)}; {remedy}")

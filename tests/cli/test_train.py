@@ -202,6 +202,14 @@ def test_the_pretrained_preset_fits_the_weights(asked, tmp_path):
     assert (config.image, config.text) == (RunConfig.qwen3().image, RunConfig.qwen3().text)
     (folder / "config.json").write_text('{"model_type": "qwen2_vl"}')
     assert asked(*options)[1].image == RunConfig.pretrained().image
+    # A family of its own in each role.
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"model_type": "qwen3_vl"}')
+    config = asked(*options[:-1], other)[1]
+    assert config.image_of("embedder") == RunConfig.pretrained().image
+    assert config.image_of("generator") == RunConfig.qwen3().image
+    assert config.text_of("generator").layout == "qwen3"
 
 
 def test_weights_are_named_with_their_licenses_once_each():

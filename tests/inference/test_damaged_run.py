@@ -45,7 +45,9 @@ def flip(path, place):
 
 def test_a_whole_run_is_read(run):
     found = FinishedRun(run)
-    assert found.tokenizer.vocab_size == found.model("infonce")[0].config.text.vocab_size
+    assert (
+        found.tokenizers["embedder"].vocab_size == found.model("infonce")[0].config.text.vocab_size
+    )
 
 
 # S8

@@ -14,7 +14,8 @@ from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.qwen_vl.presets import PRESETS
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.performance.collectives import bytes_by_axis, collectives
-from afmrl_jax.performance.plan import Request, lowered
+from afmrl_jax.performance.plan import lowered
+from afmrl_jax.performance.request import Request
 from afmrl_jax.testing import tiny_config
 
 SIZES = {"data": 4, "model": 2}

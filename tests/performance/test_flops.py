@@ -132,7 +132,9 @@ def test_logits():
 def test_the_page_holds_the_tables():
     page = (Path(__file__).parents[2] / "docs" / "flops.md").read_text(encoding="utf-8")
     assert embedder_table() in page
+    assert embedder_table("qwen3vl_2b") in page
     assert rar_table() in page
+    assert rar_table("qwen3vl_4b") in page
     config = dataclasses.replace(preset("qwen2vl_2b"), lora=LoraConfig())
     found = Passes.over(config, [1024], [320])
     assert f"| all | {found.forward / 1e12:.3f} |  | {found.step('lora') / 1e12:.3f} |" in page

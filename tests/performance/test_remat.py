@@ -19,8 +19,8 @@ from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.lora import with_lora
 from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.performance import remat
-from afmrl_jax.performance.plan import Request
 from afmrl_jax.performance.remat import RECORD, cheapest, planned_bytes, with_remat
+from afmrl_jax.performance.request import Request
 
 
 def run_with(auto, **changes):

@@ -7,7 +7,7 @@ import pytest
 
 from afmrl_jax.models.qwen_vl.presets import PRESETS
 from afmrl_jax.performance.accelerators import CHIPS
-from afmrl_jax.performance.plan import Request
+from afmrl_jax.performance.request import Request
 from afmrl_jax.testing import tiny_config
 
 

@@ -7,7 +7,8 @@ import pytest
 from afmrl_jax.config import LoraConfig
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.lora import with_lora
-from afmrl_jax.performance.plan import Request, compiled
+from afmrl_jax.performance.plan import compiled
+from afmrl_jax.performance.request import Request
 from afmrl_jax.testing import tiny_config
 
 ROWS = 8

@@ -57,6 +57,18 @@ class Tokenizer(Protocol):
         ...
 
 
+def alike(first: Path, second: Path) -> bool:
+    """Whether the tokenizers of two folders give every text the same ids.
+
+    Raises:
+        RunError: one of them is missing or broken.
+    """
+    if first == second:
+        return True
+    one, other = (BpeTokenizer.load(folder).__getstate__()[0] for folder in (first, second))
+    return one == other
+
+
 class BpeTokenizer:
     """A `tokenizers` byte-level BPE with Qwen's special tokens."""
 

@@ -6,12 +6,11 @@ They were pretrained on the drawn marketplace by `experiments.studies.pretrain_d
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from afmrl_jax.config.model import DEMO_WEIGHTS, RANDOM_WEIGHTS
 from afmrl_jax.errors import ConfigError
+from afmrl_jax.types import Role
 
-Role = Literal["embedder", "generator"]
 HERE = Path(__file__).parent
 
 

@@ -24,6 +24,7 @@ _UNSUPPORTED = (
     "modules_to_save",
     "lora_bias",
     "layer_replication",
+    "layers_pattern",
     "trainable_token_indices",
     "target_parameters",
     "alora_invocation_tokens",
@@ -83,6 +84,8 @@ def read_peft_config(folder: Path) -> PeftConfig:
     raw = read_json(path, remedy=REMEDY)
     found = checked(PeftConfig, raw, path, remedy=REMEDY)
     used = [name for name in _UNSUPPORTED if raw.get(name)]
+    # Layer 0 is a number, too.
+    used += ["layers_to_transform"] if raw.get("layers_to_transform") not in (None, []) else []
     start = raw.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGE_THE_BASE):
         used.append(f"init_lora_weights {start[:20]}")

@@ -119,6 +119,9 @@ def described(found: Inspected) -> str:
         ratio = getattr(found, name)
         if ratio is not None:
             lines.append(f"  {ratio:.3f} of {label}")
+    if found.shares:
+        parts = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in found.shares.items())
+        lines.append(f"  GB a turn: {parts}")
     for kind, flops in sorted(found.by_precision.items(), key=lambda x: -x[1])[:5]:
         lines.append(f"  {kind}: {flops / 1e12:.3g} TFLOP")
     for axis, kinds in found.exchanged.items():

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from afmrl_jax.parallel.mesh import simulate_devices
-from afmrl_jax.performance.plan import Request
 from afmrl_jax.performance.record import check_writable
+from afmrl_jax.performance.request import Request
 from afmrl_jax.performance.sweep.page import HEAD, page
 from afmrl_jax.performance.sweep.predict import Assumptions
 from afmrl_jax.performance.sweep.programs import Case, exchanged

@@ -23,7 +23,7 @@ from afmrl_jax.performance.compiled.moves import moved_in_loop
 from afmrl_jax.performance.compiled.products import Product, products
 from afmrl_jax.performance.compiled.programs import Case
 from afmrl_jax.performance.compiled.targets import Target, devices
-from afmrl_jax.performance.compiled.traffic import loop_traffic, traffic
+from afmrl_jax.performance.compiled.traffic import loop_shares, loop_traffic, traffic
 from afmrl_jax.performance.hlo import Instruction, Program
 from afmrl_jax.runtime.compilation import compiling_anew
 from afmrl_jax.runtime.hardware import Backend, building_for
@@ -46,6 +46,8 @@ class Inspected:
     by_precision: dict[str, float]
     """Operations by types and precision, of the whole program."""
     vocab_products: int = 0
+    shares: dict[str, int] = field(default_factory=dict)
+    """Bytes of a turn of the token loop by what they are, see `loop_shares`."""
     bytes_ratio: float | None = None
     """Bytes of a turn over weights and cache."""
     flops_ratio: float | None = None
@@ -62,6 +64,7 @@ class Inspected:
             "argument_bytes": self.argument_bytes,
             "temporary_bytes": self.temporary_bytes,
             "bytes": self.bytes,
+            "bytes_by_kind": self.shares,
             "flops": self.flops,
             "flops_by_precision": self.by_precision,
             "vocab_products": self.vocab_products,
@@ -120,6 +123,8 @@ def look(case: Case, program: Program, backend: Backend = "gpu") -> Inspected:
         moved = loop_traffic(program, loop)
         flops = sum(x.flops for x in products(program, start=program.called(loop, "body")))
     found = Inspected(case.name, 0.0, 0, 0, moved, flops, dict(by_precision))
+    if loop is not None:
+        found.shares = loop_shares(program, loop)
     if case.ideal_bytes:
         found.bytes_ratio = moved / case.ideal_bytes
     if case.ideal_flops:

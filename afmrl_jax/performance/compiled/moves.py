@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from afmrl_jax.performance.compiled.checks import Finding
-from afmrl_jax.performance.compiled.traffic import bytes_read
-from afmrl_jax.performance.hlo import Computation, Instruction, Program
+from afmrl_jax.performance.compiled.traffic import (
+    LEAST_BYTES,
+    bytes_read,
+    carried_arrays,
+)
+from afmrl_jax.performance.hlo import Instruction, Program
 
-LEAST_BYTES = 1 << 19
-"""Size from which a copy counts: half the smallest projection of keys, in bfloat16. What a token of
-64 rows computes is smaller."""
 MOVES = frozenset(
     ("copy", "copy-start", "slice", "dynamic-slice", "concatenate", "convert", "transpose", "pad")
 )
 """Operations that give what they read, in another place, order or type."""
 WORK = frozenset(("dot", "convolution", "reduce", "gather", "custom-call", "scatter"))
 """Operations for the sake of which a fusion may read all of an array."""
-PASSED = ("bitcast", "opt-barrier")
 
 
 def moved_in_loop(program: Program, loop: Instruction) -> list[Finding]:
@@ -30,20 +30,7 @@ def moved_in_loop(program: Program, loop: Instruction) -> list[Finding]:
         loop: its `while`.
     """
     body = program.called(loop, "body")
-    return list(_moved(program, body, _carried(program.of(body), None)))
-
-
-def _carried(body: Computation, wanted: set[int] | None) -> set[str]:
-    """Large arrays that a body takes from its loop; `wanted` are their places, None for all."""
-    found: set[str] = set()
-    for one in body.values():
-        if one.opcode == "get-tuple-element" and body[one.operands[0]].opcode == "parameter":
-            big = sum(x.bytes for x in one.arrays) >= LEAST_BYTES
-            if big and (wanted is None or one.index in wanted):
-                found.add(one.name)
-        elif one.opcode in PASSED and one.operands and one.operands[0] in found:
-            found.add(one.name)
-    return found
+    return list(_moved(program, body, carried_arrays(program.of(body))))
 
 
 def _moved(program: Program, name: str, carried: set[str]) -> Iterator[Finding]:
@@ -54,7 +41,7 @@ def _moved(program: Program, name: str, carried: set[str]) -> Iterator[Finding]:
             given = start.operands if start is not None and start.opcode == "tuple" else ()
             places = {n for n, x in enumerate(given) if x in carried}
             inner = program.called(one, "body")
-            yield from _moved(program, inner, _carried(program.of(inner), places))
+            yield from _moved(program, inner, carried_arrays(program.of(inner), places))
         elif one.opcode == "conditional":
             # Each branch has a parameter of its own; their arrays are not followed.
             continue

@@ -23,8 +23,9 @@ from afmrl_jax.parallel.layout import AXES, fit_spec
 from afmrl_jax.parallel.sharding import shardings
 from afmrl_jax.performance.flops import Passes
 from afmrl_jax.performance.memory import cache_bytes, device_bytes, share_of
-from afmrl_jax.performance.plan import Request, batch_shapes, divide, lowered
+from afmrl_jax.performance.plan import batch_shapes, divide, lowered
 from afmrl_jax.performance.remat import cheapest
+from afmrl_jax.performance.request import Request
 from afmrl_jax.retrieval.top_k import padded_rows, search_part
 from afmrl_jax.training.rar.policy_gradient import Samples, update
 from afmrl_jax.training.rar.rollout import encode_images
@@ -42,6 +43,10 @@ class Sizes:
 
     embedder: str = "qwen2vl_2b"
     generator: str = "qwen2_5vl_3b"
+    further_embedders: tuple[str, ...] = ("qwen3vl_2b",)
+    """Whose step is compiled too, as `embedder_step_NAME`."""
+    further_generators: tuple[str, ...] = ("qwen3vl_2b", "qwen3vl_4b")
+    """That decode too, as `decode_NAME`."""
     rows: int = 64
     """Prompts that are decoded, and rows of the embedder's step."""
     visual: int = 256
@@ -98,8 +103,13 @@ def cases(sizes: Sizes, device: str = "h100") -> list[Case]:
     """
     count, more = sizes.pairs
     return [
-        _decode(sizes),
-        _embedder(sizes, device),
+        _decode(sizes, sizes.generator, "decode"),
+        *(_decode(sizes, x, f"decode_{x}", meshes=False) for x in sizes.further_generators),
+        _embedder(sizes, device, sizes.embedder, "embedder_step"),
+        *(
+            _embedder(sizes, device, x, f"embedder_step_{x}", meshes=False)
+            for x in sizes.further_embedders
+        ),
         _rar(sizes, device),
         Case(_label("agcl", count), partial(_agcl, sizes, count), vocab=sizes.vocab),
         Case(_label("agcl", more), partial(_agcl, sizes, more), vocab=sizes.vocab, meshes=False),
@@ -145,9 +155,9 @@ def _planned(request: Request, mesh: Mesh) -> jax.stages.Lowered:
     return lowered(request, request.architecture(), mesh)
 
 
-def _decode(sizes: Sizes) -> Case:
+def _decode(sizes: Sizes, model: str, name: str, *, meshes: bool = True) -> Case:
     request = Request(
-        sizes.generator,
+        model,
         "generate",
         batch_size=sizes.rows,
         visual_tokens=sizes.visual,
@@ -156,18 +166,19 @@ def _decode(sizes: Sizes) -> Case:
     )
     architecture = request.architecture()
     config, weights = architecture.config, 0
-    for name, shape in architecture.shapes.items():
+    for path, shape in architecture.shapes.items():
         # The tower is not read while decoding; a table that is no head gives a row a token.
-        table = name.endswith("embed_tokens") and not config.text.tie_embeddings
-        if not name.startswith("visual_tower") and not table:
+        table = path.endswith("embed_tokens") and not config.text.tie_embeddings
+        if not path.startswith("visual_tower") and not table:
             weights += 2 * shape.size
     cache = cache_bytes(config, 2, sizes.rows, sizes.visual + sizes.text, 1, sizes.new_tokens)
     return Case(
-        "decode",
+        name,
         partial(_planned, request),
         token_loop=True,
         turns=sizes.new_tokens,
         ideal_bytes=weights + cache,
+        meshes=meshes,
     )
 
 
@@ -178,9 +189,9 @@ def _thrifty(request: Request) -> Request:
     return dataclasses.replace(request, remat=remat)
 
 
-def _embedder(sizes: Sizes, device: str) -> Case:
+def _embedder(sizes: Sizes, device: str, model: str, name: str, *, meshes: bool = True) -> Case:
     request = Request(
-        sizes.embedder,
+        model,
         "agcl",
         batch_size=sizes.rows // 2,
         visual_tokens=sizes.visual,
@@ -193,10 +204,11 @@ def _embedder(sizes: Sizes, device: str) -> Case:
     patches, tokens = sizes.visual * config.vision.merge_size**2, sizes.visual + sizes.text
     passes = Passes.over(config, [patches] * sizes.rows, [tokens] * sizes.rows)
     return Case(
-        "embedder_step",
+        name,
         partial(_planned, request),
         ideal_flops=passes.step("lora"),
         attends=True,
+        meshes=meshes,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -93,6 +94,8 @@ def devices(aim: Target, count: int) -> list[jax.Device]:
     """
     check_installed(aim)
     if aim.backend == "tpu":
+        # Where no chip is, libtpu would wait minutes for the service that describes it.
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         # The smallest slice of which one chip can be described is a square of four.
         shape = "2x2" if count <= 4 else "2x4"
         found = topologies.get_topology_desc(platform="tpu", topology_name=f"{aim.name}:{shape}")

@@ -25,6 +25,10 @@ FREE = frozenset(
     )
 )
 """Operations without traffic of their own."""
+LEAST_BYTES = 1 << 19
+"""Size from which an array is a weight or a cache, or a copy counts: half the smallest projection
+of keys, in bfloat16. What a token of 64 rows computes is smaller."""
+PASSED = ("bitcast", "opt-barrier")
 
 
 def loop_traffic(program: Program, loop: Instruction) -> int:
@@ -36,6 +40,99 @@ def traffic(program: Program, name: str) -> int:
     """Bytes that one run of a computation reads and writes; loops in it with all their turns."""
     computation = program.of(name)
     return sum(_moved(program, computation, one) for one in computation.values())
+
+
+def loop_shares(program: Program, loop: Instruction) -> dict[str, int]:
+    """Bytes of one turn of a `while` by what they are.
+
+    Args:
+        program: compiled.
+        loop: its `while`.
+
+    Returns:
+        `carried`: what is read of the large arrays that the loop carries, which are weights and
+        caches, and written into them in place. `partial`: what products whose sum is split write,
+        and what adds it up reads. `other`: activations.
+    """
+    body = program.of(program.called(loop, "body"))
+    kinds = dict.fromkeys(carried_arrays(body), "carried")
+    kinds |= {x.name: "partial" for x in body.values() if _added_up(program, body, x)}
+    for one in body.values():
+        # A cache stays one where something is written into it.
+        written = _written_into(program, one)
+        if written is not None and kinds.get(written) == "carried":
+            kinds[one.name] = "carried"
+    found = {"carried": 0, "partial": 0, "other": 0}
+    for one in body.values():
+        whole = _moved(program, body, one)
+        if whole and one.opcode not in ("while", "conditional", "call", "async-start"):
+            for operand, size in _read(program, body, one):
+                found[kinds.get(operand, "other")] += size
+                whole -= size
+        found[kinds.get(one.name, "other")] += whole
+    return found
+
+
+def _written_into(program: Program, one: Instruction) -> str | None:
+    """The array of which an instruction gives a changed version in place; None for any other."""
+    if one.opcode in PASSED and one.operands:
+        return one.operands[0]
+    if one.opcode == "dynamic-update-slice":
+        return one.operands[0]
+    inside = program.of(program.called(one, "calls")) if one.opcode == "fusion" else Computation()
+    root = inside.through(inside.root.name) if inside else None
+    if root is None or root.opcode != "dynamic-update-slice":
+        return None
+    whole = inside.through(root.operands[0])
+    return one.operands[whole.index] if whole is not None and whole.opcode == "parameter" else None
+
+
+def carried_arrays(body: Computation, wanted: set[int] | None = None) -> set[str]:
+    """Large arrays that a body takes from its loop; `wanted` are their places, None for all."""
+    found: set[str] = set()
+    for one in body.values():
+        if one.opcode == "get-tuple-element" and body[one.operands[0]].opcode == "parameter":
+            big = sum(x.bytes for x in one.arrays) >= LEAST_BYTES
+            if big and (wanted is None or one.index in wanted):
+                found.add(one.name)
+        elif one.opcode in PASSED and one.operands and one.operands[0] in found:
+            found.add(one.name)
+    return found
+
+
+def _added_up(program: Program, body: Computation, one: Instruction) -> bool:
+    """Whether a product's results are summed over their first axis by whoever reads them."""
+    inside = program.of(program.called(one, "calls")) if one.opcode == "fusion" else None
+    dot = one if inside is None else inside.through(inside.root.name)
+    if dot is None or dot.opcode != "dot" or not dot.ints("lhs_batch_dims"):
+        return False
+    users = [x for x in body.users[one.name] if x.opcode == "fusion"]
+    return any(_reduces(program, x, x.operands.index(one.name)) for x in users)
+
+
+def _reduces(program: Program, fusion: Instruction, operand: int) -> bool:
+    inside = program.of(program.called(fusion, "calls"))
+    parameter = inside.parameters.get(operand)
+    return parameter is not None and any(
+        x.opcode == "reduce"
+        and x.ints("dimensions") == (0,)
+        and inside.through(x.operands[0]) is parameter
+        for x in inside.values()
+    )
+
+
+def _read(program: Program, around: Computation, one: Instruction) -> list[tuple[str, int]]:
+    """Bytes that an instruction reads of each operand."""
+    if one.opcode in SLICES or one.opcode == "dynamic-update-slice":
+        return [(one.operands[0], _bytes(one))] if one.opcode in SLICES else []
+    inside = program.of(program.called(one, "calls")) if one.opcode == "fusion" else Computation()
+    if not inside:
+        return [(x, _bytes(around.get(x))) for x in one.operands]
+    return [
+        (x, min(_bytes(around.get(x)), bytes_read(inside, inside.parameters[number].name)))
+        for number, x in enumerate(one.operands)
+        if number in inside.parameters
+    ]
 
 
 def _bytes(one: Instruction | None) -> int:
@@ -61,7 +158,7 @@ def _moved(program: Program, around: Computation, one: Instruction) -> int:
         # Its result holds both ends of the copy.
         return sum(x.bytes for x in one.arrays[:2] if not x.on_chip)
     if code == "fusion":
-        return _fused(program, one, operands)
+        return _fused(program, around, one)
     return _result(one) + sum(map(_bytes, operands))
 
 
@@ -72,15 +169,11 @@ def _result(one: Instruction) -> int:
     return _bytes(one)
 
 
-def _fused(program: Program, one: Instruction, operands: list[Instruction | None]) -> int:
+def _fused(program: Program, around: Computation, one: Instruction) -> int:
     inside = program.of(program.called(one, "calls"))
+    total = sum(size for _, size in _read(program, around, one))
     if not inside:
-        return _bytes(one) + sum(map(_bytes, operands))
-    total = sum(
-        min(_bytes(x), bytes_read(inside, inside.parameters[number].name))
-        for number, x in enumerate(operands)
-        if number in inside.parameters
-    )
+        return _bytes(one) + total
     root = inside.root
     parts = [inside.get(x) for x in root.operands] if root.opcode == "tuple" else [root]
     kept = [x.on_chip for x in one.arrays]

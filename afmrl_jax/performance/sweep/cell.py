@@ -11,7 +11,8 @@ from typing import Literal
 
 from afmrl_jax.config.validation import require
 from afmrl_jax.performance.memory import Line, Plan, abstract_mesh, parse_mesh, shard_bytes
-from afmrl_jax.performance.plan import Request, advise, divide, estimated, exact_lines
+from afmrl_jax.performance.plan import advise, divide, estimated, exact_lines
+from afmrl_jax.performance.request import Request
 from afmrl_jax.types import JsonObject
 
 Task = Literal["agcl", "distill", "generate", "rar"]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from afmrl_jax.performance.accelerators import Chip, ring_speed
 from afmrl_jax.performance.flops import Passes
 from afmrl_jax.performance.memory import Plan, device_bytes
-from afmrl_jax.performance.plan import Request, estimated, exact_lines
+from afmrl_jax.performance.plan import estimated, exact_lines
+from afmrl_jax.performance.request import Request
 from afmrl_jax.types import JsonObject
 
 

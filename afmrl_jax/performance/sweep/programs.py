@@ -27,7 +27,8 @@ from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.parallel.layout import fit_spec
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.performance.collectives import Collective, bytes_by_axis, collectives
-from afmrl_jax.performance.plan import Request, batch_shapes, lowered
+from afmrl_jax.performance.plan import batch_shapes, lowered
+from afmrl_jax.performance.request import Request
 from afmrl_jax.runtime.compilation import compiling_anew
 from afmrl_jax.types import JsonObject
 

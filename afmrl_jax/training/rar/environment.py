@@ -102,6 +102,8 @@ class RarEnvironment:
             are token ids.
         packed: whether prompts may share bins; see `RunConfig.packed`.
         annotation_grammar: what the generator keeps to where it annotates; None for nothing.
+        writer: the generator's rows of the same listings, for one that reads otherwise; None:
+            `builder`.
     """
 
     def __init__(
@@ -115,8 +117,11 @@ class RarEnvironment:
         vocab_size: int | None = None,
         packed: bool = False,
         annotation_grammar: Grammar | None = None,
+        writer: RowBuilder | None = None,
     ):
         self.builder = builder
+        self.writer = builder if writer is None else writer
+        """Rows of the generator."""
         self.mesh = encoder.mesh or make_mesh(1, 1)
         self._encoder = encoder
         listings = builder.listings
@@ -154,16 +159,12 @@ class RarEnvironment:
         self, queries: np.ndarray, batch_size: int, seed: int, packed: bool
     ) -> tuple[PromptCollator, PromptCollator]:
         """Of the generator's prompts, and of the rows that the embedder reads before a list."""
-        builder, shares = self.builder, self.mesh.shape[AXES[0]]
+        reader, writer = self.builder, self.writer
         shuffled = np.random.default_rng([seed, 6]).permutation(queries)
-        lengths = (
-            [len(row(int(i)).tokens) for i in shuffled]
-            for row in (builder.prompt, lambda i: builder.embedder(i, None))
-        )
-        prompts, rows = (
-            PromptCollator.of(builder, x, batch_size, packed=packed, shares=shares) for x in lengths
-        )
-        return prompts, rows
+        make = partial(PromptCollator.of, packed=packed, shares=self.mesh.shape[AXES[0]])
+        written = [len(writer.prompt(int(i)).tokens) for i in shuffled]
+        read = [len(reader.embedder(int(i), None).tokens) for i in shuffled]
+        return make(writer, written, batch_size), make(reader, read, batch_size)
 
     def _same(self, listing: int) -> list[int]:
         """Places of the listings of the same product, the listing itself included."""
@@ -194,7 +195,7 @@ class RarEnvironment:
 
     def _grammar(self, attributes: Mapping[str, str], vocab_size: int | None) -> Grammar:
         """Of the keys in the attributes that the distilled generator wrote."""
-        builder = self.builder
+        builder = self.writer
         budget = builder.text.max_attribute_tokens
         keys = keys_of(attributes.values())
         return grammar_on(self.mesh, keys, builder.tokenizer, budget, vocab_size)
@@ -302,18 +303,25 @@ class RarEnvironment:
         """
         builder, index = self.builder, np.asarray(index)
         rows = [builder.embedder(int(i), None) for i in index]
-        # The embedder looks at the picture of the prompt, wherever it was packed.
-        batch = self._rows.seeing(rows, to_host(pictured(prompts).visual_start))
+        # The embedder looks at the picture of the prompt, wherever it was packed, if both models
+        # cut it alike.
+        shared = builder.image == self.writer.image
+        batch = (
+            self._rows.seeing(rows, to_host(pictured(prompts).visual_start))
+            if shared
+            else self._rows(rows)
+        )
         tails, mask = self._tails(texts, len(index))
         architecture, params = self._encoder.architecture, self._encoder.params
         with jax.set_mesh(self.mesh):
+            placed = place_batch(batch, self.mesh)
             found = _retrieve(
                 architecture,
                 params,
-                rows=place_batch(batch, self.mesh),
+                rows=placed,
                 tails=tails,
                 tail_mask=mask,
-                visual=encode_images(architecture, params, prompts),
+                visual=encode_images(architecture, params, prompts if shared else placed),
                 gallery=self.gallery,
                 positives=self._positives(index),
                 own=index.astype(np.int32),

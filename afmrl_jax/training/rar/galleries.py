@@ -94,8 +94,8 @@ class PolicyGalleries:
         annotate(
             self._trainee.architecture,
             self._trainee.whole(params),
-            environment.builder,
-            np.arange(len(environment.builder.listings)),
+            environment.writer,
+            np.arange(len(environment.writer.listings)),
             path,
             mesh=self._mesh,
             packed=self._packed,

@@ -255,7 +255,7 @@ def write_and_judge(
         k: of Recall@k.
         queries: numbers of their listings, [n].
     """
-    builder, out = environment.builder, []
+    builder, out = environment.writer, []
     tokenizer, budget = builder.tokenizer, builder.text.max_attribute_tokens
     for begin in range(0, len(queries), BATCH):
         chosen = queries[begin : begin + BATCH]

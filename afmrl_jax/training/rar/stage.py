@@ -76,9 +76,9 @@ class RarStep:
         self._k = k
         self._mesh = mesh
         self._samples = samples
-        self._tokenizer = environment.builder.tokenizer
+        self._tokenizer = environment.writer.tokenizer
         self._specials = (self._tokenizer.eos_id, self._tokenizer.pad_id)
-        self._max_new = environment.builder.text.max_attribute_tokens
+        self._max_new = environment.writer.text.max_attribute_tokens
         self._update = jax.jit(
             partial(update, trainee.architecture, settings, optimizer),
             static_argnames="parts",
@@ -159,7 +159,7 @@ class RarStep:
 
     def _prompts(self, index: np.ndarray, policy: Params) -> Prompts:
         """Prompts of some queries of a step, read once more: rows of a batch share its pictures."""
-        builder = self._environment.builder
+        builder = self._environment.writer
         rows = [builder.prompt(int(i)) for i in index]
         prompts = place_batch(self._environment.prompts(rows), self._mesh)
         if self._tower_learns:

@@ -76,7 +76,7 @@ def run(room: Room) -> Case:
         found = FinishedRun(folder)
         check_run_config(found.config)
         found.system()
-        found.tokenizer.encode("red badge")
+        found.tokenizers["embedder"].encode("red badge")
         check_params(found.model(stage)[1], room.kept[key])
         _go_on(folder, found.config, stage)
 

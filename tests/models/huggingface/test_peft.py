@@ -99,6 +99,9 @@ def test_an_adapter_is_not_saved_without_its_base(adapter, tmp_path):
         ({"peft_type": "IA3"}, "peft_type IA3"),
         ({"use_qalora": True}, "use_qalora"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
+        ({"layers_to_transform": [0]}, "layers_to_transform; merge it with peft"),
+        ({"layers_to_transform": 0}, "layers_to_transform; merge it with peft"),
+        ({"layers_pattern": "layers"}, "layers_pattern"),
     ],
 )
 def test_variants_that_are_not_read(adapter, change, message):

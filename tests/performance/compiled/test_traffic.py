@@ -2,7 +2,7 @@
 
 import pytest
 
-from afmrl_jax.performance.compiled.traffic import traffic
+from afmrl_jax.performance.compiled.traffic import loop_shares, traffic
 from afmrl_jax.performance.hlo import Program
 
 FUSED = """
@@ -75,3 +75,68 @@ ENTRY %main (a: f32[8,256], x: f32[1,256], i: s32[]) -> f32[8,256] {{
     found = traffic(Program.parse(text), "main")
     # A place of four bytes may be read beside.
     assert found - expected in (0, NUMBER)
+
+
+LOOP = """
+%partly (x: bf16[64,2,4096], w: bf16[2,4096,512]) -> f32[2,64,512] {
+  %x = bf16[64,2,4096]{2,1,0} parameter(0)
+  %w = bf16[2,4096,512]{2,1,0} parameter(1)
+  ROOT %d = f32[2,64,512]{2,1,0} dot(%x, %w), lhs_batch_dims={1}, lhs_contracting_dims={2}, \
+rhs_batch_dims={0}, rhs_contracting_dims={1}
+}
+%plus (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %s = f32[] add(%a, %b)
+}
+%whole (p: f32[2,64,512]) -> bf16[64,512] {
+  %p = f32[2,64,512]{2,1,0} parameter(0)
+  %z = f32[] constant(0)
+  %r = f32[64,512]{1,0} reduce(%p, %z), dimensions={0}, to_apply=%plus
+  ROOT %c = bf16[64,512]{1,0} convert(%r)
+}
+%store (p: bf16[64,80,512], x: bf16[64,1,512], i: s32[]) -> bf16[64,80,512] {
+  %p = bf16[64,80,512]{2,1,0} parameter(0)
+  %x = bf16[64,1,512]{2,1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %u = bf16[64,80,512]{2,1,0} dynamic-update-slice(%p, %x, %i, %i, %i)
+}
+%body (c: (bf16[8192,512], bf16[64,80,512], bf16[64,8192])) -> (bf16[8192,512]) {
+  %c = (bf16[8192,512]{1,0}, bf16[64,80,512]{2,1,0}, bf16[64,8192]{1,0}) parameter(0)
+  %w = bf16[8192,512]{1,0} get-tuple-element(%c), index=0
+  %k = bf16[64,80,512]{2,1,0} get-tuple-element(%c), index=1
+  %h = bf16[64,8192]{1,0} get-tuple-element(%c), index=2
+  %t = bf16[64,8192]{1,0} negate(%h)
+  %v = bf16[2,4096,512]{2,1,0} bitcast(%w)
+  %g = bf16[64,2,4096]{2,1,0} bitcast(%t)
+  %i = s32[] constant(1)
+  %d = f32[2,64,512]{2,1,0} fusion(%g, %v), kind=kCustom, calls=%partly
+  %y = bf16[64,512]{1,0} fusion(%d), kind=kInput, calls=%whole
+  %b = bf16[64,1,512]{2,1,0} bitcast(%y)
+  %n = bf16[64,80,512]{2,1,0} fusion(%k, %b, %i), kind=kLoop, calls=%store
+  %q = bf16[64,80,512]{2,1,0} negate(%n)
+  ROOT %r = (bf16[8192,512]{1,0}) tuple(%w)
+}
+%ends (c: (bf16[8192,512], bf16[64,80,512], bf16[64,8192])) -> pred[] {
+  %c = (bf16[8192,512]{1,0}, bf16[64,80,512]{2,1,0}, bf16[64,8192]{1,0}) parameter(0)
+  ROOT %x = pred[] custom-call(%c), custom_call_target="any"
+}
+ENTRY %main (z: (bf16[8192,512], bf16[64,80,512], bf16[64,8192])) -> (bf16[8192,512]) {
+  %z = (bf16[8192,512]{1,0}, bf16[64,80,512]{2,1,0}, bf16[64,8192]{1,0}) parameter(0)
+  ROOT %o = (bf16[8192,512]{1,0}) while(%z), condition=%ends, body=%body
+}
+"""
+
+
+def test_bytes_of_a_turn_by_what_they_are():
+    program = Program.parse(LOOP)
+    loop = program.of(program.entry)["o"]
+    found = loop_shares(program, loop)
+    weights, cache, state = 2 * 8192 * 512, 2 * 64 * 80 * 512, 2 * 64 * 8192
+    row, partial = 2 * 64 * 512, 4 * 2 * 64 * 512
+    # The state is large enough to be taken for a cache where the loop hands it over.
+    assert found["carried"] == weights + row + cache + state
+    assert found["partial"] == 2 * partial
+    number = 4
+    assert found["other"] == 2 * state + row + row + number + cache
+    assert sum(found.values()) == traffic(program, "body")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from afmrl_jax.config import ImageConfig, RarConfig, TextBudget
+from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.models.architecture import Architecture
@@ -74,10 +75,12 @@ TEXTS = {
     "bare": TextBudget(),
     "packed": TextBudget(),
     "chat": TextBudget(buckets=(200, 300, 400), layout="chat", max_attribute_tokens=12),
+    # Of the embedder, beside a generator of other patches, chats and tokens.
+    "apart": TextBudget(buckets=(200, 300, 400), layout="qwen3", max_attribute_tokens=12),
 }
 
 
-@pytest.fixture(scope="module", params=["bare", "packed", "chat"])
+@pytest.fixture(scope="module", params=["bare", "packed", "chat", "apart"])
 def environment(request, badge_listings, tokenizer):
     """The badges' environment, and a G."""
     asked = set(sorted({x.product_id for x in badge_listings})[:8])
@@ -92,8 +95,14 @@ def environment(request, badge_listings, tokenizer):
         architecture = Architecture.of(tiny_config(family, **size))
         models.append((architecture, architecture.init(0)))
     encoder = Encoder(*models[0], batch_size=8)
-    packed = request.param == "packed"
-    return RarEnvironment(builder, encoder, {}, SETTINGS, 0, packed=packed), *models[1]
+    packed, writer = request.param in ("packed", "apart"), None
+    if request.param == "apart":
+        other = BpeTokenizer.train([x.title for x in badge_listings[::2]], 300)
+        image = ImageConfig(patch_size=7, max_pixels=56 * 56)
+        writer = RowBuilder.of(listings, other, image, TEXTS["chat"])
+        assert other.encode("colour: red") != tokenizer.encode("colour: red")
+    environment = RarEnvironment(builder, encoder, {}, SETTINGS, 0, packed=packed, writer=writer)
+    return environment, *models[1]
 
 
 @pytest.mark.parametrize("environment", ["bare"], indirect=True)
@@ -286,10 +295,12 @@ def test_a_new_reward_is_one_object_and_pays_only_for_what_it_needs(environment)
 
 
 def test_a_text_is_ranked_as_the_encoder_would(environment):
-    """The samples of a group share the picture of their prompt, wherever it was packed."""
+    """The samples of a group share the picture of their prompt, wherever it was packed; that of a
+    generator that cuts pictures otherwise is not looked at.
+    """
     env = environment[0]
     index = np.array(env.training_queries[:3])
-    prompts = env.prompts([env.builder.prompt(int(i)) for i in index])
+    prompts = env.prompts([env.writer.prompt(int(i)) for i in index])
     texts = ["shape: circle", "colour: red; letter: k"] * 3
     found = env.stand(prompts, index, texts, 3).rank.ravel()
     rows = [
