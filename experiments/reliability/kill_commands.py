@@ -44,6 +44,8 @@ from experiments.reliability.fuzz.tiny_run import train_tiny_run
 RESULTS = Path(__file__).parents[1] / "results" / "reliability"
 UPDATES = "update" in {x.name for x in dataclasses.fields(Embed)}
 """Whether `afmrl embed` has --update."""
+NOTED = 10
+"""After so many trials each, what came of them so far is written."""
 LIMIT = 600
 """Seconds after which a command counts as hung."""
 
@@ -279,6 +281,8 @@ def main(settings: KillCommands) -> None:
                 folder = settings.out / "killed" / command
                 found.append(trial(setting, command, whole, folder, seconds[command], moments))
                 log_info(str(found[-1]))
+                if len(found) % NOTED == 0:
+                    write_record(settings.result, "kill_commands", figures_of(found), found)
                 progress.update(min(done + found[-1]["kills"], settings.kills))
     finally:
         end()
