@@ -116,6 +116,21 @@ def test_api_has_every_public_name():
     assert set(found) == set(afmrl_jax.__all__) - {"__version__"}
 
 
+def test_the_tests_in_the_table_of_findings_exist():
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([SW]\d+) \|.*\| (.*) \|$", text, re.MULTILINE)
+    assert {name for name, _ in rows} == {f"S{n}" for n in range(1, 12)} | {
+        f"W{n}" for n in range(1, 10)
+    }
+    for name, cell in rows:
+        named = re.findall(r"`([\w/]+\.py)`: ((?:`test_\w+`(?:, )?)+)", cell)
+        assert named, name
+        for file, tests in named:
+            code = (ROOT / "tests" / file).read_text(encoding="utf-8")
+            for test in re.findall(r"`(\w+)`", tests):
+                assert f"\ndef {test}(" in code, f"{name}: {file} has no {test}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=label)
 def test_links_and_pictures_exist(page):
     text = FENCE.sub("", page.read_text(encoding="utf-8"))

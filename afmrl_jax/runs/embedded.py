@@ -27,7 +27,7 @@ from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.json_files import MAX_LINE, checked, open_regular, parse_json, read_json
 from afmrl_jax.runtime.outputs import whole_record
 from afmrl_jax.runtime.seals import Seal, require_sealed
-from afmrl_jax.types import JsonObject
+from afmrl_jax.types import JsonObject, Plain
 
 ABOUT = "embedded.json"
 LISTINGS = "listings.jsonl"
@@ -176,11 +176,20 @@ def checked_line(line: Any, where: object) -> JsonObject:
     """A line of the listings' file, or of its log.
 
     Raises:
-        RunError: it is no object with a listing's texts.
+        RunError: it is no object with a listing's texts, or something else in it has a wrong type.
     """
     names = ("listing_id", "product_id", "title")
     if not isinstance(line, dict) or not all(isinstance(line.get(x), str) for x in names):
         raise RunError(f"{where} is not an object with texts {', '.join(names)}; {AGAIN}")
+    for name in ("attributes", "content"):
+        if not isinstance(line.get(name), str | None):
+            raise RunError(f"{where}: {name} of {line['listing_id']!r} is no text; {AGAIN}")
+    extra = line.get("extra")
+    plain = isinstance(extra, dict) and all(isinstance(x, Plain | None) for x in extra.values())
+    if extra is not None and not plain:
+        raise RunError(
+            f"{where}: extra of {line['listing_id']!r} is no object of texts and numbers; {AGAIN}"
+        )
     return line
 
 

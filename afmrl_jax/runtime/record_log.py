@@ -152,6 +152,9 @@ class RecordLog:
         try:
             os.ftruncate(self._handle, self.end)
             os.fsync(self._handle)
+            if not self.end:  # There was no file before.
+                self.close()
+                self.path.unlink()
         except OSError:
             self._broken = True
 

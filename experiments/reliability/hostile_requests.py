@@ -3,10 +3,12 @@
     python -m experiments.reliability.hostile_requests --run runs/demo --index my-index
 
 Requests are drawn from a seed: good ones with a part broken, parts of the wrong type, sizes beyond
-limits, paths that lead elsewhere, headers that do not fit. The service runs in this process on a
-copy of the index. A case fails with a status of 500 or more other than 504, an answer that shows a
-trace or a path of this machine, a status below 400 where nothing may be accepted, or a listing
-that was changed without the token.
+limits, paths that lead elsewhere, headers that do not fit; and uploads of every kind of picture,
+good, odd and hostile. The service runs in this process on a copy of the index. A case fails with a
+status of 500 or more other than 504, an answer that shows a trace or a path of this machine, a
+status below 400 where nothing may be accepted, a good picture that is refused, a listing that was
+changed without the token, or anything that is written outside the service's folder. Writes
+experiments/results/reliability/hostile_requests.json.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -30,12 +32,19 @@ from PIL import Image
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.inference.finished_run import FinishedRun
+from afmrl_jax.performance.record import write_record
+from afmrl_jax.runtime.progress import Progress
 from afmrl_jax.runtime.setup import reported, set_up
+from experiments.reliability.fuzz.good import png_of
+from experiments.reliability.fuzz.guard import Guard, peak_mb
+from experiments.reliability.fuzz.mutate import pick
+from experiments.reliability.fuzz.pictures import MAKERS, Picture
 
 TOKEN = "only-for-these-requests"
 PATHS = ("/search", "/embed", "/attributes", "/v1/embeddings", "/listings", "/thumbnails")
 METHODS = ("POST", "POST", "POST", "POST", "PATCH", "DELETE", "GET", "PUT", "OPTIONS")
 HEADER = "application/json"
+RESULTS = Path(__file__).parents[1] / "results" / "reliability"
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,11 @@ class Settings:
     run: Path
     index: Path
     cases: int = 2000
+    uploads: int = 500
+    """Further requests, each with a picture from the campaign's makers."""
     seed: int = 0
+    out: Path = RESULTS / "hostile_requests.json"
+    """JSON file to write."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,8 @@ class Case:
     content: bytes
     allowed: bool = field(default=False)
     """Whether it has the token, so that listings may change."""
+    wanted: Literal["taken", "refused"] | None = None
+    """What must become of it; None where either will do."""
 
 
 def _picture(rng: np.random.Generator) -> bytes:
@@ -199,6 +214,43 @@ def draw(seed: int, number: int) -> Case:
     return Case(str(rng.choice(METHODS)), path + query, headers, content, bool(allowed))
 
 
+UPLOADS = ("/search", "/search", "/embed", "/attributes", "/listings")
+BOMBS = {"a PNG of 2**31 pixels a side": png_of(2**31 - 1, 2**31 - 1, empty=True)}
+BOMBS |= {"a PNG of 5,001 x 5,000": png_of(5001, 5000), "a long PNG": png_of(20_001, 1)}
+
+
+def draw_upload(seed: int, number: int) -> Case:
+    """A request with a picture of some kind, in a form or in JSON."""
+    rng = np.random.default_rng([seed, number, 1])
+    path, image = str(rng.choice(UPLOADS)), pick(rng, MAKERS)(rng)
+    if rng.random() < 0.04:
+        name = str(rng.choice(list(BOMBS)))
+        image = Picture(name, BOMBS[name], refused=True)
+    fields = {"listing_id": f"upload {rng.integers(9)}", "title": "badge"}
+    fields = fields if path == "/listings" else {"text": "red badge"}
+    wanted: Literal["taken", "refused"] | None = None
+    if image.good or image.refused:
+        wanted = "taken" if image.good else "refused"
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    if path != "/embed" and rng.random() < 0.6:
+        name = str(rng.choice(["a.png", "../../a.png", "/etc/passwd", "a" * 300, "", "\u202e.gif"]))
+        body = [_field(x, value.encode()) for x, value in fields.items()]
+        body.append(_field("image", image.data, name))
+        content, kind = b"".join(body) + b"--mark--\r\n", "multipart/form-data; boundary=mark"
+    else:
+        item = fields | {"image": base64.b64encode(image.data).decode()}
+        many = {"/search": item, "/listings": {"listings": [item]}}
+        content, kind = json.dumps(many.get(path, {"items": [item]})).encode(), HEADER
+    return Case("POST", path, headers | {"Content-Type": kind}, content, True, wanted)
+
+
+def _field(name: str, data: bytes, file: str | None = None) -> bytes:
+    """A part of a form with the mark `mark`."""
+    named = "" if file is None else f'; filename="{file}"'
+    head = f'--mark\r\nContent-Disposition: form-data; name="{name}"{named}\r\n\r\n'
+    return head.encode() + data + b"\r\n"
+
+
 def problem_of(case: Case, status: int, text: str) -> str | None:
     """What is wrong with an answer; None if nothing."""
     if status >= 500 and status != 504:
@@ -209,6 +261,10 @@ def problem_of(case: Case, status: int, text: str) -> str | None:
     changes = case.path.startswith("/listings") and case.method in ("POST", "PATCH", "DELETE")
     if changes and not case.allowed and status < 400:
         return f"changed listings without the token: {status}"
+    if case.wanted == "taken" and status >= 400:
+        return f"a good picture is refused: {status}: {text[:200]}"
+    if case.wanted == "refused" and status < 400:
+        return f"a picture that is none was taken: {status}"
     if "root:x:0" in text:
         return "shows a file of this machine"
     return None
@@ -226,36 +282,57 @@ def send(client: Any, case: Case) -> tuple[int, str]:
     return answer.status_code, answer.text if "image" not in str(answer.headers) else ""
 
 
-def main(settings: Settings) -> None:
-    """Send all cases; exit status 1 if one fails."""
+def run(settings: Settings, scratch: Path) -> tuple[Counter[str], list[str]]:
+    """How many answers there were of each kind and status, and what is wrong with some."""
     from starlette.testclient import TestClient
 
     from afmrl_jax.serving.app import build_app
     from afmrl_jax.serving.engine import Engine
-    from afmrl_jax.serving.settings import TOKEN_VARIABLE, ServiceSettings
+    from afmrl_jax.serving.settings import ServiceSettings
+
+    folder = Path(shutil.copytree(settings.index, scratch / "index"))
+    finished, service = FinishedRun(settings.run), ServiceSettings()
+    app = build_app(lambda metrics: Engine(finished, folder, service, metrics.batch), service)
+    jobs = [("request", draw, n) for n in range(settings.cases)]
+    jobs += [("upload", draw_upload, n) for n in range(settings.uploads)]
+    statuses, problems, guard = Counter[str](), list[str](), Guard()
+    base = "http://127.0.0.1:8080"
+    with TestClient(app, base_url=base, raise_server_exceptions=False) as client:
+        while client.get("/readyz").status_code != 200:
+            time.sleep(0.1)
+        with Progress("requests", len(jobs)) as progress, guard.armed(scratch):
+            for done, (kind, drawn, number) in enumerate(jobs, 1):
+                case = drawn(settings.seed, number)
+                status, text = send(client, case)
+                statuses[f"{kind} {status}"] += 1
+                if (problem := problem_of(case, status, text)) is not None:
+                    problems.append(f"{kind} {number}: {case.method} {case.path}: {problem}")
+                progress.update(done)
+    left = {x.name for x in scratch.iterdir()} - {"index", "tmp"}
+    problems += [f"outside: {x}" for x in [*guard.found, *sorted(left)]]
+    return statuses, problems
+
+
+def main(settings: Settings) -> None:
+    """Send all cases; exit status 1 if one fails."""
+    from afmrl_jax.serving.settings import TOKEN_VARIABLE
 
     set_up()
     os.environ[TOKEN_VARIABLE] = TOKEN
-    service = ServiceSettings()
-    statuses: Counter[int] = Counter()
-    problems = []
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(shutil.copytree(settings.index, Path(scratch) / "index"))
-        run = FinishedRun(settings.run)
-        app = build_app(lambda metrics: Engine(run, folder, service, metrics.batch), service)
-        base = "http://127.0.0.1:8080"
-        with TestClient(app, base_url=base, raise_server_exceptions=False) as client:
-            while client.get("/readyz").status_code != 200:
-                time.sleep(0.1)
-            for number in range(settings.cases):
-                case = draw(settings.seed, number)
-                status, text = send(client, case)
-                statuses[status] += 1
-                if (problem := problem_of(case, status, text)) is not None:
-                    problems.append(f"case {number}: {case.method} {case.path}: {problem}")
+        (Path(scratch) / "tmp").mkdir()
+        # Where forms keep large parts.
+        tempfile.tempdir = str(Path(scratch) / "tmp")
+        statuses, problems = run(settings, Path(scratch))
+        tempfile.tempdir = None
+    figures = {"requests": settings.cases, "uploads": settings.uploads, "problems": len(problems)}
+    figures |= {"seed": settings.seed, "peak_mb": peak_mb()}
+    details = [dict(sorted(statuses.items())), *({"problem": x} for x in problems)]
+    write_record(settings.out, "hostile_requests", figures, details)
     print(dict(sorted(statuses.items())))
     if problems:
-        raise RunError(f"{len(problems)} of {settings.cases} failed:\n" + "\n".join(problems[:20]))
+        total = settings.cases + settings.uploads
+        raise RunError(f"{len(problems)} of {total} failed:\n" + "\n".join(problems[:20]))
 
 
 if __name__ == "__main__":

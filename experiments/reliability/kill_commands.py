@@ -2,6 +2,7 @@
 
     python -m experiments.reliability.kill_commands --kills 50
     python -m experiments.reliability.kill_commands --kills 200     # an hour on two cores
+    python -m experiments.reliability.kill_commands --kills 200 --go-on    # after an interruption
 
 Every command first runs uninterrupted, on a run of tiny models. Then it gets SIGKILL at a random
 moment of the same work. After each kill the output's name must be free, or hold a whole output
@@ -44,6 +45,8 @@ from experiments.reliability.fuzz.tiny_run import train_tiny_run
 RESULTS = Path(__file__).parents[1] / "results" / "reliability"
 UPDATES = "update" in {x.name for x in dataclasses.fields(Embed)}
 """Whether `afmrl embed` has --update."""
+NOTED = 4
+"""After so many trials each, what came of them so far is written."""
 LIMIT = 600
 """Seconds after which a command counts as hung."""
 
@@ -63,6 +66,8 @@ class KillCommands:
     """A finished run of tiny models; by default one is trained in `out`."""
     out: Path = Path("runs/kill-commands")
     result: Path = RESULTS / "kill_commands.json"
+    go_on: bool = False
+    """Add to the kills in `result`, with what undisturbed commands have written in `out`."""
 
 
 @dataclass(frozen=True)
@@ -253,33 +258,63 @@ def figures_of(found: Sequence[JsonObject]) -> dict[str, float]:
     }
 
 
+def undisturbed(setting: Setting, command: str, folder: Path, *, keep: bool) -> float:
+    """Let a command write what its killed ones must have written; returns its seconds.
+
+    Args:
+        setting: what it works on.
+        command: its name.
+        folder: of the output.
+        keep: use what an earlier call wrote.
+    """
+    noted = folder.with_suffix(".json")
+    if keep and noted.is_file():
+        return float(json.loads(noted.read_text()))
+    seconds = 0.0
+    # The second one finds its programs compiled, as the killed ones do.
+    for _ in range(2):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        if command == "update":
+            shutil.copytree(folder.with_name("embed") / "out", folder / "out")
+        arguments = setting.arguments(command, folder / "out")
+        seconds = finish(arguments, folder.with_suffix(".log"))
+    log_info(f"{command}: {seconds:.1f} s without kills")
+    noted.write_text(json.dumps(seconds))
+    return seconds
+
+
+def kill_all(settings: KillCommands, setting: Setting, found: list[JsonObject]) -> None:
+    """Kill the commands in turn, and append each trial to what was found."""
+    whole, keep = settings.out / "whole", settings.go_on
+    seconds = {
+        x: undisturbed(setting, x, whole / x, keep=keep)
+        for x in dict.fromkeys(("embed", *settings.commands))
+    }
+    with Progress("kills", settings.kills) as progress:
+        while (done := int(figures_of(found)["kills"])) < settings.kills:
+            command = settings.commands[len(found) % len(settings.commands)]
+            rng = np.random.default_rng([settings.seed, len(found)])
+            moments = rng.uniform(0.02, 0.98, int(rng.integers(1, 4))).tolist()
+            folder = settings.out / "killed" / command
+            out = whole / command / "out"
+            found.append(trial(setting, command, out, folder, seconds[command], moments))
+            log_info(str(found[-1]))
+            if len(found) % NOTED == 0:
+                write_record(settings.result, "kill_commands", figures_of(found), found)
+            progress.update(min(done + found[-1]["kills"], settings.kills))
+
+
 def main(settings: KillCommands) -> None:
     """Kill the commands in turn; exit status 1 if anything is lost or damaged."""
     os.environ[CACHE_VARIABLE] = str((settings.out / "compiled").absolute())
     os.environ["NO_PROXY"] = "127.0.0.1"
+    found: list[JsonObject] = []
+    if settings.go_on and settings.result.is_file():
+        found += json.loads(settings.result.read_text())["details"]
     setting, end = setting_of(settings)
-    rng, found, seconds = np.random.default_rng(settings.seed), list[JsonObject](), {}
     try:
-        for command in dict.fromkeys(("embed", *settings.commands)):
-            folder = settings.out / "whole" / command
-            # The second one finds its programs compiled, as the killed ones do.
-            for _ in range(2):
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True)
-                if command == "update":
-                    shutil.copytree(folder.with_name("embed") / "out", folder / "out")
-                arguments = setting.arguments(command, folder / "out")
-                seconds[command] = finish(arguments, folder.with_suffix(".log"))
-            log_info(f"{command}: {seconds[command]:.1f} s without kills")
-        with Progress("kills", settings.kills) as progress:
-            while (done := int(figures_of(found)["kills"])) < settings.kills:
-                command = settings.commands[len(found) % len(settings.commands)]
-                moments = rng.uniform(0.02, 0.98, int(rng.integers(1, 4))).tolist()
-                whole = settings.out / "whole" / command / "out"
-                folder = settings.out / "killed" / command
-                found.append(trial(setting, command, whole, folder, seconds[command], moments))
-                log_info(str(found[-1]))
-                progress.update(min(done + found[-1]["kills"], settings.kills))
+        kill_all(settings, setting, found)
     finally:
         end()
     total = figures_of(found)

@@ -7,7 +7,7 @@ each listing. The command is started until it has asked for something, gets SIGK
 SIGINT at a random moment, and is started again until it is finished. After each signal the file of
 replies must hold whole replies, all that it held before, and half a line at most; no listing whose
 reply it holds may be asked for again; the final file must be that of an uninterrupted run.
-Writes experiments/results/kill_oracle.json.
+Writes experiments/results/reliability/kill_oracle.json.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from afmrl_jax.testing import write_badge_catalogue
 from afmrl_jax.types import JsonObject
 from experiments.reliability.local_job import AFMRL, LocalJob
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parents[1] / "results" / "reliability"
 STATUSES = {"KILL": -signal.SIGKILL, "TERM": STATUS, "INT": 130}
 WIDTH = 4
 """Requests at a time."""

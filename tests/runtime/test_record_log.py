@@ -112,6 +112,22 @@ def test_a_full_disk_leaves_the_log_as_it_was(path, monkeypatch):
     assert read(path) == [*RECORDS, b"fits now"]
 
 
+def test_a_full_disk_leaves_no_empty_log(path, monkeypatch):
+    path.unlink()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    log = opened(path)
+    with pytest.raises(RunError, match="no space left"):
+        log.append(b"more than fits")
+    assert not path.exists()
+    monkeypatch.undo()
+    log.append(b"fits now")
+    assert read(path) == [b"fits now"]
+
+
 def test_a_log_is_no_link_and_no_pipe(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(RunError, match="pipe"):

@@ -35,7 +35,7 @@ MAX_PIXELS = 100_000_000
 MAX_ASPECT = 200
 """Longer side to shorter side, as in Qwen2-VL's image processor."""
 
-MAX_DECODING = 800_000_000
+MAX_DECODING = 700_000_000
 """Bytes that all threads of a process together use to decode pictures, about."""
 
 _TURNS = {

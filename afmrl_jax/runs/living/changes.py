@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from afmrl_jax.errors import RunError
+from afmrl_jax.models.embedder import UNIT_TOLERANCE
 from afmrl_jax.runs.embedded import checked_line
 from afmrl_jax.runtime.json_files import checked, json_text, parse_json
 from afmrl_jax.types import JsonObject
@@ -139,8 +140,9 @@ def decoded(record: bytes, where: object, dim: int) -> Change:
     if not fits or (count and head.dim != dim) or end + sum(head.sizes) != len(record):
         raise RunError(f"{where} does not hold a vector of {dim} for each listing; {REMEDY}")
     vectors = np.frombuffer(record[begin:end], _FLOAT).reshape(count, dim).astype(np.float32)
-    if not np.isfinite(vectors).all():
-        raise RunError(f"{where} holds a vector that is not finite; {REMEDY}")
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    if not (np.abs(lengths - 1) <= UNIT_TOLERANCE).all():  # Nor where it is NaN.
+        raise RunError(f"{where} holds a vector that is not of length 1; {REMEDY}")
     put = []
     for line, vector, size in zip(head.put, vectors, head.sizes, strict=True):
         put.append(Entry(checked_line(line, where), vector, record[end : end + size] or None))

@@ -30,7 +30,7 @@ KEYS = ("text", "image", "attributes")
 ARGUMENTS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """For some of the others Pillow starts programs."""
-MAX_SIDE, MAX_PIXELS, MAX_BYTES, MAX_ASPECT = 20_000, 100_000_000, 800_000_000, 200
+MAX_SIDE, MAX_PIXELS, MAX_BYTES, MAX_ASPECT = 20_000, 100_000_000, 700_000_000, 200
 TURNS = {x + 2: Image.Transpose(t) for x, t in enumerate((0, 3, 1, 5, 4, 6, 2))}
 """What makes a picture upright, by its EXIF orientation."""
 Picture = Image.Image | str | os.PathLike[str] | IO[bytes]
@@ -83,6 +83,8 @@ def decode(picture: Picture) -> Image.Image:
 def upright(picture: Image.Image) -> Image.Image:
     """See `decode`."""
     (width, height), per_pixel = picture.size, 21 if picture.format == "WEBP" else 8
+    if picture.mode == "RGB" and not {"progressive", "transparency"} & picture.info.keys():
+        per_pixel -= 4  # It is not converted.
     if max(width, height) > MAX_SIDE or width * height > min(MAX_PIXELS, MAX_BYTES // per_pixel):
         raise ValueError(f"it is too large, {width} x {height} pixels; scale it down")
     picture.load()

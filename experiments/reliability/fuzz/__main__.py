@@ -42,6 +42,7 @@ WEIGHTS = {
     "hubconfig": 109,
     "index": 106,
     "jsonl": 200,
+    "living": 90,
     "oracle": 112,
     "overwrite": 20,
     "parquet": 80,
@@ -100,6 +101,7 @@ def load_targets() -> None:
     from experiments.reliability.fuzz import (  # noqa: F401
         catalogues,
         commands,
+        living,
         models,
         network,
         pictures,

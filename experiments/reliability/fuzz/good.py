@@ -27,10 +27,11 @@ from afmrl_jax.runs.embed import embed_catalogue
 from afmrl_jax.runtime.files import write_text
 from afmrl_jax.runtime.run_mirror import WorkingCopy
 from afmrl_jax.testing import tiny_config, write_badge_catalogue
+from experiments.reliability.fuzz.living import write_living
 from experiments.reliability.fuzz.tiny_run import train_tiny_run
 
 READY = "ready.txt"
-VERSION = "2"
+VERSION = "3"
 """Good inputs of another version are built again."""
 COMPILED = "compiled"
 """Folder of compiled programs beside the good inputs."""
@@ -59,6 +60,7 @@ def build(folder: Path, run: Path | None) -> None:
     convert(open_rows(shop), folder / "store", Conversion(shard_bytes=4000))
     _models(folder, shop)
     _searchable(folder, shop)
+    write_living(folder / "living")
     _home(folder)
     (folder / "pictures").mkdir()
     for name, data in bombs().items():

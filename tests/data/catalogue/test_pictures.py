@@ -25,6 +25,7 @@ from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.runtime.memory_budget import MemoryBudget
 from afmrl_jax.testing import normalized_pixels, write_badge_catalogue
+from experiments.reliability.fuzz.good import png_of
 
 
 def encode(picture, kind="PNG", **options):
@@ -316,8 +317,19 @@ def test_a_bomb_takes_bounded_memory_in_many_threads():
 
 # S5
 def test_a_bomb_that_takes_too_much_is_refused():
-    with pytest.raises(CatalogueError, match=r"takes \d+ MB to decode, more than 800 MB; scale"):
+    with pytest.raises(CatalogueError, match=r"takes \d+ MB to decode, more than 700 MB; scale"):
         open_picture(encode(Image.new("RGBA", (8000, 8000)), "WEBP", lossless=True, method=0))
+
+
+# S5
+@pytest.mark.parametrize(("colour", "taken"), [(2, True), (6, False)])
+def test_a_deep_png_just_below_the_pixels_is_refused_if_it_is_transparent(colour, taken):
+    data = png_of(9999, 10_000, depth=16, colour=colour, empty=True)
+    if taken:
+        assert open_picture(data).size == (9999, 10_000)
+    else:
+        with pytest.raises(CatalogueError, match="takes 799 MB to decode, more than 700 MB; scale"):
+            open_picture(data)
 
 
 # S5

@@ -1,11 +1,14 @@
 """The living index against a dictionary of what it should hold, through restarts and compaction."""
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from afmrl_jax.errors import InputError, RunError
 from afmrl_jax.runs.embedded import ABOUT, LOG
+from afmrl_jax.runs.living.changes import Change, encoded
 from afmrl_jax.runs.living.filters import parse_where
 from afmrl_jax.runs.living.index import LivingIndex
 from afmrl_jax.runs.living.maintenance import compact, read_ids, remove_listings, stats
@@ -155,6 +158,36 @@ def test_a_damaged_log_is_named(shop, rng):
     with pytest.raises(RunError, match="damaged"):
         writing(folder)
     assert not list(folder.parent.glob(".*.lock"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"title": 3}, "not an object with texts"),
+        ({"attributes": ["red"]}, "attributes of 'a' is no text"),
+        ({"content": 7}, "content of 'a' is no text"),
+        ({"extra": 7}, "extra of 'a' is no object of texts and numbers"),
+        ({"extra": {"price": [3]}}, "extra of 'a' is no object of texts and numbers"),
+    ],
+)
+def test_a_record_with_another_type_is_named(shop, rng, change, message):
+    folder, _ = shop
+    (vector,) = unit(rng, 1)
+    with writing(folder) as index:
+        index.put([replace(entry("a", vector), line=entry("a", vector).line | change)])
+    with pytest.raises(RunError, match=rf"changes\.log: record 2.*{message}.*embed"):
+        LivingIndex(folder)
+
+
+@pytest.mark.parametrize("factor", [2.0, 0.0, np.nan, np.inf, 1e30])
+def test_a_record_whose_vector_has_another_length_is_named(shop, rng, factor):
+    folder, _ = shop
+    (vector,) = unit(rng, 1)
+    with writing(folder) as index:
+        index.put([entry("a", vector)])
+        index.log.append(encoded(Change(put=[entry("b", np.full(DIM, factor, np.float32))])))
+    with pytest.raises(RunError, match=r"record 3 holds a vector that is not of length 1; restore"):
+        LivingIndex(folder)
 
 
 def test_a_log_of_another_index_is_refused(shop, rng):

@@ -15,9 +15,14 @@ from pathlib import Path
 from afmrl_jax.cli.main import main
 from experiments.reliability.fuzz.commands import tree_of
 from experiments.reliability.fuzz.network import Server, good_reply
+from experiments.reliability.kill_commands import make_changed
 
 FREE = {"full": 0, "nearly-full": 12_288}
 """Bytes that are left."""
+
+
+CHANGING = ("update", "index-add", "index-remove", "index-compact")
+"""Commands that change an index; the others write something new."""
 
 
 def commands(run, shop, url):
@@ -35,6 +40,17 @@ def commands(run, shop, url):
         "baselines": ["baselines", *on[2:], *few],
         "report": ["report", "--run", str(run)],
         "evaluate": ["evaluate", *on],
+    }
+
+
+def index_commands(run, changed, earlier):
+    """The arguments of the commands on an index, without its name or --out."""
+    listing_id = json.loads((changed / "listings.jsonl").read_text().splitlines()[0])["listing_id"]
+    return {
+        "index-add": ["index", "add", "--run", str(run), "--catalogue", str(changed)],
+        "index-remove": ["index", "remove", listing_id],
+        "index-compact": ["index", "compact"],
+        "index-export": ["index", "export", "--index", str(earlier)],
     }
 
 
@@ -57,7 +73,8 @@ def tried(name, arguments, out):
     said, before = io.StringIO(), content(out)
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         try:
-            main([*arguments, "--out", str(out)])
+            named = "--index" if name in CHANGING[1:] else "--out"
+            main([*arguments, named, str(out)])
             status = 0
         except SystemExit as ended:
             status = ended.code
@@ -78,20 +95,26 @@ def run_all(kind, run, shop, disk):
     """Mount the disk, and try every command on it."""
     earlier = disk.with_name(f"{disk.name}-index")
     main([*commands(run, shop, "")["embed"], "--out", str(earlier)])
+    # What compacting has to do.
+    last = json.loads((shop / "listings.jsonl").read_text().splitlines()[-1])["listing_id"]
+    main(["index", "remove", last, "--index", str(earlier)])
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(disk)], check=True)
     (disk / "kept.txt").write_text("kept")
     server = Server()
     server.body = json.dumps(good_reply()).encode()
+    changed = make_changed(shop, disk.with_name(f"{disk.name}-changed"))
+    all_commands = commands(run, shop, server.url) | index_commands(run, changed, earlier)
     if kind not in FREE:
-        shutil.copytree(earlier, disk / "work" / "update" / "out")
+        for name in CHANGING:
+            shutil.copytree(earlier, disk / "work" / name / "out")
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    for name, arguments in commands(run, shop, server.url).items():
+    for name, arguments in all_commands.items():
         out = disk / "work" / name / ("out.json" if name in ("compare", "baselines") else "out")
         if kind in FREE:
             # Others before it may have left something to go on from.
             subprocess.run(["rm", "-rf", str(disk / "work"), str(disk / "filler")], check=True)
             out.parent.mkdir(parents=True)
-            if name == "update":
+            if name in CHANGING:
                 shutil.copytree(earlier, out)
             fill(disk, FREE[kind])
         print(json.dumps(tried(name, arguments, out)), flush=True)

@@ -29,7 +29,7 @@ def test_commands_that_cannot_write_say_so_and_leave_nothing_half_written(
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = [json.loads(x) for x in done.stdout.splitlines() if x.startswith("{")]
-    assert len(found) == 10
+    assert len(found) == 14
     word = "cannot be written" if kind == "read-only" else "no space left on the disk"
     wrong = []
     for x in found:
