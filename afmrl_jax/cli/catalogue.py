@@ -260,6 +260,8 @@ class Oracle:
     """Number of concurrent requests."""
     checkpoint: Path | None = None
     """Folder of a Qwen2-VL or Qwen2.5-VL instead of an endpoint."""
+    max_pictures: int = 1
+    """Pictures of a listing that the model sees, the first ones."""
     split: Literal["all", "distill", "train", "reward", "test"] = "distill"
     """Listings to annotate; the generator learns only from the distill split."""
     skip_bad: bool = False
@@ -274,12 +276,20 @@ class Oracle:
             self.catalogue, self.split, skip_bad=self.skip_bad, columns=self.columns
         )
         if self.checkpoint is not None:
-            texts = oracle_by_checkpoint(catalogue, self.checkpoint, self.out)
+            texts = oracle_by_checkpoint(
+                catalogue, self.checkpoint, self.out, max_pictures=self.max_pictures
+            )
             print(f"{len(texts)} listings: {self.out}")
             return
         assert self.url is not None
         assert self.model is not None
-        endpoint = Endpoint(self.url, self.model, self.key_variable, self.concurrency)
+        endpoint = Endpoint(
+            self.url,
+            self.model,
+            self.key_variable,
+            self.concurrency,
+            max_pictures=self.max_pictures,
+        )
         replies = oracle_by_endpoint(catalogue, endpoint, self.out)
         print(f"{len(replies.texts)} listings: {self.out}")
         for listing, why in list(replies.failed.items())[:10]:

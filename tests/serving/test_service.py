@@ -91,6 +91,39 @@ def test_the_shape_of_openai(client, embedder):
     message = client.post("/v1/embeddings", json={"messages": [{"role": "user", "content": parts}]})
     both = embedder.encode([{"text": "badge", "image": picture(1)}])
     np.testing.assert_allclose([message.json()["data"][0]["embedding"]], both, atol=1e-5)
+    said = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": "shape: circle"},
+    ]
+    message = client.post("/v1/embeddings", json={"messages": said})
+    told = {"text": "badge", "image": picture(1), "attributes": "shape: circle"}
+    wanted = embedder.encode([told])
+    np.testing.assert_allclose([message.json()["data"][0]["embedding"]], wanted, atol=1e-5)
+    two = client.post(
+        "/v1/embeddings", json={"messages": [{"role": "user", "content": [*parts, parts[0]]}]}
+    )
+    assert (two.status_code, "2 pictures; the models read 1" in two.text) == (422, True)
+
+
+def test_chat_completions_are_the_generators_lists(client, embedder):
+    parts = [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64," + coded(picture(1))}},
+        {"type": "text", "text": "badge"},
+    ]
+    said = [{"role": "user", "content": parts}]
+    found = client.post("/v1/chat/completions", json={"messages": said, "temperature": 0}).json()
+    wanted = embedder.generator.write([{"text": "badge", "image": picture(1)}])
+    assert [x["message"]["content"] for x in found["choices"]] == wanted
+    assert found["object"] == "chat.completion"
+    for body, why in [
+        ({"messages": said, "stream": True}, "stream"),
+        ({"messages": [*said, {"role": "assistant", "content": "a: b"}]}, "leave it out"),
+        ({"messages": [{"role": "user", "content": "badge"}]}, "needs one"),
+        ({"messages": []}, "messages"),
+    ]:
+        answer = client.post("/v1/chat/completions", json=body)
+        assert (answer.status_code, why in answer.text) == (422, True)
 
 
 def test_attributes_are_those_of_the_generator(client, embedder):
