@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 
 from afmrl_jax.inference import annotate as serving
-from afmrl_jax.inference.finished_run import FinishedRun
+from afmrl_jax.inference.shipped import models_of
 from afmrl_jax.runs.check_endpoint import CheckSettings, Report, check_endpoint
 from afmrl_jax.runtime.json_files import json_text
 from afmrl_jax.runtime.terminal import printable
@@ -33,7 +33,7 @@ class CheckEndpoint:
     """Base of the endpoint, or the whole address of its /v1/embeddings or, to compare attribute
     lists, /v1/chat/completions."""
     run: Path
-    """Run directory of the models that are served."""
+    """Run directory of the models that are served, or `demo-weights`."""
     system: str | None = None
     """Row of the results table, such as `infonce` or `agcl+distilled`; by default the last one."""
     catalogue: str | None = None
@@ -52,7 +52,7 @@ class CheckEndpoint:
 
     def execute(self) -> None:
         """Run the command."""
-        run = FinishedRun(self.run)
+        run = models_of(self.run)
         own = self.catalogue is None
         catalogue = serving.read(
             run.config.catalogue if self.catalogue is None else self.catalogue,
