@@ -14,9 +14,15 @@ from afmrl_jax.inference.inputs import Input
 MAX_TEXT = 10_000
 """Letters of a text."""
 DATA_URI = "data:image/"
+MAX_PICTURES = 32
+"""Pictures of a listing, as in catalogues."""
 
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Picture = Annotated[str, Field(description="an encoded picture in base64, or a data: address")]
+Pictures = Annotated[
+    Picture | Annotated[list[Picture], Field(min_length=1, max_length=MAX_PICTURES)],
+    Field(description="one, or several of the same offer; models read the first ones"),
+]
 Id = Annotated[str, Field(min_length=1, max_length=512)]
 Cell = str | int | float | bool
 
@@ -31,7 +37,7 @@ class Item(Strict):
     """A text, a picture, or both."""
 
     text: Text | None = None
-    image: Picture | None = None
+    image: Pictures | None = None
     attributes: Text | dict[str, Text] | None = None
 
 
@@ -103,7 +109,7 @@ class NewListing(Strict):
 
     listing_id: Id
     title: Text
-    image: Picture
+    image: Pictures
     product_id: Id | None = Field(default=None, description="by default the listing's id")
     attributes: Text | dict[str, Text] | None = Field(
         default=None, description="only for an index that was embedded with given ones"
@@ -233,6 +239,15 @@ def picture_of(text: str) -> bytes:
     if not found:
         raise InputError("the image is empty")
     return found
+
+
+def pictures_of(given: str | list[str]) -> tuple[bytes, ...]:
+    """The encoded pictures of a request.
+
+    Raises:
+        InputError: one is no base64.
+    """
+    return tuple(map(picture_of, [given] if isinstance(given, str) else given))
 
 
 def input_of(
