@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from afmrl_jax.inference.finished_run import FinishedRun
+from afmrl_jax.inference.shipped import models_of
 from afmrl_jax.runs.export import export
 
 
@@ -19,7 +19,7 @@ class Export:
     """
 
     run: Path
-    """Run directory of a finished `afmrl train`."""
+    """Run directory of a finished `afmrl train`, or `demo-weights`."""
     out: Path
     """Folder to write; it must not exist."""
     system: str | None = None
@@ -38,7 +38,7 @@ class Export:
     def execute(self) -> None:
         """Run the command."""
         agreement = export(
-            FinishedRun(self.run),
+            models_of(self.run),
             self.system,
             self.out,
             role=self.model,

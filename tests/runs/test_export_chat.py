@@ -223,6 +223,22 @@ def test_other_conversations_are_refused(folders, role, messages, why):
         tokenizer.apply_chat_template(messages, tokenize=False)
 
 
+def test_servers_see_that_messages_come_in_parts(folders):
+    """They look for a loop over `message["content"]` inside of one over `messages`."""
+    from jinja2 import Environment, nodes
+
+    for folder in folders.values():
+        tree = Environment().parse((folder / "chat_template.jinja").read_text())
+        (outer,) = [
+            x
+            for x in tree.find_all(nodes.For)
+            if isinstance(x.iter, nodes.Name) and x.iter.name == "messages"
+        ]
+        inner = [x.iter for x in outer.find_all(nodes.For) if isinstance(x.iter, nodes.Getitem)]
+        found = {(x.node.name, x.arg.value) for x in inner}
+        assert (outer.target.name, "content") in found
+
+
 def test_nothing_of_the_base_is_read_in_place_of_the_runs(run, folders):
     for role, folder in folders.items():
         assert not (folder / "processor_config.json").exists()
@@ -249,7 +265,7 @@ def test_cards_say_license_and_how_to_serve(run, folders):
         assert ("license" in front) == bool(hub)
         assert "vllm serve FOLDER" in card
         assert ("--runner pooling" in card) == (role == "embedder")
-        assert "--limit-mm-per-prompt '{\"image\": 3}'" in card
+        assert '--limit-mm-per-prompt \'{"image": 3, "video": 0}\'' in card
 
 
 def test_the_command_writes_a_generator(run, tmp_path, capsys):
