@@ -231,8 +231,8 @@ class Rows:
             given = known.get("image")
             several = given if isinstance(given, list | tuple) else [] if given is None else [given]
             cut = [pixels(x, self.settings) for x in several[: self.settings.max_pictures]]
-            grids = [x.grid for x in cut]
-            rows.append(self.tokens(known.get("text") or "", known.get("attributes") or "", grids))
+            texts = (known.get(key) or "" for key in ("text", "attributes"))
+            rows.append(self.tokens(*texts, [x.grid for x in cut]))
             pictures += cut
         longest = max(len(row) for row in rows)
         pad = self._special("endoftext")
@@ -262,8 +262,6 @@ def as_mapping(given: Any) -> Mapping[str, Any]:
     for key in ("text", "attributes"):
         if not isinstance(given.get(key) or "", str):
             raise ValueError(f"`{key}` must be one string, found {given[key]!r:.200}")
-    if isinstance(given.get("image"), list | tuple) and not given["image"]:
-        raise ValueError("the list of pictures is empty; leave `image` out")
     return given
 
 
