@@ -22,7 +22,8 @@ from afmrl_jax.data.marketplace.cache import marketplace_folder, read_ideal, wri
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.inference import annotate as serving
 from afmrl_jax.inference.finished_run import FinishedRun
-from afmrl_jax.inference.systems import RAR, generators_of
+from afmrl_jax.inference.shipped import models_of
+from afmrl_jax.inference.systems import RAR
 from afmrl_jax.runs.oracle import oracle_by_checkpoint, oracle_by_endpoint
 from afmrl_jax.runtime.json_files import parse_json
 from afmrl_jax.runtime.outputs import require_own_output
@@ -190,7 +191,8 @@ class OnCatalogue:
     """Common options of commands that use a run on a catalogue."""
 
     run: Path
-    """Run directory of a finished `afmrl train`."""
+    """Run directory of a finished `afmrl train`, or `demo-weights`: the models that come with the
+    package."""
     catalogue: str
     """Folder with listings.jsonl, .parquet or .csv, a store, any CSV, `hf://user/set#split`,
     `furniture` or `marketplace`."""
@@ -227,10 +229,9 @@ class Annotate(OnCatalogue):
     def execute(self) -> None:
         """Run the command."""
         require_attributes_file(self.out)
-        run = FinishedRun(self.run)
+        run = models_of(self.run)
         catalogue = self.read(run, self.split)
-        # Cycles may have reinforced it again.
-        generator = generators_of(run.config)[-1] if self.generator == RAR else self.generator
+        generator = run.last_generator if self.generator == RAR else self.generator
         texts = serving.annotate_catalogue(run, generator, catalogue, self.out, shown=self.shown)
         print(f"{len(texts)} listings: {self.out}")
 
@@ -260,6 +261,8 @@ class Oracle:
     """Number of concurrent requests."""
     checkpoint: Path | None = None
     """Folder of a Qwen2-VL or Qwen2.5-VL instead of an endpoint."""
+    max_pictures: int = 1
+    """Pictures of a listing that the model sees, the first ones."""
     split: Literal["all", "distill", "train", "reward", "test"] = "distill"
     """Listings to annotate; the generator learns only from the distill split."""
     skip_bad: bool = False
@@ -274,12 +277,20 @@ class Oracle:
             self.catalogue, self.split, skip_bad=self.skip_bad, columns=self.columns
         )
         if self.checkpoint is not None:
-            texts = oracle_by_checkpoint(catalogue, self.checkpoint, self.out)
+            texts = oracle_by_checkpoint(
+                catalogue, self.checkpoint, self.out, max_pictures=self.max_pictures
+            )
             print(f"{len(texts)} listings: {self.out}")
             return
         assert self.url is not None
         assert self.model is not None
-        endpoint = Endpoint(self.url, self.model, self.key_variable, self.concurrency)
+        endpoint = Endpoint(
+            self.url,
+            self.model,
+            self.key_variable,
+            self.concurrency,
+            max_pictures=self.max_pictures,
+        )
         replies = oracle_by_endpoint(catalogue, endpoint, self.out)
         print(f"{len(replies.texts)} listings: {self.out}")
         for listing, why in list(replies.failed.items())[:10]:

@@ -16,7 +16,7 @@ import tyro
 from afmrl_jax.cli.command import Command
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.inference import annotate as serving
-from afmrl_jax.inference.finished_run import FinishedRun
+from afmrl_jax.inference.shipped import models_of
 from afmrl_jax.runs.living.export import Target, export_index
 from afmrl_jax.runs.living.maintenance import compact, read_ids, remove_listings, stats
 from afmrl_jax.runs.living.writing import add_listings
@@ -31,7 +31,7 @@ class Add:
     """
 
     run: Path
-    """Run directory that embedded the index."""
+    """Run directory that embedded the index, or `demo-weights`."""
     index: Path
     """What `afmrl embed` wrote."""
     catalogue: str
@@ -48,9 +48,7 @@ class Add:
         catalogue = serving.read(
             self.catalogue, "all", skip_bad=self.skip_bad, columns=self.columns
         )
-        found = add_listings(
-            FinishedRun(self.run), catalogue, self.index, attributes=self.attributes
-        )
+        found = add_listings(models_of(self.run), catalogue, self.index, attributes=self.attributes)
         print(
             f"{self.index}: {found.embedded} embedded, {found.rewritten} with other columns only, "
             f"{found.same} unchanged"

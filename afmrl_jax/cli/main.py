@@ -21,8 +21,10 @@ from afmrl_jax.cli.catalogue import (
     CatalogueDraw,
     Oracle,
 )
+from afmrl_jax.cli.check_endpoint import CheckEndpoint
 from afmrl_jax.cli.command import Command
 from afmrl_jax.cli.evaluation import Baselines, Compare, Evaluate
+from afmrl_jax.cli.export import Export
 from afmrl_jax.cli.match import Match
 from afmrl_jax.cli.plan import Plan
 from afmrl_jax.cli.search import Embed, Search
@@ -31,54 +33,10 @@ from afmrl_jax.cli.train import Config, Train, config_defaults, train_defaults
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.runs import audit as auditing
-from afmrl_jax.runs.export import export
 from afmrl_jax.runtime.distributed import launched_together
 from afmrl_jax.runtime.object_store import working_copy
 from afmrl_jax.runtime.outputs import is_marked, require_own_output
 from afmrl_jax.runtime.setup import reported, set_up
-
-
-@dataclass(frozen=True)
-class Export:
-    """Write the embedder as a folder that sentence-transformers and transformers load.
-
-    Some listings are embedded here and with torch from the folder; if their vectors differ, nothing
-    is written.
-    """
-
-    run: Path
-    """Run directory of a finished `afmrl train`."""
-    out: Path
-    """Folder to write; it must not exist."""
-    system: str | None = None
-    """Row of the results table, such as `infonce` or `agcl+distilled`; by default the last one."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the weights; adapters are merged in float32 first."""
-    check: bool = True
-    """Compare vectors with torch, if it is installed."""
-    catalogue: str | None = None
-    """Catalogue of the compared listings; by default the run's own."""
-    columns: str | None = None
-    """Which columns of a table are which, as in `--columns title=name,product_id=sku`."""
-
-    def execute(self) -> None:
-        """Run the command."""
-        agreement = export(
-            FinishedRun(self.run),
-            self.system,
-            self.out,
-            dtype=self.dtype,
-            check=self.check,
-            catalogue=self.catalogue,
-            columns=self.columns,
-        )
-        if agreement is not None:
-            print(f"checked: {agreement}")
-        elif self.check:
-            print("NOT CHECKED: torch is not installed here, so no vectors were compared")
-        else:
-            print("NOT CHECKED: --no-check")
-        print(f"{self.out}: README.md says how to load it")
 
 
 @dataclass(frozen=True)
@@ -187,6 +145,7 @@ COMMANDS: dict[str, type[Command]] = {
     "compare": Compare,
     "baselines": Baselines,
     "export": Export,
+    "check-endpoint": CheckEndpoint,
     "report": Report,
     "audit-negatives": AuditNegatives,
     "plan": Plan,

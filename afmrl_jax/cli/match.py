@@ -10,8 +10,8 @@ from afmrl_jax.cli.catalogue import OnCatalogue
 from afmrl_jax.data.catalogue.readers import MARKETPLACE, open_rows
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.inference import annotate as serving
-from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.inference.index import IndexSettings
+from afmrl_jax.inference.shipped import models_of
 from afmrl_jax.runs.match import MatchSettings
 from afmrl_jax.runs.matched import PAGE, Inputs, match
 from afmrl_jax.types import JsonObject
@@ -64,7 +64,7 @@ class Match(OnCatalogue):
         """Run the command."""
         if self.decisions is not None and self.split != "all":
             raise ConfigError("--decisions writes the whole catalogue; leave --split out")
-        run = FinishedRun(self.run)
+        run = models_of(self.run)
         catalogue = self.read(run, self.split)
         against = None
         if self.against is not None:

@@ -11,7 +11,7 @@ import tyro
 
 from afmrl_jax.cli.catalogue import OnCatalogue
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.inference.finished_run import FinishedRun
+from afmrl_jax.inference.shipped import models_of
 from afmrl_jax.runs.embed import IndexSettings, embed_catalogue
 from afmrl_jax.runs.living.filters import parse_where
 from afmrl_jax.runs.search import Query, Searcher
@@ -42,7 +42,7 @@ class Embed(OnCatalogue):
 
     def execute(self) -> None:
         """Run the command."""
-        run = FinishedRun(self.run)
+        run = models_of(self.run)
         catalogue = self.read(run, self.split)
         embed_catalogue(
             run,
@@ -62,7 +62,7 @@ class Search:
     """Find listings by a text, a picture, or both; or by a file of such queries."""
 
     run: Path
-    """Run directory of the embedder."""
+    """Run directory of the embedder, or `demo-weights`."""
     index: Path
     """What `afmrl embed` wrote."""
     text: str | None = None
@@ -85,13 +85,13 @@ class Search:
         if self.queries is not None:
             if self.text is not None or self.image is not None:
                 raise ConfigError("give --queries, or --text and --image, not both")
-            for answer in Searcher(FinishedRun(self.run), self.index).search_file(
+            for answer in Searcher(models_of(self.run), self.index).search_file(
                 self.queries, self.k, where
             ):
                 print(printable(json.dumps(vars(answer), ensure_ascii=False)))
             return
         query = Query.of("query", self.text, self.image)
-        (found,) = Searcher(FinishedRun(self.run), self.index).search([query], self.k, where)
+        (found,) = Searcher(models_of(self.run), self.index).search([query], self.k, where)
         if self.as_json:
             for x in found.results:
                 print(printable(json.dumps(x, ensure_ascii=False)))

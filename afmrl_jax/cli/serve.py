@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.inference.finished_run import FinishedRun
+from afmrl_jax.inference.shipped import models_of
 from afmrl_jax.serving.settings import ServiceSettings
 
 
@@ -22,7 +22,7 @@ class Serve:
     """
 
     run: Path
-    """Run directory that embedded the index."""
+    """Run directory that embedded the index, or `demo-weights`."""
     index: Path
     """What `afmrl embed` wrote."""
     settings: Annotated[ServiceSettings, tyro.conf.arg(name="")] = field(
@@ -37,4 +37,4 @@ class Serve:
             raise ConfigError(
                 f"serving needs {error.name}; `pip install 'afmrl-jax[serve]'` installs it"
             ) from error
-        serve(FinishedRun(self.run), self.index, self.settings)
+        serve(models_of(self.run), self.index, self.settings)

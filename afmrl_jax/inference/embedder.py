@@ -19,6 +19,7 @@ from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.inference.folder import FolderModel, is_model_folder
 from afmrl_jax.inference.generator import Generator
 from afmrl_jax.inference.inputs import Input, Item, named, read_inputs, rows_of
+from afmrl_jax.inference.shipped import models_of
 from afmrl_jax.inference.systems import System
 from afmrl_jax.retrieval.encoder import Encoder
 from afmrl_jax.runtime.progress import Progress
@@ -59,7 +60,8 @@ class Embedder:
         """The embedder of a run, or a Qwen-VL from a Hugging Face or PEFT folder.
 
         Args:
-            folder: a run directory, or a folder with a model, such as `afmrl export` writes.
+            folder: a run directory, a folder with a model, such as `afmrl export` writes, or
+                `demo-weights` for the models that come with the package.
             system: for a run, a row of its results table; None for the last.
             image: for a model's folder, how pictures become patches; None for what was exported, or
                 otherwise for the model's own patches and at most 256 visual tokens.
@@ -71,7 +73,7 @@ class Embedder:
             RunError: there is no such model, or the run has not trained it yet.
         """
         if not is_model_folder(folder):
-            run = FinishedRun(Path(folder))
+            run = models_of(Path(folder))
             found = cls.of(run, run.system(system))
             if batch_size is None:
                 return found

@@ -14,7 +14,7 @@ from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.data.catalogue.records import Catalogue
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import RunError
-from afmrl_jax.inference.systems import System, systems_of
+from afmrl_jax.inference.systems import System, generators_of, systems_of
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.parallel.mesh import host_share, make_mesh
 from afmrl_jax.retrieval.encoder import Encoder
@@ -34,7 +34,7 @@ class FinishedRun:
         if not path.is_file():
             raise RunError(
                 f"{folder} is not a run directory (config.json is missing); give the --out of "
-                "`afmrl train`"
+                "`afmrl train`, or `demo-weights` where no trained run is needed"
             )
         self.config: RunConfig = from_dict(RunConfig, read_json(path), path, stored=True)
 
@@ -55,6 +55,16 @@ class FinishedRun:
             raise RunError(f"{self.folder} has no tokenizer yet; let `afmrl train` finish first")
         check_finished(folder)
         return {role: load_tokenizer(folder, role) for role in get_args(Role)}
+
+    @property
+    def evaluations(self) -> Path:
+        """The folder in which lists of other catalogues are kept."""
+        return self.folder / "evaluations"
+
+    @property
+    def last_generator(self) -> str:
+        """The stage of the generator that was trained last; cycles may have reinforced it again."""
+        return generators_of(self.config)[-1]
 
     def system(self, name: str | None = None) -> System:
         """The results row of this name; without a name, the last one."""

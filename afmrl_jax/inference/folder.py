@@ -27,7 +27,7 @@ from afmrl_jax.runtime.object_store import working_copy
 from afmrl_jax.training.partition import read_model
 from afmrl_jax.types import JsonObject
 
-EXPORTED = "afmrl_embedder.json"
+EXPORTED, EXPORTED_GENERATOR = "afmrl_embedder.json", "afmrl_generator.json"
 """What `afmrl export` writes about the rows that its model was trained on."""
 
 
@@ -78,8 +78,10 @@ class FolderModel:
             architecture = architecture.with_execution(Execution(dtype="bfloat16"))
         tokenizer, config = _tokenizer(folder), architecture.config
         tokenizer.check_model(config.text.vocab_size, config.image_token_id)
-        path = folder / EXPORTED
-        exported: JsonObject | None = read_json(path) if path.is_file() else None
+        exported: JsonObject | None = None
+        for path in (folder / EXPORTED_GENERATOR, folder / EXPORTED):
+            if path.is_file():
+                exported = read_json(path) | {"writes": path.name == EXPORTED_GENERATOR}
         return cls(
             architecture,
             params,
@@ -102,6 +104,8 @@ def _image(config: QwenVLConfig, exported: JsonObject | None) -> ImageConfig:
         found = pretrained_for(config.family).image
         return replace(found, **{name: getattr(config.vision, name) for name in names})
     kept = {name: exported[name] for name in (*names, "min_pixels", "max_pixels")}
+    # Earlier versions exported models of one picture.
+    kept["max_pictures"] = exported.get("max_pictures", 1)
     return ImageConfig(**kept, mean=tuple(exported["mean"]), std=tuple(exported["std"]))
 
 
@@ -110,13 +114,30 @@ def _text(budget: TextBudget, exported: JsonObject | None) -> TextBudget:
         return budget
     if exported["layout"] == "bare":
         budget = TextBudget()
-    layout, instruction = exported["layout"], exported["instruction"]
-    if layout == "chat" and exported["system"] != SYSTEM:
-        layout, instruction = "qwen3", exported["system"].removeprefix("system\n")
-    return replace(
+    layout, system, instruction = (exported[x] for x in ("layout", "system", "instruction"))
+    if layout == "chat" and system != SYSTEM:
+        layout = "qwen3"
+        if not exported["writes"]:
+            instruction = system.removeprefix("system\n")
+    budget = replace(
         budget,
         layout=layout,
-        embedder_instruction=instruction,
         max_title_tokens=exported["max_text_tokens"],
         max_attribute_tokens=exported["max_attribute_tokens"],
+        buckets=_buckets(budget, exported),
     )
+    if exported["writes"]:
+        return replace(budget, generator_instruction=instruction)
+    return replace(budget, embedder_instruction=instruction)
+
+
+def _buckets(budget: TextBudget, exported: JsonObject) -> tuple[int, ...]:
+    """The budget's lengths and, if a row of the exported model may be longer, one that holds it."""
+    side = exported["patch_size"] * exported["merge_size"]
+    visual = exported["max_pixels"] // side**2 + 2
+    # A byte is at least a token's share; marks and names of turns take fewer than 32.
+    words = 32 + len((exported["system"] + exported["instruction"]).encode())
+    words += exported["max_text_tokens"] + exported["max_attribute_tokens"]
+    longest = exported.get("max_pictures", 1) * visual + words
+    more = (-(-longest // 64) * 64,) if longest > budget.buckets[-1] else ()
+    return (*budget.buckets, *more)

@@ -16,7 +16,7 @@ from afmrl_jax.errors import InputError, RunError
 from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.inference.folder import FolderModel, is_model_folder
 from afmrl_jax.inference.inputs import Input, Item, named, read_inputs, rows_of
-from afmrl_jax.inference.systems import generators_of
+from afmrl_jax.inference.shipped import models_of
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.runtime.progress import Progress
 from afmrl_jax.training.annotate import write_attributes
@@ -61,7 +61,8 @@ class Generator:
         """The generator of a run, or a Qwen-VL from a Hugging Face or PEFT folder.
 
         Args:
-            folder: a run directory, or a folder with a model.
+            folder: a run directory, a folder with a model, or `demo-weights` for the models that
+                come with the package.
             stage: for a run, the stage that trained it: `distill`, `rar`, or `rar-2` and further
                 ones where cycles reinforce again; None for the last of them.
             image: for a model's folder, how pictures become patches; None for the model's own
@@ -72,8 +73,8 @@ class Generator:
             RunError: there is no such model, or the run has not trained it yet.
         """
         if not is_model_folder(folder):
-            run = FinishedRun(Path(folder))
-            return cls.of(run, stage or generators_of(run.config)[-1])
+            run = models_of(Path(folder))
+            return cls.of(run, stage or run.last_generator)
         if stage is not None:
             raise RunError(f"{folder} is a model and has no stage {stage!r}; leave stage out")
         model = FolderModel.read(folder, image, text)

@@ -41,6 +41,15 @@ class Build(Protocol):
 
 
 @dataclass(frozen=True)
+class Processors:
+    """Classes of transformers that make a family's inputs, by the names that its files have."""
+
+    processor: str
+    image: str
+    video: str
+
+
+@dataclass(frozen=True)
 class Family:
     """A backbone family. Any serves as embedder and as generator."""
 
@@ -54,6 +63,8 @@ class Family:
     """From a config.json and its name in messages; raises RunError where it does not fit."""
     write_config: Callable[[QwenVLConfig], JsonObject]
     """The config.json, without special tokens and the type of the weights."""
+    processors: Processors
+    """What an exported folder names."""
     demo: Callable[[int, int], QwenVLConfig]
     """(vocab_size, image_token_id) -> the small model that a run without weights starts from."""
     hub_prefixes: tuple[tuple[str, str], ...] = ()
@@ -99,6 +110,7 @@ register(
         vision=QWEN2_VISION,
         read_config=partial(read_config, "qwen2_vl", read_qwen2_vision),
         write_config=partial(write_config, "Qwen2VLForConditionalGeneration", write_qwen2_vision),
+        processors=Processors("Qwen2VLProcessor", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"),
         demo=DEMO_QWEN2_VL,
     )
 )
@@ -111,6 +123,9 @@ register(
         write_config=partial(
             write_config, "Qwen2_5_VLForConditionalGeneration", write_qwen2_5_vision
         ),
+        processors=Processors(
+            "Qwen2_5_VLProcessor", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"
+        ),
         demo=DEMO_QWEN2_5_VL,
     )
 )
@@ -121,6 +136,7 @@ register(
         vision=QWEN3_VISION,
         read_config=read_qwen3_config,
         write_config=write_qwen3_config,
+        processors=Processors("Qwen3VLProcessor", "Qwen2VLImageProcessor", "Qwen3VLVideoProcessor"),
         demo=DEMO_QWEN3_VL,
         hub_prefixes=(("model.language_model.", "model."), ("model.visual.", "visual.")),
     )

@@ -101,7 +101,7 @@ def cached_annotations(
     """
     key = hashlib.sha256(catalogue.fingerprint.encode()).hexdigest()[:12]
     lone = "" if shown == "both" else f"-{shown}"
-    path = run.folder / "evaluations" / f"{key}-{generator}{lone}.jsonl"
+    path = run.evaluations / f"{key}-{generator}{lone}.jsonl"
     if path.is_file():
         return read_attributes(path)
     log_info(f"{generator} writes attributes for {len(catalogue.listings)} listings")

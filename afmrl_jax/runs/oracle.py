@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def oracle_by_endpoint(catalogue: Catalogue, endpoint: Endpoint, out: Path) -> R
 
 
 def oracle_by_checkpoint(
-    catalogue: Catalogue, weights: Path, out: Path, *, batch_size: int = 32
+    catalogue: Catalogue, weights: Path, out: Path, *, batch_size: int = 32, max_pictures: int = 1
 ) -> dict[str, str]:
     """Let a Qwen-VL model from a hub folder write the attributes of all listings to `out`.
 
@@ -53,6 +54,7 @@ def oracle_by_checkpoint(
         weights: folder of a model of any family, with its tokenizer.
         out: JSON lines, see `annotate`; if killed, the next call resumes.
         batch_size: listings at a time.
+        max_pictures: of a listing, the first ones.
 
     Raises:
         RunError: the folder cannot be read.
@@ -62,7 +64,11 @@ def oracle_by_checkpoint(
     architecture, params = read_model(weights, config.generator, mesh)
     tokenizer = BpeTokenizer.load(base_folder(weights))
     tokenizer.check_model(architecture.config.text.vocab_size, architecture.config.image_token_id)
-    image, text = config.image_of("generator"), config.text_of("generator")
+    image = replace(config.image_of("generator"), max_pictures=max_pictures)
+    text = config.text_of("generator")
+    # Each further picture has its visual tokens and two marks.
+    more = (max_pictures - 1) * (image.max_patches // image.merge_size**2 + 2)
+    text = replace(text, buckets=tuple(x + more for x in text.buckets))
     builder = RowBuilder.of(catalogue.listings, tokenizer, image, text)
     everything = np.arange(len(catalogue.listings))
     return annotate(

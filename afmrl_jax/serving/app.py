@@ -18,7 +18,7 @@ from afmrl_jax.serving.docs_page import docs_page
 from afmrl_jax.serving.engine import Engine
 from afmrl_jax.serving.guard import Guard
 from afmrl_jax.serving.metrics import Metrics
-from afmrl_jax.serving.routes import listings, models
+from afmrl_jax.serving.routes import chat, listings, models
 from afmrl_jax.serving.schemas import Problem
 from afmrl_jax.serving.service import Service
 from afmrl_jax.serving.settings import ServiceSettings
@@ -67,6 +67,7 @@ def build_app(make: Callable[[Metrics], Engine], settings: ServiceSettings) -> F
     )
     app.state.service = service
     app.include_router(models.router(service), responses=PROBLEMS)
+    app.include_router(chat.router(service), responses=PROBLEMS)
     app.include_router(listings.router(service), responses=PROBLEMS)
     app.include_router(_about(service, app))
     app.add_middleware(Guard, settings=settings, metrics=service.metrics)

@@ -245,7 +245,11 @@ class Engine:
         Raises:
             InputError: one cannot be used.
         """
-        inputs = [Input(x.title, cast(bytes, x.image)) for x in listings]
+        shown = [self._read(x) for x in listings]
+        inputs = [
+            Input(x.title, pictures[0], more=pictures[1:])
+            for x, pictures in zip(listings, shown, strict=True)
+        ]
         texts: list[str | None] = list(given)
         for n, text in enumerate(texts):
             if (self.about.attributes == FROM_FILE) != (text is not None):
@@ -260,12 +264,17 @@ class Engine:
         entries = await asyncio.to_thread(self._entries, listings, vectors, texts)
         await self._write(lambda: self.index.put(entries))
 
+    def _read(self, listing: Listing) -> tuple[bytes, ...]:
+        """The pictures of a listing that models read."""
+        most = self.embedder.image.max_pictures
+        return cast(tuple[bytes, ...], listing.pictures[:most])
+
     def _entries(
         self, listings: Sequence[Listing], vectors: np.ndarray, texts: Sequence[str | None]
     ) -> list[Entry]:
         side = self.about.thumbnails
         return [
-            entry_of(x, (cast(bytes, x.image),), vector, text, side)
+            entry_of(x, self._read(x), vector, text, side)
             for x, vector, text in zip(listings, vectors, texts, strict=True)
         ]
 

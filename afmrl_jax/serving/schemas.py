@@ -14,9 +14,15 @@ from afmrl_jax.inference.inputs import Input
 MAX_TEXT = 10_000
 """Letters of a text."""
 DATA_URI = "data:image/"
+MAX_PICTURES = 32
+"""Pictures of a listing, as in catalogues."""
 
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Picture = Annotated[str, Field(description="an encoded picture in base64, or a data: address")]
+Pictures = Annotated[
+    Picture | Annotated[list[Picture], Field(min_length=1, max_length=MAX_PICTURES)],
+    Field(description="one, or several of the same offer; models read the first ones"),
+]
 Id = Annotated[str, Field(min_length=1, max_length=512)]
 Cell = str | int | float | bool
 
@@ -31,7 +37,7 @@ class Item(Strict):
     """A text, a picture, or both."""
 
     text: Text | None = None
-    image: Picture | None = None
+    image: Pictures | None = None
     attributes: Text | dict[str, Text] | None = None
 
 
@@ -103,7 +109,7 @@ class NewListing(Strict):
 
     listing_id: Id
     title: Text
-    image: Picture
+    image: Pictures
     product_id: Id | None = Field(default=None, description="by default the listing's id")
     attributes: Text | dict[str, Text] | None = Field(
         default=None, description="only for an index that was embedded with given ones"
@@ -167,6 +173,47 @@ class OpenAIResponse(BaseModel):
     usage: OpenAIUsage
 
 
+class ChatRequest(BaseModel):
+    """The request of OpenAI's chat completions; lists are always written greedily and whole."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    messages: list[dict[str, Any]] = Field(min_length=1, max_length=64)
+    model: str = ""
+    stream: Literal[False] = False
+    n: Literal[1] = 1
+
+
+class ChatMessage(BaseModel):
+    """What was written."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class ChatChoice(BaseModel):
+    """The only one."""
+
+    index: Literal[0] = 0
+    message: ChatMessage
+    finish_reason: Literal["stop"] = "stop"
+
+
+class ChatUsage(OpenAIUsage):
+    """Tokens of a request and its answer."""
+
+    completion_tokens: int
+
+
+class ChatResponse(BaseModel):
+    """The answer of OpenAI's chat completions."""
+
+    object: Literal["chat.completion"] = "chat.completion"
+    choices: list[ChatChoice]
+    model: str
+    usage: ChatUsage
+
+
 class Problem(BaseModel):
     """Why a request was not answered."""
 
@@ -194,26 +241,45 @@ def picture_of(text: str) -> bytes:
     return found
 
 
-def input_of(text: str | None, picture: bytes | None, attributes: str | None = None) -> Input:
-    """A query or item.
+def pictures_of(given: str | list[str]) -> tuple[bytes, ...]:
+    """The encoded pictures of a request.
+
+    Raises:
+        InputError: one is no base64.
+    """
+    return tuple(map(picture_of, [given] if isinstance(given, str) else given))
+
+
+def input_of(
+    text: str | None,
+    picture: bytes | None,
+    attributes: str | None = None,
+    more: tuple[bytes, ...] = (),
+) -> Input:
+    """A query or item, `more` being further pictures.
 
     Raises:
         InputError: it is empty.
     """
-    found = Input(text if text and text.strip() else None, picture, attributes)
+    found = Input(text if text and text.strip() else None, picture, attributes, more)
     if found.text is None and picture is None:
         raise InputError("give a text, an image, or both")
     return found
 
 
 def input_of_messages(messages: list[dict[str, Any]]) -> Input:
-    """The text and picture of chat messages, whose roles do not matter.
+    """The title, pictures and attributes of chat messages.
+
+    Attributes are what an assistant says; system turns are left out, for the models have their own.
 
     Raises:
-        InputError: they are not made of texts and pictures, or have several pictures.
+        InputError: they are not made of texts and pictures.
     """
-    texts, pictures = list[str](), list[bytes]()
+    texts, pictures, attributes = list[str](), list[bytes](), list[str]()
     for message in messages:
+        role = message.get("role")
+        if role == "system":
+            continue
         content = message.get("content")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list):
@@ -221,7 +287,7 @@ def input_of_messages(messages: list[dict[str, Any]]) -> Input:
         for part in parts:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind == "text" and isinstance(part.get("text"), str):
-                texts.append(part["text"])
+                (attributes if role == "assistant" else texts).append(part["text"])
             elif kind == "image_url":
                 address = part.get("image_url")
                 address = address.get("url") if isinstance(address, dict) else address
@@ -230,6 +296,5 @@ def input_of_messages(messages: list[dict[str, Any]]) -> Input:
                 pictures.append(picture_of(address))
             else:
                 raise InputError("parts of a message are texts and image_urls")
-    if len(pictures) > 1:
-        raise InputError("one picture is embedded at a time")
-    return input_of(" ".join(texts), pictures[0] if pictures else None)
+    told = " ".join(attributes).strip() or None
+    return input_of(" ".join(texts), (*pictures, None)[0], told, tuple(pictures[1:]))

@@ -49,8 +49,8 @@ class FixedShapes:
         builder = rows_of([Input("word " * 1000)], self.embedder.tokenizer, self._image, text)
         words = len(builder.embedder(0, None, picture=False).tokens)
         attributed = words + text.max_attribute_tokens + 1
-        # A picture stands between two marks.
-        pictured = attributed + image.bin_patches // image.merge_size**2 + 2
+        # Each picture stands between two marks.
+        pictured = attributed + image.bin_patches // image.merge_size**2 + 2 * image.max_pictures
         longest = text.buckets[-1]
         return {
             "words": bucket_length(words, text),
@@ -97,8 +97,12 @@ class FixedShapes:
         Raises:
             InputError: the picture cannot be used, or the row is too long.
         """
-        if isinstance(x.picture, bytes):
-            _require_pixels(x.picture, pixels)
+        pictures, most = (x.picture, *x.more), self.embedder.image.max_pictures
+        if len(pictures) > most:
+            raise InputError(f"{len(pictures)} pictures; the models read {most} of a listing")
+        for picture in pictures:
+            if isinstance(picture, bytes):
+                _require_pixels(picture, pixels)
         builder = rows_of([x], self.embedder.tokenizer, self.embedder.image, self.embedder.text)
         try:
             row = builder.embedder(

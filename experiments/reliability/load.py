@@ -7,8 +7,10 @@ For texts, and for texts with a picture: the most requests a second, found by mo
 that each wait for their answers; then a minute of requests that come at half of that rate whether
 answered or not, with the times from when each should have been sent; then a rate of three times the
 most, which may be refused with 429 and nothing else; then how long it takes until ten requests in a
-row are answered. Memory and compiled programs come from /metrics. Writes
-experiments/results/reliability/load.json. The clients share the machine with the service.
+row are answered. Memory and compiled programs come from /metrics. Before all of it, a text is asked
+for by one client, one query after another, and with --run and --index by `afmrl search`, which
+starts Python and loads the models each time. Writes experiments/results/serving_load.json. The
+clients share the machine with the service.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import asyncio
 import base64
 import json
 import re
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -32,11 +36,13 @@ from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.runtime.setup import reported
 from afmrl_jax.types import JsonObject
 
-RESULTS = Path(__file__).parents[1] / "results" / "reliability"
+RESULTS = Path(__file__).parents[1] / "results"
 CLIENTS = (1, 2, 4, 8, 16, 32)
 GAIN = 1.05
 """More clients are tried while they bring so many times the requests a second."""
 IN_A_ROW = 10
+WARM, COMMANDS = 100, 3
+"""Queries one after another, and calls of the command."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,10 @@ class Load:
     """Of each number of clients."""
     half_seconds: float = 60.0
     over_seconds: float = 10.0
-    out: Path = RESULTS / "load.json"
+    run: str | None = None
+    """What `afmrl search` is given, with the index; without it the command is not timed."""
+    index: Path | None = None
+    out: Path = RESULTS / "serving_load.json"
 
 
 Ask = Callable[[], Awaitable[int]]
@@ -147,6 +156,30 @@ async def measure(settings: Load, client: httpx.AsyncClient, body: JsonObject) -
     }
 
 
+async def one_by_one(client: httpx.AsyncClient, body: JsonObject) -> float:
+    """Median milliseconds of a query when nobody else asks."""
+    took = []
+    for _ in range(WARM + IN_A_ROW):
+        begin = time.monotonic()
+        (await client.post("/search", json=body)).raise_for_status()
+        took.append(time.monotonic() - begin)
+    return round(1000 * float(np.median(took[IN_A_ROW:])), 2)
+
+
+def by_command(settings: Load) -> float | None:
+    """Median seconds of `afmrl search` with the same text; None if it is not told of the index."""
+    if settings.run is None or settings.index is None:
+        return None
+    command = [sys.executable, "-m", "afmrl_jax", "search", "--run", settings.run]
+    command += ["--index", str(settings.index), "--text", settings.text]
+    took = []
+    for _ in range(COMMANDS):
+        begin = time.monotonic()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        took.append(time.monotonic() - begin)
+    return round(float(np.median(took)), 2)
+
+
 async def run(settings: Load) -> JsonObject:
     """Figures by kind of request."""
     photo = base64.b64encode(settings.picture.read_bytes()).decode()
@@ -155,12 +188,17 @@ async def run(settings: Load) -> JsonObject:
     # Shorter than the service's: a connection that it closes as a request is sent is no answer.
     limits = httpx.Limits(max_connections=None, keepalive_expiry=2)
     async with httpx.AsyncClient(base_url=settings.url, limits=limits, timeout=60) as client:
-        return {name: await measure(settings, client, body) for name, body in bodies.items()}
+        warm = {"warm_ms": await one_by_one(client, words)}
+        found = {name: await measure(settings, client, body) for name, body in bodies.items()}
+    return {"one_text": warm, **found}
 
 
 def main(settings: Load) -> None:
     """Measure, print and write."""
+    command = by_command(settings)
     found = asyncio.run(run(settings))
+    if command is not None:
+        found["one_text"]["command_seconds"] = command
     print(json.dumps(found, indent=1))
     figures = {
         f"{kind}_{name}": value

@@ -64,6 +64,7 @@ def write_vision(vision):
 
 
 TOY = Family(
+    processors=FAMILIES["qwen2_vl"].processors,
     name="toy_vl",
     build=partial(QwenVL, style=STYLE),
     vision=STYLE,

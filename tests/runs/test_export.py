@@ -26,12 +26,14 @@ from afmrl_jax.config import (
 )
 from afmrl_jax.errors import RunError
 from afmrl_jax.inference.finished_run import FinishedRun
+from afmrl_jax.inference.folder import EXPORTED
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.families import FAMILIES
 from afmrl_jax.models.huggingface.folder import save_model
 from afmrl_jax.models.lora import add_lora, with_lora
 from afmrl_jax.parallel.mesh import make_mesh
 from afmrl_jax.runs import export
+from afmrl_jax.runs.listing_parts import Parts
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.testing import finish_stage, normalized_pixels, tiny_config
 from afmrl_jax.training.model_store import ModelStore
@@ -143,7 +145,7 @@ def expected(runs, inputs):
         run = FinishedRun(runs[kind])
         picture = Path(inputs[2]["image"]).read_bytes()
         loaded = [
-            export._Parts(x.get("text"), picture if "image" in x else None, x.get("attributes"))
+            Parts(x.get("text"), (picture,) if "image" in x else (), x.get("attributes"))
             for x in inputs
         ]
         out[kind] = export._ours(run, *run.model("cit-1"), loaded)
@@ -229,7 +231,9 @@ def test_the_example_of_the_card_gives_the_runs_vectors(exported, expected, inpu
     white = Image.alpha_composite(Image.new("RGBA", white.size, "white"), white)
     for known, vector in zip(inputs, expected[kind], strict=True):
         picture = white if "image" in known else None
-        found = names["embed"](known.get("text", ""), picture, known.get("attributes", ""))
+        found = names["embed"](
+            known.get("text", ""), [picture] if picture else [], known.get("attributes", "")
+        )
         np.testing.assert_allclose(found.numpy(), vector, atol=1e-4)
 
 
@@ -260,7 +264,7 @@ def test_very_long_pictures_are_cut_alike(exported, runs):
     from afmrl_jax.runs.portable.afmrl_embedder import Settings, pixels
 
     folder, _ = exported["demo"]
-    settings = Settings(**json.loads((folder / export.SETTINGS).read_text()))
+    settings = Settings(**json.loads((folder / EXPORTED).read_text()))
     config = FinishedRun(runs["demo"]).config.image
     rng = np.random.default_rng(5)
     for size in [(3, 590), (590, 3), (1, 1), (64, 64), (200, 7), (65, 31)]:
@@ -284,7 +288,7 @@ def test_very_long_pictures_are_cut_alike(exported, runs):
         ("", "at least one of the first two"),
         ({"title": "red"}, "a text, a PIL picture, or a dict"),
         ({"text": ["a", "b"]}, "`text` must be one string"),
-        ({"text": "a", "image": []}, "one picture"),
+        ({"image": []}, "at least one of the first two"),
         ([{"role": "user", "content": "red"}], "a text, a PIL picture, or a dict"),
     ],
 )
@@ -329,19 +333,19 @@ def test_systems_have_their_own_weights(runs, tmp_path):
 @pytest.mark.parametrize("fault", ["weights", "prompt", "pixels"])
 def test_vectors_that_differ_are_refused(runs, tmp_path, monkeypatch, fault):
     pytest.importorskip("torch", reason=torch_missing)
-    written = export._write_companions
+    written = export.write_companions
 
-    def write(folder, run, architecture):
-        written(folder, run, architecture)
+    def write(folder, run, architecture, role):
+        written(folder, run, architecture, role)
         if fault == "weights":
             other = run.folder / "infonce" / "model" / "model.safetensors"
             shutil.copyfile(other, folder / "model.safetensors")
             return
-        path = folder / export.SETTINGS
+        path = folder / EXPORTED
         change = {"layout": "chat"} if fault == "prompt" else {"mean": [0.5, 0.5, 0.5]}
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
 
-    monkeypatch.setattr(export, "_write_companions", write)
+    monkeypatch.setattr(export, "write_companions", write)
     with pytest.raises(RunError, match=r"differ by up to .* nothing was kept"):
         export.export(FinishedRun(runs["demo"]), None, tmp_path / "out")
     assert not list(tmp_path.iterdir())

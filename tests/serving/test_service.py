@@ -1,6 +1,7 @@
 """What a service answers is what the library gives."""
 
 import base64
+import dataclasses
 import json
 import shutil
 import threading
@@ -9,8 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from afmrl_jax.data.catalogue.load import load_catalogue
 from afmrl_jax.errors import RunError
 from afmrl_jax.inference.embedder import Embedder
+from afmrl_jax.inference.finished_run import FinishedRun
+from afmrl_jax.runs.embed import embed_catalogue
 from afmrl_jax.runs.living.filters import parse_where
 from afmrl_jax.runs.living.index import LivingIndex
 from afmrl_jax.runs.search import Query, Searcher
@@ -91,6 +95,69 @@ def test_the_shape_of_openai(client, embedder):
     message = client.post("/v1/embeddings", json={"messages": [{"role": "user", "content": parts}]})
     both = embedder.encode([{"text": "badge", "image": picture(1)}])
     np.testing.assert_allclose([message.json()["data"][0]["embedding"]], both, atol=1e-5)
+    said = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": "shape: circle"},
+    ]
+    message = client.post("/v1/embeddings", json={"messages": said})
+    told = {"text": "badge", "image": picture(1), "attributes": "shape: circle"}
+    wanted = embedder.encode([told])
+    np.testing.assert_allclose([message.json()["data"][0]["embedding"]], wanted, atol=1e-5)
+    two = client.post(
+        "/v1/embeddings", json={"messages": [{"role": "user", "content": [*parts, parts[0]]}]}
+    )
+    assert (two.status_code, "2 pictures; the models read 1" in two.text) == (422, True)
+
+
+def test_chat_completions_are_the_generators_lists(client, embedder):
+    parts = [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64," + coded(picture(1))}},
+        {"type": "text", "text": "badge"},
+    ]
+    said = [{"role": "user", "content": parts}]
+    found = client.post("/v1/chat/completions", json={"messages": said, "temperature": 0}).json()
+    wanted = embedder.generator.write([{"text": "badge", "image": picture(1)}])
+    assert [x["message"]["content"] for x in found["choices"]] == wanted
+    assert found["object"] == "chat.completion"
+    for body, why in [
+        ({"messages": said, "stream": True}, "stream"),
+        ({"messages": [*said, {"role": "assistant", "content": "a: b"}]}, "leave it out"),
+        ({"messages": [{"role": "user", "content": "badge"}]}, "needs one"),
+        ({"messages": []}, "messages"),
+    ]:
+        answer = client.post("/v1/chat/completions", json=body)
+        assert (answer.status_code, why in answer.text) == (422, True)
+
+
+def test_several_pictures_are_read_as_by_the_run(run, badge_shop, tmp_path, monkeypatch):
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    config["image"]["max_pictures"] = 2
+    (folder / "config.json").write_text(json.dumps(config))
+    own, catalogue = FinishedRun(folder), load_catalogue(badge_shop)
+    few = dataclasses.replace(catalogue, listings=catalogue.listings[:3])
+    embed_catalogue(own, "agcl+distilled", few, tmp_path / "index")
+    embedder = Embedder.of(own, own.system("agcl+distilled"))
+    shown = [picture(n) for n in (1, 2)]
+    with serving(own, tmp_path / "index", monkeypatch) as client:
+        before = compiling()
+        for given in (shown, shown[:1]):
+            item = {"text": "badge", "image": [coded(x) for x in given]}
+            found = client.post("/embed", json={"items": [item]}).json()["vectors"]
+            served = compiling().since(before).programs
+            wanted = embedder.encode([{"text": "badge", "image": given}])
+            np.testing.assert_allclose(found, wanted, atol=1e-5)
+            assert served == 0
+            before = compiling()
+        three = {"text": "badge", "image": [coded(shown[0])] * 3}
+        answer = client.post("/embed", json={"items": [three]})
+        assert (answer.status_code, "3 pictures; the models read 2" in answer.text) == (422, True)
+        new = {"listing_id": "two", "title": "badge", "image": [coded(x) for x in shown]}
+        assert client.post("/listings", json={"listings": [new]}, headers=WRITE).status_code == 200
+        entry = client.service.engine.index.entry("two")
+        told = {"text": "badge", "image": shown, "attributes": entry.line["attributes"]}
+        np.testing.assert_allclose(entry.vector, embedder.encode([told])[0], atol=1e-5)
 
 
 def test_attributes_are_those_of_the_generator(client, embedder):
@@ -143,6 +210,8 @@ def test_listings_come_change_and_go_and_outlive_the_service(run, embedded, tmp_
     photo = picture(77, "square", "blue")
     new = {"listing_id": "new/1 é", "title": "a new badge", "image": coded(photo)}
     new["extra"] = {"price": 9.5}
+    # Models of this run read one picture, and a listing may have more.
+    new["image"] = [new["image"], coded(picture(5))]
     with serving(run, folder, monkeypatch) as client:
         with pytest.raises(RunError, match="another"):
             LivingIndex(folder, writer="afmrl index add")

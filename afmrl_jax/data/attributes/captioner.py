@@ -8,15 +8,14 @@ size, redirects are not followed, and what is no reply counts as a failed listin
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from afmrl_jax.data.attributes.endpoint import Endpoint, bounded_client
+from afmrl_jax.data.attributes.endpoint import Endpoint, bounded_client, picture_part
 from afmrl_jax.data.attributes.replies import ReplyCache, reply_of, tidy, without_controls
 from afmrl_jax.data.catalogue.records import Listing
 from afmrl_jax.errors import ConfigError, RunError
@@ -79,32 +78,38 @@ class _Captioner:
             _Failed: this listing got no attributes; the message says why.
             RunError: the reply cannot be kept.
         """
-        picture, reply = await asyncio.to_thread(listing.read_image_bytes), None
+        places = range(min(len(listing.pictures), self._endpoint.max_pictures))
+        pictures = [await asyncio.to_thread(listing.read_image_bytes, n) for n in places]
+        reply = None
         for attempt in range(self._endpoint.attempts):
-            key = self._key(listing, picture, attempt)
+            key = self._key(listing, pictures, attempt)
             reply = self._cache.get(key)
             if reply is None:
-                reply = self._hidden(await self._request(listing, picture, attempt))
+                reply = self._hidden(await self._request(listing, pictures, attempt))
                 self._cache.put(key, listing.listing_id, reply)
             text, repaired = tidy(reply)
             if text:
                 return text, repaired
         raise _Failed(f"no attributes in the reply {(reply or '')[:80]!r}")
 
-    def _key(self, listing: Listing, picture: bytes, attempt: int) -> str:
+    def _key(self, listing: Listing, pictures: Sequence[bytes], attempt: int) -> str:
         about = self._endpoint
-        digest = hashlib.sha256(picture)
+        digest = hashlib.sha256(pictures[0])
+        for more in pictures[1:]:
+            digest.update(hashlib.sha256(more).digest())
         fixed = [about.model, about.instruction, about.max_tokens, listing.title, attempt]
         digest.update(json.dumps(fixed).encode())
         return digest.hexdigest()
 
-    async def _request(self, listing: Listing, picture: bytes, attempt: int) -> str:
+    async def _request(self, listing: Listing, pictures: Sequence[bytes], attempt: int) -> str:
         about, errors = self._endpoint, self._errors
-        url = f"data:{_media_type(picture)};base64,{base64.b64encode(picture).decode()}"
-        content: list[ChatCompletionContentPartParam] = [
-            {"type": "image_url", "image_url": {"url": url}},
-            {"type": "text", "text": about.instruction + listing.title},
-        ]
+        content = cast(
+            "list[ChatCompletionContentPartParam]",
+            [
+                *map(picture_part, pictures),
+                {"type": "text", "text": about.instruction + listing.title},
+            ],
+        )
         try:
             answer = await self.client.chat.completions.with_raw_response.create(
                 model=about.model,
@@ -149,13 +154,6 @@ class _Captioner:
         # Servers that want no key are sent words such as EMPTY, which a reply may well hold.
         secret = self._secret if self._secret and len(self._secret) >= 8 else None
         return text.replace(secret, "[key]") if secret else text
-
-
-def _media_type(picture: bytes) -> str:
-    for start, kind in ((b"\x89PNG", "image/png"), (b"RIFF", "image/webp"), (b"GIF8", "image/gif")):
-        if picture.startswith(start):
-            return kind
-    return "image/jpeg"
 
 
 class _Asking:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import importlib
 import os
 from dataclasses import dataclass
@@ -39,12 +40,16 @@ class Endpoint:
     max_tokens: int = 160
     instruction: str = INSTRUCTION
     """The prompt before the title."""
+    max_pictures: int = 1
+    """Pictures of a listing that are sent, the first ones."""
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise ConfigError(f"{self.url!r} is no address; give --url one with http:// before it")
-        if self.concurrency < 1:
-            raise ConfigError(f"--concurrency is {self.concurrency}; give 1 or more")
+        for name in ("concurrency", "max_pictures"):
+            if getattr(self, name) < 1:
+                option = "--" + name.replace("_", "-")
+                raise ConfigError(f"{option} is {getattr(self, name)}; give 1 or more")
 
     def key(self) -> str | None:
         """The key, or None.
@@ -59,6 +64,14 @@ class Endpoint:
                 "again"
             )
         return found or None
+
+
+def picture_part(picture: bytes) -> dict[str, Any]:
+    """A part of a message with an encoded picture, which it holds itself: a data address."""
+    kinds = ((b"\x89PNG", "png"), (b"RIFF", "webp"), (b"GIF8", "gif"), (b"BM", "bmp"))
+    kind = next((name for start, name in kinds if picture.startswith(start)), "jpeg")
+    address = f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+    return {"type": "image_url", "image_url": {"url": address}}
 
 
 def bounded_client(openai: Any, endpoint: Endpoint) -> Any:

@@ -44,6 +44,11 @@ def embedder_turns(budget: TextBudget) -> tuple[str, str]:
     return SYSTEM, budget.embedder_instruction
 
 
+def generator_turns(budget: TextBudget) -> tuple[str, str]:
+    """The generator's system turn, "" for none, and what stands before the title in the user's."""
+    return SYSTEM if budget.layout == "chat" else "", budget.generator_instruction
+
+
 def _pictures(tokenizer: Tokenizer, pictures: Sequence[Patches], config: ImageConfig) -> list[int]:
     out: list[int] = []
     for picture in pictures:
@@ -122,8 +127,7 @@ def generator_prompt(
     """
     visual = _pictures(tokenizer, pictures, config)
     if budget.layout != "bare":
-        system = SYSTEM if budget.layout == "chat" else ""
-        told = _chat(tokenizer, budget, visual, system, budget.generator_instruction, title)
+        told = _chat(tokenizer, budget, visual, *generator_turns(budget), title)
         return Row(told, pictures)
     start, end = tokenizer.im_start_id, tokenizer.eos_id
     words = _cut_title(tokenizer, "", title, budget) if title else []

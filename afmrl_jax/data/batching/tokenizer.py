@@ -208,6 +208,10 @@ class BpeTokenizer:
         with library_errors(self._where):
             return str(self._inner.decode(ids, skip_special_tokens=True))
 
+    def marks(self) -> list[str]:
+        """Special tokens as other programs find them in a text, by id."""
+        return [x.content for _, x in sorted(self._inner.get_added_tokens_decoder().items())]
+
     def token_bytes(self) -> list[bytes | None]:
         """The bytes that each id stands for, None for special tokens.
 

@@ -47,6 +47,7 @@ from afmrl_jax.performance.record import check_writable, is_record_of
 from afmrl_jax.performance.sweep.cell import Cell, Task, changes, largest_batch, plan_of
 from afmrl_jax.performance.sweep.measure import Peak, capacity, measure
 from afmrl_jax.performance.sweep.tables import draw, markdown, with_one_peak
+from afmrl_jax.performance.sweep.work import catalogue as read_catalogue
 from afmrl_jax.runtime.compilation import compiling_anew
 from afmrl_jax.runtime.files import write_json, write_text
 from afmrl_jax.runtime.hardware import machine
@@ -93,7 +94,10 @@ class Sweep:
     workers: int = 0
     """Processes that read batches; 0 reads in a thread."""
     catalogue: str = "furniture"
-    """`furniture`, or a folder in the catalogue format."""
+    """Folder with listings.jsonl, .parquet or .csv, a store, any CSV, `hf://user/set#split`,
+    `furniture` or `marketplace`."""
+    columns: str | None = None
+    """Which columns of a table are which, as in `--columns title=name,product_id=sku`."""
     devices: int = 0
     """Simulate this many CPU devices; 0 uses the existing devices."""
     memory_gb: float | None = None
@@ -156,11 +160,15 @@ class Sweep:
         peak, rows = Peak(), []
         for asked in list(self.cells()):
             cell = self._sized(asked)
-            key = cell.key(where | {"catalogue": self.catalogue})
+            # Rows of earlier versions were measured without columns.
+            columns = {} if self.columns is None else {"columns": self.columns}
+            key = cell.key(where | {"catalogue": self.catalogue} | columns)
             if key in kept and not (self.retry and kept[key]["status"] == "failed"):
                 rows.append(kept[key])
                 continue
             row = {"key": key, "label": cell.label, "cell": vars(cell), **where, "note": self.note}
+            # A catalogue that cannot be read is no row's failure.
+            read_catalogue(self.catalogue, self.columns)
             log_info(f"{len(rows) + 1}: {cell.label}")
             with compiling_anew():
                 row |= self._measured(cell, peak)
@@ -196,7 +204,11 @@ class Sweep:
                 "why": why + "Try: " + "; ".join(changes(cell)),
             }
         try:
-            return planned | {"status": "done"} | measure(cell, self.catalogue, peak)
+            return (
+                planned
+                | {"status": "done"}
+                | measure(cell, self.catalogue, peak, columns=self.columns)
+            )
         except Exception as error:  # Of any kind: the other rows are worth measuring.
             name, why = type(error).__name__, str(error)[:500]
             return planned | {"status": "failed", "error": name, "why": why or name}

@@ -73,7 +73,7 @@ class Peak:
         return self._measured, MEASURED
 
 
-def measure(cell: Cell, catalogue: str, peak: Peak) -> JsonObject:
+def measure(cell: Cell, catalogue: str, peak: Peak, *, columns: str | None = None) -> JsonObject:
     """Compile a cell, run it over fresh batches and report how fast it was.
 
     The loop waits for each step, so time spent waiting for a batch is lost time. Batches are read
@@ -83,7 +83,7 @@ def measure(cell: Cell, catalogue: str, peak: Peak) -> JsonObject:
     mesh = make_mesh(data, model)
     load = os.getloadavg()[0]
     with jax.set_mesh(mesh):
-        work = Work(cell, mesh, catalogue)
+        work = Work(cell, mesh, catalogue, columns)
         source: Source[Batch] = work.source
         batches = iterate(source, workers=cell.workers)
         first = work.placed(next(batches))

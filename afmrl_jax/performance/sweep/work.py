@@ -63,9 +63,13 @@ ALL_SHOWN = InputDropout(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 @cache
-def catalogue(name: str) -> tuple[list[Listing], list[str], BpeTokenizer]:
+def catalogue(
+    name: str, columns: str | None = None
+) -> tuple[list[Listing], list[str], BpeTokenizer]:
     """Listings with attributes, their attribute lists, and a tokenizer trained on both."""
-    listings = [x for x in load_catalogue(name).listings if x.attributes]
+    listings = [x for x in load_catalogue(name, columns=columns).listings if x.attributes]
+    if not listings:
+        raise ConfigError(f"{name} has no listing with attributes; choose another --catalogue")
     texts = [format_attributes((x.attributes or {}).items()) for x in listings]
     return listings, texts, BpeTokenizer.train([x.title for x in listings] + texts, WORDS)
 
@@ -87,9 +91,9 @@ def picture_budget(vision: VisionConfig, tokens: int) -> ImageConfig:
 class Work:
     """One cell: batches on the host, and a compiled step from batch to metrics."""
 
-    def __init__(self, cell: Cell, mesh: Mesh, name: str):
+    def __init__(self, cell: Cell, mesh: Mesh, name: str, columns: str | None = None):
         self._cell, self._mesh = cell, mesh
-        self._listings, self._texts, self._tokenizer = catalogue(name)
+        self._listings, self._texts, self._tokenizer = catalogue(name, columns)
         config = preset(cell.model)
         if config.text.vocab_size < WORDS:
             raise ConfigError(f"{cell.model} has fewer than {WORDS} words")

@@ -5,8 +5,9 @@ tokenizers, Pillow and NumPy, and nothing of the program that trained the model.
 
     a text, a picture (PIL), or {"text": ..., "image": ..., "attributes": "key: value; key: value"}
 
-with any of the three left out; `image` may also be the path of a picture. A plain string is always
-a text. Rows, pictures and their order are those of the training; README.md shows them.
+with any of the three left out; `image` may also be the path of a picture, or a list of pictures, of
+which as many are read as the model was trained with. A plain string is always a text. Rows,
+pictures and their order are those of the training; README.md shows them.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class Settings(NamedTuple):
     max_patches: int
     mean: Sequence[float]
     std: Sequence[float]
+    max_pictures: int = 1
+    """Pictures of a row; further ones are not read."""
 
 
 class Pixels(NamedTuple):
@@ -206,13 +209,12 @@ class Rows:
         row = [start, *self._encode(self.settings.system), end, *newline]
         return [*row, start, *user, end, *newline, start, *self._encode("assistant\n")]
 
-    def tokens(self, text: str, attributes: str, grid: tuple[int, int] | None) -> list[int]:
-        """The row of one input; `grid` is rows and columns of patches, None for no picture."""
+    def tokens(self, text: str, attributes: str, grids: Sequence[tuple[int, int]]) -> list[int]:
+        """The row of one input; a grid is a picture's rows and columns of patches."""
         visual: list[int] = []
-        if grid is not None:
-            pads = grid[0] * grid[1] // self.settings.merge_size**2
-            visual = [self._special("image_pad")] * pads
-            visual = [self._special("vision_start"), *visual, self._special("vision_end")]
+        for rows, columns in grids:
+            pads = [self._special("image_pad")] * (rows * columns // self.settings.merge_size**2)
+            visual += [self._special("vision_start"), *pads, self._special("vision_end")]
         if self.settings.layout == "chat":
             row = self._chat(visual, text)
         else:
@@ -226,13 +228,14 @@ class Rows:
     def arguments(self, inputs: Sequence[object]) -> dict[str, torch.Tensor]:
         """The arguments of `Qwen2VLModel`: rows padded on the right, pictures one by one."""
         rows, pictures = [], []
-        for given in inputs:
-            known = as_mapping(given)
-            picture = known.get("image")
-            cut = None if picture is None else pixels(picture, self.settings)
-            grid = None if cut is None else cut.grid
-            rows.append(self.tokens(known.get("text") or "", known.get("attributes") or "", grid))
-            pictures += [] if cut is None else [cut]
+        for x in inputs:
+            known = as_mapping(x)
+            given = known.get("image")
+            several = given if isinstance(given, list | tuple) else [] if given is None else [given]
+            cut = [pixels(x, self.settings) for x in several[: self.settings.max_pictures]]
+            texts = (known.get(key) or "" for key in ("text", "attributes"))
+            rows.append(self.tokens(*texts, [x.grid for x in cut]))
+            pictures += cut
         longest = max(len(row) for row in rows)
         pad = self._special("endoftext")
         ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
@@ -261,8 +264,6 @@ def as_mapping(given: Any) -> Mapping[str, Any]:
     for key in ("text", "attributes"):
         if not isinstance(given.get(key) or "", str):
             raise ValueError(f"`{key}` must be one string, found {given[key]!r:.200}")
-    if isinstance(given.get("image"), list | tuple):
-        raise ValueError("`image` must be one picture; the model was trained with one per row")
     return given
 
 

@@ -23,7 +23,7 @@ from afmrl_jax.serving.routes.bodies import (
     validated,
 )
 from afmrl_jax.serving.routes.models import require_few
-from afmrl_jax.serving.schemas import picture_of
+from afmrl_jax.serving.schemas import pictures_of
 from afmrl_jax.serving.service import Service
 
 ListingId = Annotated[str, Query(min_length=1, max_length=512)]
@@ -78,7 +78,7 @@ def _add_changes(found: APIRouter, service: Service) -> None:
     async def put(request: Request) -> dict[str, int]:
         engine = service.get_to_write(request)
         rows = await _rows(request, service)
-        listings = [_listing(x, picture, n) for n, (x, picture) in enumerate(rows)]
+        listings = [_listing(x, pictures, n) for n, (x, pictures) in enumerate(rows)]
         repeated = {x.listing_id for x in listings}
         if len(repeated) < len(listings):
             raise InputError("an id is repeated; give each listing once")
@@ -112,18 +112,20 @@ def _add_changes(found: APIRouter, service: Service) -> None:
         return changed(len(listing_id))
 
 
-async def _rows(request: Request, service: Service) -> list[tuple[schemas.NewListing, bytes]]:
+async def _rows(
+    request: Request, service: Service
+) -> list[tuple[schemas.NewListing, tuple[bytes, ...]]]:
     if not is_form(request):
         asked = await read_json_body(request, schemas.ListingsRequest)
         require_few(len(asked.listings), service)
-        return [(x, picture_of(x.image)) for x in asked.listings]
+        return [(x, pictures_of(x.image)) for x in asked.listings]
     fields = await read_form(request)
     picture = fields.pop("image", None)
     if not isinstance(picture, bytes) or not picture:
         raise InputError("image: send a file")
     if "extra" in fields:
         fields["extra"] = parse_json(fields["extra"], "extra", error=InputError)
-    return [(validated(schemas.NewListing, {**fields, "image": "a file"}), picture)]
+    return [(validated(schemas.NewListing, {**fields, "image": "a file"}), (picture,))]
 
 
 def _require_carried(extra: dict[str, Any]) -> None:
@@ -134,13 +136,14 @@ def _require_carried(extra: dict[str, Any]) -> None:
         raise InputError(f"extra: {printable(name[:60])!r} cannot be carried: {why}")
 
 
-def _listing(x: schemas.NewListing, picture: bytes, number: int) -> Listing:
+def _listing(x: schemas.NewListing, pictures: tuple[bytes, ...], number: int) -> Listing:
     """A listing that is checked as those of catalogues are."""
     row: dict[str, object] = dict(x.extra)
     own = {"listing_id": x.listing_id, "product_id": x.product_id or x.listing_id}
     try:
         _require_carried(x.extra)
-        # A picture in bytes, so that no file is looked for.
-        return to_listing({**row, **own, "title": x.title, "image": picture}, Path("/nonexistent"))
+        # Pictures in bytes, so that no file is looked for.
+        own_pictures = {"image": pictures[0], "images": list(pictures[1:])}
+        return to_listing({**row, **own, "title": x.title, **own_pictures}, Path("/nonexistent"))
     except (CatalogueError, InputError) as error:
         raise InputError(f"listings[{number}]: {error}") from error

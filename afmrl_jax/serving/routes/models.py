@@ -26,7 +26,7 @@ from afmrl_jax.serving.routes.bodies import (
     read_json_body,
     validated,
 )
-from afmrl_jax.serving.schemas import input_of, picture_of
+from afmrl_jax.serving.schemas import input_of, picture_of, pictures_of
 from afmrl_jax.serving.service import Service
 
 SEARCH_FORM = {
@@ -145,8 +145,9 @@ def _inputs(asked: schemas.ItemsRequest, service: Service) -> list[Input]:
     found = []
     for n, x in enumerate(asked.items):
         try:
-            picture = None if x.image is None else picture_of(x.image)
-            found.append(input_of(x.text, picture, attributes_text(x.attributes)))
+            pictures = () if x.image is None else pictures_of(x.image)
+            text = attributes_text(x.attributes)
+            found.append(input_of(x.text, (*pictures, None)[0], text, pictures[1:]))
         except InputError as error:
             raise InputError(f"items[{n}]: {error}") from error
     return found

@@ -27,6 +27,7 @@ class Server:
     def __init__(self):
         self.asked = Counter()
         self.script = {}
+        self.pictures = []
         self.status = 200
         self.lock = threading.Lock()
         self.most, self.now = 0, 0
@@ -60,8 +61,10 @@ class Server:
         )
 
     def answer(self, handler, body):
-        picture, text = body["messages"][0]["content"]
-        assert picture["image_url"]["url"].startswith("data:image/png;base64,")
+        *pictures, text = body["messages"][0]["content"]
+        for picture in pictures:
+            assert picture["image_url"]["url"].startswith("data:image/png;base64,")
+        self.pictures.append(len(pictures))
         title = text["text"].removeprefix(INSTRUCTION)
         with self.lock:
             self.asked[title] += 1

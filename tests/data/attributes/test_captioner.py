@@ -1,5 +1,7 @@
 """The captioner's client against a real server that fails, stalls and talks rubbish."""
 
+import dataclasses
+
 import pytest
 
 from afmrl_jax.data.attributes import captioner as module
@@ -29,6 +31,19 @@ def test_nothing_is_asked_for_twice(server, listings, tmp_path):
     # Another question is another key.
     ask(server, listings[:1], tmp_path, max_tokens=20)
     assert server.asked["badge 000"] == 2
+
+
+def test_as_many_pictures_are_sent_as_are_wanted(server, listings, tmp_path):
+    several = [
+        dataclasses.replace(x, more_images=(y.image,) * 2)
+        for x, y in zip(listings[:2], listings[2:4], strict=True)
+    ]
+    ask(server, several, tmp_path)
+    assert server.pictures == [1, 1]
+    # The first alone was another question than all of them, and was not paid for again.
+    ask(server, several, tmp_path, max_pictures=3)
+    ask(server, listings[:2], tmp_path, max_pictures=3)
+    assert server.pictures == [1, 1, 3, 3]
 
 
 @pytest.mark.parametrize("step", [500, 429, "stall"])
