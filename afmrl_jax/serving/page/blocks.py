@@ -10,10 +10,11 @@ import gradio as gr
 
 from afmrl_jax.serving.page.answers import Answers
 from afmrl_jax.serving.page.shown import fragment
+from afmrl_jax.serving.schemas import MAX_TEXT
 from afmrl_jax.serving.service import Service
 
 TITLE = "afmrl: product search"
-ANSWER = '<div class="answer" role="region" aria-live="polite" aria-label="{}">${{value}}</div>'
+ANSWER = '<div class="answer" role="region" aria-label="{}">${{value}}</div>'
 """A template of gradio's, whose value takes the place at its end."""
 RESULTS = 12
 """Listings that a search shows unless more are asked for."""
@@ -50,6 +51,7 @@ def page(service: Service) -> Any:
             "outputs": results,
             "queue": False,
             "api_visibility": "private",
+            "show_progress": "minimal",
         }
         button.click(**asking)
         form[0].submit(**asking)
@@ -62,6 +64,7 @@ def _head(service: Service) -> str:
     return (
         f"<h1>Product search</h1><p class='quiet'>System {html.escape(about.system)}, catalogue "
         f"{html.escape(about.catalogue)}. For programs: <a href='docs'>documentation</a>.</p>"
+        "<div id='said' class='hidden-text' role='status'></div>"
     )
 
 
@@ -77,7 +80,12 @@ def _answer(label: str, text: str) -> Any:
 def _form(service: Service) -> tuple[list[Any], Any]:
     """The fields, in the order of `Asked.of`, and the button."""
     limit = f"const LIMIT = {service.settings.limits.body_bytes};\n"
-    text = gr.Textbox(label="Words", placeholder="such as: striped dress, v-neck", max_length=10_000)
+    text = gr.Textbox(
+        label="Words",
+        placeholder="such as: striped dress, v-neck",
+        max_length=MAX_TEXT,
+        elem_id="words",
+    )
     photo = gr.HTML(
         "",
         html_template=asset("photo.html"),
@@ -86,7 +94,7 @@ def _form(service: Service) -> tuple[list[Any], Any]:
         elem_id="photo",
     )
     button = gr.Button("Search", variant="primary", elem_id="search")
-    gr.HTML('<div id="notice" role="alert" hidden></div>', js_on_load=None)
+    gr.HTML('<div id="notice" role="alert" hidden></div>', js_on_load=None, elem_id="notice-box")
     with gr.Accordion("Filters and options", open=False):
         pairs = gr.Dropdown(
             [], label="Attributes that all results have", multiselect=True, allow_custom_value=True

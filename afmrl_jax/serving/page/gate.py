@@ -8,6 +8,7 @@ with nothing but plain values, and nothing is kept.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,6 +32,7 @@ POLICY = (
 )
 """The browser loads nothing from elsewhere, whatever a page says."""
 LEFT_OUT = (b"set-cookie", b"content-security-policy")
+CARDS = re.compile(rb'<meta\s+(?:property="og:|name="twitter:)[^>]*>')
 Value = str | int | float | bool | None | list[str]
 
 
@@ -64,7 +66,10 @@ class Gate:
         path, method = scope["path"].removeprefix(scope.get("root_path", "")) or "/", scope["method"]
         reads = path in PAGES or path.startswith(FOLDERS)
         if method in ("GET", "HEAD") and reads and ".." not in path:
-            await self._app(scope, receive, _guarded(send))
+            if path == "/":
+                await self._app(_plain(scope), receive, _without_cards(_guarded(send)))
+            else:
+                await self._app(scope, receive, _guarded(send))
         elif method == "POST" and path.startswith(FUNCTIONS):
             await self._call(scope, receive, send)
         else:
@@ -91,6 +96,33 @@ class Gate:
             return {"type": "http.request", "body": body, "more_body": False}
 
         await self._app({**scope, "headers": [*headers, length]}, checked, _guarded(send))
+
+
+def _plain(scope: Scope) -> Scope:
+    """A request whose answer is not compressed."""
+    return {**scope, "headers": [x for x in scope["headers"] if x[0] != b"accept-encoding"]}
+
+
+def _without_cards(send: Send) -> Send:
+    """Takes the cards for social networks, which show gradio's, out of a page that is sent whole."""
+    start: dict[str, Any] = {}
+    body = b""
+
+    async def changed(message: Message) -> None:
+        nonlocal body
+        if message["type"] == "http.response.start":
+            start.update(message)
+            return
+        body += message.get("body", b"")
+        if message.get("more_body"):
+            return
+        page = CARDS.sub(b"", body)
+        length = (b"content-length", str(len(page)).encode())
+        headers = [x for x in start["headers"] if x[0].lower() != length[0]]
+        await send({**start, "headers": [*headers, length]})
+        await send({"type": "http.response.body", "body": page})
+
+    return changed
 
 
 def _guarded(send: Send) -> Send:
