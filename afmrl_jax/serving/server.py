@@ -40,9 +40,7 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def serve(
-    run: FinishedRun, folder: Path, compare: Path | None, settings: ServiceSettings
-) -> None:
+def serve(run: FinishedRun, folder: Path, compare: Path | None, settings: ServiceSettings) -> None:
     """Serve an index until SIGTERM or Ctrl-C.
 
     Args:

@@ -12,7 +12,7 @@ from afmrl_jax.notebook import service
 
 
 def test_a_service_that_ends_says_why(tmp_path):
-    with pytest.raises(RunError, match="(?s)afmrl serve --run .* ended with status 1.*not a run"):
+    with pytest.raises(RunError, match=r"(?s)afmrl serve --run .* ended with status 1.*not a run"):
         service.Service("--run", tmp_path, "--index", tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""What the page's buttons do: a search, or one by two systems, as HTML that always says something."""
+"""What the page's buttons do: a search by one system or by two; the answer is always HTML."""
 
 from __future__ import annotations
 

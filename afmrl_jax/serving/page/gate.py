@@ -1,8 +1,8 @@
 """What stands between the service and gradio: of all that gradio answers, what the page needs.
 
-Gradio also takes uploads, serves files, relays requests and keeps sessions. The page needs none of it:
-its photo comes with the search, as text. So only its own files and its own functions are reached,
-with nothing but plain values, and nothing is kept.
+Gradio also takes uploads, serves files, relays requests and keeps sessions. The page needs none of
+it: its photo comes with the search, as text. So only its own files and its own functions are
+reached, with nothing but plain values, and nothing is kept.
 """
 
 from __future__ import annotations
@@ -63,7 +63,10 @@ class Gate:
         """Answer a request, or pass it on."""
         if scope["type"] != "http":
             return
-        path, method = scope["path"].removeprefix(scope.get("root_path", "")) or "/", scope["method"]
+        path, method = (
+            scope["path"].removeprefix(scope.get("root_path", "")) or "/",
+            scope["method"],
+        )
         reads = path in PAGES or path.startswith(FOLDERS)
         if method in ("GET", "HEAD") and reads and ".." not in path:
             if path == "/":
@@ -104,7 +107,7 @@ def _plain(scope: Scope) -> Scope:
 
 
 def _without_cards(send: Send) -> Send:
-    """Takes the cards for social networks, which show gradio's, out of a page that is sent whole."""
+    """Takes cards for social networks, which show gradio's, out of a page that is sent whole."""
     start: dict[str, Any] = {}
     body = b""
 
