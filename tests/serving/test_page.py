@@ -197,7 +197,7 @@ class Page:
 
     def ask(self, name="search", **given):
         form = {
-            "text": "", "photo": "", "pairs": [], "low": None, "high": None, "where": "", "k": 5,
+            "text": "", "photo": "", "pairs": [], "low": "", "high": "", "where": "", "k": 5,
             "wish": "auto",
         }  # fmt: skip
         return self.call(name, list((form | given).values()))
@@ -222,11 +222,11 @@ def test_it_searches_by_words_and_photo(page):
 
 
 def test_it_filters_by_price_and_conditions(page):
-    html = page.ask(text="badge", low=3, high=8.0, where="price!=5\n\nlisting_id~-")
+    html = page.ask(text="badge", low="3", high=" 8.0", where="price!=5\n\nlisting_id~-")
     prices = {int(x) for x in re.findall(r'class="price">(\d+)<', html)}
     assert prices
     assert prices <= {3, 4, 6, 7, 8}
-    assert "No listing fits" in page.ask(text="badge", low=1000)
+    assert "No listing fits" in page.ask(text="badge", low="1000")
     assert page.ask(text="badge", pairs=["title~badge"]).count('<li class="hit">') == 5
 
 
@@ -238,6 +238,7 @@ def test_it_filters_by_price_and_conditions(page):
         ({"photo": "https://foreign.example/a.jpg"}, "not fetched"),
         ({"text": "a", "where": "nonsense"}, "cannot be read"),
         ({"text": "a", "where": "weight<5"}, "no listing has"),
+        ({"text": "a", "low": "cheap"}, "no number"),
         ({"text": "a", "where": "<script>=1"}, "&lt;script&gt;"),
         ({"text": "a" * 10_001}, "longer than"),
         ({"text": "a", "wish": "perhaps"}, "load the page again"),

@@ -34,8 +34,9 @@ class Asked:
     """A data: address; empty for none."""
     pairs: tuple[str, ...]
     """Conditions on attributes."""
-    low: float | None
-    high: float | None
+    low: str
+    """Lowest price; empty for any."""
+    high: str
     where: str
     """Further conditions, one a line."""
     k: int
@@ -49,16 +50,13 @@ class Asked:
             InputError: one is not of its kind, which the page itself never sends.
         """
         text, photo, pairs, low, high, where, k, wish = values
-        texts = isinstance(text, str | None) and isinstance(photo, str | None)
-        numbers = all(x is None or type(x) in (int, float) for x in (low, high, k))
+        texts = [x or "" for x in (text, photo, low, high, where)]
+        known = all(isinstance(x, str) for x in texts) and type(k) in (int, float)
         listed = isinstance(pairs, list | None) and all(isinstance(x, str) for x in pairs or ())
-        if not (texts and numbers and listed and isinstance(where, str | None)):
+        if not (known and listed and wish in ("auto", "on", "off")):
             raise InputError("the form cannot be read; load the page again")
-        if wish not in ("auto", "on", "off"):
-            raise InputError("the form cannot be read; load the page again")
-        return cls(
-            text or "", photo or "", tuple(pairs or ()), low, high, where or "", int(k or 0), wish
-        )
+        text, photo, low, high, where = texts
+        return cls(text, photo, tuple(pairs or ()), low.strip(), high.strip(), where, int(k), wish)
 
     def query(self) -> Input:
         """What is searched for.
@@ -80,8 +78,8 @@ class Asked:
         """
         found = [*self.pairs, *(x for x in self.where.splitlines() if x.strip())]
         if price is not None:
-            found += [f"{price}>={self.low!r}"] if self.low is not None else []
-            found += [f"{price}<={self.high!r}"] if self.high is not None else []
+            found += [f"{price}>={self.low}"] if self.low else []
+            found += [f"{price}<={self.high}"] if self.high else []
         return parse_where(found)
 
 

@@ -50,11 +50,13 @@ def page(service: Service) -> Any:
             "inputs": form,
             "outputs": results,
             "queue": False,
+            "api_name": "search",
             "api_visibility": "private",
             "show_progress": "minimal",
         }
         button.click(**asking)
-        form[0].submit(**asking)
+        for words in (form[0], *form[3:5]):
+            words.submit(**asking)
         _offer(found, answers, form)
     return found
 
@@ -100,8 +102,17 @@ def _form(service: Service) -> tuple[list[Any], Any]:
             [], label="Attributes that all results have", multiselect=True, allow_custom_value=True
         )
         with gr.Row():
-            low = gr.Number(None, label="Price from", minimum=0, min_width=110, visible=False)
-            high = gr.Number(None, label="Price to", minimum=0, min_width=110, visible=False)
+            # Gradio's numbers cannot be empty: they become 0 once they are shown.
+            low, high = (
+                gr.Textbox(
+                    label=f"Price {x}",
+                    max_length=30,
+                    min_width=110,
+                    visible=False,
+                    elem_id=f"price-{x}",
+                )
+                for x in ("from", "to")
+            )
         where = gr.Textbox(
             label="Further conditions, one a line", lines=2, placeholder="brand=Acme\ntitle~oak"
         )
@@ -130,7 +141,13 @@ def _comparison(service: Service, answers: Answers, form: list[Any]) -> None:
     told = "The same query and filters, answered by both systems."
     shown = _answer("Comparison", told)
     button.click(
-        answers.compare, form, shown, queue=False, api_visibility="private", show_progress="minimal"
+        answers.compare,
+        form,
+        shown,
+        queue=False,
+        api_name="compare",
+        api_visibility="private",
+        show_progress="minimal",
     )
 
 
