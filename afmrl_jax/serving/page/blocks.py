@@ -27,9 +27,19 @@ def asset(name: str) -> str:
 
 def theme() -> Any:
     """Gradio's plain theme in the fonts of the system: others would be fetched."""
-    return gr.themes.Default(
-        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    plain = gr.themes.Default(
+        primary_hue="blue",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
     )
+    # White on gradio's own shades is hard to read.
+    shades = {"": "*primary_700", "_hover": "*primary_800"}
+    buttons = {
+        f"button_primary_background_fill{state}{mode}": shade
+        for state, shade in shades.items()
+        for mode in ("", "_dark")
+    }
+    return plain.set(color_accent="*primary_600", **buttons)
 
 
 def page(service: Service) -> Any:
