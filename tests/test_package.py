@@ -159,11 +159,13 @@ OPTIONAL = (
     "faiss",
     "qdrant_client",
     "lancedb",
+    "selenium",
 )
 
 
 def test_a_start_waits_for_nothing_that_it_may_not_need():
-    late = "matplotlib sklearn torch tensorboardX tensorflow_datasets transformers scipy.stats"
+    late = "matplotlib sklearn torch tensorboardX tensorflow_datasets transformers scipy.stats "
+    late += "gradio fastapi"
     code = "import afmrl_jax.cli.main, afmrl_jax.runs.pipeline, sys; "
     code += f"print([x for x in '{late}'.split() if x in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -18,6 +18,7 @@ from afmrl_jax.serving.docs_page import docs_page
 from afmrl_jax.serving.engine import Engine
 from afmrl_jax.serving.guard import Guard
 from afmrl_jax.serving.metrics import Metrics
+from afmrl_jax.serving.page.mount import mount_page
 from afmrl_jax.serving.routes import chat, listings, models
 from afmrl_jax.serving.schemas import Problem
 from afmrl_jax.serving.service import Service
@@ -32,18 +33,23 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def build_app(make: Callable[[Metrics], Engine], settings: ServiceSettings) -> FastAPI:
+def build_app(
+    make: Callable[[Metrics], Engine],
+    settings: ServiceSettings,
+    compared: Callable[[Metrics], Engine] | None = None,
+) -> FastAPI:
     """The application.
 
     Args:
         make: loads the engine; called at once, so that what is wrong with the index is said before
             anything listens.
         settings: of the service.
+        compared: loads the engine that the page compares the other one with, if any.
 
     Raises:
         AfmrlError: the engine cannot be loaded, or the token cannot be used.
     """
-    service = Service(make, settings)
+    service = Service(make, settings, compared)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -70,6 +76,8 @@ def build_app(make: Callable[[Metrics], Engine], settings: ServiceSettings) -> F
     app.include_router(chat.router(service), responses=PROBLEMS)
     app.include_router(listings.router(service), responses=PROBLEMS)
     app.include_router(_about(service, app))
+    if settings.page:
+        mount_page(app, service)
     app.add_middleware(Guard, settings=settings, metrics=service.metrics)
     app.add_exception_handler(AfmrlError, _unusable)
     app.add_exception_handler(Stopped, _stopped)

@@ -49,6 +49,8 @@ class Engine:
         folder: what `embed_catalogue` wrote; this process holds it for writing.
         settings: of the service.
         seen: called with each batch's kind, size and seconds.
+        writes: whether the index may be changed; otherwise other processes may change it, and what
+            was there at the start is searched.
 
     Raises:
         RunError: the folder is damaged, of another run, or held by another process.
@@ -60,6 +62,8 @@ class Engine:
         folder: Path,
         settings: ServiceSettings,
         seen: Callable[[str, int, float], None] = lambda *_: None,
+        *,
+        writes: bool = True,
     ):
         about = About.read(folder)
         self.embedder = Embedder.of(run, run.system(about.system))
@@ -73,7 +77,10 @@ class Engine:
         self._shapes = FixedShapes(self.embedder, settings.batch)
         self._most = settings.limits.results
         self.index = LivingIndex(
-            folder, embedder=self.embedder.identity, mesh=run.mesh, writer=COMMAND
+            folder,
+            embedder=self.embedder.identity,
+            mesh=run.mesh,
+            writer=COMMAND if writes else None,
         )
         self._batcher = Batcher(self._work, most=settings.batch, wait=self._wait, seen=seen)
         self._writing = asyncio.Lock()

@@ -40,12 +40,14 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def serve(run: FinishedRun, folder: Path, settings: ServiceSettings) -> None:
+def serve(run: FinishedRun, folder: Path, compare: Path | None, settings: ServiceSettings) -> None:
     """Serve an index until SIGTERM or Ctrl-C.
 
     Args:
         run: that embedded the index.
         folder: what `afmrl embed` wrote; held for writing meanwhile.
+        compare: what `afmrl embed` wrote with another system of the run, for the page to compare;
+            only read. None for none.
         settings: where, and what is allowed.
 
     Raises:
@@ -53,7 +55,13 @@ def serve(run: FinishedRun, folder: Path, settings: ServiceSettings) -> None:
         RunError: the folder is damaged, of another run, or held by another process.
     """
     taken = _socket(settings)
-    app = build_app(lambda metrics: Engine(run, folder, settings, metrics.batch), settings)
+    app = build_app(
+        lambda metrics: Engine(run, folder, settings, metrics.batch),
+        settings,
+        None
+        if compare is None
+        else lambda metrics: Engine(run, compare, settings, metrics.batch, writes=False),
+    )
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -70,7 +78,8 @@ def serve(run: FinishedRun, folder: Path, settings: ServiceSettings) -> None:
     )
     host, port = taken.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    log_info(f"serve: http://{shown}:{port}, documented at /docs; getting ready")
+    page = "a page at /, and " if settings.page else ""
+    log_info(f"serve: http://{shown}:{port}, {page}documented at /docs; getting ready")
     if app.state.service.token is None:
         log_info("serve: listings cannot be changed; set AFMRL_TOKEN or --token-file to allow it")
     _Server(config).run(sockets=[taken])

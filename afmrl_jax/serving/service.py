@@ -15,12 +15,28 @@ from afmrl_jax.serving.settings import ServiceSettings
 
 
 class Service:
-    """An engine that gets ready in the background, and what its routes need."""
+    """An engine that gets ready in the background, and what its routes need.
 
-    def __init__(self, make: Callable[[Metrics], Engine], settings: ServiceSettings):
+    Args:
+        make: loads the engine.
+        settings: of the service.
+        compared: loads the engine of another system, which the page compares; None for none.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Metrics], Engine],
+        settings: ServiceSettings,
+        compared: Callable[[Metrics], Engine] | None = None,
+    ):
         self.settings, self.metrics = settings, Metrics()
         self.token = settings.token()
         self.engine = make(self.metrics)
+        try:
+            self.compared = None if compared is None else compared(self.metrics)
+        except BaseException:
+            self.engine.close()
+            raise
         self.failure: str | None = None
         self._ready = False
 
@@ -35,6 +51,17 @@ class Service:
             raise Refused(503, reason, {"Retry-After": "5"})
         return self.engine
 
+    def get_compared(self) -> Engine:
+        """The engine of the other system.
+
+        Raises:
+            Refused: there is none, or it is not ready yet.
+        """
+        self.get()
+        if self.compared is None:
+            raise Refused(404, "there is no other system; start the service with --compare")
+        return self.compared
+
     def get_to_write(self, request: Request) -> Engine:
         """The engine, for those who may change listings.
 
@@ -44,10 +71,15 @@ class Service:
         require_token(request, self.token)
         return self.get()
 
+    @property
+    def _engines(self) -> list[Engine]:
+        return [self.engine] if self.compared is None else [self.engine, self.compared]
+
     async def warm_up(self) -> None:
         """Compile, and then be ready."""
         try:
-            await asyncio.to_thread(self.engine.warm_up)
+            for engine in self._engines:
+                await asyncio.to_thread(engine.warm_up)
         except Exception as error:  # /readyz says it; whoever started the service restarts it.
             self.failure = f"the start failed: {error}"
             log_info(f"serve: {self.failure}")
@@ -65,5 +97,6 @@ class Service:
         """Finish what was begun."""
         self._ready = False
         self.failure = "the service is stopping"
-        await self.engine.finish()
-        await asyncio.to_thread(self.engine.close)
+        for engine in self._engines:
+            await engine.finish()
+            await asyncio.to_thread(engine.close)

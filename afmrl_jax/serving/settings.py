@@ -62,6 +62,8 @@ class ServiceSettings:
     write_within: float = 0.5
     """With `attributes=auto`, the generator writes for a query if it takes no longer than so many
     seconds alone, as measured at the start."""
+    page: bool = True
+    """Show a page for people at `/`; off, there is only the interface for programs."""
     limits: Limits = field(default_factory=Limits)
     """What a request may cost."""
 

@@ -26,6 +26,20 @@ from jax._src import xla_bridge
 assert not xla_bridge.backends_are_initialized()
 """
 """A TPU that the notebook's own process holds is one that no training can have."""
+SEARCH = """
+import urllib.request
+with urllib.request.urlopen(service.address) as answer:
+    print("Product search" in answer.read().decode())
+asked = urllib.request.Request(
+    f"{service.address}search",
+    json.dumps({"text": "dress", "k": 3}).encode(),
+    {"Content-Type": "application/json"},
+)
+with urllib.request.urlopen(asked) as answer:
+    print(len(json.load(answer)["results"]))
+service.stop()
+"""
+"""What a reader does with the page at the end."""
 
 
 @pytest.fixture
@@ -106,7 +120,7 @@ def bare(monkeypatch, tmp_path):
     return given
 
 
-@pytest.mark.parametrize(("extra", "written"), [("tpu", "[tpu]"), ("", "")])
+@pytest.mark.parametrize(("extra", "written"), [("tpu", "[tpu,serve]"), ("", "[serve]")])
 def test_it_installs_from_the_repository_with_the_extra(cell, bare, extra, written):
     cell("install", EXTRA=extra, REPOSITORY=REPOSITORY)
     assert bare == [[f"afmrl-jax{written} @ git+{REPOSITORY}"]]
@@ -118,7 +132,7 @@ def test_it_installs_a_checkout_in_place(cell, bare, tmp_path, monkeypatch):
     (tmp_path / "examples").mkdir()
     monkeypatch.chdir(tmp_path / "examples")
     cell("install", EXTRA="cuda12", REPOSITORY="")
-    assert bare == [["-e", f"{tmp_path}[cuda12]"]]
+    assert bare == [["-e", f"{tmp_path}[cuda12,serve]"]]
 
 
 def sessions(path):
@@ -131,7 +145,7 @@ def test_it_installs_from_where_colab_opened_it(cell, bare, monkeypatch):
     path = f"fileId={REPOSITORY.replace(':', '%3A')}/blob/main/examples/colab_demo.ipynb"
     monkeypatch.setattr("urllib.request.urlopen", sessions(path))
     cell("install", EXTRA="", REPOSITORY="")
-    assert bare == [[f"afmrl-jax @ git+{REPOSITORY}"]]
+    assert bare == [[f"afmrl-jax[serve] @ git+{REPOSITORY}"]]
     monkeypatch.setattr("urllib.request.urlopen", sessions("fileId=1a2b3c"))
     with pytest.raises(SystemExit, match="REPOSITORY"):
         cell("install", EXTRA="", REPOSITORY="")
@@ -192,7 +206,7 @@ def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     # As for a user, compiled programs are kept, and here below the folder of the test.
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[1]))
-    notebook.cells.append(nbformat.v4.new_code_cell(UNTOUCHED))
+    notebook.cells += [nbformat.v4.new_code_cell(x) for x in (UNTOUCHED, SEARCH)]
     folder = {"metadata": {"path": str(tmp_path)}}
     # A cell that fails raises here.
     NotebookClient(notebook, timeout=None, kernel_name="python3", resources=folder).execute()
@@ -217,3 +231,5 @@ def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     assert found.count("data:image/jpeg;base64,") == 6
     assert "generator, from photo and words" in found
     assert "left out" in cells["pretrained"].outputs[0].text
+    assert "http://127.0.0.1:" in shown(cells["serve"])
+    assert notebook.cells[-1].outputs[0].text.split() == ["True", "3"]

@@ -57,10 +57,10 @@ def embedded(run, badge_shop, tmp_path_factory):
 
 
 @contextmanager
-def serving(run, folder, monkeypatch, *, token=TOKEN, **options):
-    """A client of a service that is ready."""
+def serving(run, folder, monkeypatch, *, token=TOKEN, page=False, **options):
+    """A client of a service that is ready; without its page, which takes a while to set up."""
     monkeypatch.setenv("AFMRL_TOKEN", token)
-    settings = ServiceSettings(**options)
+    settings = ServiceSettings(page=page, **options)
     app = build_app(lambda metrics: Engine(run, folder, settings, metrics.batch), settings)
     with TestClient(app, base_url=BASE, raise_server_exceptions=True) as client:
         client.service = app.state.service

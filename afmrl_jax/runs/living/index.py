@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,13 @@ class LivingIndex:
             if listing_id not in self._place:
                 raise RunError(f"the index has no listing {listing_id!r}")
             return self._listings[self._place[listing_id]]
+
+    def lines(self, most: int) -> list[JsonObject]:
+        """What is known of some listings: the first ones of the folder, and of its log."""
+        with self._lock:
+            places = list(islice(self._place.values(), most))
+            new = [x.line for x in islice(self._delta, most - len(places))]
+            return [*(self._listings[x] for x in places), *new]
 
     def _stored_entry(self, listing_id: str, place: int) -> Entry:
         line = self._listings[place]

@@ -1,0 +1,1 @@
+"""The page at `/`: what the service can do, for people."""
