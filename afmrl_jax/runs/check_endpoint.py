@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -188,29 +188,41 @@ def _questions(
     settings: CheckSettings,
 ) -> Iterator[_Question]:
     about = {"model": settings.model} if settings.model else {}
-    most, ids = run.config.image_of(role).max_pictures, [x.listing_id for x in listings]
-    if role == "generator":
-        if system.generator is None:
-            raise RunError(f"the system {system.name} has no generator; choose another --system")
-        both = [parts_of(x, ("text", "image"), most) for x in listings]
-        written = Generator.of(run, system.generator).write([x.item() for x in both])
-        greedy = {"temperature": 0, "max_tokens": run.config.text_of(role).max_attribute_tokens}
-        for name, parts, text in zip(ids, both, written, strict=True):
-            body = {**about, "messages": messages_of(parts), **greedy}
-            yield _Question("", [name], body, text=text)
-        return
-    embedder = Embedder.of(run, system)
+    ask = _for_lists if role == "generator" else _for_vectors
+    for question in ask(run, system, listings, settings):
+        yield replace(question, body={**about, **question.body})
+
+
+def _for_lists(
+    run: FinishedRun, system: System, listings: Sequence[Listing], settings: CheckSettings
+) -> Iterator[_Question]:
+    del settings
+    if system.generator is None:
+        raise RunError(f"the system {system.name} has no generator; choose another --system")
+    image, text = run.config.image_of("generator"), run.config.text_of("generator")
+    both = [parts_of(x, ("text", "image"), image.max_pictures) for x in listings]
+    written = Generator.of(run, system.generator).write([x.item() for x in both])
+    greedy = {"temperature": 0, "max_tokens": text.max_attribute_tokens}
+    for listing, parts, found in zip(listings, both, written, strict=True):
+        body = {"messages": messages_of(parts), **greedy}
+        yield _Question("", [listing.listing_id], body, text=found)
+
+
+def _for_vectors(
+    run: FinishedRun, system: System, listings: Sequence[Listing], settings: CheckSettings
+) -> Iterator[_Question]:
+    embedder, most = Embedder.of(run, system), run.config.image_of("embedder").max_pictures
+    ids, together = [x.listing_id for x in listings], settings.send == "input"
     kinds = KINDS if system.generator is not None else KINDS[:-1]
-    for kind in kinds[:1] if settings.send == "input" else kinds:
+    for kind in kinds[:1] if together else kinds:
         parts = [parts_of(x, kind, most) for x in listings]
-        vectors, name = embedder.encode([x.item() for x in parts]), " and ".join(kind)
-        size = BATCH if settings.send == "input" else 1
-        for begin in range(0, len(parts), size):
-            part = slice(begin, begin + size)
-            body: dict[str, Any] = {"input": [x.text for x in parts[part]]}
-            if settings.send == "messages":
-                body = {"messages": messages_of(parts[begin])}
-            yield _Question(name, ids[part], {**about, **body}, vectors[part])
+        vectors = embedder.encode([x.item() for x in parts])
+        for begin in range(0, len(parts), BATCH if together else 1):
+            part = slice(begin, begin + (BATCH if together else 1))
+            body: dict[str, Any] = {"messages": messages_of(parts[begin])}
+            if together:
+                body = {"input": [x.text for x in parts[part]]}
+            yield _Question(" and ".join(kind), ids[part], body, vectors[part])
 
 
 def messages_of(parts: Parts) -> list[dict[str, Any]]:

@@ -115,7 +115,8 @@ def write_companions(
         return
     write_json(folder / EXPORTED_GENERATOR, settings)
     # Greedy, as the run writes; a base's sampling and repetition penalty would write other lists.
-    greedy = {"do_sample": False, "temperature": 0.0, "max_new_tokens": text.max_attribute_tokens}
+    # No temperature: transformers takes one without sampling for a mistake.
+    greedy = {"do_sample": False, "max_new_tokens": text.max_attribute_tokens}
     tokens = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     write_json(folder / "generation_config.json", {**greedy, **tokens})
 
@@ -127,7 +128,7 @@ def _write_tokenizer_config(path: Path) -> None:
         config |= {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
         write_json(path, config)
         return
-    config = read_json(path)
+    config = read_json(path, remedy="copy the base model's folder again")
     if config.pop("chat_template", None) is not None:  # The base's, of other rows.
         write_json(path, config)
 

@@ -251,7 +251,7 @@ def test_nothing_of_the_base_is_read_in_place_of_the_runs(run, folders):
         settings = json.loads((folder / f"afmrl_{role}.json").read_text())
         assert settings["max_pictures"] == MOST
     greedy = json.loads((folders["generator"] / "generation_config.json").read_text())
-    assert greedy["temperature"] == 0
+    assert greedy["do_sample"] is False
     assert "repetition_penalty" not in greedy
     assert not (folders["generator"] / "modules.json").exists()
 

@@ -233,8 +233,8 @@ class Rows:
             given = known.get("image")
             several = given if isinstance(given, list | tuple) else [] if given is None else [given]
             cut = [pixels(x, self.settings) for x in several[: self.settings.max_pictures]]
-            texts = (known.get(key) or "" for key in ("text", "attributes"))
-            rows.append(self.tokens(*texts, [x.grid for x in cut]))
+            text, told = known.get("text") or "", known.get("attributes") or ""
+            rows.append(self.tokens(text, told, [x.grid for x in cut]))
             pictures += cut
         longest = max(len(row) for row in rows)
         pad = self._special("endoftext")
