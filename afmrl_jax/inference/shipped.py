@@ -57,9 +57,9 @@ class ShippedModels(FinishedRun):
             RunError: its files are not those that were shipped, or there is no such model.
         """
         if stage == "embedder":
-            folder, settings = _folder(stage), self.config.embedder
+            folder, settings = _folder("embedder"), self.config.embedder
         elif stage == "generator":
-            folder, settings = _folder(stage), self.config.generator
+            folder, settings = _folder("generator"), self.config.generator
         else:
             raise RunError(f"there is no shipped {stage!r}; choose embedder or generator")
         require_manifest(folder)

@@ -130,7 +130,7 @@ class Answers:
         query, where = asked.query(), asked.conditions(price)
         k = self._few(COMPARED)
         found = await asyncio.gather(*(x.search(query, k, where, asked.wish) for x in engines))
-        sides = []
+        sides: list[dict[str, Any]] = []
         for number, engine in enumerate(engines):
             (hits, written), (other, _) = found[number], found[1 - number]
             places = {name: place for place, (name, _) in enumerate(other, 1)}
