@@ -248,6 +248,7 @@ def test_it_filters_by_price_and_conditions(page):
         ({"text": "a", "wish": "perhaps"}, "load the page again"),
         ({"text": 7}, "load the page again"),
         ({"text": "a", "k": "many"}, "load the page again"),
+        ({"text": "a", "k": 1e300}, "load the page again"),
     ],
 )
 def test_what_is_wrong_is_said_on_the_page(page, given, said):
