@@ -23,7 +23,11 @@ require_chromium()
 pytestmark = [
     pytest.mark.slow,
     # Selenium and gradio are not held to the warnings of this package.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning",
+        "ignore::ResourceWarning",
+        "ignore::pytest.PytestUnraisableExceptionWarning",
+    ),
 ]
 
 FEW = MarketplaceSettings(
@@ -139,9 +143,13 @@ def test_typed_words_find_listings_with_pictures_prices_and_links(page):
     assert "Written for your query" in page.text
 
 
-def test_a_photo_finds_its_listing_and_attributes_are_marked(page, shop, tmp_path):
+def test_a_photo_and_title_find_their_listing_and_attributes_are_marked(page, shop, tmp_path):
+    from selenium.webdriver.common.keys import Keys
+
     page.one("#photo-file").send_keys(str(photo_of(shop, 7, tmp_path)))
     page.said("will be sent")
+    words = page.one("#words textarea")
+    words.send_keys(shop.listings[7].title)
     page.one("#search").click()
     first = page.one(".hit")
     assert shop.listings[7].listing_id in first.get_attribute("textContent")
@@ -149,8 +157,9 @@ def test_a_photo_finds_its_listing_and_attributes_are_marked(page, shop, tmp_pat
     assert {"same", "differs"} <= marks
     page.one("#photo button").click()
     page.said("No photo.")
+    words.send_keys(Keys.CONTROL, "a", Keys.NULL, Keys.BACKSPACE)
     page.one("#search").click()
-    page.said("Type some words")
+    page.said("Type some words, drop a photo, or both.")
 
 
 def test_results_are_filtered(page):
