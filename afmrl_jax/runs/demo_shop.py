@@ -45,8 +45,8 @@ def demo_shop() -> Catalogue:
 
 def _offered(x: Listing) -> Listing:
     seller = x.seller or ""
-    extra = {"price": price_of(x.attributes or {}, seller), "currency": "EUR", "brand": seller}
-    return dataclasses.replace(x, extra=extra)
+    price = price_of(x.attributes or {}, seller)
+    return dataclasses.replace(x, extra={"price": price, "currency": "EUR", "brand": seller})
 
 
 def demo_indexes(run: ShippedModels) -> tuple[Path, Path]:

@@ -111,7 +111,7 @@ def gated():
 
     methods = ["GET", "HEAD", "POST", "PUT"]
     app = Starlette(routes=[Route("/{path:path}", anything, methods=methods)])
-    client = TestClient(Gate(app))
+    client = TestClient(Gate(app, {2: 4, 3: 0}))
     client.seen = seen
     return client
 
@@ -142,6 +142,8 @@ def test_the_gate_lets_nothing_else_through(gated, path):
 
 
 RUN = "/gradio_api/run/search"
+FILE = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+"""What gradio takes for a file, and reads."""
 
 
 def test_calls_reach_the_page_without_a_session(gated):
@@ -155,11 +157,13 @@ def test_calls_reach_the_page_without_a_session(gated):
 @pytest.mark.parametrize(
     "call",
     [
-        {"data": [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}], "fn_index": 1},
-        {"data": [["a", {"path": "/etc/passwd"}]], "fn_index": 1},
-        {"data": "a", "fn_index": 1},
-        {"data": ["a"]},
-        {"data": ["a"] * 33, "fn_index": 1},
+        {"data": [FILE, "", "", ""], "fn_index": 2},
+        {"data": [["a", FILE], "", "", ""], "fn_index": 2},
+        {"data": FILE, "fn_index": 2},
+        {"data": ["a"] * 4},
+        {"data": ["a"] * 3, "fn_index": 2},
+        {"data": [], "fn_index": 4},
+        {"data": ["a"] * 33, "fn_index": 2},
         [],
     ],
 )
@@ -244,6 +248,7 @@ def test_it_filters_by_price_and_conditions(page):
         ({"text": "a", "wish": "perhaps"}, "load the page again"),
         ({"text": 7}, "load the page again"),
         ({"text": "a", "k": "many"}, "load the page again"),
+        ({"text": "a", "k": 1e300}, "load the page again"),
     ],
 )
 def test_what_is_wrong_is_said_on_the_page(page, given, said):

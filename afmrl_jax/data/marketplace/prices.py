@@ -22,7 +22,7 @@ def price_of(combination: Mapping[str, str], seller: str) -> float:
 
     Example:
         >>> price_of({"type": "dress", "material": "silk"}, "Elm & Co")
-        94.9
+        85.9
     """
     details = sum(x not in ABSENT for key, x in combination.items() if key not in ("type", "color"))
     value = BASES.get(combination.get("type", ""), 40) + DETAIL * details

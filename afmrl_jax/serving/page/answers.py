@@ -51,7 +51,7 @@ class Asked:
         """
         text, photo, pairs, low, high, where, k, wish = values
         texts = [x or "" for x in (text, photo, low, high, where)]
-        known = all(isinstance(x, str) for x in texts) and type(k) in (int, float)
+        known = all(isinstance(x, str) for x in texts) and type(k) in (int, float) and 0 < k < 1e6
         listed = isinstance(pairs, list | None) and all(isinstance(x, str) for x in pairs or ())
         if not (known and listed and wish in ("auto", "on", "off")):
             raise InputError("the form cannot be read; load the page again")
@@ -130,7 +130,7 @@ class Answers:
         query, where = asked.query(), asked.conditions(price)
         k = self._few(COMPARED)
         found = await asyncio.gather(*(x.search(query, k, where, asked.wish) for x in engines))
-        sides = []
+        sides: list[dict[str, Any]] = []
         for number, engine in enumerate(engines):
             (hits, written), (other, _) = found[number], found[1 - number]
             places = {name: place for place, (name, _) in enumerate(other, 1)}

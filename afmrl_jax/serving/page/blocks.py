@@ -59,6 +59,8 @@ def page(service: Service) -> Any:
             "fn": answers.search,
             "inputs": form,
             "outputs": results,
+            # Values are checked by `Asked.of`, whose errors are words on the page.
+            "preprocess": False,
             "queue": False,
             "api_name": "search",
             "api_visibility": "private",
@@ -154,6 +156,7 @@ def _comparison(service: Service, answers: Answers, form: list[Any]) -> None:
         answers.compare,
         form,
         shown,
+        preprocess=False,
         queue=False,
         api_name="compare",
         api_visibility="private",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -54,10 +55,11 @@ class Gate:
 
     Args:
         app: gradio's.
+        functions: number of values that each of the page's functions takes, by its number.
     """
 
-    def __init__(self, app: ASGIApp):
-        self._app = app
+    def __init__(self, app: ASGIApp, functions: Mapping[int, int]):
+        self._app, self._functions = app, dict(functions)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
@@ -85,6 +87,8 @@ class Gate:
         try:
             value: Any = parse_json(await request.body(), "the body", error=InputError)
             call = validated(Call, value)
+            if self._functions.get(call.fn_index) != len(call.data):
+                raise InputError("the page has no such function; load it again")
         except ClientDisconnect:
             return
         except InputError as error:
@@ -115,6 +119,8 @@ def _without_cards(send: Send) -> Send:
         nonlocal body
         if message["type"] == "http.response.start":
             start.update(message)
+            return
+        if message["type"] != "http.response.body":  # Of a test client.
             return
         body += message.get("body", b"")
         if message.get("more_body"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import warnings
+from collections.abc import Callable
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
@@ -25,13 +27,27 @@ def mount_page(app: FastAPI, service: Service) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Gradio's own, about other packages.
-            _mount(app, service)
+            _in_a_loop(lambda: _mount(app, service))
     except ImportError as error:
         log_info(f"serve: no page, because {error.name} is missing; see /")
 
         @app.get("/", include_in_schema=False)
         async def without() -> HTMLResponse:
             return HTMLResponse(WITHOUT, headers={"Content-Security-Policy": POLICY})
+
+
+def _in_a_loop(work: Callable[[], None]) -> None:
+    """Work while an event loop runs: without one, gradio makes some that it never closes."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+
+        async def alone() -> None:
+            work()
+
+        asyncio.run(alone())
+    else:
+        work()
 
 
 def _mount(app: FastAPI, service: Service) -> None:
@@ -41,9 +57,10 @@ def _mount(app: FastAPI, service: Service) -> None:
 
     from afmrl_jax.serving.page.blocks import asset, page, theme
 
+    blocks = page(service)
     gradio.mount_gradio_app(
         app,
-        page(service),
+        blocks,
         path="/",
         footer_links=[],
         run_history=False,
@@ -58,4 +75,4 @@ def _mount(app: FastAPI, service: Service) -> None:
     )
     mounted = app.router.routes[-1]
     assert isinstance(mounted, Mount)
-    mounted.app = Gate(mounted.app)
+    mounted.app = Gate(mounted.app, {n: len(x.inputs) for n, x in blocks.fns.items()})
