@@ -26,6 +26,7 @@ from afmrl_jax.retrieval.types import (
     check_vectors,
     open_vectors,
 )
+from afmrl_jax.retrieval.vector_file import new_mapped
 from afmrl_jax.runtime.files import atomic_path
 from afmrl_jax.runtime.hardware import built_for
 
@@ -201,9 +202,7 @@ class ExactIndex:
             temporary.mkdir()
             # NumPy's file format does not know bfloat16.
             kept = np.dtype(np.uint16 if self.dtype == "bfloat16" else np.float32)
-            shape = (len(ids), self.dim)
-            path = temporary / VECTORS
-            out = np.lib.format.open_memmap(path, mode="w+", dtype=kept, shape=shape)
+            out = new_mapped(temporary / VECTORS, (len(ids), self.dim), kept)
             row = offset = 0
             for part in self._parts:
                 chosen = part[self._alive[offset : offset + len(part)]]

@@ -58,8 +58,8 @@ class VectorFile:
         remove_vectors(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.done = 0
-        self.values = _made(folder / VECTORS, shape, np.dtype(np.float32))
-        self._sources = _made(folder / SOURCES, count, _SOURCE)
+        self.values = new_mapped(folder / VECTORS, shape, np.dtype(np.float32))
+        self._sources = new_mapped(folder / SOURCES, count, _SOURCE)
         self._note()
 
     @property
@@ -91,7 +91,12 @@ def remove_vectors(folder: Path) -> None:
         folder.rmdir()
 
 
-def _made(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
+def new_mapped(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
+    """A new file of zeros in NumPy's format, mapped, whose space is taken on the disk.
+
+    Raises:
+        RunError: the disk has too little space, or the file cannot be written.
+    """
     try:
         found = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
         # A mapped file that outgrows the disk would kill the process without a message.

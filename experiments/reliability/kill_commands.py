@@ -33,7 +33,6 @@ import tyro
 from afmrl_jax.cli.main import main as afmrl
 from afmrl_jax.cli.search import Embed
 from afmrl_jax.errors import RunError
-from afmrl_jax.performance.record import write_record
 from afmrl_jax.runtime.compilation import CACHE_VARIABLE
 from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.runtime.setup import reported
@@ -41,6 +40,7 @@ from afmrl_jax.types import JsonObject
 from experiments.reliability.fuzz.commands import tree_of
 from experiments.reliability.fuzz.network import Server, good_reply
 from experiments.reliability.fuzz.tiny_run import train_tiny_run
+from experiments.reliability.record import write_record_aside
 
 RESULTS = Path(__file__).parents[1] / "results" / "reliability"
 UPDATES = "update" in {x.name for x in dataclasses.fields(Embed)}
@@ -301,7 +301,7 @@ def kill_all(settings: KillCommands, setting: Setting, found: list[JsonObject]) 
             found.append(trial(setting, command, out, folder, seconds[command], moments))
             log_info(str(found[-1]))
             if len(found) % NOTED == 0:
-                write_record(settings.result, "kill_commands", figures_of(found), found)
+                write_record_aside(settings.result, "kill_commands", figures_of(found), found)
             progress.update(min(done + found[-1]["kills"], settings.kills))
 
 
@@ -318,7 +318,7 @@ def main(settings: KillCommands) -> None:
     finally:
         end()
     total = figures_of(found)
-    write_record(settings.result, "kill_commands", total, found)
+    write_record_aside(settings.result, "kill_commands", total, found)
     print(total)
     print(settings.result)
     lost = total["equal"] != total["trials"] or total["damaged_under_final_name"]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,3 +148,22 @@ def test_what_hangs_grows_or_dies_costs_only_its_worker(tmp_path):
         "starts": "outside",
     }
     assert found == sorted((name, verdict) for name, verdict in wanted.items() for _ in range(2))
+
+
+ASIDE = """
+import os, sys
+from pathlib import Path
+from experiments.reliability.record import write_record_aside
+before = len(os.listdir("/proc/self/task"))
+write_record_aside(Path(sys.argv[1]), "fuzz", {"cases": 1}, [])
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux does")
+def test_a_record_leaves_no_threads_that_later_forks_could_wait_for(tmp_path):
+    path = tmp_path / "record.json"
+    command = [sys.executable, "-c", ASIDE, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0"]
+    assert json.loads(path.read_text())["figures"] == {"cases": 1}

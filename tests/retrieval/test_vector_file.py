@@ -7,6 +7,7 @@ import pytest
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.retrieval import vector_file as module
+from afmrl_jax.retrieval.exact import ExactIndex
 from afmrl_jax.retrieval.vector_file import VectorFile
 
 
@@ -33,13 +34,29 @@ def test_another_embedder_or_catalogue_begins_anew(tmp_path, shape, key):
     assert found.values.shape == shape
 
 
-def test_a_full_disk_is_said_before_anything_is_embedded(tmp_path, monkeypatch):
+@pytest.fixture
+def full_disk(monkeypatch):
     def full(file, size):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module, "_allocate", full)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_is_said_before_anything_is_embedded(tmp_path):
     with pytest.raises(RunError, match="no space left"):
         VectorFile(tmp_path / "v", (10, 3), "key")
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_an_index_that_does_not_fit_on_the_disk_is_said_and_not_half_there(tmp_path, rng):
+    # Written to a mapped file without space, it would end the process with SIGBUS.
+    vectors = rng.normal(size=(10, 3)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    index = ExactIndex([*"abcdefghij"], vectors, "e")
+    with pytest.raises(RunError, match="no space left"):
+        index.save(tmp_path / "index")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 
 from afmrl_jax.errors import RunError
 from afmrl_jax.inference.index import Index
+from afmrl_jax.retrieval.vector_file import new_mapped
 from afmrl_jax.runs.embedded import INDEX, LOG
 from afmrl_jax.runs.living.index import LivingIndex
 from afmrl_jax.runs.living.writing import COMMAND
@@ -69,9 +70,7 @@ def _write(index: LivingIndex, folder: Path, count: int) -> None:
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         path = temporary / VECTORS
-        vectors = np.lib.format.open_memmap(
-            path, mode="w+", dtype=np.float32, shape=(count, index.dim)
-        )
+        vectors = new_mapped(path, (count, index.dim), np.dtype(np.float32))
         ids = list[str]()
         small = index.about.thumbnails is not None
         with LinesFile(temporary, thumbnails=small) as lines:

@@ -27,11 +27,11 @@ from typing import Literal
 import tyro
 
 from afmrl_jax.errors import ConfigError
-from afmrl_jax.performance.record import write_record
 from afmrl_jax.runtime.progress import Progress
 from afmrl_jax.runtime.setup import reported
 from experiments.reliability.fuzz.case import FAILING, TARGETS, VERDICTS, Outcome
 from experiments.reliability.fuzz.workers import Job, Pool
+from experiments.reliability.record import write_record_aside
 
 WEIGHTS = {
     "adapter": 71,
@@ -69,6 +69,8 @@ class Settings:
 
     cases: int = 1600
     """How many, over all targets."""
+    skip: int = 0
+    """Leave out so many of them, which an interrupted campaign has done."""
     seed: int = 0
     target: tuple[str, ...] = ()
     """Only these targets."""
@@ -162,7 +164,7 @@ def write_outcomes(settings: Settings, outcomes: Sequence[Outcome]) -> None:
         for name in sorted({x.target for x in outcomes})
     ]
     failing = [asdict(x) for x in outcomes if x.verdict in (*FAILING, "vague")]
-    write_record(settings.out, "fuzz", figures, by_target + failing)
+    write_record_aside(settings.out, "fuzz", figures, by_target + failing)
 
 
 def good_inputs(settings: Settings) -> Path:
@@ -195,7 +197,7 @@ def run_cases(settings: Settings) -> list[Outcome]:
         _require_target(name)
     for name in sorted(NEEDS.keys() - TARGETS.keys()):
         print(f"{name} is left out: it needs {NEEDS[name]}", file=sys.stderr)
-    jobs = jobs_of(settings.cases, settings.target or sorted(TARGETS))
+    jobs = jobs_of(settings.cases, settings.target or sorted(TARGETS))[settings.skip :]
     if settings.only is not None:
         name, colon, number = settings.only.partition(":")
         _require_target(name)
