@@ -87,4 +87,4 @@ def test_a_changed_tokenizer(run):
     path = run / "tokenizer" / "tokenizer.json"
     path.write_text(path.read_text() + "\n")
     with pytest.raises(RunError, match=r"tokenizer\.json has changed since"):
-        _ = FinishedRun(run).tokenizer
+        _ = FinishedRun(run).tokenizers

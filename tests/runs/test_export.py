@@ -247,7 +247,7 @@ def test_transformers_reads_every_weight_and_the_tokenizer(exported, runs, kind)
         assert model.dtype is sys.modules["torch"].float32
         assert not any(loading[x] for x in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    ours = FinishedRun(runs[kind]).tokenizer
+    ours = FinishedRun(runs[kind]).tokenizers["embedder"]
     for text in ("Red BADGE, 30 cm", "  oak\n\nchair", LIST):
         assert theirs(text, add_special_tokens=False)["input_ids"] == ours.encode(text)
     assert theirs.pad_token_id == ours.pad_id
