@@ -13,7 +13,9 @@ from afmrl_jax.performance.compiled.inspection import Inspected, inspect
 from afmrl_jax.performance.compiled.programs import Case, Sizes, cases
 from afmrl_jax.performance.compiled.targets import Name, check_installed, target
 from afmrl_jax.performance.record import check_writable, is_record_of, write_record
+from afmrl_jax.runtime.outputs import whole_record
 from afmrl_jax.runtime.progress import log_info
+from afmrl_jax.runtime.provenance import commit
 from afmrl_jax.types import JsonObject
 
 GOALS = {"bytes_ratio": 1.1, "flops_ratio": 1.1}
@@ -31,13 +33,15 @@ class Settings:
     """Names of programs, such as decode; all by default."""
     keep: Path | None = None
     """A folder for the text of every program, PROGRAM.TARGET.hlo."""
+    add: bool = False
+    """Keep what the JSON file has of other programs, if it is of the same target and JAX."""
     eight: bool = True
     """Also compile for eight devices, for what they exchange."""
     sizes: Sizes = field(default_factory=Sizes)
 
 
 def run(settings: Settings, out: Path) -> dict[str, float]:
-    """Compile, look inside, print, and write `out` at the end.
+    """Compile, look inside, print, and write `out` after each program.
 
     Raises:
         ConfigError: `out` cannot be written, the target's compiler is not installed, or a program
@@ -51,50 +55,71 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
     jax.config.update("jax_platforms", "cpu")
     if settings.keep is not None:
         settings.keep.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, float] = {}
-    details: list[JsonObject] = []
+    chosen, known = _chosen(settings)
+    parts = _earlier(settings, out)
     wrong: list[str] = []
-    for case in _chosen(settings):
+    for case in chosen:
         try:
             found = inspect(case, aim, settings.keep, eight=settings.eight)
         except RunError as error:
             wrong.append(str(error))
-            details.append({"part": case.name, "error": str(error)})
+            parts[case.name] = {"part": case.name, "error": str(error)}
             log_info(str(error))
-            continue
-        for name, value in figures_of(case, found).items():
-            # Of several programs, the worst.
-            figures[name] = max(value, figures.get(name, value))
-        wrong += faults(found)
-        details.append(found.record())
-        log_info(described(found))
-    details.insert(0, {"target": settings.target, "jax": jax.__version__})
-    write_record(out, "compiled", figures, details)
+        else:
+            wrong += faults(found)
+            parts[case.name] = found.record()
+            log_info(described(found))
+        parts[case.name]["commit"] = commit()
+        details = [parts[x] for x in known if x in parts]
+        figures = figures_of(details)
+        head: JsonObject = {"target": settings.target, "jax": jax.__version__}
+        write_record(out, "compiled", figures, [head, *details])
     if wrong:
         raise RunError(f"{len(wrong)} things that a program must not hold:\n" + "\n".join(wrong))
     return figures
 
 
-def _chosen(settings: Settings) -> list[Case]:
+def _earlier(settings: Settings, out: Path) -> dict[str, JsonObject]:
+    """By name, what `out` says of programs, where that is to be kept.
+
+    Raises:
+        ConfigError: it is of another target or JAX.
+    """
+    found = whole_record(out) if settings.add else {}
+    if not found:
+        return {}
+    head, *details = found["details"]
+    now = {"target": settings.target, "jax": jax.__version__}
+    if head != now:
+        raise ConfigError(
+            f"{out} is of {head.get('target')} and JAX {head.get('jax')}; leave --add out, or "
+            "choose another --out"
+        )
+    return {x["part"]: {"commit": found.get("commit"), **x} for x in details}
+
+
+def _chosen(settings: Settings) -> tuple[list[Case], list[str]]:
+    """The programs to compile, and the names of all."""
     known = cases(settings.sizes, settings.target)
     unknown = sorted(set(settings.programs) - {x.name for x in known})
     if unknown:
         raise ConfigError(
             f"no program {', '.join(unknown)}; choose from {', '.join(x.name for x in known)}"
         )
-    return [x for x in known if not settings.programs or x.name in settings.programs]
+    chosen = [x for x in known if not settings.programs or x.name in settings.programs]
+    return chosen, [x.name for x in known]
 
 
-def figures_of(case: Case, found: Inspected) -> dict[str, float]:
-    """The numbers that are quoted, by name."""
-    figures: dict[str, float] = {}
-    if found.bytes_ratio is not None:
-        figures["decode_bytes_per_token_ratio"] = found.bytes_ratio
-    if found.flops_ratio is not None:
-        figures["train_flops_ratio"] = found.flops_ratio
-    if case.vocab:
-        figures["agcl_vocab_products"] = float(found.vocab_products)
-    return figures
+def figures_of(details: list[JsonObject]) -> dict[str, float]:
+    """The numbers that are quoted, by name: of several programs, the worst."""
+    agcl = [x for x in details if x["part"].startswith("agcl_")]
+    found = {
+        "decode_bytes_per_token_ratio": [x.get("bytes_ratio") for x in details],
+        "train_flops_ratio": [x.get("flops_ratio") for x in details],
+        "agcl_vocab_products": [x.get("vocab_products") for x in agcl],
+    }
+    told = {name: [float(x) for x in values if x is not None] for name, values in found.items()}
+    return {name: max(values) for name, values in told.items() if values}
 
 
 def faults(found: Inspected) -> list[str]:

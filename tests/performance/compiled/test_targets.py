@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError
 import jax
 import pytest
 
-from afmrl_jax.errors import ConfigError
+from afmrl_jax.errors import ConfigError, RunError
 from afmrl_jax.performance.benchmarks import compiled
 from afmrl_jax.performance.benchmarks.compiled import Settings, faults, run
 from afmrl_jax.performance.compiled.checks import Finding
@@ -93,6 +93,33 @@ def test_the_published_sizes_are_traced_from_shapes_alone():
     assert {"agcl_16k", "agcl_64k", "bm25_1024", "reward", "exact"} <= set(found)
     # 3.09 billion weights in bfloat16, and 64 rows of 400 keys and values.
     assert found["decode"].ideal_bytes == pytest.approx(7.12e9, rel=1e-2)
+
+
+def test_programs_are_added_to_those_of_the_same_target(tmp_path, monkeypatch):
+    def looked(case, aim, keep, eight):
+        if case.name == "reward":
+            raise RunError("reward: XLA does not compile it")
+        ratio = 1.05 if case.name == "decode" else None
+        return Inspected(case.name, 1.0, 2, 3, 4, 5.0, {}, bytes_ratio=ratio)
+
+    monkeypatch.setattr(compiled, "check_installed", lambda aim: None)
+    monkeypatch.setattr(compiled, "inspect", looked)
+    out = tmp_path / "out.json"
+    run(Settings(programs=("agcl_64", "exact"), sizes=TINY), out)
+    found = run(Settings(programs=("decode",), sizes=TINY, add=True), out)
+    assert found == {"decode_bytes_per_token_ratio": 1.05, "agcl_vocab_products": 0.0}
+    written = json.loads(out.read_text(encoding="utf-8"))
+    assert [x["part"] for x in written["details"][1:]] == ["decode", "agcl_64", "exact"]
+    # What cannot be compiled is said, and what was there stays.
+    with pytest.raises(RunError, match="XLA does not compile it"):
+        run(Settings(programs=("reward",), sizes=TINY, add=True), out)
+    written = json.loads(out.read_text(encoding="utf-8"))
+    assert [x["part"] for x in written["details"][1:]] == ["decode", "agcl_64", "reward", "exact"]
+    with pytest.raises(ConfigError, match="is of h100 and JAX"):
+        run(Settings(target="h200", programs=("exact",), sizes=TINY, add=True), out)
+    run(Settings(programs=("exact",), sizes=TINY), out)
+    written = json.loads(out.read_text(encoding="utf-8"))
+    assert [x["part"] for x in written["details"][1:]] == ["exact"]
 
 
 @pytest.mark.skipif(not has_compiler(), reason="needs the extra `compiled`")
