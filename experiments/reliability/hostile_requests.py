@@ -35,6 +35,7 @@ from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.performance.record import write_record
 from afmrl_jax.runtime.progress import Progress
 from afmrl_jax.runtime.setup import reported, set_up
+from afmrl_jax.types import JsonObject
 from experiments.reliability.fuzz.good import png_of
 from experiments.reliability.fuzz.guard import Guard, peak_mb
 from experiments.reliability.fuzz.mutate import pick
@@ -327,7 +328,8 @@ def main(settings: Settings) -> None:
         tempfile.tempdir = None
     figures = {"requests": settings.cases, "uploads": settings.uploads, "problems": len(problems)}
     figures |= {"seed": settings.seed, "peak_mb": peak_mb()}
-    details = [dict(sorted(statuses.items())), *({"problem": x} for x in problems)]
+    details: list[JsonObject] = [dict(sorted(statuses.items()))]
+    details += [{"problem": x} for x in problems]
     write_record(settings.out, "hostile_requests", figures, details)
     print(dict(sorted(statuses.items())))
     if problems:
