@@ -42,6 +42,12 @@ class Browser:
 
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
+    def texts(self, selector):
+        """What such elements say, at one moment: an answer may replace them at any time."""
+        return self.run(
+            "return [...document.querySelectorAll(arguments[0])].map(x => x.innerText)", selector
+        )
+
     def one(self, selector):
         """The first such element, once it is there and visible or a file input."""
         return self.until(lambda: next(iter(self.all(selector)), None), selector)
