@@ -168,7 +168,7 @@ def test_commands_exist(page):
                 assert (ROOT / words[1]).is_file(), words
         for word in words:
             if re.match(r"(experiments|tests|examples|docs)/", word) and "=" not in word:
-                assert (ROOT / word).exists(), words
+                assert any(ROOT.glob(word)), words
         call = afmrl_calls(words)
         if call:
             check_call(call)

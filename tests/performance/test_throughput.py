@@ -134,7 +134,7 @@ def test_a_batch_that_the_catalogue_cannot_fill_is_a_failed_row(sweep, tmp_path)
 
 
 def test_a_row_that_fails_in_any_way_is_a_row_that_says_so(sweep, tmp_path, monkeypatch):
-    def refuses(*_):
+    def refuses(*_, **__):
         raise NotImplementedError("Unsupported sequence length Q 307, KV 307.")
 
     module = import_module("afmrl_jax.performance.benchmarks.throughput")

@@ -5,9 +5,8 @@ tokenizers, Pillow and NumPy, and nothing of the program that trained the model.
 
     a text, a picture (PIL), or {"text": ..., "image": ..., "attributes": "key: value; key: value"}
 
-with any of the three left out; `image` may also be the path of a picture, or a list of pictures, of
-which as many are read as the model was trained with. A plain string is always a text. Rows,
-pictures and their order are those of the training; README.md shows them.
+with any of the three left out; `image` may also be the path of a picture, or a list of as many
+pictures as the model reads. A plain string is always a text. README.md shows the rows.
 """
 
 from __future__ import annotations
@@ -57,8 +56,7 @@ class Settings(NamedTuple):
     max_patches: int
     mean: Sequence[float]
     std: Sequence[float]
-    max_pictures: int = 1
-    """Pictures of a row; further ones are not read."""
+    max_pictures: int = 1  # Of a row; further ones are not read.
 
 
 class Pixels(NamedTuple):
