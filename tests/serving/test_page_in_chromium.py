@@ -129,6 +129,16 @@ def photo_of(shop, number, tmp_path):
     return path
 
 
+def field_of_conditions(page):
+    """Where conditions are typed, which appears a moment after the filters are opened."""
+
+    def found():
+        fields = page.all("textarea")
+        return next((x for x in fields if "brand" in x.get_attribute("placeholder")), None)
+
+    return page.until(found, "the field of conditions")
+
+
 def test_typed_words_find_listings_with_pictures_prices_and_links(page):
     type_and_search(page, "striped dress")
     hits = page.texts(".hit")
@@ -169,7 +179,7 @@ def test_results_are_filtered(page):
     for end, value in (("from", 14), ("to", 24)):
         page.one(f"#price-{end} textarea").send_keys(value, Keys.TAB)
     assert "price from" in page.text
-    where = next(x for x in page.all("textarea") if "brand" in (x.get_attribute("placeholder")))
+    where = field_of_conditions(page)
     where.send_keys("brand=Acme")
     type_and_search(page, "skirt")
     prices = set(page.texts(".hit .price"))
@@ -214,7 +224,7 @@ def test_a_broken_and_a_large_photo_are_refused_in_words(page, tmp_path):
 def test_hostile_texts_are_shown_and_do_nothing(page, shop):
     type_and_search(page, "img src onerror script window hacked constructor")
     next(x for x in page.all("button") if "Filters" in x.text).click()
-    where = next(x for x in page.all("textarea") if "brand" in (x.get_attribute("placeholder")))
+    where = field_of_conditions(page)
     where.send_keys("price=10")
     page.one("#search").click()
     page.until(lambda: len(page.all(".hit")) == 1, "the hostile listing")
