@@ -54,11 +54,17 @@ class Browser:
 
     def until(self, found, what):
         """What a function gives, once it gives something."""
+        from selenium.common.exceptions import StaleElementReferenceException
+
         end = time.monotonic() + PATIENCE
-        while not (value := found()):
+        while True:
+            try:
+                if value := found():
+                    return value
+            except StaleElementReferenceException:
+                pass  # An answer has just replaced what was looked at.
             assert time.monotonic() < end, f"no {what}: {self.text[:2000]}"
             time.sleep(0.05)
-        return value
 
     @property
     def text(self):
