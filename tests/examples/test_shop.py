@@ -30,7 +30,8 @@ def free_port():
 def script(port):
     """The page's commands as one script, each block behind a line with its number."""
     blocks = re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    lines = ["set -eo pipefail", "trap '[ -z \"$SERVICE\" ] || kill -9 $SERVICE 2> /dev/null' EXIT"]
+    lines = ["set -eo pipefail"]
+    lines.append("trap '[ -z \"$SERVICE\" ] || kill -9 $SERVICE 2> /dev/null || true' EXIT")
     lines.append(f'afmrl() {{ "{sys.executable}" -m afmrl_jax "$@"; }}')
     lines.append(f'python() {{ "{sys.executable}" "$@"; }}')
     for number, block in enumerate(blocks):
@@ -53,14 +54,15 @@ def shop(tmp_path_factory):
         pytest.skip("needs bash and curl")
     folder = tmp_path_factory.mktemp("follow")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1"}
-    process = subprocess.Popen(
-        ["bash", "-c", script(free_port())],
-        cwd=folder,
-        env=environment,
-        stdout=(folder / "out").open("w"),
-        stderr=(folder / "err").open("w"),
-        start_new_session=True,
-    )
+    with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
+        process = subprocess.Popen(
+            ["bash", "-c", script(free_port())],
+            cwd=folder,
+            env=environment,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
     try:
         assert process.wait(LIMIT) == 0, (folder / "err").read_text()[-3000:]
     finally:
