@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -110,6 +111,11 @@ def load_targets() -> None:
         runs,
         tables,
     )
+
+    # Where it is installed, the client's transport imports it at the first request, and it starts
+    # a process to look for a library.
+    with suppress(ImportError):
+        import trio  # noqa: F401
 
     # The endpoint's client asks for it, by starting a program, and it is kept.
     platform.platform()
