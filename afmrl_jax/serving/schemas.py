@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -251,18 +252,16 @@ def pictures_of(given: str | list[str]) -> tuple[bytes, ...]:
 
 
 def input_of(
-    text: str | None,
-    picture: bytes | None,
-    attributes: str | None = None,
-    more: tuple[bytes, ...] = (),
+    text: str | None, pictures: Sequence[bytes] = (), attributes: str | None = None
 ) -> Input:
-    """A query or item, `more` being further pictures.
+    """A query or item.
 
     Raises:
         InputError: it is empty.
     """
-    found = Input(text if text and text.strip() else None, picture, attributes, more)
-    if found.text is None and picture is None:
+    first, more = pictures[0] if pictures else None, tuple(pictures[1:])
+    found = Input(text if text and text.strip() else None, first, attributes, more)
+    if found.text is None and not pictures:
         raise InputError("give a text, an image, or both")
     return found
 
@@ -297,4 +296,4 @@ def input_of_messages(messages: list[dict[str, Any]]) -> Input:
             else:
                 raise InputError("parts of a message are texts and image_urls")
     told = " ".join(attributes).strip() or None
-    return input_of(" ".join(texts), (*pictures, None)[0], told, tuple(pictures[1:]))
+    return input_of(" ".join(texts), pictures, told)

@@ -11,7 +11,8 @@ from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from afmrl_jax.serving.page.facets import facets_of, pairs_of
+from afmrl_jax.data.attributes.text_format import salvaged_pairs
+from afmrl_jax.serving.page.facets import facets_of
 from afmrl_jax.serving.page.gate import Gate
 from afmrl_jax.serving.page.shown import Shown, fragment
 from tests.serving.conftest import picture, serving
@@ -42,7 +43,8 @@ def test_facets_are_pairs_and_the_column_with_prices():
         ("type: chair (1)", "attributes.type=chair"),
     ]
     assert facets_of(lines[2:]).price is None
-    assert pairs_of(None) == []
+    assert salvaged_pairs("") == []
+    assert facets_of([{"attributes": None}]).pairs == ()
 
 
 def test_texts_of_listings_are_escaped():
@@ -85,7 +87,7 @@ def test_a_price_is_shown_with_its_currency():
 def test_attributes_that_agree_and_differ_are_told_apart_by_words():
     html = results(
         card({"attributes": "type: chair; color: blue; leg: oak"}, "type: chair; color: red"),
-        written=pairs_of("type: chair; color: red"),
+        written=salvaged_pairs("type: chair; color: red"),
     )
     marks = re.findall(r"</span> (\S+: \S+) <small>(.+?)</small>", html)
     assert marks == [

@@ -61,15 +61,25 @@ def is_malformed(text: str) -> bool:
     return False
 
 
-def salvage_attributes(text: str) -> str:
-    """The complete pairs of a malformed text, the first of each key; may be empty."""
+def salvaged_pairs(text: str) -> list[tuple[str, str]]:
+    """The complete pairs of a text that may be malformed, the first of each key; may be empty.
+
+    Example:
+        >>> salvaged_pairs("type: chair; color: red; and")
+        [('type', 'chair'), ('color', 'red')]
+    """
     found: dict[str, str] = {}
     for part in text.split(";"):
         key, colon, value = part.partition(":")
         key, value = key.strip().lower(), value.strip()
         if colon and key and value:
             found.setdefault(key, value)
-    return format_attributes(found.items())
+    return list(found.items())
+
+
+def salvage_attributes(text: str) -> str:
+    """The pairs of `salvaged_pairs` as text."""
+    return format_attributes(salvaged_pairs(text))
 
 
 def drop_attributes(text: str, rng: np.random.Generator, rate: float) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from afmrl_jax.data.attributes.text_format import salvaged_pairs
 from afmrl_jax.errors import AfmrlError, InputError
 from afmrl_jax.inference.inputs import Input
 from afmrl_jax.runs.living.filters import Where, parse_where
@@ -16,7 +17,7 @@ from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.serving.batcher import Stopped
 from afmrl_jax.serving.engine import Engine, Wish
 from afmrl_jax.serving.guard import Refused
-from afmrl_jax.serving.page.facets import SAMPLE, Facets, facets_of, pairs_of
+from afmrl_jax.serving.page.facets import SAMPLE, Facets, facets_of
 from afmrl_jax.serving.page.shown import Shown, fragment
 from afmrl_jax.serving.schemas import MAX_TEXT, input_of, picture_of
 from afmrl_jax.serving.service import Service
@@ -68,7 +69,7 @@ class Asked:
             raise InputError(f"the text is longer than {MAX_TEXT} letters")
         if not self.text.strip() and not self.photo:
             raise InputError("type some words, drop a photo, or both")
-        return input_of(self.text, picture_of(self.photo) if self.photo else None)
+        return input_of(self.text, (picture_of(self.photo),) if self.photo else ())
 
     def conditions(self, price: str | None) -> Where:
         """What all results fit.
@@ -119,7 +120,7 @@ class Answers:
             {
                 "cards": cards,
                 "count": len(engine.index),
-                "written": pairs_of(written),
+                "written": salvaged_pairs(written or ""),
                 "seconds": time.monotonic() - began,
             },
         )
@@ -136,7 +137,7 @@ class Answers:
             places = {name: place for place, (name, _) in enumerate(other, 1)}
             cards = self._cards(engine, hits, written, price, places)
             name = engine.about.system
-            sides.append({"name": name, "written": pairs_of(written), "cards": cards})
+            sides.append({"name": name, "written": salvaged_pairs(written or ""), "cards": cards})
         both = sum(x.elsewhere is not None for x in sides[0]["cards"])
         most = max(len(x["cards"]) for x in sides)
         return fragment("compared", {"sides": sides, "both": both, "most": most})

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from afmrl_jax.data.attributes.text_format import salvage_attributes
+from afmrl_jax.data.attributes.text_format import salvaged_pairs
 from afmrl_jax.runs.living.filters import ATTRIBUTES, number_of
 from afmrl_jax.types import JsonObject
 
@@ -37,17 +37,6 @@ class Facets:
         ]
 
 
-def pairs_of(text: str | None) -> list[tuple[str, str]]:
-    """The pairs of an attribute list, also of a malformed one.
-
-    Example:
-        >>> pairs_of("type: chair; color: red; and")
-        [('type', 'chair'), ('color', 'red')]
-    """
-    parts = (x.partition(":") for x in salvage_attributes(text or "").split(";"))
-    return [(key.strip(), value.strip()) for key, colon, value in parts if colon]
-
-
 def facets_of(lines: Iterable[JsonObject]) -> Facets:
     """The facets of some listings.
 
@@ -58,7 +47,7 @@ def facets_of(lines: Iterable[JsonObject]) -> Facets:
     """
     counts, columns = Counter[tuple[str, str]](), dict[str, None]()
     for line in lines:
-        counts.update(set(pairs_of(line.get("attributes"))))
+        counts.update(salvaged_pairs(line.get("attributes") or ""))
         extra = line.get("extra") or {}
         # Not a number: a price on request.
         columns |= {x: None for x, cell in extra.items() if number_of(cell) == number_of(cell)}

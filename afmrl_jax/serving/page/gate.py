@@ -65,10 +65,8 @@ class Gate:
         """Answer a request, or pass it on."""
         if scope["type"] != "http":
             return
-        path, method = (
-            scope["path"].removeprefix(scope.get("root_path", "")) or "/",
-            scope["method"],
-        )
+        path, method = scope["path"], scope["method"]
+        path = path.removeprefix(scope.get("root_path", "")) or "/"
         reads = path in PAGES or path.startswith(FOLDERS)
         if method in ("GET", "HEAD") and reads and ".." not in path:
             if path == "/":

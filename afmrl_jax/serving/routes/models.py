@@ -11,7 +11,7 @@ from urllib.parse import quote
 import numpy as np
 from fastapi import APIRouter, Request
 
-from afmrl_jax.data.attributes.text_format import salvage_attributes
+from afmrl_jax.data.attributes.text_format import salvaged_pairs
 from afmrl_jax.errors import InputError
 from afmrl_jax.inference.inputs import Input
 from afmrl_jax.runs.living.filters import parse_where
@@ -62,7 +62,7 @@ def _add_search(found: APIRouter, service: Service) -> None:
         if asked.k > most:
             raise InputError(f"k {asked.k}: {most} at most")
         where = parse_where(asked.where)
-        query = input_of(asked.text, picture)
+        query = input_of(asked.text, () if picture is None else (picture,))
         hits, written = await engine.search(query, asked.k, where, asked.attributes)
         return {
             "results": _results(engine, hits),
@@ -146,8 +146,7 @@ def _inputs(asked: schemas.ItemsRequest, service: Service) -> list[Input]:
     for n, x in enumerate(asked.items):
         try:
             pictures = () if x.image is None else pictures_of(x.image)
-            text = attributes_text(x.attributes)
-            found.append(input_of(x.text, (*pictures, None)[0], text, pictures[1:]))
+            found.append(input_of(x.text, pictures, attributes_text(x.attributes)))
         except InputError as error:
             raise InputError(f"items[{n}]: {error}") from error
     return found
@@ -173,7 +172,7 @@ def _openai_inputs(asked: schemas.OpenAIRequest, service: Service) -> list[Input
     require_few(len(texts), service)
     if not texts or max(map(len, texts)) > schemas.MAX_TEXT:
         raise InputError(f"give one text or more, of at most {schemas.MAX_TEXT} letters")
-    return [input_of(x, None) for x in texts]
+    return [input_of(x) for x in texts]
 
 
 def _shortened(vectors: np.ndarray, dim: int) -> np.ndarray:
@@ -192,8 +191,7 @@ def _encoded(vector: np.ndarray, form: str) -> list[float] | str:
 
 
 def _written(text: str) -> dict[str, Any]:
-    pairs = (x.partition(":") for x in salvage_attributes(text).split(";"))
-    return {"text": text, "pairs": {k.strip(): v.strip() for k, colon, v in pairs if colon}}
+    return {"text": text, "pairs": dict(salvaged_pairs(text))}
 
 
 def _results(engine: Engine, hits: Hits) -> Sequence[dict[str, Any]]:
