@@ -27,16 +27,16 @@ from typing import Any
 import numpy as np
 import tyro
 
-from afmrl_jax.inference.index import Index, IndexSettings
+from afmrl_jax.inference.index import IndexSettings
 from afmrl_jax.performance.record import write_record
-from afmrl_jax.runs.embedded import INDEX, About
+from afmrl_jax.runs.embedded import About
 from afmrl_jax.runs.living.changes import Entry
 from afmrl_jax.runs.living.index import LivingIndex
 from afmrl_jax.runs.living.maintenance import compact
-from afmrl_jax.runs.thumbnails import LinesFile
 from afmrl_jax.runtime.progress import Progress
 from afmrl_jax.runtime.setup import reported
 from afmrl_jax.types import JsonObject
+from experiments.reliability.made_index import made_entry, write_made
 
 RESULTS = Path(__file__).parents[1] / "results" / "reliability"
 DIM, FIRST = 32, 200
@@ -64,29 +64,16 @@ class KillIndex:
 
 def entry(listing_id: str, version: int) -> Entry:
     """A listing that follows from its id and version."""
-    rng = np.random.default_rng([version, *listing_id.encode()])
-    vector = rng.normal(size=DIM).astype(np.float32)
-    line = {
-        "listing_id": listing_id,
-        "product_id": f"product of {listing_id}",
-        "title": f"title {version}",
-        "extra": {"price": version},
-        "content": f"{version:032d}",
-    }
-    return Entry(line, vector / np.linalg.norm(vector), bytes(rng.bytes(300)))
+    return made_entry(
+        listing_id, version, DIM, lambda rng: bytes(rng.bytes(300)), extra={"price": version}
+    )
 
 
 def write_index(folder: Path, held: Held, kind: str) -> None:
     """The folder that everything begins with."""
-    folder.mkdir(parents=True)
-    entries = [entry(*x) for x in held.items()]
-    with LinesFile(folder, thumbnails=True) as file:
-        for x in entries:
-            file.write(x.line, x.thumbnail)
     settings = IndexSettings(kind="scann" if kind == "scann" else "exact")
-    vectors = np.stack([x.vector for x in entries])
-    Index.build(vectors, list(held), settings=settings, embedder="e").save(folder / INDEX)
-    About("infonce", "kills", "e", settings=settings, thumbnails=256).write(folder)
+    about = About("infonce", "kills", "e", settings=settings, thumbnails=256)
+    write_made(folder, [entry(*x) for x in held.items()], about)
 
 
 def changes(rng: np.random.Generator, held: Held) -> Iterator[JsonObject]:

@@ -6,18 +6,17 @@ import json
 import shutil
 import struct
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from afmrl_jax.inference.index import Index
-from afmrl_jax.runs.embedded import ABOUT, INDEX, LISTINGS, LOG, THUMBNAILS, About
+from afmrl_jax.runs.embedded import ABOUT, LISTINGS, LOG, THUMBNAILS, About
 from afmrl_jax.runs.living.changes import Entry
 from afmrl_jax.runs.living.filters import parse_where
 from afmrl_jax.runs.living.index import LivingIndex
 from afmrl_jax.runs.living.maintenance import compact, stats
-from afmrl_jax.runs.thumbnails import LinesFile
 from afmrl_jax.runtime.record_log import RecordLog
 from afmrl_jax.testing import draw_badge
 from experiments.reliability.fuzz.case import AcceptedWrongError, Case, Room, target
@@ -29,6 +28,7 @@ from experiments.reliability.fuzz.mutate import (
     spoil_json,
     spoil_place,
 )
+from experiments.reliability.made_index import made_entry, write_made
 
 DIM, COUNT = 8, 12
 WRITER = "fuzz"
@@ -40,30 +40,20 @@ Content = dict[str, list[Any]]
 
 
 def _entry(name: str, version: int) -> Entry:
-    rng = np.random.default_rng([version, *name.encode()])
-    vector = rng.normal(size=DIM).astype(np.float32)
-    line = {
-        "listing_id": name,
-        "product_id": f"product of {name}",
-        "title": f"title {version}",
-        "attributes": "color: red; shape: circle",
-        "extra": {"price": version, "brand": "Acme"},
-        "content": f"{version:032d}",
-    }
-    small = draw_badge("circle", "red", "a", rng)
-    return Entry(line, vector / np.linalg.norm(vector), small)
+    return made_entry(
+        name,
+        version,
+        DIM,
+        partial(draw_badge, "circle", "red", "a"),
+        attributes="color: red; shape: circle",
+        extra={"price": version, "brand": "Acme"},
+    )
 
 
 def write_living(folder: Path) -> None:
     """Write a small index with thumbnails, and a log of seven changes."""
-    folder.mkdir(parents=True)
-    entries = [_entry(f"old-{n}", n) for n in range(COUNT)]
-    with LinesFile(folder, thumbnails=True) as file:
-        for x in entries:
-            file.write(x.line, x.thumbnail)
-    vectors = np.stack([x.vector for x in entries])
-    Index.build(vectors, [x.listing_id for x in entries], embedder="e").save(folder / INDEX)
-    About("infonce", "shop", "e", thumbnails=64).write(folder)
+    about = About("infonce", "shop", "e", thumbnails=64)
+    write_made(folder, [_entry(f"old-{n}", n) for n in range(COUNT)], about)
     with LivingIndex(folder, writer=WRITER) as index:
         for number in range(3):
             index.put([_entry(f"new-{number}-{n}", 20 + n) for n in range(3)])
