@@ -8,6 +8,7 @@ from typing import Literal
 
 from afmrl_jax.inference.shipped import models_of
 from afmrl_jax.runs.export import export
+from afmrl_jax.types import Role
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Export:
     """Folder to write; it must not exist."""
     system: str | None = None
     """Row of the results table, such as `infonce` or `agcl+distilled`; by default the last one."""
-    model: Literal["embedder", "generator"] = "embedder"
+    model: Role = "embedder"
     """Which of the system's models: what embeds, or what writes attributes."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights; adapters are merged in float32 first."""

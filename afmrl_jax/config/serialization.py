@@ -8,6 +8,7 @@ import json
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from afmrl_jax.config.marketplace import MARKETPLACE
+from afmrl_jax.config.reads import Reads
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.runtime.json_files import checked
 from afmrl_jax.types import JsonObject
@@ -70,18 +71,7 @@ ADDED: JsonObject = {
     "tower_targets": [],
     "rank_stabilized": False,
     "dora": False,
-    "reads": dict.fromkeys(
-        (
-            "patch_size",
-            "merge_size",
-            "temporal_patch_size",
-            "min_pixels",
-            "max_pixels",
-            "mean",
-            "std",
-            "layout",
-        )
-    ),
+    "reads": to_dict(Reads()),
     "log": "tensorboard",
     "profile": 0,
 }

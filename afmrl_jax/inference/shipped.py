@@ -25,7 +25,6 @@ NAME = Path("demo-weights")
 """What stands for them where a run directory is asked for."""
 
 BARE, WITH_LISTS = "shipped", "shipped+lists"
-ROLES = ("embedder", "generator")
 SYSTEMS = (System(BARE, "embedder", None), System(WITH_LISTS, "embedder", "generator"))
 """What can be made of the two models: the embedder alone, and with what the generator writes."""
 
@@ -49,8 +48,13 @@ class ShippedModels(FinishedRun):
     @property
     def evaluations(self) -> Path:
         """A folder of the user's cache, named after the weights: the package is only read."""
-        weights = b"".join((self.folder / x / MANIFEST).read_bytes() for x in ROLES)
+        weights = "".join(self.manifests).encode()
         return user_cache() / "demo-weights" / hashlib.sha256(weights).hexdigest()[:16]
+
+    @property
+    def manifests(self) -> list[str]:
+        """What tells these weights from those of another release."""
+        return [(self.folder / x / MANIFEST).read_text("utf-8") for x in get_args(Role)]
 
     @property
     def last_generator(self) -> str:

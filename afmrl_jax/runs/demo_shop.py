@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -17,11 +16,10 @@ from afmrl_jax.data.marketplace.cache import cache_name
 from afmrl_jax.data.marketplace.prices import price_of
 from afmrl_jax.errors import RunError
 from afmrl_jax.inference.shipped import BARE, WITH_LISTS, ShippedModels
-from afmrl_jax.models.huggingface.manifest import MANIFEST
 from afmrl_jax.runs.embed import embed_catalogue
 from afmrl_jax.runs.embedded import ABOUT, FORMAT, About, reads_of
-from afmrl_jax.runtime.files import locked, user_cache
-from afmrl_jax.runtime.private_folder import distrust
+from afmrl_jax.runtime.files import locked
+from afmrl_jax.runtime.private_folder import private_cache
 from afmrl_jax.runtime.progress import log_info
 
 VARIABLE = "AFMRL_DEMO_CACHE"
@@ -58,13 +56,9 @@ def demo_indexes(run: ShippedModels) -> tuple[Path, Path]:
     Raises:
         RunError: the cache is not to be trusted, or cannot be written.
     """
-    home = Path(os.environ.get(VARIABLE) or user_cache() / "demo")
-    reason = distrust(home, "an index")
-    if reason is not None:
-        raise RunError(
-            f"the demo's index cannot be kept in {home}: {reason}; or set {VARIABLE} to a folder "
-            "that only you can write"
-        )
+    home = private_cache(
+        "demo", VARIABLE, kept="the demo's index", content="an index", error=RunError
+    )
     folder = home / _name(run)
     systems = {WITH_LISTS: folder / "index", BARE: folder / "without-lists"}
 
@@ -96,6 +90,5 @@ def _is_whole(folder: Path) -> bool:
 
 def _name(run: ShippedModels) -> str:
     """A hash of all that the vectors and listings depend on."""
-    weights = [(run.folder / x / MANIFEST).read_text() for x in ("embedder", "generator")]
-    content = [weights, cache_name(SETTINGS), reads_of(run), SIDE, VERSION, FORMAT]
+    content = [run.manifests, cache_name(SETTINGS), reads_of(run), SIDE, VERSION, FORMAT]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

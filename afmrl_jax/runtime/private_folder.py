@@ -6,6 +6,9 @@ import os
 import stat
 from pathlib import Path
 
+from afmrl_jax.errors import AfmrlError
+from afmrl_jax.runtime.files import user_cache
+
 
 def distrust(folder: Path, content: str) -> str | None:
     """Why a folder is not to be used, and what to do; None if only this user can write it.
@@ -32,3 +35,28 @@ def distrust(folder: Path, content: str) -> str | None:
             "again for you alone"
         )
     return None
+
+
+def private_cache(
+    name: str, variable: str, *, kept: str, content: str, error: type[AfmrlError]
+) -> Path:
+    """A folder of the user's cache that only this user can write.
+
+    Args:
+        name: of the folder.
+        variable: environment variable with another folder to use.
+        kept: what is kept there, as in "the marketplace".
+        content: as of `distrust`.
+        error: what is raised.
+
+    Raises:
+        AfmrlError: the folder is not to be trusted, or cannot be made.
+    """
+    folder = Path(os.environ.get(variable) or user_cache() / name)
+    reason = distrust(folder, content)
+    if reason is not None:
+        raise error(
+            f"{kept} cannot be kept in {folder}: {reason}; or set {variable} to a folder that only "
+            "you can write"
+        )
+    return folder

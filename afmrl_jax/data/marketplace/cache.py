@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ import PIL
 from afmrl_jax.config.marketplace import MarketplaceSettings
 from afmrl_jax.data.marketplace.build import IDEAL, LISTINGS, draw_marketplace
 from afmrl_jax.errors import CatalogueError, RunError
-from afmrl_jax.runtime.files import atomic_path, locked, user_cache
+from afmrl_jax.runtime.files import atomic_path, locked
 from afmrl_jax.runtime.json_files import read_checked
-from afmrl_jax.runtime.private_folder import distrust
+from afmrl_jax.runtime.private_folder import private_cache
 from afmrl_jax.runtime.progress import log_info
 from afmrl_jax.runtime.seals import Seal, require_sealed
 
@@ -55,13 +54,9 @@ def marketplace_folder(settings: MarketplaceSettings) -> Path:
     Raises:
         CatalogueError: the cache is not to be trusted, cannot be written, or drawing failed.
     """
-    home = Path(os.environ.get(VARIABLE) or user_cache() / "marketplace")
-    reason = distrust(home, "pictures")
-    if reason is not None:
-        raise CatalogueError(
-            f"the marketplace cannot be kept in {home}: {reason}; or set {VARIABLE} to a folder "
-            "that only you can write"
-        )
+    home = private_cache(
+        "marketplace", VARIABLE, kept="the marketplace", content="pictures", error=CatalogueError
+    )
     folder = home / cache_name(settings)
     if folder.exists() and _damage(folder) is None:
         return folder
