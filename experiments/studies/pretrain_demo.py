@@ -4,10 +4,10 @@
 
 draws a pool of pictures and words whose combinations occur in no catalogue, teaches the generator
 first to see their attributes and then to write lists and captions of them, and the embedder to
-bring photos and titles of a product together. It writes `generator/` and `embedder/` as Hugging
-Face folders, and `report.json`: the loss curves, what the generator reads off photos of
-combinations that it has never seen, and how often their titles and photos find each other. Over an
-hour on two CPU cores; killed, it goes on from its last checkpoint.
+bring photos and titles of a product together and then to read lists. It writes `generator/` and
+`embedder/` as Hugging Face folders, and `report.json`: the loss curves, what the generator reads
+off photos of combinations that it has never seen, and how often their titles, photos and lists find
+each other. About two hours on two CPU cores; killed, it goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -56,9 +56,10 @@ from afmrl_jax.training.state import initial_state
 from afmrl_jax.types import JsonObject
 from experiments.studies.pretrain.accuracy import accuracy_by_key
 from experiments.studies.pretrain.card import write_card
-from experiments.studies.pretrain.matching import title_photo_recall
+from experiments.studies.pretrain.matching import meeting_recall
 from experiments.studies.pretrain.optimizer import make_muon
 from experiments.studies.pretrain.pool import Pool
+from experiments.studies.pretrain.reading import ReadingSource
 from experiments.studies.pretrain.sources import Material, PairSource, WritingSource
 from experiments.studies.pretrain.tower import TowerSource, make_tower_step, trainable
 
@@ -98,6 +99,10 @@ class Pretraining:
     embedder_steps: int = 3_000
     embedder_batch: int = 64
     """Pairs."""
+    reading_steps: int = 1_000
+    """Of the embedder after these, with lists."""
+    reading_rate: float = 0.4
+    """Learning rates of these steps, as a share of the others'."""
     learning_rate: float = 2e-3
     """Of Adam, for biases, scales and the token table."""
     muon_rate: float = 1.5e-2
@@ -113,7 +118,7 @@ class Pretraining:
 
 TRAININGS: dict[Role, tuple[str, ...]] = {
     "generator": ("tower", "generator"),
-    "embedder": ("embedder",),
+    "embedder": ("embedder", "reading"),
 }
 """Of each model, one after the other."""
 IMAGE = ImageConfig(max_pixels=96 * 96, pack_shares=(0.25, 0.5, 0.75, 1.0))
@@ -159,10 +164,11 @@ def architecture(role: Role, sizes: Sizes, tokenizer: BpeTokenizer) -> Architect
 def train(
     settings: Pretraining,
     name: str,
-    source: WritingSource | PairSource | TowerSource,
+    source: WritingSource | PairSource | ReadingSource | TowerSource,
     start: Params,
     made: Callable[[optax.GradientTransformation], FrozenStepFunction],
     frozen: Params | None = None,
+    rate: float = 1.0,
 ) -> Params:
     """Run a loop to its end, or go on with it.
 
@@ -173,6 +179,7 @@ def train(
         start: parameters that learn.
         made: the step of an optimizer.
         frozen: parameters that do not learn.
+        rate: of the settings' learning rates, a share.
     """
     folder, steps = settings.out / f"train-{name}", len(source)
     folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +187,10 @@ def train(
         name, folder, steps, settings.seed, settings.save_every, make_mesh(1, 1), log_every=50
     )
     optimizer = make_muon(
-        start, steps, muon_rate=settings.muon_rate, adam_rate=settings.learning_rate
+        start,
+        steps,
+        muon_rate=rate * settings.muon_rate,
+        adam_rate=rate * settings.learning_rate,
     )
     state = initial_state(start, optimizer)
     # The loop reads of a batch what all of them have.
@@ -205,16 +215,18 @@ def pretrain_generator(settings: Pretraining, own: Material) -> dict[str, float]
 
 
 def pretrain_embedder(settings: Pretraining, own: Material) -> dict[str, float]:
-    """Train and save the embedder; whether titles and photos that it has never seen find each
-    other.
+    """Train and save the embedder; whether titles, photos and lists that it has never seen find
+    each other.
     """
     built = architecture("embedder", settings.sizes, own.tokenizer)
     config = dataclasses.replace(AgclConfig().infonce(), prefix_weight=0.0)
     source = PairSource(own, settings.embedder_steps, settings.embedder_batch, settings.seed)
     step = partial(make_agcl_step, built, config, None)
     params = train(settings, "embedder", source, built.init(settings.seed + 1), step)
+    lists = ReadingSource(own, settings.reading_steps, settings.embedder_batch, settings.seed)
+    params = train(settings, "reading", lists, params, step, rate=settings.reading_rate)
     params = saved(settings, "embedder", built, params, own)
-    return title_photo_recall(built, params, own, settings.seed + HELD_OUT, settings.examined)
+    return meeting_recall(built, params, own, settings.seed + HELD_OUT, settings.examined)
 
 
 PRETRAIN: dict[Role, Callable[[Pretraining, Material], dict[str, float]]] = {

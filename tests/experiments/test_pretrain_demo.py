@@ -18,6 +18,7 @@ from afmrl_jax.training.state import initial_state
 from experiments.studies.pretrain import pool as pools
 from experiments.studies.pretrain.optimizer import make_muon
 from experiments.studies.pretrain.pool import PHOTOS, Pool
+from experiments.studies.pretrain.reading import VIEWS, ReadingSource
 from experiments.studies.pretrain.sources import Material, PairSource, WritingSource
 from experiments.studies.pretrain.tower import (
     KNOWN,
@@ -96,6 +97,36 @@ def test_pairs_are_two_offers_of_a_product_seen_alike(material):
         assert sorted(own) == [0, 1]
 
 
+def test_whole_lists_meet_photos_only_beside_photos_with_lists(material):
+    """Otherwise the embedder would learn to see what only the generator should know."""
+    lengths = {}
+    source = ReadingSource(material, 100, 6, 0)
+    for step in range(20):
+        sides, (rows, numbers) = source.view(step), source._rows(step)
+        for side, part in zip(sides, (rows[:6], rows[6:]), strict=True):
+            assert {bool(row.pictures) for row in part} == {side.photo}
+            for number, row in zip(numbers.tolist(), part, strict=True):
+                after = row.tokens[row.bare_length : -1] if row.bare_length else []
+                told = dict(parse_attributes(material.tokenizer.decode(after))) if after else {}
+                lists = material.pool.words(number % SIZE).lists
+                whole = [dict(parse_attributes(x)) for x in lists]
+                other = min(len(told.items() - x.items()) for x in whole) if told else 0
+                # A twin's lists are not in the pool: one value is another, or worded anew.
+                assert other == (number >= SIZE)
+                lengths.setdefault(side, set()).add(len(told) / len(whole[0]))
+        assert len(source[step].rows.last) == 12
+    for one, other in VIEWS:
+        whole = [any("list" in x for x in side.told) for side in (one, other)]
+        if any(whole):
+            bare = [
+                side.photo and not listed for side, listed in zip((one, other), whole, strict=True)
+            ]
+            assert not any(bare)
+    assert all(max(lengths[x]) == 1 for x in lengths if x.photo and "list" in x.told)
+    assert all(max(lengths[x]) < 0.7 for x in lengths if "list" not in " ".join(x.told))
+    assert sum(VIEWS.values()) == pytest.approx(1)
+
+
 def test_the_tower_is_asked_for_what_can_be_seen(material):
     source = TowerSource(material, 10, 5, 0)
     batch, again = source[3], TowerSource(material, 10, 5, 0)[3]
@@ -137,7 +168,7 @@ def test_the_command_goes_on_after_a_kill_and_ends_with_the_same_weights(pool, t
     tiny += ["--sizes.layers=2", "--sizes.intermediate-dim=64", "--vocab-size=600"]
     tiny += ["--samples", str(SIZE), "--seed=3", "--workers=1", "--save-every=4", "--examined=100"]
     tiny += ["--tower-steps=6", "--tower-batch=8", "--generator-steps=12", "--generator-batch=8"]
-    tiny += ["--embedder-steps=8"]
+    tiny += ["--embedder-steps=8", "--reading-steps=8"]
     command = [sys.executable, "-m", "experiments.studies.pretrain_demo", *tiny]
     outs = [tmp_path / "whole", tmp_path / "killed"]
     for out in outs:
@@ -158,5 +189,6 @@ def test_the_command_goes_on_after_a_kill_and_ends_with_the_same_weights(pool, t
     assert report["generator"]["loss"]["generator"][-1][0] == 12
     assert set(report["generator"]["examination"]) >= {"type", "neckline", "pattern"}
     recall = report["embedder"]["examination"]
+    assert recall["list_to_list.R@1"] >= 0
     assert 0 <= recall["title_to_photo.R@1"] <= recall["title_to_photo.R@5"] <= 1
     assert "| neckline | " in (outs[1] / "generator" / "README.md").read_text()

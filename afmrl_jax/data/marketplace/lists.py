@@ -16,7 +16,8 @@ def _joined(pairs: list[tuple[str, str]]) -> str:
     return "; ".join(f"{key}: {value}" for key, value in pairs)
 
 
-def _worded(key: str, value: str, synonyms: float, rng: np.random.Generator) -> str:
+def worded(key: str, value: str, synonyms: float, rng: np.random.Generator) -> str:
+    """The word of a list for a value: its own, or with probability `synonyms` another if any."""
     words = SYNONYMS[key].get(value, ())
     other = rng.random() < synonyms and words
     return words[int(rng.integers(len(words)))] if other else value
@@ -47,7 +48,7 @@ def oracle_text(
         value = truth
         if wrong < settings.oracle_errors and others:
             value = others[int(rng.integers(len(others)))]
-        value = _worded(key, value, settings.oracle_synonyms, rng)
+        value = worded(key, value, settings.oracle_synonyms, rng)
         known = about.visible or key in stated
         if known and mention < getattr(settings, f"mention_{about.salience}"):
             pairs.append((key, value))
@@ -62,7 +63,7 @@ def oracle_text(
 
 def full_list(combination: Mapping[str, str], rng: np.random.Generator) -> str:
     """A list of all that can be seen, in varied words and order: for pretraining."""
-    pairs = [(key, _worded(key, x, 0.3, rng)) for key, x in visible_part(combination).items()]
+    pairs = [(key, worded(key, x, 0.3, rng)) for key, x in visible_part(combination).items()]
     if rng.random() < 0.3:
         pairs = [pairs[i] for i in rng.permutation(len(pairs))]
     return _joined(pairs)

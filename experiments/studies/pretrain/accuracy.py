@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from afmrl_jax.data.attributes.text_format import parse_attributes, salvage_attributes
+from afmrl_jax.data.attributes.text_format import salvaged_pairs
 from afmrl_jax.data.batching import prompts
 from afmrl_jax.data.batching.collate import collate
 from afmrl_jax.data.batching.images import patchify
 from afmrl_jax.data.marketplace.lists import canonical
 from afmrl_jax.data.marketplace.stream import Stream
-from afmrl_jax.data.marketplace.world import VISIBLE, Combination
+from afmrl_jax.data.marketplace.world import VISIBLE
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.runtime.progress import Progress
 from afmrl_jax.training.annotate import completion_texts, greedy
@@ -51,8 +51,8 @@ def accuracy_by_key(
             photos = [x.photos[0] for x in samples]
             texts, malformed = _written(architecture, params, material, photos)
             bad += int(malformed.sum())
-            for sample, text, broken in zip(samples, texts, malformed, strict=True):
-                found = _read(salvage_attributes(text) if broken else text)
+            for sample, text in zip(samples, texts, strict=True):
+                found = {key: canonical(key, word) for key, word in salvaged_pairs(text)}
                 for key in VISIBLE:
                     if key in sample.attributes:
                         asked[key] += 1
@@ -74,10 +74,3 @@ def _written(
     ends = (own[0].eos_id, own[0].pad_id)
     found = greedy(architecture, params, batch, material.text.max_attribute_tokens, *ends)
     return completion_texts(found, own[0])
-
-
-def _read(text: str) -> Combination:
-    """Values by key, in the world's own words."""
-    pairs = dict(parse_attributes(text)) if text else {}
-    meant = {key: canonical(key, word) for key, word in pairs.items()}
-    return {key: value for key, value in meant.items() if value is not None}

@@ -52,12 +52,14 @@ never seen, where the attribute applies ({malformed:.1%} of the lists are malfor
 
 _EMBEDDER = """{embedder_steps} steps of {embedder_batch} pairs of two sellers' offers of a product,
 by InfoNCE at a temperature of 0.05. Each side shows a photo, a title or both; in four of five steps
-words meet pictures. It has read titles, which state a third to a half of the attributes, and never
-a list: the stages of a run teach it what lists say. Muon for matrices, Adam for the rest, warm-up
-and cosine.
+words meet pictures. Then {reading_steps} steps with lists, at {reading_rate} of the learning rates.
+What meets a photo states a third to a half of the attributes, as titles do; whole lists meet lists
+and titles, or stand beside the photos on both sides. So it has learned to read all that a list says
+and to see no more than titles teach. Muon for matrices, Adam for the rest, warm-up and cosine.
 
-Recall among {examined} products of combinations that it has never seen, a photo by one seller and a
-title by another each; a title fits several products, so that nothing reaches 100 %:
+Recall among {examined} products of combinations that it has never seen, photo and list by one
+seller, title and another list by another; a title fits several products, so that nothing reaches
+100 % with it:
 
 | task | recall |
 |--|--:|

@@ -1,4 +1,4 @@
-"""How well an embedder brings words and pictures of a product together."""
+"""How well an embedder brings words, lists and pictures of a product together."""
 
 from __future__ import annotations
 
@@ -17,39 +17,57 @@ from experiments.studies.pretrain.sources import Material
 DEPTHS = (1, 5)
 
 
-def title_photo_recall(
+TASKS = (
+    ("title_to_photo", "title", "photo"),
+    ("photo_to_title", "photo", "title"),
+    ("list_to_list", "list", "other list"),
+    ("title_to_list", "title", "list"),
+)
+"""Name, what asks, and what is asked for."""
+
+
+def meeting_recall(
     architecture: Architecture, params: Params, material: Material, seed: int, count: int
 ) -> dict[str, float]:
-    """Share of titles that find the photo of another offer of the product, and the reverse.
+    """Share of titles, photos and lists of an offer that find those of another of the product.
 
-    A title states a part of the attributes, and so fits several photos: no embedder reaches 1.
+    A title states a part of the attributes, and so fits several photos and lists: no embedder
+    reaches 1 with it. Lists tell all that can be seen, each in other words.
 
     Args:
         architecture: of the embedder.
         params: its weights.
         material: tokenizer and shapes.
         seed: of the stream; not that of the pool.
-        count: products, each with the photo of one seller and the title of another.
+        count: products, each with photo and list of one seller, title and another list of another.
 
     Returns:
         Recall at 1 and 5 among `count` candidates, `title_to_photo.R@1` and so on.
     """
-    own = material.tokenizer, material.text, material.image
-    stream, words, photos = Stream(seed, photos=2), list[Row](), list[Row]()
-    for number in range(count):
-        sample = stream[number]
-        picture = (patchify(sample.photos[0], material.image),)
-        photos.append(prompts.embedder_row(*own, title=None, attributes=None, pictures=picture))
-        title = sample.titles[1]
-        words.append(prompts.embedder_row(*own, title=title, attributes=None, pictures=()))
-    encoder, builder = (
-        Encoder(architecture, params),
-        RowBuilder.of([], material.tokenizer, material.image, material.text),
-    )
-    sides = [encoder.embed_rows(builder, rows) for rows in (words, photos)]
+    samples = list(map(Stream(seed, photos=2).__getitem__, range(count)))
+    shown = {
+        "photo": [_row(material, photo=x.photos[0]) for x in samples],
+        "title": [_row(material, title=x.titles[1]) for x in samples],
+        "list": [_row(material, attributes=x.lists[0]) for x in samples],
+        "other list": [_row(material, attributes=x.lists[1]) for x in samples],
+    }
+    encoder = Encoder(architecture, params)
+    builder = RowBuilder.of([], material.tokenizer, material.image, material.text)
+    vectors = {name: encoder.embed_rows(builder, rows) for name, rows in shown.items()}
     found, numbers = {}, np.arange(count)
-    for name, asked, known in (("title_to_photo", 0, 1), ("photo_to_title", 1, 0)):
-        ranks = positive_ranks(sides[asked], sides[known], numbers, numbers)
+    for task, asks, asked in TASKS:
+        ranks = positive_ranks(vectors[asks], vectors[asked], numbers, numbers)
         for k in DEPTHS:
-            found[f"{name}.R@{k}"] = round(float(recall_at_k(ranks, k).mean()), 4)
+            found[f"{task}.R@{k}"] = round(float(recall_at_k(ranks, k).mean()), 4)
     return found
+
+
+def _row(
+    material: Material,
+    title: str | None = None,
+    attributes: str | None = None,
+    photo: bytes | None = None,
+) -> Row:
+    pictures = () if photo is None else (patchify(photo, material.image),)
+    own = material.tokenizer, material.text, material.image
+    return prompts.embedder_row(*own, title=title, attributes=attributes, pictures=pictures)
