@@ -235,7 +235,7 @@ class BackboneConfig(Settings):
     """
 
     steps: int = 300
-    """With 0 the rows start from random weights."""
+    """With 0 the rows start from the embedder's own weights, random or pretrained."""
     batch_size: int = 32
     whole_list: float = 0.3
     """Probability that a row has no attributes at all."""

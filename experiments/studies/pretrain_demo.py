@@ -99,9 +99,9 @@ class Pretraining:
     embedder_steps: int = 3_000
     embedder_batch: int = 64
     """Pairs."""
-    reading_steps: int = 1_000
+    reading_steps: int = 1_200
     """Of the embedder after these, with lists."""
-    reading_rate: float = 0.4
+    reading_rate: float = 0.6
     """Learning rates of these steps, as a share of the others'."""
     learning_rate: float = 2e-3
     """Of Adam, for biases, scales and the token table."""

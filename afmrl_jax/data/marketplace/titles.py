@@ -63,6 +63,17 @@ def phrase(
     return words[1 + int(rng.integers(len(words) - 1))] if other else words[0]
 
 
+def states(title: str, key: str, value: str) -> bool:
+    """Whether a title has words for a value, in any language.
+
+    Example:
+        >>> states("RED DRESS - V-NECK", "neckline", "v-neck"), states("red dress", "hem", "slit")
+        (True, False)
+    """
+    said = title.lower()
+    return any(x.lower() in said for words in PHRASES[key][value].values() for x in words)
+
+
 def write_title(
     combination: Mapping[str, str],
     seller: Seller,

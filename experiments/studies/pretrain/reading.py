@@ -16,7 +16,7 @@ from afmrl_jax.data.batching.collate import Row
 from afmrl_jax.data.batching.images import Patches, erase_patches
 from afmrl_jax.data.batching.row_packing import RowPacker
 from afmrl_jax.data.marketplace.lists import canonical, worded
-from afmrl_jax.data.marketplace.titles import stated_keys
+from afmrl_jax.data.marketplace.titles import stated_keys, states
 from afmrl_jax.data.marketplace.world import Combination, allowed
 from afmrl_jax.data.sources.batches import ContrastiveBatch
 from afmrl_jax.data.sources.sampler import epoch_indices
@@ -34,29 +34,30 @@ class Side(NamedTuple):
     photo: bool
     told: tuple[Told, ...]
     """Each row has one of these, all alike probable."""
+    twins: bool = False
+    """Of both sides, if of one: the batch has half of its products, and of each a twin with its
+    titles and photos whose lists say something else of one attribute, which no title states."""
 
 
-_TWINS = Side(False, ("list",))
-"""On both sides: half of the products of the batch, and of each a twin whose lists say something
-else of one attribute."""
 _PHOTO = Side(True, ("nothing",))
 _WORDS = Side(False, ("title", "part"))
 _TEXT = Side(False, ("title", "part", "list", "title and list"))
 _LISTED = Side(True, ("list", "title and list"))
+_READ_TWINS = Side(False, ("list", "title and list"), twins=True)
+_SEEN_TWINS = Side(True, ("list", "title and list"), twins=True)
 
 VIEWS: Mapping[tuple[Side, Side], float] = {
     (_PHOTO, _WORDS): 0.15,
     (_WORDS, _PHOTO): 0.15,
     (_PHOTO, _PHOTO): 0.05,
     (_WORDS, Side(True, ("title", "part"))): 0.05,
-    (_TEXT, _TEXT): 0.15,
-    (_TWINS, _TWINS): 0.15,
-    (_TEXT, _LISTED): 0.1,
-    (_LISTED, _TEXT): 0.05,
-    (_LISTED, _LISTED): 0.15,
+    (_TEXT, _TEXT): 0.05,
+    (_TEXT, _LISTED): 0.05,
+    (_READ_TWINS, _READ_TWINS): 0.25,
+    (_SEEN_TWINS, _SEEN_TWINS): 0.25,
 }
-"""A photo without its whole list never meets a whole list: the embedder learns to read all that a
-list says, and to see no more than titles teach it."""
+"""A photo without its whole list never meets a whole list, and twins have the same photos: the
+embedder learns to read all that a list says, and to see no more than titles teach it."""
 
 SYNONYMS_SHARE = 0.3
 """Probability that a twin's other value is not written in its usual word."""
@@ -113,14 +114,14 @@ class ReadingSource:
         pool, view = self.material.pool, self.view(step)
         numbers = epoch_indices(pool.size, self.batch_size, step, self.seed + 2)
         words = list(map(pool.words, numbers.tolist()))
-        if view == (_TWINS, _TWINS):
+        if view[0].twins:
             half = len(numbers) // 2
             numbers = np.concatenate([numbers[:half], numbers[:half] + pool.size])
             words = [*words[:half], *(_twin(x, rng) for x in words[:half])]
         first, rows = rng.integers(PHOTOS, size=len(numbers)), list[Row]()
         for side, offers in zip(view, (first, PHOTOS - 1 - first), strict=True):
             for number, said, offer in zip(numbers.tolist(), words, offers.tolist(), strict=True):
-                seen = self.material.picture(number, offer) if side.photo else ()
+                seen = self.material.picture(number % pool.size, offer) if side.photo else ()
                 rows.append(self._row(said, seen, Place(side, offer, rng)))
         return rows, numbers
 
@@ -142,14 +143,17 @@ def _list(whole: str, told: Told, rng: np.random.Generator) -> str | None:
 
 
 def _twin(words: Words, rng: np.random.Generator) -> Words:
-    """The same lists but for one attribute, which is another in all of them."""
+    """The same but for one attribute, which is another in all lists."""
     values = _values(salvaged_pairs(words.lists[0]))
     choices = {
         key: [x for x in allowed(key, values) if x != value]
         for key, value in values.items()
         if key != "type"
     }
-    keys = [key for key, others in choices.items() if others]
+    known = [key for key, others in choices.items() if others]
+    unsaid = [x for x in known if not any(states(t, x, values[x]) for t in words.titles)]
+    # Titles that state everything were never seen; then they are wrong about one attribute.
+    keys = unsaid or known
     key = keys[int(rng.integers(len(keys)))]
     other = choices[key][int(rng.integers(len(choices[key])))]
     lists = [
