@@ -30,6 +30,8 @@ def case(**about):
         ({"wrong": True}, RunError("run/config.json is broken; write it again"), "clean"),
         ({}, CatalogueError("listing 'x': no title; add one"), "clean"),
         ({}, RunError("num_heads must divide by num_kv_heads"), "vague"),
+        ({"named": "notes"}, RunError("notes exists; it holds diary.txt"), "clean"),
+        ({"named": "notes"}, RunError("what was noted exists"), "vague"),
         ({"good": True}, RunError("x.json is broken"), "refused"),
         ({}, AcceptedWrongError("other weights"), "accepted-wrong"),
         ({}, KeyError("outputs"), "foreign"),

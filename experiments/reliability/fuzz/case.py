@@ -59,6 +59,8 @@ class Case:
     """Known to be broken by construction: it must not be taken."""
     good: bool = False
     """Known to be good by construction: it must be taken."""
+    named: str = ""
+    """A name of the case's own that an error may call things by, such as a folder's."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def verdict_of(case: Case, error: BaseException | None) -> tuple[str, str]:
     if isinstance(error, AfmrlError):
         if case.good:
             return "refused", line
-        return ("clean" if names_something(str(error)) else "vague"), line
+        return ("clean" if names_something(str(error), case.named) else "vague"), line
     return "foreign", f"{line} [{place_of(error)}]"
 
 
@@ -97,9 +99,9 @@ _NAMED = re.compile(
 )
 
 
-def names_something(message: str) -> bool:
-    """Whether a message names a file or a record."""
-    return bool(_NAMED.search(message))
+def names_something(message: str, own: str = "") -> bool:
+    """Whether a message names a file, a record, or what a case calls its own."""
+    return bool(_NAMED.search(message) or (own and re.search(rf"\b{re.escape(own)}\b", message)))
 
 
 def place_of(error: BaseException) -> str:

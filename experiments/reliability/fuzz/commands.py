@@ -110,7 +110,7 @@ def overwrite(room: Room) -> Case:
             raise
         _check(folder, before)
 
-    return Case(f"{name} --out {out}", act)
+    return Case(f"{name} --out {out}", act, named=out)
 
 
 def _check(folder: Path, before: dict[str, str]) -> None:
