@@ -111,10 +111,12 @@ def padding_by_stage(config: RunConfig, batches: int) -> tuple[dict[str, float],
     stages, details = _Stages(config), []
     sources: dict[str, DistillSource | ContrastiveSource] = {
         "distill": stages.distill(),
-        "backbone": stages.contrastive(config.backbone.settings(config.agcl), reads=True),
         "infonce": stages.contrastive(config.agcl.infonce(), reads=False),
         "agcl-distilled": stages.contrastive(config.agcl, reads=True),
     }
+    if config.backbone.steps:
+        backbone = config.backbone.settings(config.agcl)
+        sources["backbone"] = stages.contrastive(backbone, reads=True)
     made = {stage: _rows(source, batches) for stage, source in sources.items()}
     made |= {**stages.prompts(batches), "evaluate": stages.embedded()}
     for stage, found in made.items():
