@@ -299,13 +299,8 @@ def _on_the_marketplace(base: RunConfig) -> RunConfig:
     # Nearly all errors of an embedder that knows this world are between near-twins, and high rates
     # make it forget how words and pictures meet; by R@1 on the reward split, one seed. It reads
     # lists already, and one that leaves out what tells twins apart would teach it not to.
-    twins = replace(
-        base.agcl,
-        steps=45,
-        batch_size=64,
-        sibling_share=1.0,
-        dropout=replace(base.agcl.dropout, attributes=0.0),
-    )
+    whole = replace(base.agcl.dropout, attributes=0.0)
+    twins = replace(base.agcl, steps=45, batch_size=64, sibling_share=1.0, dropout=whole)
     return replace(
         base,
         catalogue=MARKETPLACE,
