@@ -4,10 +4,11 @@
 
 draws a pool of pictures and words whose combinations occur in no catalogue, teaches the generator
 first to see their attributes and then to write lists and captions of them, and the embedder to
-bring photos and titles of a product together and then to read lists. It writes `generator/` and
-`embedder/` as Hugging Face folders, and `report.json`: the loss curves, what the generator reads
-off photos of combinations that it has never seen, and how often their titles, photos and lists find
-each other. About two hours on two CPU cores; killed, it goes on from its last checkpoint.
+bring photos and titles of a product together and, if asked to, then to read lists. It writes
+`generator/` and `embedder/` as Hugging Face folders, and `report.json`: the loss curves, what the
+generator reads off photos of combinations that it has never seen, and how often their titles,
+photos and lists find each other. About two hours on two CPU cores; killed, it goes on from its last
+checkpoint.
 """
 
 from __future__ import annotations
@@ -99,8 +100,9 @@ class Pretraining:
     embedder_steps: int = 3_000
     embedder_batch: int = 64
     """Pairs."""
-    reading_steps: int = 1_200
-    """Of the embedder after these, with lists."""
+    reading_steps: int = 0
+    """Of the embedder after these, with lists; 1,200 teach it to read them. The weights that come
+    with the package have had none."""
     reading_rate: float = 0.6
     """Learning rates of these steps, as a share of the others'."""
     learning_rate: float = 2e-3
@@ -223,8 +225,9 @@ def pretrain_embedder(settings: Pretraining, own: Material) -> dict[str, float]:
     source = PairSource(own, settings.embedder_steps, settings.embedder_batch, settings.seed)
     step = partial(make_agcl_step, built, config, None)
     params = train(settings, "embedder", source, built.init(settings.seed + 1), step)
-    lists = ReadingSource(own, settings.reading_steps, settings.embedder_batch, settings.seed)
-    params = train(settings, "reading", lists, params, step, rate=settings.reading_rate)
+    if settings.reading_steps:
+        lists = ReadingSource(own, settings.reading_steps, settings.embedder_batch, settings.seed)
+        params = train(settings, "reading", lists, params, step, rate=settings.reading_rate)
     params = saved(settings, "embedder", built, params, own)
     return meeting_recall(built, params, own, settings.seed + HELD_OUT, settings.examined)
 
@@ -265,7 +268,11 @@ def main() -> None:
         report[role] = {
             "settings": dataclasses.asdict(settings) | {"out": settings.out.name},
             "examination": found,
-            "loss": {name: curve(settings, name) for name in TRAININGS[role]},
+            "loss": {
+                name: curve(settings, name)
+                for name in TRAININGS[role]
+                if (settings.out / f"train-{name}").is_dir()
+            },
             **provenance(),
         }
         write_json(path, report)

@@ -52,10 +52,7 @@ never seen, where the attribute applies ({malformed:.1%} of the lists are malfor
 
 _EMBEDDER = """{embedder_steps} steps of {embedder_batch} pairs of two sellers' offers of a product,
 by InfoNCE at a temperature of 0.05. Each side shows a photo, a title or both; in four of five steps
-words meet pictures. Then {reading_steps} steps with lists, at {reading_rate} of the learning rates.
-What meets a photo states a third to a half of the attributes, as titles do; whole lists meet lists
-and titles, or stand beside the photos on both sides. So it has learned to read all that a list says
-and to see no more than titles teach. Muon for matrices, Adam for the rest, warm-up and cosine.
+words meet pictures. {reading} Muon for matrices, Adam for the rest, warm-up and cosine.
 
 Recall among {examined} products of combinations that it has never seen, photo and list by one
 seller, title and another list by another; a title fits several products, so that nothing reaches
@@ -64,6 +61,14 @@ seller, title and another list by another; a title fits several products, so tha
 | task | recall |
 |--|--:|
 {table}"""
+
+_UNREAD = """It has read titles, which state a third to a half of the attributes, and never a list:
+the stages of a run teach it what lists say."""
+
+_READ = """Then {reading_steps} steps with lists, at {reading_rate} of the learning rates. What meets
+a photo states a third to a half of the attributes, as titles do; whole lists meet lists and titles,
+or stand beside the photos on both sides, and in half of these steps every product has a twin whose
+lists say something else of one attribute."""
 
 
 def write_card(
@@ -83,6 +88,7 @@ def write_card(
     numbers = settings | {"malformed": found.pop("malformed", None)}
     numbers["table"] = "\n".join(f"| {key} | {share:.1%} |" for key, share in found.items())
     generator = role == "generator"
+    numbers["reading"] = _READ.format(**settings) if settings.get("reading_steps") else _UNREAD
     text = _HEAD.format(
         family=family,
         title=f"The demo's {role}",
