@@ -65,10 +65,10 @@ seller, title and another list by another; a title fits several products, so tha
 _UNREAD = """It has read titles, which state a third to a half of the attributes, and never a list:
 the stages of a run teach it what lists say."""
 
-_READ = """Then {reading_steps} steps with lists, at {reading_rate} of the learning rates. What meets
-a photo states a third to a half of the attributes, as titles do; whole lists meet lists and titles,
-or stand beside the photos on both sides, and in half of these steps every product has a twin whose
-lists say something else of one attribute."""
+_READ = """Then {reading_steps} steps with lists, at {reading_rate} of the learning rates. What
+meets a photo states a third to a half of the attributes, as titles do; whole lists meet lists and
+titles, or stand beside the photos on both sides, and in half of these steps every product has a
+twin whose lists say something else of one attribute."""
 
 
 def write_card(
