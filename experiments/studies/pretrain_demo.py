@@ -117,12 +117,13 @@ class Pretraining:
     """Processes that draw the pool."""
     sizes: Sizes = field(default_factory=Sizes)
 
+    def trainings(self, role: Role) -> tuple[str, ...]:
+        """Those of a model, one after the other."""
+        if role == "generator":
+            return "tower", "generator"
+        return ("embedder", "reading") if self.reading_steps else ("embedder",)
 
-TRAININGS: dict[Role, tuple[str, ...]] = {
-    "generator": ("tower", "generator"),
-    "embedder": ("embedder", "reading"),
-}
-"""Of each model, one after the other."""
+
 IMAGE = ImageConfig(max_pixels=96 * 96, pack_shares=(0.25, 0.5, 0.75, 1.0))
 TEXT = TextBudget(buckets=(32, 64, 96, 128, 192), max_attribute_tokens=96)
 
@@ -268,11 +269,7 @@ def main() -> None:
         report[role] = {
             "settings": dataclasses.asdict(settings) | {"out": settings.out.name},
             "examination": found,
-            "loss": {
-                name: curve(settings, name)
-                for name in TRAININGS[role]
-                if (settings.out / f"train-{name}").is_dir()
-            },
+            "loss": {name: curve(settings, name) for name in settings.trainings(role)},
             **provenance(),
         }
         write_json(path, report)

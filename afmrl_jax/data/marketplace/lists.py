@@ -11,6 +11,9 @@ from afmrl_jax.data.marketplace.lexicon import FLUFF, PHRASES, SYNONYMS
 from afmrl_jax.data.marketplace.titles import phrase
 from afmrl_jax.data.marketplace.world import ABSENT, ATTRIBUTES, allowed, visible_part
 
+VARIED = 0.3
+"""Probability that a text for pretraining has another word for a value than the usual one."""
+
 
 def _joined(pairs: list[tuple[str, str]]) -> str:
     return "; ".join(f"{key}: {value}" for key, value in pairs)
@@ -63,7 +66,7 @@ def oracle_text(
 
 def full_list(combination: Mapping[str, str], rng: np.random.Generator) -> str:
     """A list of all that can be seen, in varied words and order: for pretraining."""
-    pairs = [(key, worded(key, x, 0.3, rng)) for key, x in visible_part(combination).items()]
+    pairs = [(key, worded(key, x, VARIED, rng)) for key, x in visible_part(combination).items()]
     if rng.random() < 0.3:
         pairs = [pairs[i] for i in rng.permutation(len(pairs))]
     return _joined(pairs)
@@ -82,10 +85,10 @@ _OPENINGS = (
 def caption(combination: Mapping[str, str], rng: np.random.Generator) -> str:
     """A neutral sentence on some of what can be seen, in varied words: for pretraining."""
     seen = visible_part(combination)
-    kind = phrase("type", seen.pop("type"), "en", 0.3, rng)
+    kind = phrase("type", seen.pop("type"), "en", VARIED, rng)
     share = float(rng.random())
     parts = [
-        phrase(key, value, "en", 0.3, rng)
+        phrase(key, value, "en", VARIED, rng)
         for key, value in seen.items()
         if rng.random() < share and not (value in ABSENT and rng.random() < 0.5)
     ]

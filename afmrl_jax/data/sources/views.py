@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -15,7 +15,7 @@ PERIOD = 20
 one step otherwise."""
 Sides = tuple[Modality, Modality]
 """What queries show, and what candidates do."""
-_View = TypeVar("_View", bound=Hashable)
+_View = TypeVar("_View")
 
 
 def view_of(step: int, shares: ViewShares, seed: int) -> Sides:

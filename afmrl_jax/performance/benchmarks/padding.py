@@ -109,14 +109,12 @@ def padding_by_stage(config: RunConfig, batches: int) -> tuple[dict[str, float],
         batches: of each stage, at most; what is embedded is counted whole.
     """
     stages, details = _Stages(config), []
-    sources: dict[str, DistillSource | ContrastiveSource] = {
-        "distill": stages.distill(),
-        "infonce": stages.contrastive(config.agcl.infonce(), reads=False),
-        "agcl-distilled": stages.contrastive(config.agcl, reads=True),
-    }
+    sources: dict[str, DistillSource | ContrastiveSource] = {"distill": stages.distill()}
     if config.backbone.steps:
         backbone = config.backbone.settings(config.agcl)
         sources["backbone"] = stages.contrastive(backbone, reads=True)
+    sources["infonce"] = stages.contrastive(config.agcl.infonce(), reads=False)
+    sources["agcl-distilled"] = stages.contrastive(config.agcl, reads=True)
     made = {stage: _rows(source, batches) for stage, source in sources.items()}
     made |= {**stages.prompts(batches), "evaluate": stages.embedded()}
     for stage, found in made.items():

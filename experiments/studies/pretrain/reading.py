@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.random import Generator
 
 from afmrl_jax.config import MarketplaceSettings
 from afmrl_jax.data.attributes.text_format import format_attributes, salvaged_pairs
 from afmrl_jax.data.batching import prompts
 from afmrl_jax.data.batching.collate import Row
 from afmrl_jax.data.batching.images import Patches, erase_patches
-from afmrl_jax.data.batching.row_packing import RowPacker
-from afmrl_jax.data.marketplace.lists import canonical, worded
+from afmrl_jax.data.marketplace.lists import VARIED, canonical, worded
 from afmrl_jax.data.marketplace.titles import stated_keys, states
 from afmrl_jax.data.marketplace.world import Combination, allowed
-from afmrl_jax.data.sources.batches import ContrastiveBatch
 from afmrl_jax.data.sources.sampler import epoch_indices
-from afmrl_jax.data.sources.views import PERIOD, drawn
+from afmrl_jax.data.sources.views import drawn
 from experiments.studies.pretrain.pool import PHOTOS, Words
-from experiments.studies.pretrain.sources import SAMPLES, Material
+from experiments.studies.pretrain.sources import ViewSource
 
 Told = Literal["nothing", "title", "part", "list", "title and list"]
 """Words of a row. A part of a list states as many attributes as a title, drawn in the same way."""
@@ -59,90 +57,60 @@ VIEWS: Mapping[tuple[Side, Side], float] = {
 """A photo without its whole list never meets a whole list, and twins have the same photos: the
 embedder learns to read all that a list says, and to see no more than titles teach it."""
 
-SYNONYMS_SHARE = 0.3
-"""Probability that a twin's other value is not written in its usual word."""
+TITLE_SHARE = MarketplaceSettings().title_share
 
 
-class Place(NamedTuple):
-    """Where a row stands."""
-
-    side: Side
-    offer: int
-    rng: np.random.Generator
-
-
-@dataclass(frozen=True)
-class ReadingSource:
+class ReadingSource(ViewSource[tuple[Side, Side]]):
     """Two sellers' offers of a product, of which lists tell all that can be seen, or a part."""
-
-    material: Material
-    steps: int
-    batch_size: int
-    seed: int
-    erased: float = 0.2
-    """Probability that a visual token is erased."""
-
-    def __len__(self) -> int:
-        return self.steps
-
-    @cached_property
-    def _packers(self) -> dict[tuple[Side, Side], RowPacker]:
-        found: dict[tuple[Side, Side], list[list[Row]]] = {}
-        for step in range(max(SAMPLES, PERIOD)):
-            found.setdefault(self.view(step), []).append(self._rows(step)[0])
-        return {view: self.material.packer(rows) for view, rows in found.items()}
 
     def view(self, step: int) -> tuple[Side, Side]:
         """What queries and targets of a step show."""
         return drawn(step, VIEWS, self.seed)
 
-    def _row(self, words: Words, seen: tuple[Patches, ...], at: Place) -> Row:
-        own, rng = self.material, at.rng
-        told = at.side.told[int(rng.integers(len(at.side.told)))]
+    def _row(
+        self, words: Words, offer: int, seen: tuple[Patches, ...], told: Told, rng: Generator
+    ) -> Row:
+        own = self.material
         return prompts.embedder_row(
             own.tokenizer,
             own.text,
             own.image,
-            title=words.titles[at.offer] if told in ("title", "title and list") else None,
-            attributes=_list(words.lists[at.offer], told, rng),
+            title=words.titles[offer] if told in ("title", "title and list") else None,
+            attributes=_list(words.lists[offer], told, rng),
             pictures=tuple(erase_patches(x, rng, self.erased, own.image) for x in seen),
         )
 
     def _rows(self, step: int) -> tuple[list[Row], np.ndarray]:
-        """Rows of queries and then targets, and the number of each pair's product."""
         rng = np.random.default_rng([self.seed, step, 3])
         pool, view = self.material.pool, self.view(step)
         numbers = epoch_indices(pool.size, self.batch_size, step, self.seed + 2)
+        if view[0].twins:
+            numbers = numbers[: len(numbers) // 2]
         words = list(map(pool.words, numbers.tolist()))
         if view[0].twins:
-            half = len(numbers) // 2
-            numbers = np.concatenate([numbers[:half], numbers[:half] + pool.size])
-            words = [*words[:half], *(_twin(x, rng) for x in words[:half])]
+            numbers = np.concatenate([numbers, numbers + pool.size])
+            words += [_twin(x, rng) for x in words]
         first, rows = rng.integers(PHOTOS, size=len(numbers)), list[Row]()
         for side, offers in zip(view, (first, PHOTOS - 1 - first), strict=True):
             for number, said, offer in zip(numbers.tolist(), words, offers.tolist(), strict=True):
                 seen = self.material.picture(number % pool.size, offer) if side.photo else ()
-                rows.append(self._row(said, seen, Place(side, offer, rng)))
+                told = side.told[int(rng.integers(len(side.told)))]
+                rows.append(self._row(said, offer, seen, told, rng))
         return rows, numbers
 
-    def __getitem__(self, step: int) -> ContrastiveBatch:
-        rows, numbers = self._rows(step)
-        packed = self._packers[self.view(step)](rows)
-        return ContrastiveBatch(rows=packed, products=numbers.astype(np.int32))
 
-
-def _list(whole: str, told: Told, rng: np.random.Generator) -> str | None:
+def _list(whole: str, told: Told, rng: Generator) -> str | None:
     """The list of a row, if it has one."""
     if told in ("nothing", "title"):
         return None
     if told != "part":
         return whole
     pairs = salvaged_pairs(whole)
-    stated = stated_keys(_values(pairs), MarketplaceSettings().title_share, rng)
+    stated = stated_keys(_values(pairs), TITLE_SHARE, rng)
     return format_attributes([(key, word) for key, word in pairs if key in stated])
 
 
-def _twin(words: Words, rng: np.random.Generator) -> Words:
+def _twin(words: Words, rng: Generator) -> Words:
     """The same but for one attribute, which is another in all lists."""
     values = _values(salvaged_pairs(words.lists[0]))
     choices = {
@@ -159,7 +127,7 @@ def _twin(words: Words, rng: np.random.Generator) -> Words:
     lists = [
         format_attributes(
             [
-                (k, worded(k, other, SYNONYMS_SHARE, rng) if k == key else word)
+                (k, worded(k, other, VARIED, rng) if k == key else word)
                 for k, word in salvaged_pairs(text)
             ]
         )

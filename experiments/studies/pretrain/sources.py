@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -19,6 +21,8 @@ from afmrl_jax.data.sources.sampler import epoch_indices
 from afmrl_jax.data.sources.views import PERIOD, Sides, view_of
 from afmrl_jax.types import Modality
 from experiments.studies.pretrain.pool import PHOTOS, Pool
+
+View = TypeVar("View")
 
 SAMPLES = 24
 """Batches from which the shapes of packed rows are chosen."""
@@ -115,26 +119,45 @@ class WritingSource:
 
 
 @dataclass(frozen=True)
-class PairSource:
-    """Pairs for the embedder: two sellers' offers of a product, each seen through one view."""
+class ViewSource(ABC, Generic[View]):
+    """Two offers of a product as a pair, the pairs of a step all shown through one view."""
 
     material: Material
     steps: int
     batch_size: int
     seed: int
-    views: ViewShares = VIEWS
     erased: float = 0.2
     """Probability that a visual token is erased."""
 
     def __len__(self) -> int:
         return self.steps
 
+    @abstractmethod
+    def view(self, step: int) -> View:
+        """What queries and targets of a step show."""
+
+    @abstractmethod
+    def _rows(self, step: int) -> tuple[list[Row], np.ndarray]:
+        """Rows of queries and then targets, and the number of each pair's product."""
+
     @cached_property
-    def _packers(self) -> dict[Sides, RowPacker]:
-        found: dict[Sides, list[list[Row]]] = {}
+    def _packers(self) -> dict[View, RowPacker]:
+        found: dict[View, list[list[Row]]] = {}
         for step in range(max(SAMPLES, PERIOD)):
             found.setdefault(self.view(step), []).append(self._rows(step)[0])
         return {view: self.material.packer(rows) for view, rows in found.items()}
+
+    def __getitem__(self, step: int) -> ContrastiveBatch:
+        rows, numbers = self._rows(step)
+        packed = self._packers[self.view(step)](rows)
+        return ContrastiveBatch(rows=packed, products=numbers.astype(np.int32))
+
+
+@dataclass(frozen=True)
+class PairSource(ViewSource[Sides]):
+    """Pairs for the embedder: two sellers' offers of a product, each seen through one view."""
+
+    views: ViewShares = VIEWS
 
     def view(self, step: int) -> Sides:
         """What queries and targets of a step show."""
@@ -159,8 +182,3 @@ class PairSource:
             self._row(n, 1 - p, other, rng) for n, p in zip(numbers.tolist(), first, strict=True)
         ]
         return queries + targets, numbers
-
-    def __getitem__(self, step: int) -> ContrastiveBatch:
-        rows, numbers = self._rows(step)
-        packed = self._packers[self.view(step)](rows)
-        return ContrastiveBatch(rows=packed, products=numbers.astype(np.int32))
