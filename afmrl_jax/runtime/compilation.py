@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from afmrl_jax.runtime.files import is_local
 from afmrl_jax.runtime.private_folder import distrust
@@ -77,10 +78,13 @@ def compiling_anew() -> Iterator[None]:
     """Disable the compile cache inside: what compiling takes or writes is wanted."""
     before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
+    # JAX looks at the setting once, when the process first compiles, and again after this.
+    reset_cache()
     try:
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
+        reset_cache()
 
 
 def keep_programs(default: Path) -> None:

@@ -3,10 +3,11 @@
 import os
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from afmrl_jax.runtime import compilation
-from afmrl_jax.runtime.compilation import CACHE_VARIABLE, keep_programs
+from afmrl_jax.runtime.compilation import CACHE_VARIABLE, compiling, compiling_anew, keep_programs
 
 
 @pytest.fixture
@@ -96,3 +97,32 @@ def test_an_empty_variable_means_no_cache(chosen, shared, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, "")
     keep_programs(shared / ".jax_cache")
     assert not (shared / ".jax_cache").exists()
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """A cache that takes every program."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: jax.config.values[name] for name in names}
+    for name, value in zip(names, (str(tmp_path), 0.0), strict=True):
+        jax.config.update(name, value)
+    compilation.reset_cache()
+    yield tmp_path
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation.reset_cache()
+
+
+def test_compiling_anew_takes_nothing_from_a_cache_that_is_in_use(kept):
+    def hits():
+        began = compiling()
+        # JAX keeps what it compiled of one function in memory, too.
+        jax.jit(lambda x: jnp.sin(x) @ x).lower(jnp.ones((3, 3))).compile()
+        return compiling().since(began).hits
+
+    assert (hits(), hits()) == (0, 1)
+    for _ in range(2):  # The keys of programs differ inside, so only the second could be found.
+        with compiling_anew():
+            assert hits() == 0
+    assert hits() == 1
+    assert list(kept.iterdir())
