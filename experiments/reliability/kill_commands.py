@@ -164,7 +164,7 @@ def trial(
     Args:
         setting: what it works on.
         command: its name.
-        whole: what it writes if nothing disturbs it.
+        whole: what it writes if nothing disturbs it, in a folder of its name.
         folder: of the output; emptied first.
         seconds: of the undisturbed command.
         moments: when it is killed, each in a start of its own.
@@ -175,7 +175,7 @@ def trial(
     wanted = content_of(whole)
     allowed: list[dict[str, str] | None] = [None, wanted]
     if command == "update":
-        shutil.copytree(whole.with_name("embed") / "out", out)
+        shutil.copytree(whole.parent.with_name("embed") / "out", out)
         allowed = [content_of(out), wanted]
     arguments, kills, damaged = setting.arguments(command, out), 0, 0
     for moment in moments:
