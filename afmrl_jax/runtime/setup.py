@@ -68,9 +68,20 @@ def open_run(run: Path, cluster: ClusterConfig | None = None) -> Path:
 
 def _prepare(cluster: ClusterConfig | None) -> None:
     logging.getLogger("absl").setLevel(logging.WARNING)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_news)
     connect(cluster)
     watch()
     compiling()  # Listens from now on.
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a log is of anything but a full disk.
+
+    Orbax's threads log their tracebacks of it, one an array, before `reported` says it in a line.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not is_disk_full(error)
 
 
 @contextmanager

@@ -154,7 +154,8 @@ class BpeTokenizer:
     def save(self, folder: Path | str) -> None:
         """Write `tokenizer.json`, whole or not at all."""
         with atomic_path(Path(folder) / TOKENIZER) as temporary:
-            self._inner.save(str(temporary))
+            # Of a full disk the library's own way of writing says so in no type of error.
+            temporary.write_text(self._inner.to_str(pretty=True), encoding="utf-8")
 
     @property
     def vocab_size(self) -> int:

@@ -28,8 +28,8 @@ from afmrl_jax.data.catalogue.tfds_examples import (
     MORE,
     PICTURES,
     TEXTS,
-    features,
     parse,
+    to_bytes,
     to_columns,
     to_example,
 )
@@ -193,10 +193,9 @@ def serialise(x: Listing, pictures: Sequence[bytes]) -> tuple[bytes, dict[str, s
     """A listing as a record, and as its columns."""
     example = to_example(x, pictures)
     several = bool(example[MORE])
-    if not several:  # The bytes of a record are then those of earlier versions.
+    if not several:  # A record then has the fields of earlier versions.
         del example[MORE]
-    fields = features(several=several)
-    return fields.serialize_example(fields.encode_example(example)), to_columns(x)
+    return to_bytes(example, several=several), to_columns(x)
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,21 @@ def _features(several: bool) -> FeaturesDict:
     return tfds.features.FeaturesDict({**texts, **blobs})
 
 
+def to_bytes(example: Mapping[str, str | bytes], *, several: bool) -> bytes:
+    """An example as a record; equal examples give equal bytes, in every process.
+
+    A proto's map has no order of its own, and TFDS writes it in one that is drawn anew for each
+    process: a catalogue converted twice would be two stores by their fingerprints.
+    """
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    fields = features(several=several)
+    proto = ExampleSerializer(fields.get_serialized_info()).get_tf_example(
+        fields.encode_example(example)
+    )
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
 def to_columns(x: Listing) -> dict[str, str]:
     """The stored texts of a listing, by column."""
     texts = {name: getattr(x, name) or "" for name in TEXTS}

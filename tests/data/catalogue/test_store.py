@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pickle
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -62,6 +64,17 @@ def test_a_store_holds_the_same_listings_in_the_same_splits(folder, store):
         assert some.column("listing_id") == [x.listing_id for x in plain.subset(split).listings]
         assert some.column("true_product") == [x.product_id for x in plain.subset(split).listings]
     assert [x.title for x in stored.listings[3:9:2]] == [x.title for x in plain.listings[3:9:2]]
+
+
+def test_another_process_writes_the_same_bytes(folder, store, tmp_path):
+    command = ["catalogue-convert", "--catalogue", str(folder), "--shard-bytes", "10000", "--out"]
+    again = tmp_path / "again"
+    command = [sys.executable, "-m", "afmrl_jax", *command, str(again)]
+    subprocess.run(command, check=True, capture_output=True)
+    shards = sorted(x.name for x in store.glob("*.array_record-*"))
+    assert len(shards) > 1
+    assert [(again / x).read_bytes() for x in shards] == [(store / x).read_bytes() for x in shards]
+    assert load_catalogue(again).listings.fingerprint == load_catalogue(store).listings.fingerprint
 
 
 def test_the_manifest_says_what_the_store_holds(folder, store):

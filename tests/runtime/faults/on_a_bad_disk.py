@@ -1,6 +1,8 @@
 """Runs every command that writes on a disk that is full or cannot be written; started by a test.
 
-It needs a mount namespace of its own (`unshare -m`). Prints a JSON object for each command.
+It needs a mount namespace of its own (`unshare -m`). Prints a JSON object for each command; with
+`training` in the place of the disk's kind, one for each number of bytes that `afmrl train` found
+free, and one for the same command when there is room again.
 """
 
 import contextlib
@@ -16,10 +18,13 @@ from pathlib import Path
 from afmrl_jax.cli.main import main
 from experiments.reliability.fuzz.commands import tree_of
 from experiments.reliability.fuzz.network import Server, good_reply
+from experiments.reliability.fuzz.tiny_run import with_tiny_models
 from experiments.reliability.kill_commands import make_changed
 
 FREE = {"full": 0, "nearly-full": 12_288}
 """Bytes that are left."""
+TRAINING_FREE = (0, 12_288, 49_152, 98_304, 196_608)
+"""Bytes that a training finds free, one after the other: less than it needs, in all stages."""
 
 
 CHANGING = ("update", "index-add", "index-remove", "index-compact")
@@ -41,6 +46,7 @@ def commands(run, shop, url):
         "baselines": ["baselines", *on[2:], *few],
         "report": ["report", "--run", str(run)],
         "evaluate": ["evaluate", *on],
+        "match": ["match", *on],
     }
 
 
@@ -126,5 +132,23 @@ def run_all(kind, run, shop, disk):
     assert (disk / "kept.txt").read_text() == "kept"
 
 
+def run_training(run, disk):
+    """Train into one folder on a disk with ever more room, and to the end with enough."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", str(disk)], check=True)
+    arguments = ["train", "--config", str(run / "config.json")]
+    with with_tiny_models():
+        for free in (*TRAINING_FREE, None):
+            (disk / "filler").unlink(missing_ok=True)
+            gc.collect()
+            if free is not None:
+                fill(disk, free)
+            found = tried("train", arguments, disk / "run")
+            left = [str(x) for x in (disk / "run").rglob("*.tmp*")]
+            print(json.dumps({**found, "free": free, "left": left}), flush=True)
+
+
 if __name__ == "__main__":
-    run_all(sys.argv[1], *map(Path, sys.argv[2:]))
+    if sys.argv[1] == "training":
+        run_training(Path(sys.argv[2]), Path(sys.argv[4]))
+    else:
+        run_all(sys.argv[1], *map(Path, sys.argv[2:]))
