@@ -29,7 +29,7 @@ def test_commands_that_cannot_write_say_so_and_leave_nothing_half_written(
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = [json.loads(x) for x in done.stdout.splitlines() if x.startswith("{")]
-    assert len(found) == 14
+    assert len(found) == 15
     word = "cannot be written" if kind == "read-only" else "no space left on the disk"
     wrong = []
     for x in found:
@@ -40,3 +40,20 @@ def test_commands_that_cannot_write_say_so_and_leave_nothing_half_written(
         if not fits and not refused:
             wrong.append(x)
     assert not wrong, "\n".join(map(str, wrong))
+
+
+@pytest.mark.skipif(not may_mount(), reason="mounts need root, or a user namespace")
+def test_a_training_that_fills_the_disk_says_so_and_ends_when_there_is_room(whole_run, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["unshare", "-m", sys.executable, "-m", on_a_bad_disk.__name__, "training"]
+    command += [str(whole_run), "", str(disk)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(x) for x in done.stdout.splitlines() if x.startswith("{")]
+    assert [x["free"] for x in found] == [*on_a_bad_disk.TRAINING_FREE, None]
+    for x in found[:-1]:
+        # What TensorStore's own threads print stands before it.
+        assert (x["status"], "no space left on the disk" in x["said"]) == (1, True), x
+        assert not x["left"], x
+    assert (found[-1]["status"], found[-1]["left"]) == (0, []), found[-1]
