@@ -4,7 +4,7 @@
 
 draws a pool of pictures and words whose combinations occur in no catalogue, teaches the generator
 first to see their attributes and then to write lists and captions of them, and the embedder to
-bring photos and titles of a product together and, if asked to, then to read lists. It writes
+bring photos and titles of a product together and then to read lists. It writes
 `generator/` and `embedder/` as Hugging Face folders, and `report.json`: the loss curves, what the
 generator reads off photos of combinations that it has never seen, and how often their titles,
 photos and lists find each other. About two hours on two CPU cores; killed, it goes on from its last
@@ -100,9 +100,8 @@ class Pretraining:
     embedder_steps: int = 3_000
     embedder_batch: int = 64
     """Pairs."""
-    reading_steps: int = 0
-    """Of the embedder after these, with lists; 1,200 teach it to read them. The weights that come
-    with the package have had none."""
+    reading_steps: int = 1_200
+    """Of the embedder after these, with lists; 0: it never reads one."""
     reading_rate: float = 0.6
     """Learning rates of these steps, as a share of the others'."""
     learning_rate: float = 2e-3

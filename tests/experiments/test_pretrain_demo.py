@@ -4,18 +4,21 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import jax
 import numpy as np
 import pytest
 
+from afmrl_jax.config import MarketplaceSettings
 from afmrl_jax.data.attributes.text_format import parse_attributes
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.data.marketplace.lists import canonical
-from afmrl_jax.data.marketplace.world import ATTRIBUTES, VISIBLE
+from afmrl_jax.data.marketplace.world import ATTRIBUTES, VISIBLE, allowed
 from afmrl_jax.models.huggingface.folder import load_model
 from afmrl_jax.training.state import initial_state
 from experiments.studies.pretrain import pool as pools
+from experiments.studies.pretrain import reading
 from experiments.studies.pretrain.optimizer import make_muon
 from experiments.studies.pretrain.pool import PHOTOS, Pool
 from experiments.studies.pretrain.reading import VIEWS, ReadingSource
@@ -97,8 +100,9 @@ def test_pairs_are_two_offers_of_a_product_seen_alike(material):
         assert sorted(own) == [0, 1]
 
 
-def test_whole_lists_meet_photos_only_beside_photos_with_lists(material):
+def test_whole_lists_meet_photos_only_beside_photos_with_lists(material, monkeypatch):
     """Otherwise the embedder would learn to see what only the generator should know."""
+    monkeypatch.setattr(reading, "_careless", lambda pairs, rng: pairs)
     lengths = {}
     source = ReadingSource(material, 100, 6, 0)
     for step in range(20):
@@ -125,6 +129,31 @@ def test_whole_lists_meet_photos_only_beside_photos_with_lists(material):
     assert all(max(lengths[x]) == 1 for x in lengths if x.photo and "list" in x.told)
     assert all(max(lengths[x]) < 0.7 for x in lengths if "list" not in " ".join(x.told))
     assert sum(VIEWS.values()) == pytest.approx(1)
+
+
+def test_lists_leave_out_and_err_as_a_captioner_does(material, rng):
+    """On the average half as often, for a list is written with more care or with less."""
+    settings, counts = MarketplaceSettings(), Counter()
+    for number in range(SIZE):
+        pairs = parse_attributes(material.pool.words(number).lists[0])
+        truth = reading._values(pairs)
+        for _ in range(40):
+            said = reading._careless(pairs, rng)
+            assert said
+            told = reading._values(said)
+            for key, value in truth.items():
+                about = ATTRIBUTES[key].salience
+                counts[about, "asked"] += 1
+                counts[about, "told"] += key in told
+                counts["wrong"] += key in told and told[key] != value
+                assert key not in told or told[key] in (value, *allowed(key, truth))
+            # What is true stands in the words that it had.
+            assert {(k, x) for k, x in said if told[k] == truth[k]} <= set(pairs)
+    for about in ("obvious", "middle", "fine"):
+        wanted = (1 + getattr(settings, f"mention_{about}")) / 2
+        assert counts[about, "told"] / counts[about, "asked"] == pytest.approx(wanted, abs=0.02)
+    told = sum(counts[x, "told"] for x in ("obvious", "middle", "fine"))
+    assert 0.5 < counts["wrong"] / told / (settings.oracle_errors / 2) < 1.2
 
 
 def test_the_tower_is_asked_for_what_can_be_seen(material):

@@ -52,7 +52,8 @@ never seen, where the attribute applies ({malformed:.1%} of the lists are malfor
 
 _EMBEDDER = """{embedder_steps} steps of {embedder_batch} pairs of two sellers' offers of a product,
 by InfoNCE at a temperature of 0.05. Each side shows a photo, a title or both; in four of five steps
-words meet pictures. {reading} Muon for matrices, Adam for the rest, warm-up and cosine.
+words meet pictures. {reading}
+Muon for matrices, Adam for the rest, warm-up and cosine.
 
 Recall among {examined} products of combinations that it has never seen, photo and list by one
 seller, title and another list by another; a title fits several products, so that nothing reaches
@@ -68,7 +69,8 @@ the stages of a run teach it what lists say."""
 _READ = """Then {reading_steps} steps with lists, at {reading_rate} of the learning rates. What
 meets a photo states a third to a half of the attributes, as titles do; whole lists meet lists and
 titles, or stand beside the photos on both sides, and in half of these steps every product has a
-twin whose lists say something else of one attribute."""
+twin whose lists say something else of one attribute. Lists leave out what a captioner of the
+marketplace leaves out, and err as often, so that the embedder weighs them against title and photo."""
 
 
 def write_card(

@@ -16,7 +16,7 @@ from afmrl_jax.data.batching.collate import Row
 from afmrl_jax.data.batching.images import Patches, erase_patches
 from afmrl_jax.data.marketplace.lists import VARIED, canonical, worded
 from afmrl_jax.data.marketplace.titles import stated_keys, states
-from afmrl_jax.data.marketplace.world import Combination, allowed
+from afmrl_jax.data.marketplace.world import ATTRIBUTES, Combination, allowed
 from afmrl_jax.data.sources.sampler import epoch_indices
 from afmrl_jax.data.sources.views import drawn
 from experiments.studies.pretrain.pool import PHOTOS, Words
@@ -57,7 +57,7 @@ VIEWS: Mapping[tuple[Side, Side], float] = {
 """A photo without its whole list never meets a whole list, and twins have the same photos: the
 embedder learns to read all that a list says, and to see no more than titles teach it."""
 
-TITLE_SHARE = MarketplaceSettings().title_share
+DEFAULTS = MarketplaceSettings()
 
 
 class ReadingSource(ViewSource[tuple[Side, Side]]):
@@ -103,11 +103,29 @@ def _list(whole: str, told: Told, rng: Generator) -> str | None:
     """The list of a row, if it has one."""
     if told in ("nothing", "title"):
         return None
-    if told != "part":
-        return whole
     pairs = salvaged_pairs(whole)
-    stated = stated_keys(_values(pairs), TITLE_SHARE, rng)
+    if told != "part":
+        return format_attributes(_careless(pairs, rng))
+    stated = stated_keys(_values(pairs), DEFAULTS.title_share, rng)
     return format_attributes([(key, word) for key, word in pairs if key in stated])
+
+
+def _careless(pairs: list[tuple[str, str]], rng: Generator) -> list[tuple[str, str]]:
+    """The list as a generator may write it that learned from the marketplace's oracle: without some
+    of what the oracle leaves out, and now and then wrong. Between none of that and all of it.
+    """
+    care, values = float(rng.random()), _values(pairs)
+    found: list[tuple[str, str]] = []
+    for key, word in pairs:
+        left_out, wrong = rng.random(2)
+        rate = getattr(DEFAULTS, f"mention_{ATTRIBUTES[key].salience}")
+        if left_out < care * (1 - rate):
+            continue
+        others = [x for x in allowed(key, values) if x != values[key]]
+        if wrong < care * DEFAULTS.oracle_errors and others:
+            word = worded(key, others[int(rng.integers(len(others)))], VARIED, rng)
+        found.append((key, word))
+    return found or pairs
 
 
 def _twin(words: Words, rng: Generator) -> Words:
