@@ -71,7 +71,10 @@ def fill(disk, free):
 
 
 def content(out):
-    """What is in an output that is a folder."""
+    """What is in an output that is a folder; nothing where it says that it is not finished."""
+    about = out / "match.json"
+    if about.is_file() and not json.loads(about.read_text())["finished"]:
+        return {}
     return tree_of(out) if out.is_dir() else None
 
 
@@ -87,14 +90,16 @@ def tried(name, arguments, out):
             status = ended.code
         except BaseException as error:
             status = repr(error)
+    after = content(out)
     lines = said.getvalue().strip().splitlines() or [""]
     return {
         "command": name,
         "status": status,
         "said": lines[-1],
         "traced": any("Traceback" in x for x in lines),
-        "written": out.exists() and (before is None or content(out) != before),
-        "kept": before is None or content(out) == before,
+        # An empty folder is nothing.
+        "written": out.exists() and after != {} and (before is None or after != before),
+        "kept": before is None or after == before,
     }
 
 
