@@ -194,8 +194,9 @@ class ListsConfig(Settings):
     lone: bool = False
     """Also write one from each listing's picture alone and one from its title alone. They are what
     the embedder reads with a lone picture or title: in training views and in the tasks text to
-    image, image to multimodal and image to image. A generator distilled from random weights needs
-    distill.title_dropout and distill.picture_dropout for them."""
+    image, image to multimodal and image to image. Of one from a title alone, what the title does
+    not say is left out. A generator distilled from random weights needs distill.title_dropout and
+    distill.picture_dropout for them."""
     samples: int = 0
     """Sampled lists of each training listing. The embedder then reads, in each step, one of them or
     the greedy one, and so learns what the generator may come to write. 0 trains on the greedy

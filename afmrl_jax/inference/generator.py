@@ -9,7 +9,6 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from afmrl_jax.config import ImageConfig, TextBudget
-from afmrl_jax.data.attributes.text_format import salvage_attributes
 from afmrl_jax.data.attributes.token_grammar import Grammar
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.errors import InputError, RunError
@@ -108,7 +107,8 @@ class Generator:
 
         Returns:
             Texts such as `type: chair; color: oak`, in the order of the items. Of a malformed list
-            only the readable pairs are kept, possibly none.
+            only the readable pairs are kept, and of one from a title alone only what the title
+            says; possibly none.
 
         Raises:
             InputError: an item, named by its number, has no picture, or one that cannot be used.
@@ -153,8 +153,4 @@ class Generator:
             batch_size=size,
             grammar=self.grammar,
         )
-        return [
-            salvage_attributes(text) if malformed else text
-            for batch in batches
-            for _, text, malformed in batch
-        ]
+        return [x.attributes for batch in batches for x in batch]

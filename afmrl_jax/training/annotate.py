@@ -8,13 +8,17 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from afmrl_jax.data.attributes.text_format import is_malformed, salvage_attributes
+from afmrl_jax.data.attributes.text_format import (
+    is_malformed,
+    salvage_attributes,
+    stated_attributes,
+)
 from afmrl_jax.data.attributes.token_grammar import Grammar
 from afmrl_jax.data.batching.row_packing import Prompts
 from afmrl_jax.data.sources.prompts import PromptCollator
@@ -36,6 +40,33 @@ BATCH = 128
 """Listings at a time."""
 KEEP_EVERY = 600.0
 """Seconds after which what was written goes home, where the run has one elsewhere."""
+
+
+class Written(NamedTuple):
+    """What the generator wrote for a listing."""
+
+    listing: int
+    text: str
+    malformed: bool
+    attributes: str
+    """What can be read of it; may be empty."""
+
+    @classmethod
+    def of(cls, listing: int, text: str, malformed: bool, lone_title: str | None) -> Written:
+        """A text as it is read.
+
+        Of a title alone nothing can be known that it does not say. A generator writes whole lists
+        nevertheless, and an embedder that reads well is misled by what was guessed.
+
+        Args:
+            listing: number of the listing.
+            text: as written.
+            malformed: whether it breaks the grammar.
+            lone_title: what the generator was shown, if it was nothing but a title.
+        """
+        read = salvage_attributes(text) if malformed else text
+        known = read if lone_title is None else stated_attributes(read, lone_title)
+        return cls(listing, text, malformed, known)
 
 
 @partial(jax.jit, static_argnames=("architecture", "max_new_tokens", "eos_id", "pad_id"))
@@ -91,8 +122,8 @@ def write_attributes(
     batch_size: int = BATCH,
     packed: bool = False,
     grammar: Grammar | None = None,
-) -> Iterator[list[tuple[int, str, bool]]]:
-    """Batches of (listing, text, whether it is malformed), in the order of `indices`.
+) -> Iterator[list[Written]]:
+    """Batches of lists, in the order of `indices`.
 
     With `packed` prompts share bins, where no mesh divides a batch. With `grammar` every text is in
     it.
@@ -121,8 +152,10 @@ def write_attributes(
                 grammar,
             )
         texts, malformed = completion_texts(generation, tokenizer)
-        count = len(chosen)
-        yield list(zip(chosen, texts[:count], malformed[:count].tolist(), strict=True))
+        yield [
+            Written.of(n, text, bad, None if row.pictures else builder.listings[n].title)
+            for n, row, text, bad in zip(chosen, rows, texts, malformed.tolist(), strict=False)
+        ]
 
 
 def annotate(
@@ -144,6 +177,7 @@ def annotate(
 
     A killed run goes on after the last whole line. A malformed list is kept as written under
     `raw`; `attributes` then holds what can be read of it. How many there were is said at the end.
+    Of a list that was written from a title alone, only what the title says is kept.
 
     Args:
         architecture: of the generator.
@@ -171,7 +205,7 @@ def annotate(
     partial_path = out.with_name(f"{out.name}.{identity(architecture, params)}{key}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
     done = read_partial(partial_path)
-    taken = {i: _record(i, text, False) for i, text in (known or {}).items() if i not in done}
+    taken = {i: _record(i, text) for i, text in (known or {}).items() if i not in done}
     done |= taken
     # All have read what a killed run left before the first one goes on with it.
     barrier(f"{label} starts")
@@ -179,7 +213,14 @@ def annotate(
     write = partial(write_attributes, mesh=mesh, batch_size=batch_size, packed=packed)
     batches = write(architecture, params, builder, rest, grammar=grammar)
     records = (
-        [_record(builder.listings[n].listing_id, text, malformed) for n, text, malformed in batch]
+        [
+            _record(
+                builder.listings[x.listing].listing_id,
+                x.attributes,
+                x.text if x.malformed else None,
+            )
+            for x in batch
+        ]
         for batch in batches
     )
     for record in write_records(
@@ -260,10 +301,10 @@ def _line(record: JsonObject) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def _record(listing_id: str, text: str, malformed: bool) -> JsonObject:
-    if not malformed:
-        return {"listing_id": listing_id, "attributes": text}
-    return {"listing_id": listing_id, "attributes": salvage_attributes(text), "raw": text}
+def _record(listing_id: str, attributes: str, raw: str | None = None) -> JsonObject:
+    """A line; `raw` is what was written, if it is malformed."""
+    known = {"listing_id": listing_id, "attributes": attributes}
+    return known if raw is None else known | {"raw": raw}
 
 
 def read_partial(path: Path) -> dict[str, JsonObject]:

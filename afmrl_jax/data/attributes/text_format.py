@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -80,6 +81,26 @@ def salvaged_pairs(text: str) -> list[tuple[str, str]]:
 def salvage_attributes(text: str) -> str:
     """The pairs of `salvaged_pairs` as text."""
     return format_attributes(salvaged_pairs(text))
+
+
+def stated_attributes(text: str, title: str) -> str:
+    """The pairs of `salvaged_pairs` whose value the title says, in the same words; may be empty.
+
+    Capitals, hyphens and other punctuation make no difference.
+
+    Example:
+        >>> stated_attributes("type: dress; collar: v-neck; color: red", "Red dress, V neck")
+        'type: dress; collar: v-neck; color: red'
+        >>> stated_attributes("type: dress; color: red", "A summer dress")
+        'type: dress'
+    """
+    said = _words(title)
+    return format_attributes((k, x) for k, x in salvaged_pairs(text) if _words(x) in said)
+
+
+def _words(text: str) -> str:
+    """The words of a text, each between spaces."""
+    return f" {' '.join(re.findall(r'\w+', text.casefold()))} "
 
 
 def drop_attributes(text: str, rng: np.random.Generator, rate: float) -> str:
