@@ -46,6 +46,7 @@ def spoken(monkeypatch):
     """Texts of the generator as they are: none of random weights is a list."""
     monkeypatch.setattr(sampled_lists, "salvage_attributes", lambda x: x or "-")
     monkeypatch.setattr(annotating, "salvage_attributes", lambda x: x or "-")
+    monkeypatch.setattr(annotating, "stated_attributes", lambda text, title: text)
 
 
 def sampled(generator, builder, out, chosen=CHOSEN, *, seed=0, mesh=(1, 1), lists=SAMPLED):
@@ -100,6 +101,30 @@ def test_what_cannot_be_read_of_a_sample_is_left_out(generator, builder, tmp_pat
     assert all(not is_malformed(x) for texts in found.values() for x in texts)
     lines = (tmp_path / "a.jsonl").read_text().splitlines()
     assert json.loads(lines[0]).keys() == {"listing_id", "samples"}
+
+
+@pytest.mark.parametrize("malformed", [False, True])
+def test_of_a_title_alone_a_list_keeps_what_the_title_says(
+    generator, builder, tmp_path, monkeypatch, malformed
+):
+    text = "type: badge; color: octarine" + ("; and" if malformed else "")
+
+    def said(generation, tokenizer):
+        count = len(generation.tokens)
+        return [text] * count, np.full(count, malformed)
+
+    monkeypatch.setattr(annotating, "completion_texts", said)
+    for shown in ("text", "image", "both"):
+        out = tmp_path / f"{shown}.jsonl"
+        found = annotate(
+            *generator, builder.showing(shown), CHOSEN, out, mesh=make_mesh(1, 1), batch_size=4
+        )
+        titles = [builder.listings[n].title for n in CHOSEN]
+        assert all("badge" in x.lower() and "octarine" not in x for x in titles)
+        whole = "type: badge; color: octarine"
+        assert list(found.values()) == ["type: badge" if shown == "text" else whole] * len(CHOSEN)
+        records = [json.loads(x) for x in out.read_text().splitlines()]
+        assert [x.get("raw") for x in records] == [text if malformed else None] * len(CHOSEN)
 
 
 def other_titles(builder):

@@ -95,12 +95,14 @@ def stated_attributes(text: str, title: str) -> str:
         'type: dress'
     """
     said = _words(title)
-    return format_attributes((k, x) for k, x in salvaged_pairs(text) if _words(x) in said)
+    pairs = [(key, value, _words(value)) for key, value in salvaged_pairs(text)]
+    return format_attributes((key, value) for key, value, words in pairs if words in said)
 
 
 def _words(text: str) -> str:
-    """The words of a text, each between spaces."""
-    return f" {' '.join(re.findall(r'\w+', text.casefold()))} "
+    """The words of a text, each between spaces; of one without words what no other has."""
+    words = re.findall(r"\w+", text.casefold())
+    return f" {' '.join(words)} " if words else text
 
 
 def drop_attributes(text: str, rng: np.random.Generator, rate: float) -> str:

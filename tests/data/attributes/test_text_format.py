@@ -13,6 +13,7 @@ from afmrl_jax.data.attributes.text_format import (
     parse_attributes,
     read_attributes,
     salvage_attributes,
+    stated_attributes,
 )
 from afmrl_jax.errors import CatalogueError
 
@@ -44,6 +45,23 @@ def test_salvage_keeps_whole_pairs_and_the_first_of_a_key():
     assert salvage_attributes("color: red; Color: blue; what; size:") == "color: red"
     assert salvage_attributes("nothing") == ""
     assert not is_malformed(salvage_attributes("a: b; c"))
+
+
+@pytest.mark.parametrize(
+    ("title", "stated"),
+    [
+        ("Red dress with a V neck", "collar: v-neck; color: red"),
+        ("RED, v-neck!", "collar: v-neck; color: red"),
+        ("a hundred dresses", ""),
+        ("neck v", ""),
+        ("Rouge", ""),
+        ("Manches à volants", "sleeve: à volants"),
+        ("", ""),
+    ],
+)
+def test_stated_is_what_the_title_says_word_by_word(title, stated):
+    text = "collar: v-neck; color: red; sleeve: à volants; trim: --; what"
+    assert stated_attributes(text, title) == stated
 
 
 def test_drop_keeps_order_and_at_least_one_pair():
