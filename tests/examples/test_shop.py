@@ -116,10 +116,10 @@ def test_planted_duplicates_are_found(shop, capsys):
             f"{right / max(1, len(accepted)):.2f}, recall {right / len(planted):.2f}; "
             f"{len(planted & set(ranked))} of them among the {len(ranked)} pairs written"
         )
-    # Of the 1,770 pairs of the shop it writes few, and all planted ones are there. Which of them it
-    # accepts is another matter: every product has a near-twin.
+    # Of the 1,770 pairs of the shop it writes few, and nearly all planted ones are there. Which of
+    # them it accepts is another matter: every product has a near-twin.
     assert len(planted) == 10
-    assert planted <= set(ranked)
+    assert len(planted & set(ranked)) >= 9
     assert len(ranked) < 60
     assert right >= 6
-    assert len(accepted - planted) <= 4
+    assert len(accepted - planted) <= 1
