@@ -20,6 +20,7 @@ from afmrl_jax.data.attributes.text_format import (
     stated_attributes,
 )
 from afmrl_jax.data.attributes.token_grammar import Grammar
+from afmrl_jax.data.batching.collate import Row
 from afmrl_jax.data.batching.row_packing import Prompts
 from afmrl_jax.data.sources.prompts import PromptCollator
 from afmrl_jax.data.sources.row_builder import RowBuilder
@@ -51,22 +52,35 @@ class Written(NamedTuple):
     attributes: str
     """What can be read of it; may be empty."""
 
-    @classmethod
-    def of(cls, listing: int, text: str, malformed: bool, lone_title: str | None) -> Written:
-        """A text as it is read.
 
-        Of a title alone nothing can be known that it does not say. A generator writes whole lists
-        nevertheless, and an embedder that reads well is misled by what was guessed.
+def as_read(
+    builder: RowBuilder,
+    listings: Sequence[int],
+    prompts: Sequence[Row],
+    texts: Sequence[str],
+    malformed: np.ndarray,
+) -> list[Written]:
+    """Texts with what can be read of them, in their order.
 
-        Args:
-            listing: number of the listing.
-            text: as written.
-            malformed: whether it breaks the grammar.
-            lone_title: what the generator was shown, if it was nothing but a title.
-        """
-        read = salvage_attributes(text) if malformed else text
-        known = read if lone_title is None else stated_attributes(read, lone_title)
-        return cls(listing, text, malformed, known)
+    Of a title alone nothing can be known that it does not say. A generator writes whole lists
+    nevertheless, and an embedder that reads well is misled by what was guessed.
+
+    Args:
+        builder: has the titles.
+        listings: numbers of the listings.
+        prompts: what the generator was shown of each.
+        texts: as many of each listing, one listing after the other.
+        malformed: whether each breaks the grammar, bool.
+    """
+    each = len(texts) // len(listings)
+    found: list[Written] = []
+    for n, (text, bad) in enumerate(zip(texts, malformed.tolist(), strict=True)):
+        listing, prompt = listings[n // each], prompts[n // each]
+        read = salvage_attributes(text) if bad else text
+        if not prompt.pictures:
+            read = stated_attributes(read, builder.listings[listing].title)
+        found.append(Written(listing, text, bad, read))
+    return found
 
 
 @partial(jax.jit, static_argnames=("architecture", "max_new_tokens", "eos_id", "pad_id"))
@@ -152,10 +166,8 @@ def write_attributes(
                 grammar,
             )
         texts, malformed = completion_texts(generation, tokenizer)
-        yield [
-            Written.of(n, text, bad, None if row.pictures else builder.listings[n].title)
-            for n, row, text, bad in zip(chosen, rows, texts, malformed.tolist(), strict=False)
-        ]
+        count = len(chosen)
+        yield as_read(builder, chosen, rows[:count], texts[:count], malformed[:count])
 
 
 def annotate(

@@ -12,7 +12,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from afmrl_jax.config import ListsConfig
-from afmrl_jax.data.attributes.text_format import salvage_attributes
 from afmrl_jax.data.attributes.token_grammar import Grammar
 from afmrl_jax.data.batching.row_packing import Prompts
 from afmrl_jax.data.sources.prompts import PromptCollator
@@ -22,7 +21,7 @@ from afmrl_jax.models.generation import Generation, generate
 from afmrl_jax.parallel.layout import AXES
 from afmrl_jax.parallel.sharding import place, place_batch
 from afmrl_jax.runtime.distributed import barrier
-from afmrl_jax.training.annotate import completion_texts, read_partial, write_records
+from afmrl_jax.training.annotate import as_read, completion_texts, read_partial, write_records
 from afmrl_jax.types import JsonObject
 
 CONTINUATIONS = 128
@@ -121,12 +120,12 @@ def _batches(
     for begin in range(0, len(indices), size):
         chosen = [*indices[begin : begin + size]]
         padded = chosen + [chosen[-1]] * (size - len(chosen))
-        rows = collate([builder.prompt(n) for n in padded])
+        prompts = [builder.prompt(n) for n in padded]
         with jax.set_mesh(mesh):
             generation = _sampled(
                 architecture,
                 params,
-                place_batch(rows, mesh),
+                place_batch(collate(prompts), mesh),
                 key,
                 place_batch(np.array(padded, np.int32), mesh),
                 lists,
@@ -136,7 +135,7 @@ def _batches(
                 grammar,
             )
         texts, malformed = completion_texts(generation, tokenizer)
-        kept = [salvage_attributes(x) if y else x for x, y in zip(texts, malformed, strict=True)]
+        kept = [x.attributes for x in as_read(builder, padded, prompts, texts, malformed)]
         yield [
             {
                 "listing_id": builder.listings[n].listing_id,

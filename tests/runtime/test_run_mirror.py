@@ -363,7 +363,7 @@ def test_lists_that_were_written_go_home_before_all_are(
     def three(architecture, params, builder, indices, **_):
         asked.append([*indices])
         for index in indices[:3]:
-            yield [annotating.Written.of(index, "color: red", False, None)]
+            yield [annotating.Written(index, "color: red", False, "color: red")]
         raise KeyboardInterrupt
 
     monkeypatch.setattr(annotating, "identity", lambda *_: "same")

@@ -44,7 +44,6 @@ def pairs(monkeypatch):
 @pytest.fixture
 def spoken(monkeypatch):
     """Texts of the generator as they are: none of random weights is a list."""
-    monkeypatch.setattr(sampled_lists, "salvage_attributes", lambda x: x or "-")
     monkeypatch.setattr(annotating, "salvage_attributes", lambda x: x or "-")
     monkeypatch.setattr(annotating, "stated_attributes", lambda text, title: text)
 
@@ -116,10 +115,11 @@ def test_of_a_title_alone_a_list_keeps_what_the_title_says(
     text = whole + ("; and" if malformed else "")
 
     def said(generation, tokenizer):
-        count = len(generation.tokens)
+        count = generation.tokens.shape[0] * generation.tokens.shape[1]
         return [text] * count, np.full(count, malformed)
 
-    monkeypatch.setattr(annotating, "completion_texts", said)
+    for module in (annotating, sampled_lists):
+        monkeypatch.setattr(module, "completion_texts", said)
     for shown in ("text", "image", "both"):
         out = tmp_path / f"{shown}.jsonl"
         found = annotate(
@@ -129,6 +129,8 @@ def test_of_a_title_alone_a_list_keeps_what_the_title_says(
         assert list(found.values()) == (stated if shown == "text" else [whole] * len(CHOSEN))
         records = [json.loads(x) for x in out.read_text().splitlines()]
         assert [x.get("raw") for x in records] == [text if malformed else None] * len(CHOSEN)
+        several = sampled(generator, builder.showing(shown), tmp_path / f"{shown}-samples.jsonl")
+        assert list(several.values()) == [[x] * 3 if x else [] for x in found.values()]
 
 
 def other_titles(builder):
