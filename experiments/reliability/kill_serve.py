@@ -142,13 +142,14 @@ class Client:
         """Change listings until the service does not answer."""
         for method, name, version in self.changes(turn):
             self.under_way = name, None if method == "DELETE" else version
-            path, body = "/listings", None
+            path = "/listings"
+            body: JsonObject | None = None
             if method == "DELETE":
                 path += "?" + urllib.parse.urlencode({"listing_id": name})
             elif method == "PATCH":
                 body = {"listing_id": name, "extra": {"price": version}}
             else:
-                about = {"listing_id": name, "title": f"badge {version}", "image": PICTURE}
+                about: JsonObject = {"listing_id": name, "title": f"badge {version}", "image": PICTURE}
                 body = {"listings": [about | {"extra": {"price": version}}]}
             status, _ = service.ask(method, path, body)
             if status == 0:
