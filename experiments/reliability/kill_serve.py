@@ -149,8 +149,9 @@ class Client:
             elif method == "PATCH":
                 body = {"listing_id": name, "extra": {"price": version}}
             else:
-                about: JsonObject = {"listing_id": name, "title": f"badge {version}", "image": PICTURE}
-                body = {"listings": [about | {"extra": {"price": version}}]}
+                about: JsonObject = {"title": f"badge {version}", "image": PICTURE}
+                extra = {"listing_id": name, "extra": {"price": version}}
+                body = {"listings": [about | extra]}
             status, _ = service.ask(method, path, body)
             if status == 0:
                 return
