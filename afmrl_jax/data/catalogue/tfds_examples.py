@@ -18,6 +18,7 @@ from afmrl_jax.runtime.json_files import parse_json, read_json
 
 if TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetBuilder
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
     from tensorflow_datasets.features import FeaturesDict
 
 FEATURES = "features.json"
@@ -74,13 +75,16 @@ def to_bytes(example: Mapping[str, str | bytes], *, several: bool) -> bytes:
     A proto's map has no order of its own, and TFDS writes it in one that is drawn anew for each
     process: a catalogue converted twice would be two stores by their fingerprints.
     """
+    fields = features(several=several)
+    proto = _serializer(fields).get_tf_example(fields.encode_example(example))
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
+@lru_cache(maxsize=2)
+def _serializer(fields: FeaturesDict) -> ExampleSerializer:
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-    fields = features(several=several)
-    proto = ExampleSerializer(fields.get_serialized_info()).get_tf_example(
-        fields.encode_example(example)
-    )
-    return bytes(proto.SerializeToString(deterministic=True))
+    return ExampleSerializer(fields.get_serialized_info())
 
 
 def to_columns(x: Listing) -> dict[str, str]:
