@@ -9,7 +9,7 @@ import numpy as np
 from afmrl_jax.config.marketplace import MarketplaceSettings
 from afmrl_jax.data.marketplace.lexicon import FLUFF, PHRASES, SYNONYMS
 from afmrl_jax.data.marketplace.titles import phrase
-from afmrl_jax.data.marketplace.world import ABSENT, ATTRIBUTES, allowed, visible_part
+from afmrl_jax.data.marketplace.world import ABSENT, ATTRIBUTES, others, visible_part
 
 VARIED = 0.3
 """Probability that a text for pretraining has another word for a value than the usual one."""
@@ -47,10 +47,10 @@ def oracle_text(
     for key, truth in combination.items():
         about = ATTRIBUTES[key]
         mention, wrong = rng.random(2)
-        others = [x for x in allowed(key, combination) if x != truth]
+        besides = others(key, combination)
         value = truth
-        if wrong < settings.oracle_errors and others:
-            value = others[int(rng.integers(len(others)))]
+        if wrong < settings.oracle_errors and besides:
+            value = besides[int(rng.integers(len(besides)))]
         value = worded(key, value, settings.oracle_synonyms, rng)
         known = about.visible or key in stated
         if known and mention < getattr(settings, f"mention_{about.salience}"):

@@ -140,6 +140,11 @@ def allowed(key: str, chosen: Mapping[str, str]) -> tuple[str, ...]:
     return values if rule is None else rule(values, chosen)
 
 
+def others(key: str, combination: Mapping[str, str]) -> list[str]:
+    """The values that an attribute of a combination may have besides its own."""
+    return [x for x in allowed(key, combination) if x != combination[key]]
+
+
 def is_valid(combination: Mapping[str, str]) -> bool:
     """Whether every attribute that applies, and nothing else, has one of its values."""
     return (

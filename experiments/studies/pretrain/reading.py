@@ -16,7 +16,7 @@ from afmrl_jax.data.batching.collate import Row
 from afmrl_jax.data.batching.images import Patches, erase_patches
 from afmrl_jax.data.marketplace.lists import VARIED, canonical, worded
 from afmrl_jax.data.marketplace.titles import stated_keys, states
-from afmrl_jax.data.marketplace.world import ATTRIBUTES, Combination, allowed
+from afmrl_jax.data.marketplace.world import ATTRIBUTES, Combination, others
 from afmrl_jax.data.sources.sampler import epoch_indices
 from afmrl_jax.data.sources.views import drawn
 from experiments.studies.pretrain.pool import PHOTOS, Words
@@ -121,9 +121,9 @@ def _careless(pairs: list[tuple[str, str]], rng: Generator) -> list[tuple[str, s
         rate = getattr(DEFAULTS, f"mention_{ATTRIBUTES[key].salience}")
         if left_out < care * (1 - rate):
             continue
-        others = [x for x in allowed(key, values) if x != values[key]]
-        if wrong < care * DEFAULTS.oracle_errors and others:
-            word = worded(key, others[int(rng.integers(len(others)))], VARIED, rng)
+        besides = others(key, values)
+        if wrong < care * DEFAULTS.oracle_errors and besides:
+            word = worded(key, besides[int(rng.integers(len(besides)))], VARIED, rng)
         found.append((key, word))
     return found or pairs
 
@@ -131,12 +131,8 @@ def _careless(pairs: list[tuple[str, str]], rng: Generator) -> list[tuple[str, s
 def _twin(words: Words, rng: Generator) -> Words:
     """The same but for one attribute, which is another in all lists."""
     values = _values(salvaged_pairs(words.lists[0]))
-    choices = {
-        key: [x for x in allowed(key, values) if x != value]
-        for key, value in values.items()
-        if key != "type"
-    }
-    known = [key for key, others in choices.items() if others]
+    choices = {key: others(key, values) for key in values if key != "type"}
+    known = [key for key, besides in choices.items() if besides]
     unsaid = [x for x in known if not any(states(t, x, values[x]) for t in words.titles)]
     # Titles that state everything were never seen; then they are wrong about one attribute.
     keys = unsaid or known
