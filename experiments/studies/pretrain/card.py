@@ -71,8 +71,8 @@ _READ = """Then {reading_steps} steps with lists, at {reading_rate} of the learn
 meets a photo states a third to a half of the attributes, as titles do; whole lists meet lists and
 titles, or stand beside the photos on both sides, and in half of these steps every product has a
 twin whose lists say something else of one attribute. Lists leave out what a captioner of the
-marketplace leaves out, and err as often, so that the embedder weighs them against title and photo.
-"""
+marketplace leaves out, and err as often, so that the embedder weighs them against title and
+photo."""
 
 
 def write_card(
@@ -92,9 +92,7 @@ def write_card(
     numbers = settings | {"malformed": found.pop("malformed", None)}
     numbers["table"] = "\n".join(f"| {key} | {share:.1%} |" for key, share in found.items())
     generator = role == "generator"
-    numbers["reading"] = (
-        _READ.format(**settings).strip() if settings.get("reading_steps") else _UNREAD
-    )
+    numbers["reading"] = _READ.format(**settings) if settings.get("reading_steps") else _UNREAD
     text = _HEAD.format(
         family=family,
         title=f"The demo's {role}",

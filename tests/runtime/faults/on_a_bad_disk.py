@@ -153,7 +153,8 @@ def run_training(run, disk):
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "training":
-        run_training(Path(sys.argv[2]), Path(sys.argv[4]))
+    kind, *paths = sys.argv[1:]
+    if kind == "training":
+        run_training(*map(Path, paths))
     else:
-        run_all(sys.argv[1], *map(Path, sys.argv[2:]))
+        run_all(kind, *map(Path, paths))

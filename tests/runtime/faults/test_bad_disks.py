@@ -47,7 +47,7 @@ def test_a_training_that_fills_the_disk_says_so_and_ends_when_there_is_room(whol
     disk = tmp_path / "disk"
     disk.mkdir()
     command = ["unshare", "-m", sys.executable, "-m", on_a_bad_disk.__name__, "training"]
-    command += [str(whole_run), "", str(disk)]
+    command += [str(whole_run), str(disk)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = [json.loads(x) for x in done.stdout.splitlines() if x.startswith("{")]
