@@ -7,6 +7,7 @@ import logging
 import os
 import select
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ from afmrl_jax.runtime.terminal import printable_lines
 
 LOST = ("Gloo", "gloo", "Connection", "UNAVAILABLE", "heartbeat", "NCCL")
 """Words in errors caused by a lost process."""
+ECHOES = ("Event loop is closed", "handle is closed")
+"""What threads of Orbax and tensorboardX raise after the main one has met a full disk."""
 UNREAD = 141
 """Exit status as if SIGPIPE had ended the process."""
 CACHE = ".jax_cache"
@@ -70,6 +73,10 @@ def _prepare(cluster: ClusterConfig | None) -> None:
     logging.getLogger("absl").setLevel(logging.WARNING)
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_is_news)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _print_unraisable
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _print_of_thread
     connect(cluster)
     watch()
     compiling()  # Listens from now on.
@@ -82,6 +89,23 @@ def _is_news(record: logging.LogRecord) -> bool:
     """
     error = record.exc_info[1] if record.exc_info else None
     return not is_disk_full(error)
+
+
+def _print_unraisable(unraised: sys.UnraisableHookArgs) -> None:
+    """Print an error that nobody can catch, unless it only repeats that the disk is full.
+
+    Orbax closes its event loop at the first array that cannot be written; TensorStore's threads
+    tell the closed loop of each other array, maybe after the line of `reported`. tensorboardX
+    tries to write what is left when the process ends.
+    """
+    if str(unraised.exc_value) not in ECHOES and not is_disk_full(unraised.exc_value):
+        sys.__unraisablehook__(unraised)
+
+
+def _print_of_thread(ended: threading.ExceptHookArgs) -> None:
+    """Print an error that ended a thread, unless it only repeats that the disk is full."""
+    if str(ended.exc_value) not in ECHOES:
+        threading.__excepthook__(ended)
 
 
 @contextmanager

@@ -26,3 +26,40 @@ def test_output_that_nobody_reads_ends_a_command_without_a_word(lines, flush):
         said = process.stderr.read()
     assert process.returncode == 141
     assert said == b""
+
+THREADS = """
+import threading
+from afmrl_jax.runtime.setup import set_up
+set_up()
+
+class Told:
+    def __init__(self, error):
+        self.error = error
+    def __del__(self):
+        raise self.error
+
+def told(error):
+    Told(error)
+
+def closed():
+    raise OSError("handle is closed")
+
+def lost():
+    raise OSError("the cable is out")
+
+told(RuntimeError("Event loop is closed"))
+told(OSError(28, "No space left on device"))
+told(ValueError("news of an object"))
+for target in (closed, lost):
+    thread = threading.Thread(target=target)
+    thread.start()
+    thread.join()
+"""
+
+
+def test_of_threads_only_what_does_not_repeat_a_full_disk_is_printed():
+    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "news of an object" in done.stderr
+    assert "the cable is out" in done.stderr
+    assert done.stderr.count("Traceback") == 2, done.stderr

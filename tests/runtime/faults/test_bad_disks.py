@@ -50,10 +50,11 @@ def test_a_training_that_fills_the_disk_says_so_and_ends_when_there_is_room(whol
     command += [str(whole_run), str(disk)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    # Nor do threads say more at the end of the process.
+    assert "Traceback" not in done.stderr, done.stderr
     found = [json.loads(x) for x in done.stdout.splitlines() if x.startswith("{")]
     assert [x["free"] for x in found] == [*on_a_bad_disk.TRAINING_FREE, None]
     for x in found[:-1]:
-        # What TensorStore's own threads print stands before it.
         assert (x["status"], "no space left on the disk" in x["said"]) == (1, True), x
-        assert not x["left"], x
+        assert not x["traced"] and not x["left"], x
     assert (found[-1]["status"], found[-1]["left"]) == (0, []), found[-1]
