@@ -27,6 +27,7 @@ def test_output_that_nobody_reads_ends_a_command_without_a_word(lines, flush):
     assert process.returncode == 141
     assert said == b""
 
+
 THREADS = """
 import threading
 from afmrl_jax.runtime.setup import set_up

@@ -18,7 +18,8 @@ KL_LIMIT = 0.5
 """Nats a token; a useful generator of this method stays below a tenth of it."""
 FIRST = 5
 """Steps whose mean entropy is the start."""
-
+EVALUATED = "held_out/reward"
+"""Metric of a step that was evaluated."""
 
 REMEDY = "delete the stage's folder to run it again"
 
@@ -86,6 +87,22 @@ def find_warnings(lines: list[JsonObject]) -> list[RarWarning]:
     return found
 
 
+def remembered(lines: list[JsonObject]) -> list[JsonObject]:
+    """What must be known of earlier steps, however many: how a stage began, and its evaluations.
+
+    Example:
+        >>> remembered([{"step": n, "entropy": 0.5, "loss": 0.1} for n in range(1, 1000)])[-1]
+        {'step': 5, 'entropy': 0.5, 'loss': 0.1}
+    """
+    kept: list[JsonObject] = []
+    for line in lines:
+        if "entropy" in line and len([x for x in kept if "entropy" in x]) < FIRST:
+            kept.append(line)
+        elif EVALUATED in line:
+            kept.append({name: line[name] for name in ("step", EVALUATED)})
+    return kept
+
+
 class RarMonitor:
     """Follows a RAR stage; everything it must remember lies in the stage's folder."""
 
@@ -128,7 +145,7 @@ class RarMonitor:
         """Whether the last `patience` evaluations brought nothing better."""
         if self._patience is None or self._best is None:
             return False
-        seen = [x["step"] for x in lines if "held_out/reward" in x]
+        seen = [x["step"] for x in lines if EVALUATED in x]
         return sum(step > self._best.step for step in seen) >= self._patience
 
     def watch(self, lines: list[JsonObject]) -> Mapping[str, float]:

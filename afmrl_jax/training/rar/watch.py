@@ -21,7 +21,7 @@ from afmrl_jax.training.loop import Metrics, StepFunction
 from afmrl_jax.training.partition import Partition
 from afmrl_jax.training.rar.galleries import PolicyGalleries
 from afmrl_jax.training.rar.held_out import HeldOutEvaluator, Rollouts
-from afmrl_jax.training.rar.monitor import RarMonitor
+from afmrl_jax.training.rar.monitor import RarMonitor, remembered
 from afmrl_jax.training.state import TrainState, scalars
 from afmrl_jax.types import JsonObject, PyTree
 
@@ -43,7 +43,7 @@ class Watch:
     galleries: PolicyGalleries | None
     """None where the gallery stays as it is."""
     lines: list[JsonObject]
-    """Of the stage's metrics so far."""
+    """Of the stage's metrics so far, the last one and what is `remembered`."""
 
     @contextmanager
     def _deployed(self, params: Params, step: int) -> Iterator[None]:
@@ -61,7 +61,7 @@ class Watch:
             state, metrics = step(state, batch, key)
             done = int(state.step)
             # A resumed stage repeats the steps after its checkpoint.
-            self.lines[:] = [x for x in self.lines if x["step"] < done]
+            self.lines[:] = remembered([x for x in self.lines if x["step"] < done])
             self.lines.append({"step": done} | scalars(metrics))
             return state, {**metrics, **self.health.watch(self.lines)}
 

@@ -56,5 +56,5 @@ def test_a_training_that_fills_the_disk_says_so_and_ends_when_there_is_room(whol
     assert [x["free"] for x in found] == [*on_a_bad_disk.TRAINING_FREE, None]
     for x in found[:-1]:
         assert (x["status"], "no space left on the disk" in x["said"]) == (1, True), x
-        assert not x["traced"] and not x["left"], x
+        assert (x["traced"], x["left"]) == (False, []), x
     assert (found[-1]["status"], found[-1]["left"]) == (0, []), found[-1]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from afmrl_jax.training.rar.monitor import RarMonitor, find_warnings, raised
+from afmrl_jax.training.rar.monitor import FIRST, RarMonitor, find_warnings, raised, remembered
 
 
 def line(step, **values):
@@ -57,6 +57,27 @@ def test_alarms_are_found_in_the_log_with_their_first_step():
     assert step == 1
     assert alarm.name == "kl_runaway"
     assert raised([line(0)]) == []
+
+
+def test_what_is_remembered_of_a_long_stage_says_what_all_of_it_would(tmp_path):
+    health = RarMonitor(tmp_path, 3)
+    health.evaluated(60, 0.5, lambda folder: None)
+    whole, short, alarms, stops = [], [], set(), []
+    for step in range(200):
+        new = line(step, entropy=1 / (1 + step / 20), kl=step / 300)
+        if step % 20 == 0:
+            gain = {"held_out/gain": 0.1 - step / 1000, "held_out/gain_error": 0.02}
+            new |= {"held_out/reward": 0.4, **gain}
+        whole.append(new)
+        short = [*remembered(short), dict(new)]
+        assert names(short) == names(whole)
+        assert health.should_stop(short) == health.should_stop(whole)
+        alarms |= set(names(short))
+        stops.append(health.should_stop(short))
+    assert len(alarms) == 3
+    assert stops.index(True) == 120
+    # The start, an evaluation in twenty steps, and the last.
+    assert len(short) == FIRST + 9 + 1
 
 
 @pytest.fixture
