@@ -1,9 +1,9 @@
 """Whether memory stays flat: its slope over thousands of steps of each stage, and of searches.
 
-    python -m experiments.reliability.memory_flat                     # a quarter of an hour
+    python -m experiments.reliability.memory_flat                     # three quarters of an hour
     python -m experiments.reliability.memory_flat --steps 100 --searches 1000
 
-A run of tiny models goes through its stages with 2,000 steps each, and its embedder then searches
+A run of tiny models goes through its stages with 6,000 steps each, and its embedder then searches
 an index 20,000 times, each time for another text. The slope of the resident memory is the median of
 those between any two readings of the second half (Theil and Sen), where everything is compiled and
 every cache is full: an allocator's jumps do not move it. Exit status 1 if it is above 2 KB a step.
@@ -48,8 +48,9 @@ FEWEST, MOST_READINGS = 20, 1000
 class MemoryFlat:
     """For how long memory is read."""
 
-    steps: int = 2000
-    """Of each stage."""
+    steps: int = 6000
+    """Of each stage. In 2,000 the few megabytes that an allocator takes at a checkpoint look like 3 KB
+    a step."""
     searches: int = 20_000
     out: Path = Path("runs/memory-flat")
     """Folder of the run; finished stages are not repeated."""
