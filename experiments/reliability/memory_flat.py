@@ -49,8 +49,7 @@ class MemoryFlat:
     """For how long memory is read."""
 
     steps: int = 6000
-    """Of each stage. In 2,000 the megabytes that an allocator takes at a checkpoint look like 3 KB a
-    step."""
+    """Of each stage. In 2,000 what an allocator takes at a checkpoint looks like 3 KB a step."""
     searches: int = 20_000
     out: Path = Path("runs/memory-flat")
     """Folder of the run; finished stages are not repeated."""
