@@ -205,6 +205,9 @@ def policy_gradient(
     else:
         (by_params, by_visual), metrics = _summed(gradient, params, visual, _split(arrays, parts))
     through_tower = back(by_visual)[0]
+    # Weights need not add up to 1, but a nat a token is one whatever they are.
+    total = jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny)
+    metrics |= {name: value / total for name, value in metrics.items() if name != "loss"}
     metrics |= {"dead_group_share": jnp.mean(dead.astype(jnp.float32))}
     return jax.tree.map(jnp.add, by_params, through_tower), metrics
 

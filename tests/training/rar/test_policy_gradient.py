@@ -157,6 +157,28 @@ def test_dropped_groups_leave_the_mean_to_the_others(problem):
     close(found, {name: scale * x for name, x in whole.items()})
 
 
+@pytest.mark.parametrize("normalization", ["sample", "token", "constant"])
+def test_a_nat_a_token_is_one_however_tokens_are_weighed(problem, normalization):
+    architecture, params, *_, samples = problem
+    one = jnp.ones_like(samples.old)
+    # All that is left of the loss is the ratio, which is 1 where nothing has changed since.
+    settings = dataclasses.replace(SETTINGS, normalization=normalization)
+    own = completion_scores(
+        architecture,
+        params,
+        samples.prompts,
+        samples.tokens,
+        samples.mask,
+        temperature=SETTINGS.temperature,
+        parts=1,
+    )
+    samples = samples._replace(old=own, reference=own - 0.5 * one)
+    _, found = gradient(architecture, settings, {}, params, samples, 1)
+    np.testing.assert_allclose(found["ratio"], 1.0, rtol=1e-5)
+    # k3 of a gap of half a nat.
+    np.testing.assert_allclose(found["kl"], np.exp(-0.5) - 0.5, rtol=1e-4)
+
+
 def test_groups_that_rank_alike_and_the_greedy_list_reach_the_advantages(problem):
     architecture, params, _, _, samples = problem
     gradient = jax.jit(policy_gradient, static_argnums=(0, 1, 5))
