@@ -1,6 +1,6 @@
 """Broken and hostile requests against a service: each is answered with a reason, none with a trace.
 
-    python -m experiments.reliability.hostile_requests --run runs/demo --index my-index
+    python -m experiments.reliability.hostile_requests --run demo-weights --index my-index
 
 Requests are drawn from a seed: good ones with a part broken, parts of the wrong type, sizes beyond
 limits, paths that lead elsewhere, headers that do not fit; and uploads of every kind of picture,
@@ -32,7 +32,7 @@ import tyro
 from PIL import Image
 
 from afmrl_jax.errors import RunError
-from afmrl_jax.inference.finished_run import FinishedRun
+from afmrl_jax.inference.shipped import models_of
 from afmrl_jax.performance.record import write_record
 from afmrl_jax.runtime.progress import Progress
 from afmrl_jax.runtime.setup import reported, set_up
@@ -54,7 +54,9 @@ class Settings:
     """What is served, and how many requests."""
 
     run: Path
+    """Run directory, or `demo-weights`."""
     index: Path
+    """Is copied; the original is not touched."""
     cases: int = 2000
     uploads: int = 500
     """Further requests, each with a picture from the campaign's makers."""
@@ -295,7 +297,7 @@ def run(settings: Settings, scratch: Path) -> tuple[Counter[str], list[str]]:
     from afmrl_jax.serving.settings import ServiceSettings
 
     folder = Path(shutil.copytree(settings.index, scratch / "index"))
-    finished, service = FinishedRun(settings.run), ServiceSettings()
+    finished, service = models_of(settings.run), ServiceSettings()
     app = build_app(lambda metrics: Engine(finished, folder, service, metrics.batch), service)
     jobs = [("request", draw, n) for n in range(settings.cases)]
     jobs += [("upload", draw_upload, n) for n in range(settings.uploads)]
