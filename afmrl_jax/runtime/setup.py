@@ -103,7 +103,10 @@ def _print_unraisable(unraised: sys.UnraisableHookArgs) -> None:
 
 
 def _print_of_thread(ended: threading.ExceptHookArgs) -> None:
-    """Print an error that ended a thread, unless it only repeats that the disk is full."""
+    """Print an error that ended a thread, unless it is an echo.
+
+    A full disk itself is printed: who writes in a thread of its own may be the only one to meet it.
+    """
     if str(ended.exc_value) not in ECHOES:
         threading.__excepthook__(ended)
 

@@ -39,18 +39,15 @@ class Told:
     def __del__(self):
         raise self.error
 
-def told(error):
-    Told(error)
-
 def closed():
     raise OSError("handle is closed")
 
 def lost():
     raise OSError("the cable is out")
 
-told(RuntimeError("Event loop is closed"))
-told(OSError(28, "No space left on device"))
-told(ValueError("news of an object"))
+Told(RuntimeError("Event loop is closed"))
+Told(OSError(28, "No space left on device"))
+Told(ValueError("news of an object"))
 for target in (closed, lost):
     thread = threading.Thread(target=target)
     thread.start()

@@ -160,8 +160,6 @@ def test_dropped_groups_leave_the_mean_to_the_others(problem):
 @pytest.mark.parametrize("normalization", ["sample", "token", "constant"])
 def test_a_nat_a_token_is_one_however_tokens_are_weighed(problem, normalization):
     architecture, params, *_, samples = problem
-    one = jnp.ones_like(samples.old)
-    # All that is left of the loss is the ratio, which is 1 where nothing has changed since.
     settings = dataclasses.replace(SETTINGS, normalization=normalization)
     own = completion_scores(
         architecture,
@@ -172,8 +170,9 @@ def test_a_nat_a_token_is_one_however_tokens_are_weighed(problem, normalization)
         temperature=SETTINGS.temperature,
         parts=1,
     )
-    samples = samples._replace(old=own, reference=own - 0.5 * one)
+    samples = samples._replace(old=own, reference=own - 0.5)
     _, found = gradient(architecture, settings, {}, params, samples, 1)
+    # Nothing has changed since the samples were drawn.
     np.testing.assert_allclose(found["ratio"], 1.0, rtol=1e-5)
     # k3 of a gap of half a nat.
     np.testing.assert_allclose(found["kl"], np.exp(-0.5) - 0.5, rtol=1e-4)
