@@ -107,6 +107,11 @@ class RarConfig(Settings):
     """Steps after which the generator annotates the gallery again, as where it is deployed it
     writes both sides. None keeps the lists of the generator that RAR starts from, and rewards lists
     that say what those say."""
+    gallery_lists: Literal["greedy", "sampled"] = "greedy"
+    """How it annotates the gallery again for the steps; what is judged always meets greedy lists. A
+    query gains little by naming what no list in the gallery names, so that with greedy lists a key
+    that most of them lack can hardly come in: all listings would have to name it at once. A sampled
+    gallery, one list a listing at `temperature`, names each key as often as the generator would."""
     gallery_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the gallery's vectors; bfloat16 halves their memory and may reorder near ties."""
     optimizer: OptimizerConfig = field(
@@ -156,6 +161,10 @@ class RarConfig(Settings):
             "dr_grpo or rloo",
         )
         require("reward" in self.gallery_splits, "the gallery must hold the reward split")
+        require(
+            self.gallery_lists == "greedy" or self.refresh_gallery is not None,
+            "gallery_lists sampled is of a gallery that is annotated again: set refresh_gallery",
+        )
         require(
             not self.optimizer.ema_decay,
             "rar.optimizer.ema_decay must be 0: RAR keeps the weights of its best evaluation",

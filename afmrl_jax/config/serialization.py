@@ -68,6 +68,7 @@ ADDED: JsonObject = {
     "judged": "sampled",
     "choose_by": "reward",
     "refresh_gallery": None,
+    "gallery_lists": "greedy",
     "tower_targets": [],
     "rank_stabilized": False,
     "dora": False,

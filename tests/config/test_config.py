@@ -57,6 +57,7 @@ from afmrl_jax.training.cit import cit_settings
         lambda: RarConfig(k=0),
         lambda: RarConfig(gallery_splits=("train",)),
         lambda: RarConfig(refresh_gallery=0),
+        lambda: RarConfig(gallery_lists="sampled"),
         lambda: RarConfig(queries=8, candidates=7),
         lambda: RarConfig(held_out_share=0.6, report_share=0.4),
         lambda: RarConfig(baseline="greedy", permute_rewards=True),

@@ -102,6 +102,7 @@ def test_the_settings_of_today_give_the_inputs_that_were_recorded():
         {"agcl": AgclConfig(positive_weight="neutral", normalize_weights=True)},
         {"agcl": AgclConfig(permute_weights=True)},
         {"rar": RarConfig(refresh_gallery=5)},
+        {"rar": RarConfig(refresh_gallery=5, gallery_lists="sampled")},
         {"rar": RarConfig(live_by="rank")},
         {"rar": RarConfig(candidates=64)},
         {"rar": RarConfig(permute_rewards=True)},

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from afmrl_jax.config import ListsConfig
+from afmrl_jax.data.attributes.lists import read_samples
 from afmrl_jax.data.attributes.text_format import read_attributes
 from afmrl_jax.errors import RunError
 from afmrl_jax.models.architecture import Params, identity
@@ -19,10 +21,13 @@ from afmrl_jax.training.annotate import annotate
 from afmrl_jax.training.loop import Refresh
 from afmrl_jax.training.partition import Partition
 from afmrl_jax.training.rar.environment import RarEnvironment
+from afmrl_jax.training.sampled_lists import sample_lists
 from afmrl_jax.training.state import TrainState
 
 FOLDER = "galleries"
 """Folder of a stage's lists by step."""
+GREEDY, SAMPLED = "greedy", "sampled"
+"""How the lists of a gallery are written."""
 
 
 class PolicyGalleries:
@@ -30,7 +35,8 @@ class PolicyGalleries:
 
     The lists of a step are a function of the weights at that step. A file bears the identity of the
     weights that wrote it, so that a resumed run takes those of the same weights and writes others
-    anew; of each step there is one.
+    anew; of each step and kind there is one. What is judged meets greedy lists, as where the
+    generator is deployed.
 
     Args:
         folder: of the stage.
@@ -40,6 +46,8 @@ class PolicyGalleries:
         trainee: the generator.
         mesh: devices that share a batch of prompts.
         packed: whether prompts may share bins; see `RunConfig.packed`.
+        temperature: of the lists that the steps meet, which are sampled; None for greedy ones.
+        seed: of those samples.
     """
 
     def __init__(
@@ -51,6 +59,8 @@ class PolicyGalleries:
         mesh: Mesh,
         *,
         packed: bool,
+        temperature: float | None = None,
+        seed: int = 0,
     ):
         self._folder = folder / FOLDER
         self._every = every
@@ -58,6 +68,9 @@ class PolicyGalleries:
         self._trainee = trainee
         self._mesh = mesh
         self._packed = packed
+        self._temperature = temperature
+        self._seed = seed
+        self._met = GREEDY if temperature is None else SAMPLED
         self._first = environment.gallery
         self._last: tuple[Path, jax.Array] | None = None
 
@@ -65,7 +78,7 @@ class PolicyGalleries:
         """What the loop does between two segments of steps."""
 
         def work(state: TrainState, step: int) -> None:
-            self._environment.gallery = self._of(state.params, step)
+            self._environment.gallery = self._of(state.params, step, self._met)
 
         return Refresh(self._every, work, self._reopen)
 
@@ -73,23 +86,26 @@ class PolicyGalleries:
     def shown(self, params: Params, step: int) -> Iterator[None]:
         """The gallery of a step, with what learns as `params`, while something is judged."""
         before = self._environment.gallery
-        self._environment.gallery = self._of(params, step)
+        self._environment.gallery = self._of(params, step, GREEDY)
         try:
             yield
         finally:
             self._environment.gallery = before
 
-    def _of(self, params: Params, step: int) -> jax.Array:
-        if step == 0:
+    def _of(self, params: Params, step: int, kind: str) -> jax.Array:
+        if step == 0 and kind == GREEDY:
             return self._first
         # What is frozen is the same all the stage.
-        name = f"{self._stem(step)}-{identity(self._trainee.architecture, params)}.jsonl"
-        path = self._folder / name
+        weights = identity(self._trainee.architecture, params)
+        path = self._folder / f"{self._stem(step, kind)}-{weights}.jsonl"
         if not check_on_first(path.is_file):
-            self._write(path, params, step)
-        return self._embedded(path)
+            write = self._write_greedy if kind == GREEDY else self._write_sampled
+            write(path, params, step)
+            barrier(f"the gallery of step {step} is written")
+            run_on_first(partial(self._forget_others, path, step, kind), "galleries")
+        return self._embedded(path, kind)
 
-    def _write(self, path: Path, params: Params, step: int) -> None:
+    def _write_greedy(self, path: Path, params: Params, step: int) -> None:
         environment = self._environment
         annotate(
             self._trainee.architecture,
@@ -102,33 +118,55 @@ class PolicyGalleries:
             grammar=environment.annotation_grammar,
             label=f"gallery of step {step}",
         )
-        barrier(f"the gallery of step {step} is written")
-        run_on_first(partial(self._forget_others, path, step), "galleries")
 
-    def _forget_others(self, path: Path, step: int) -> None:
-        for other in self._found(step):
+    def _write_sampled(self, path: Path, params: Params, step: int) -> None:
+        assert self._temperature is not None
+        environment = self._environment
+        # One of each listing, and others at every step.
+        seed = np.random.SeedSequence([self._seed, step]).generate_state(1)[0]
+        sample_lists(
+            self._trainee.architecture,
+            self._trainee.whole(params),
+            environment.writer,
+            np.arange(len(environment.writer.listings)),
+            path,
+            ListsConfig(samples=1, temperature=self._temperature),
+            seed=int(seed),
+            mesh=self._mesh,
+            packed=self._packed,
+            grammar=environment.annotation_grammar,
+            label=f"sampled gallery of step {step}",
+        )
+
+    def _forget_others(self, path: Path, step: int, kind: str) -> None:
+        for other in self._found(step, kind):
             if other != path:
                 other.unlink()
 
-    def _embedded(self, path: Path) -> jax.Array:
-        # An evaluation and the segment after it ask for the same.
+    def _embedded(self, path: Path, kind: str) -> jax.Array:
+        # An evaluation and the segment after it may ask for the same.
         if self._last is None or self._last[0] != path:
-            self._last = path, self._environment.embedded(read_attributes(path))
+            lists = (
+                read_attributes(path)
+                if kind == GREEDY
+                else {name: found[0] for name, found in read_samples(path).items() if found}
+            )
+            self._last = path, self._environment.embedded(lists)
         return self._last[1]
 
     def _reopen(self, step: int) -> None:
-        if step == 0:
+        if step == 0 and self._met == GREEDY:
             return
-        found = self._found(step)
+        found = self._found(step, self._met)
         if len(found) != 1:
             raise RunError(
                 f"{self._folder} holds {len(found)} galleries of step {step}, and the steps after "
                 f"it were made with one; delete {self._folder.parent} to run that stage again"
             )
-        self._environment.gallery = self._embedded(found[0])
+        self._environment.gallery = self._embedded(found[0], self._met)
 
-    def _stem(self, step: int) -> str:
-        return f"step-{step:06d}"
+    def _stem(self, step: int, kind: str) -> str:
+        return f"step-{step:06d}" if kind == GREEDY else f"{kind}-{step:06d}"
 
-    def _found(self, step: int) -> list[Path]:
-        return sorted(self._folder.glob(f"{self._stem(step)}-*.jsonl"))
+    def _found(self, step: int, kind: str) -> list[Path]:
+        return sorted(self._folder.glob(f"{self._stem(step, kind)}-*.jsonl"))

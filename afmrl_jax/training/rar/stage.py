@@ -242,7 +242,14 @@ def train_rar(
     if settings.refresh_gallery is not None:
         every = settings.refresh_gallery
         galleries = PolicyGalleries(
-            folder, every, environment, trainee, loop.mesh, packed=config.packed
+            folder,
+            every,
+            environment,
+            trainee,
+            loop.mesh,
+            packed=config.packed,
+            temperature=settings.temperature if settings.gallery_lists == "sampled" else None,
+            seed=config.seed,
         )
     health, lines = RarMonitor(folder, settings.patience), read_metrics(folder / "metrics.jsonl")
     watch = Watch(settings, folder, trainee, judge, health, galleries, lines)

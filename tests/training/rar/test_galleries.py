@@ -14,6 +14,7 @@ from afmrl_jax.config import (
     RunConfig,
     TextBudget,
 )
+from afmrl_jax.data.attributes.lists import read_samples
 from afmrl_jax.data.attributes.text_format import read_attributes
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.errors import RunError
@@ -57,17 +58,18 @@ def reinforce(badge_listings, tokenizer):
     ]
     builder = RowBuilder.of(listings, tokenizer, ImageConfig(), TextBudget(max_attribute_tokens=24))
     texts = {x.listing_id: "shape: circle; colour: red" for x in listings}
-    config = RunConfig(mesh=MeshConfig(data=1), save_every=4, packed=False, rar=RAR)
     size = {"vocab_size": tokenizer.vocab_size, "image_token_id": tokenizer.image_pad_id}
 
-    def run(folder):
+    def run(folder, kind):
+        settings = dataclasses.replace(RAR, gallery_lists=kind)
+        config = RunConfig(mesh=MeshConfig(data=1), save_every=4, packed=False, rar=settings)
         mesh = make_mesh(1, 1)
         embedder, generator = (
             Architecture.of(tiny_config(x, **size)) for x in ("qwen2_vl", "qwen2_5_vl")
         )
         encoder = Encoder.on(mesh, embedder, embedder.init(0), 32)
         rows = generator.config.text.vocab_size
-        environment = RarEnvironment(builder, encoder, texts, RAR, 0, vocab_size=rows)
+        environment = RarEnvironment(builder, encoder, texts, settings, 0, vocab_size=rows)
         environment.annotation_grammar = environment.grammar
         trainee = Partition.of(generator, generator.init(1), config.generator, mesh)
         found = train_rar(config, folder, trainee, environment)
@@ -80,15 +82,25 @@ class Killed(BaseException):
     """Stands in for a signal."""
 
 
-def test_a_stage_killed_within_a_segment_ends_as_one_that_was_not(reinforce, tmp_path, monkeypatch):
+WRITTEN = {
+    # Step 0 has the lists that the stage started with; the evaluations ask for the others.
+    "greedy": ["step-000003", "step-000005"],
+    "sampled": ["sampled-000000", "sampled-000003", "step-000003", "step-000005"],
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_a_stage_killed_within_a_segment_ends_as_one_that_was_not(
+    reinforce, tmp_path, monkeypatch, kind
+):
     run, listings = reinforce
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    expected = run(whole)
+    expected = run(whole, kind)
     galleries = sorted((whole / "galleries").iterdir())
-    # Step 0 has the lists that the stage started with; the evaluations ask for the others.
-    assert [x.name[:11] for x in galleries] == ["step-000003", "step-000005"]
+    assert [x.name.rpartition("-")[0] for x in galleries] == WRITTEN[kind]
     for path in galleries:
-        assert read_attributes(path).keys() == {x.listing_id for x in listings}
+        read = read_samples if path.name.startswith("sampled") else read_attributes
+        assert read(path).keys() == {x.listing_id for x in listings}
     lines = read_metrics(whole / "metrics.jsonl")
     assert [x["step"] for x in lines if "held_out/recall" in x] == [0, 3, 5]
     for line in (x for x in lines if "live_groups" in x):
@@ -109,14 +121,15 @@ def test_a_stage_killed_within_a_segment_ends_as_one_that_was_not(reinforce, tmp
 
     monkeypatch.setattr(loop, "place_batch", dying)
     with pytest.raises(Killed):
-        run(killed)
+        run(killed, kind)
     monkeypatch.undo()
-    (gallery,) = (killed / "galleries").iterdir()
+    met = "step" if kind == "greedy" else "sampled"
+    (gallery,) = (killed / "galleries").glob(f"{met}-000003-*")
     hidden = gallery.rename(killed / gallery.name)
     with pytest.raises(RunError, match=r"holds 0 galleries of step 3.*run that stage again"):
-        run(killed)
+        run(killed, kind)
     hidden.rename(gallery)
-    found = run(killed)
+    found = run(killed, kind)
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
@@ -126,3 +139,13 @@ def test_a_stage_killed_within_a_segment_ends_as_one_that_was_not(reinforce, tmp
 
     assert said(whole) == said(killed)
     assert (whole / "report.json").read_text() == (killed / "report.json").read_text()
+
+
+def test_steps_meet_sampled_lists_and_what_is_judged_greedy_ones(reinforce, tmp_path):
+    run, _ = reinforce
+    run(tmp_path, "sampled")
+    galleries = {x.name.rpartition("-")[0]: x for x in (tmp_path / "galleries").iterdir()}
+    sampled = {i: x[0] for i, x in read_samples(galleries["sampled-000003"]).items()}
+    assert sampled != read_attributes(galleries["step-000003"])
+    earlier = {i: x[0] for i, x in read_samples(galleries["sampled-000000"]).items()}
+    assert sampled != earlier
