@@ -5,12 +5,13 @@
 
 For texts, and for texts with a picture: the most requests a second, found by more and more clients
 that each wait for their answers; then a minute of requests that come at half of that rate whether
-answered or not, with the times from when each should have been sent; then a rate of three times the
+answered or not, with the times from when each should have been sent, and those that the service
+counts itself (`served`), for the clients may be the slower side; then a rate of three times the
 most, which may be refused with 429 and nothing else; then how long it takes until ten requests in a
-row are answered. Memory and compiled programs come from /metrics. Before all of it, a text is asked
-for by one client, one query after another, and with --run and --index by `afmrl search`, which
-starts Python and loads the models each time. Writes experiments/results/serving_load.json. The
-clients share the machine with the service.
+row are answered. Memory, compiled programs and the service's times come from /metrics. Before all
+of it, a text is asked for by one client, one query after another, and with --run and --index by
+`afmrl search`, which starts Python and loads the models each time. Writes
+experiments/results/serving_load.json. The clients share the machine with the service.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import re
 import subprocess
 import sys
 import time
@@ -30,6 +30,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import tyro
+from prometheus_client.parser import text_string_to_metric_families
 
 from afmrl_jax.performance.record import write_record
 from afmrl_jax.runtime.progress import log_info
@@ -41,6 +42,8 @@ CLIENTS = (1, 2, 4, 8, 16, 32)
 GAIN = 1.05
 """More clients are tried while they bring so many times the requests a second."""
 IN_A_ROW = 10
+SEARCH, BUCKET = "/search", "afmrl_request_seconds_bucket"
+"""The path that is asked, and the name under which the service counts its seconds."""
 WARM, COMMANDS = 100, 3
 """Queries one after another, and calls of the command."""
 
@@ -115,13 +118,52 @@ async def recovery(ask: Ask) -> float:
     return time.monotonic() - begin
 
 
-async def figures_of(client: httpx.AsyncClient) -> tuple[float, float]:
-    """Compiled programs, and mebibytes that the service takes."""
-    text = (await client.get("/metrics")).text
-    found = {
-        name: float(value) for name, value in re.findall(r"^(\w+) ([\d.e+]+)$", text, re.MULTILINE)
-    }
-    return found["afmrl_compiled_programs"], found["process_resident_memory_bytes"] / 2**20
+@dataclass(frozen=True)
+class Said:
+    """What a service says of itself at one moment."""
+
+    programs: float
+    """Compiled so far."""
+    mebibytes: float
+    """Memory that it takes."""
+    answered: dict[float, float]
+    """Searches that took at most so many seconds, by seconds, the last of them infinite."""
+
+    @classmethod
+    def of(cls, text: str) -> Said:
+        """From the text of /metrics."""
+        single: dict[str, float] = {}
+        answered: dict[float, float] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if not sample.labels:
+                    single[sample.name] = sample.value
+                elif sample.name == BUCKET and sample.labels["path"] == SEARCH:
+                    answered[float(sample.labels["le"])] = sample.value
+        memory = single["process_resident_memory_bytes"] / 2**20
+        return cls(single["afmrl_compiled_programs"], memory, answered)
+
+    def quantile(self, since: Said, share: float) -> float:
+        """Seconds within which a share of the searches since an earlier moment was answered.
+
+        Within a bucket they are taken as evenly spread; NaN where there were none.
+        """
+        counts = {
+            bound: total - since.answered.get(bound, 0.0)
+            for bound, total in sorted(self.answered.items())
+        }
+        wanted = share * max(counts.values(), default=0.0)
+        low, below = 0.0, 0.0
+        for bound, total in counts.items():
+            if total > below and total >= wanted:
+                return low + (bound - low) * (wanted - below) / (total - below)
+            low, below = bound, total
+        return float("nan")
+
+
+async def said(client: httpx.AsyncClient) -> Said:
+    """What the service says of itself now."""
+    return Said.of((await client.get("/metrics")).text)
 
 
 async def measure(settings: Load, client: httpx.AsyncClient, body: JsonObject) -> JsonObject:
@@ -135,24 +177,27 @@ async def measure(settings: Load, client: httpx.AsyncClient, body: JsonObject) -
 
     for _ in range(IN_A_ROW):
         await ask()
-    programs, before = await figures_of(client)
+    before = await said(client)
     rate, clients = await most(ask, settings.search_seconds)
+    begun = await said(client)
     statuses, took = await at_rate(ask, rate / 2, settings.half_seconds)
-    _, half = await figures_of(client)
+    half = await said(client)
     over, _ = await at_rate(ask, 3 * rate, settings.over_seconds)
     back = await recovery(ask)
-    after, memory = await figures_of(client)
+    after = await said(client)
     p50, p99 = np.quantile(took, [0.5, 0.99]).tolist() if took else (np.nan, np.nan)
     return {
         "requests_a_second": round(rate, 1),
         "clients": clients,
         "half_p50_ms": round(1000 * p50, 1),
         "half_p99_ms": round(1000 * p99, 1),
+        "half_served_p50_ms": round(1000 * half.quantile(begun, 0.5), 1),
+        "half_served_p99_ms": round(1000 * half.quantile(begun, 0.99), 1),
         "half_statuses": dict(statuses),
         "over_statuses": dict(over),
         "recovery_seconds": round(back, 2),
-        "compiled_since_ready": after - programs,
-        "memory_mib": [round(x) for x in (before, half, memory)],
+        "compiled_since_ready": after.programs - before.programs,
+        "memory_mib": [round(x.mebibytes) for x in (before, half, after)],
     }
 
 
