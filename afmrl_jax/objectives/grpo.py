@@ -133,12 +133,13 @@ def token_weights(
     *,
     normalization: Normalization = "sample",
     groups: Bool[Array, " q"] | None = None,
+    budget: int | None = None,
 ) -> Float[Array, "q g n"]:
     """Weight of each token in the loss of the whole batch, of which any part may then be summed.
 
         sample    1 / (samples * tokens of the sample): every sample counts alike (GRPO)
         token     1 / all tokens: every token counts alike (DAPO)
-        constant  1 / (samples * n): the budget n instead of the length (Dr. GRPO)
+        constant  1 / (samples * budget): the budget instead of the length (Dr. GRPO)
 
     A sample without counted tokens adds 0 and still counts as a sample.
 
@@ -151,6 +152,7 @@ def token_weights(
         normalization: which of the three.
         groups: [q], those that take part; the others get 0, and the rest weighs accordingly more.
             None for all. Leaving out dead groups is the dropping of dynamic sampling.
+        budget: tokens that a sample may have, where `mask` is cut behind the longest; None: n.
 
     Reference: Shao et al., arXiv 2402.03300; Yu et al., DAPO, arXiv 2503.14476; Liu et al., Dr.
     GRPO, arXiv 2503.20783.
@@ -164,7 +166,7 @@ def token_weights(
     total = {
         "sample": samples * jnp.maximum(lengths, 1.0),
         "token": jnp.sum(lengths),
-        "constant": samples * mask.shape[2],
+        "constant": samples * (mask.shape[2] if budget is None else budget),
     }[normalization]
     return weights / jnp.maximum(total, 1.0)
 

@@ -270,3 +270,14 @@ def test_estimates_of_the_divergence_agree_on_average():
     # As losses k1 and k2 have the gradient of the divergence; k3 has that of the opposite one.
     for kind in ("k1", "k2"):
         np.testing.assert_allclose(jax.grad(mean)(logits, kind), slope, atol=1e-6)
+
+
+def test_a_constant_weight_does_not_depend_on_the_longest_sample():
+    mask = jnp.arange(12)[None] < jnp.array([[5], [3]])
+    whole = token_weights(mask[None], normalization="constant")
+    cut = token_weights(mask[None, :, :5], normalization="constant", budget=12)
+    np.testing.assert_array_equal(cut, whole[..., :5])
+    assert float(cut[0, 0, 0]) == pytest.approx(1 / 24)
+    for kind in ("sample", "token"):
+        alike = [token_weights(mask[None], normalization=kind, budget=x) for x in (None, 12)]
+        np.testing.assert_array_equal(*alike)

@@ -144,8 +144,11 @@ def policy_gradient(
     params: Params,
     samples: Samples,
     parts: int = 1,
+    budget: int | None = None,
 ) -> tuple[Params, dict[str, jax.Array]]:
     """Gradient of GRPO's loss by `params`, and its metrics; equal for any number of parts.
+
+    `budget` is what `token_weights` makes of it.
 
     Pictures pass the vision tower once; what the parts say of its output is summed and goes back
     through it once.
@@ -156,6 +159,7 @@ def policy_gradient(
         samples.mask,
         normalization=settings.normalization,
         groups=teaching if settings.drop_dead_groups else None,
+        budget=budget,
     )
 
     def see(params: Params) -> VisualFeatures | None:
@@ -235,9 +239,10 @@ def update(
     samples: Samples,
     *,
     parts: int,
+    budget: int | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step on a rollout; pure, for use inside jit."""
     gradients, metrics = policy_gradient(
-        architecture, settings, frozen, state.params, samples, parts
+        architecture, settings, frozen, state.params, samples, parts, budget
     )
     return apply_gradients(state, gradients, metrics, optimizer)

@@ -80,7 +80,7 @@ class RarStep:
         self._specials = (self._tokenizer.eos_id, self._tokenizer.pad_id)
         self._max_new = environment.writer.text.max_attribute_tokens
         self._update = jax.jit(
-            partial(update, trainee.architecture, settings, optimizer),
+            partial(update, trainee.architecture, settings, optimizer, budget=self._max_new),
             static_argnames="parts",
             donate_argnames="state",
         )
