@@ -7,13 +7,17 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from afmrl_jax.config.marketplace import MarketplaceSettings
-from afmrl_jax.data.attributes.text_format import format_attributes
 from afmrl_jax.data.marketplace.lexicon import FLUFF, PHRASES, SYNONYMS
 from afmrl_jax.data.marketplace.titles import phrase
 from afmrl_jax.data.marketplace.world import ABSENT, ATTRIBUTES, others, visible_part
 
 VARIED = 0.3
 """Probability that a text for pretraining has another word for a value than the usual one."""
+
+
+def _joined(pairs: list[tuple[str, str]]) -> str:
+    # As `format_attributes`, which lies in a folder that reads marketplaces.
+    return "; ".join(f"{key}: {value}" for key, value in pairs)
 
 
 def worded(key: str, value: str, synonyms: float, rng: np.random.Generator) -> str:
@@ -58,7 +62,7 @@ def oracle_text(
         pairs.insert(int(rng.integers(len(pairs) + 1)), FLUFF[int(rng.integers(len(FLUFF)))])
     if rng.random() < settings.oracle_shuffled:
         pairs = [pairs[i] for i in rng.permutation(len(pairs))]
-    return format_attributes(pairs)
+    return _joined(pairs)
 
 
 def full_list(combination: Mapping[str, str], rng: np.random.Generator) -> str:
@@ -66,7 +70,7 @@ def full_list(combination: Mapping[str, str], rng: np.random.Generator) -> str:
     pairs = [(key, worded(key, x, VARIED, rng)) for key, x in visible_part(combination).items()]
     if rng.random() < 0.3:
         pairs = [pairs[i] for i in rng.permutation(len(pairs))]
-    return format_attributes(pairs)
+    return _joined(pairs)
 
 
 _OPENINGS = (
