@@ -137,6 +137,19 @@ def _advantages(
     return dead, advantages
 
 
+def _weights(
+    settings: RarConfig, samples: Samples, advantages: Float[Array, "q g"], budget: int | None
+) -> Float[Array, "q g n"]:
+    """Of the tokens, in the loss of the whole step."""
+    teaching = jnp.any(advantages != 0, axis=1)
+    return token_weights(
+        samples.mask,
+        normalization=settings.normalization,
+        groups=teaching if settings.drop_dead_groups else None,
+        budget=budget,
+    )
+
+
 def policy_gradient(
     architecture: Architecture,
     settings: RarConfig,
@@ -154,13 +167,7 @@ def policy_gradient(
     through it once.
     """
     dead, advantages = _advantages(settings, samples)
-    teaching = jnp.any(advantages != 0, axis=1)
-    weights = token_weights(
-        samples.mask,
-        normalization=settings.normalization,
-        groups=teaching if settings.drop_dead_groups else None,
-        budget=budget,
-    )
+    weights = _weights(settings, samples, advantages, budget)
 
     def see(params: Params) -> VisualFeatures | None:
         return architecture.bind({**frozen, **params}).visual_of(pictured(samples.prompts))
