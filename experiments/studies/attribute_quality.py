@@ -38,7 +38,7 @@ from afmrl_jax.inference.systems import annotations_of, generators_of
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.provenance import provenance
 from afmrl_jax.runtime.setup import reported, set_up
-from afmrl_jax.training.rar.query_parts import LEARN
+from afmrl_jax.training.rar.query_parts import never_learned
 from afmrl_jax.types import JsonObject
 
 Meaning = Callable[[str, str], str | None]
@@ -97,7 +97,7 @@ def recall_by_sides(
         listings: n of them, each a query unless RAR trains on it.
     """
     products = np.array([x.true_product for x in listings])
-    asked = np.array([n for n, x in enumerate(listings) if x.part != LEARN])
+    asked = never_learned(listings)
 
     def recall(query: np.ndarray, gallery: np.ndarray) -> float:
         ranks = positive_ranks(query[asked], gallery, products[asked], products, asked)
@@ -109,7 +109,8 @@ def recall_by_sides(
 def main(settings: AttributeQuality) -> None:
     """Measure, print, write."""
     run = FinishedRun(settings.run)
-    listings = (chosen := load_catalogue_of(run.config).subset(settings.split)).listings
+    catalogue = load_catalogue_of(run.config).subset(settings.split)
+    listings = catalogue.listings
     texts: dict[str, Mapping[str, str] | None] = {"none": None}
     for generator in generators_of(run.config):
         written = read_attributes(run.folder / annotations_of(generator) / "attributes.jsonl")
@@ -121,7 +122,7 @@ def main(settings: AttributeQuality) -> None:
     first = next(found for found in texts.values() if found)
     texts["same keys, true"] = {i: true_values(first[i] or "", x) for i, x in truth.items()}
     texts["truth"] = {i: format_attributes(x.items()) for i, x in truth.items()}
-    encoder, builder = run.encoder(run.system("agcl+distilled")), run.rows(chosen)
+    encoder, builder = run.encoder(run.system("agcl+distilled")), run.rows(catalogue)
     everything = np.arange(len(listings))
     vectors = {
         name: encoder.embed(builder, everything, found, label=f"attributes: {name}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -26,7 +27,7 @@ from afmrl_jax.training.state import TrainState
 
 FOLDER = "galleries"
 """Folder of a stage's lists by step."""
-GREEDY, SAMPLED = "greedy", "sampled"
+Kind = Literal["greedy", "sampled"]
 """How the lists of a gallery are written."""
 
 
@@ -46,8 +47,9 @@ class PolicyGalleries:
         trainee: the generator.
         mesh: devices that share a batch of prompts.
         packed: whether prompts may share bins; see `RunConfig.packed`.
-        temperature: of the lists that the steps meet, which are sampled; None for greedy ones.
-        seed: of those samples.
+        met: kind of the lists that the steps meet.
+        temperature: of sampled ones.
+        seed: of sampled ones.
     """
 
     def __init__(
@@ -59,8 +61,9 @@ class PolicyGalleries:
         mesh: Mesh,
         *,
         packed: bool,
-        temperature: float | None = None,
-        seed: int = 0,
+        met: Kind,
+        temperature: float,
+        seed: int,
     ):
         self._folder = folder / FOLDER
         self._every = every
@@ -68,9 +71,9 @@ class PolicyGalleries:
         self._trainee = trainee
         self._mesh = mesh
         self._packed = packed
-        self._temperature = temperature
+        self._met = met
+        self._sampling = ListsConfig(samples=1, temperature=temperature)
         self._seed = seed
-        self._met = GREEDY if temperature is None else SAMPLED
         self._first = environment.gallery
         self._last: tuple[Path, jax.Array] | None = None
 
@@ -86,28 +89,32 @@ class PolicyGalleries:
     def shown(self, params: Params, step: int) -> Iterator[None]:
         """The gallery of a step, with what learns as `params`, while something is judged."""
         before = self._environment.gallery
-        self._environment.gallery = self._of(params, step, GREEDY)
+        self._environment.gallery = self._of(params, step, "greedy")
         try:
             yield
         finally:
             self._environment.gallery = before
 
-    def _of(self, params: Params, step: int, kind: str) -> jax.Array:
-        if step == 0 and kind == GREEDY:
+    def _of(self, params: Params, step: int, kind: Kind) -> jax.Array:
+        if step == 0 and kind == "greedy":
             return self._first
         # What is frozen is the same all the stage.
         weights = identity(self._trainee.architecture, params)
         path = self._folder / f"{self._stem(step, kind)}-{weights}.jsonl"
         if not check_on_first(path.is_file):
-            write = self._write_greedy if kind == GREEDY else self._write_sampled
-            write(path, params, step)
+            self._write(path, params, step, kind)
             barrier(f"the gallery of step {step} is written")
             run_on_first(partial(self._forget_others, path, step, kind), "galleries")
         return self._embedded(path, kind)
 
-    def _write_greedy(self, path: Path, params: Params, step: int) -> None:
+    def _write(self, path: Path, params: Params, step: int, kind: Kind) -> None:
         environment = self._environment
-        annotate(
+        write: Callable[..., object] = annotate
+        if kind == "sampled":
+            # One of each listing, and others at every step.
+            seed = int(np.random.SeedSequence([self._seed, step]).generate_state(1)[0])
+            write = partial(sample_lists, lists=self._sampling, seed=seed)
+        write(
             self._trainee.architecture,
             self._trainee.whole(params),
             environment.writer,
@@ -116,46 +123,27 @@ class PolicyGalleries:
             mesh=self._mesh,
             packed=self._packed,
             grammar=environment.annotation_grammar,
-            label=f"gallery of step {step}",
+            label=f"{kind} gallery of step {step}",
         )
 
-    def _write_sampled(self, path: Path, params: Params, step: int) -> None:
-        assert self._temperature is not None
-        environment = self._environment
-        # One of each listing, and others at every step.
-        seed = np.random.SeedSequence([self._seed, step]).generate_state(1)[0]
-        sample_lists(
-            self._trainee.architecture,
-            self._trainee.whole(params),
-            environment.writer,
-            np.arange(len(environment.writer.listings)),
-            path,
-            ListsConfig(samples=1, temperature=self._temperature),
-            seed=int(seed),
-            mesh=self._mesh,
-            packed=self._packed,
-            grammar=environment.annotation_grammar,
-            label=f"sampled gallery of step {step}",
-        )
-
-    def _forget_others(self, path: Path, step: int, kind: str) -> None:
+    def _forget_others(self, path: Path, step: int, kind: Kind) -> None:
         for other in self._found(step, kind):
             if other != path:
                 other.unlink()
 
-    def _embedded(self, path: Path, kind: str) -> jax.Array:
+    def _embedded(self, path: Path, kind: Kind) -> jax.Array:
         # An evaluation and the segment after it may ask for the same.
         if self._last is None or self._last[0] != path:
             lists = (
                 read_attributes(path)
-                if kind == GREEDY
+                if kind == "greedy"
                 else {name: found[0] for name, found in read_samples(path).items() if found}
             )
             self._last = path, self._environment.embedded(lists)
         return self._last[1]
 
     def _reopen(self, step: int) -> None:
-        if step == 0 and self._met == GREEDY:
+        if step == 0 and self._met == "greedy":
             return
         found = self._found(step, self._met)
         if len(found) != 1:
@@ -165,8 +153,8 @@ class PolicyGalleries:
             )
         self._environment.gallery = self._embedded(found[0], self._met)
 
-    def _stem(self, step: int, kind: str) -> str:
-        return f"step-{step:06d}" if kind == GREEDY else f"{kind}-{step:06d}"
+    def _stem(self, step: int, kind: Kind) -> str:
+        return f"step-{step:06d}" if kind == "greedy" else f"{kind}-{step:06d}"
 
-    def _found(self, step: int, kind: str) -> list[Path]:
+    def _found(self, step: int, kind: Kind) -> list[Path]:
         return sorted(self._folder.glob(f"{self._stem(step, kind)}-*.jsonl"))

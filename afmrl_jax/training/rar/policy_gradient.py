@@ -161,7 +161,7 @@ def policy_gradient(
 ) -> tuple[Params, dict[str, jax.Array]]:
     """Gradient of GRPO's loss by `params`, and its metrics; equal for any number of parts.
 
-    `budget` is what `token_weights` makes of it.
+    `budget` is that of `token_weights`.
 
     Pictures pass the vision tower once; what the parts say of its output is summed and goes back
     through it once.

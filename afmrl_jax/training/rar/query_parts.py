@@ -65,6 +65,11 @@ def divide_queries(
     return QueryParts(queries[~held & ~told], queries[held], queries[told])
 
 
+def never_learned(listings: Sequence[Listing]) -> np.ndarray:
+    """Numbers of the listings outside the part that RAR trains on, whatever their split."""
+    return np.array([n for n, x in enumerate(listings) if x.part != LEARN], np.int64)
+
+
 def family_of(listing: Listing) -> str:
     """The family of a listing; that of its product where it has none."""
     return listing.family_id or listing.product_id

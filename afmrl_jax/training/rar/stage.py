@@ -248,7 +248,8 @@ def train_rar(
             trainee,
             loop.mesh,
             packed=config.packed,
-            temperature=settings.temperature if settings.gallery_lists == "sampled" else None,
+            met=settings.gallery_lists,
+            temperature=settings.temperature,
             seed=config.seed,
         )
     health, lines = RarMonitor(folder, settings.patience), read_metrics(folder / "metrics.jsonl")

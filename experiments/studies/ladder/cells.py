@@ -22,7 +22,7 @@ from afmrl_jax.runs.pipeline import Pipeline
 from afmrl_jax.runtime.files import write_json
 from afmrl_jax.runtime.json_files import read_checked
 from afmrl_jax.runtime.provenance import provenance
-from afmrl_jax.training.rar.query_parts import LEARN
+from afmrl_jax.training.rar.query_parts import never_learned
 from afmrl_jax.types import JsonObject
 from experiments.studies.ladder.plan import ARM, Plan
 
@@ -132,7 +132,7 @@ def judge(pipeline: Pipeline, system: System, split: Split) -> tuple[np.ndarray,
     texts = None if lists is None else lists.both
     vectors = run.encoder(system).embed(run.rows(catalogue), places, texts, label=system.name)
     products = np.array([x.true_product for x in catalogue.listings])
-    asked = np.array([n for n, x in enumerate(catalogue.listings) if x.part != LEARN])
+    asked = never_learned(catalogue.listings)
     ranks = positive_ranks(vectors[asked], vectors, products[asked], products, asked)
     return ranks, [catalogue.listings[int(n)].group for n in asked]
 
