@@ -204,3 +204,12 @@ def test_a_batch_that_needs_more_bins_gets_more_and_a_longer_row_is_refused(buil
     long = rows[0].__class__(rows[0].tokens * 9, rows[0].pictures * 9)
     with pytest.raises(CatalogueError, match=r"add a bucket to text\.buckets"):
         packer([long])
+
+
+@pytest.mark.parametrize(("shortest", "longest"), [(80, 90), (48, 58), (60, 68), (100, 110)])
+def test_rows_of_nearly_one_length_leave_little_padding(builder, tokenizer, shortest, longest):
+    rng = np.random.default_rng(longest)
+    batches = [rng.integers(shortest, longest + 1, 96).tolist() for _ in range(6)]
+    packer = RowPacker.of(batches, tokenizer, builder.image, TextBudget(buckets=(192,)))
+    places = packer.length * max(packer.counts)
+    assert all(1 - sum(sizes) / places < 0.12 for sizes in batches), (packer.length, packer.counts)

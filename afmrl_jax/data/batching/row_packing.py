@@ -17,8 +17,9 @@ from afmrl_jax.data.batching.tokenizer import Tokenizer
 from afmrl_jax.errors import CatalogueError
 from afmrl_jax.types import AnyArray, Bool, Int
 
-LENGTHS = (1.0, 1.25, 1.5, 2.0)
-"""Candidate lengths of a bin, in multiples of the longest possible row."""
+LENGTHS = tuple(1 + n / 16 for n in range(17))
+"""Candidate lengths of a bin, in multiples of the longest possible row: fine steps, because rows of
+nearly one length, as prompts are, fill a bin only where it is a little above a multiple of theirs."""
 LENGTH_PRICE = 4096
 """Attention looks at every place of a bin: a bin of so many places costs twice a short one's
 price for each place."""

@@ -11,6 +11,7 @@ import numpy as np
 from afmrl_jax.config import AgclConfig, RunConfig
 from afmrl_jax.data.attributes.lists import Lists
 from afmrl_jax.data.attributes.oracle import taught_texts
+from afmrl_jax.data.attributes.shuffled import shuffled_lists
 from afmrl_jax.data.batching.shapes import AnyRows, ShapeCounter, padding_counts
 from afmrl_jax.data.batching.tokenizer import BpeTokenizer
 from afmrl_jax.data.catalogue.load import load_catalogue_of
@@ -70,8 +71,12 @@ class _Stages:
             packed=config.packed,
         )
 
-    def contrastive(self, settings: AgclConfig, *, reads: bool) -> ContrastiveSource:
+    def contrastive(
+        self, settings: AgclConfig, *, reads: bool, shuffled: bool = False
+    ) -> ContrastiveSource:
         config, read = self.config, Lists(self.lists) if reads else None
+        if shuffled and read is not None:
+            read = shuffled_lists(read, self.train.listings, config.seed)
         return contrastive_source(
             self.train, settings, config.seed, read=read, packed=config.packed
         )
@@ -115,6 +120,8 @@ def padding_by_stage(config: RunConfig, batches: int) -> tuple[dict[str, float],
         sources["backbone"] = stages.contrastive(backbone, reads=True)
     sources["infonce"] = stages.contrastive(config.agcl.infonce(), reads=False)
     sources["agcl-distilled"] = stages.contrastive(config.agcl, reads=True)
+    if config.controls:
+        sources["agcl-shuffled"] = stages.contrastive(config.agcl, reads=True, shuffled=True)
     made = {stage: _rows(source, batches) for stage, source in sources.items()}
     made |= {**stages.prompts(batches), "evaluate": stages.embedded()}
     for stage, found in made.items():
