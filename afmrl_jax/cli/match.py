@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from afmrl_jax.cli.catalogue import OnCatalogue
-from afmrl_jax.data.catalogue.readers import MARKETPLACE, open_rows
+from afmrl_jax.data.catalogue.readers import MARKETPLACE, RowSource, open_rows
 from afmrl_jax.errors import ConfigError
 from afmrl_jax.inference import annotate as serving
 from afmrl_jax.inference.index import IndexSettings
@@ -50,7 +50,7 @@ class Match(OnCatalogue):
     """Also measure precision and recall on the test split of the run's own catalogue."""
     decisions: Path | None = None
     """review.csv with `same` or `different` in the column `decision`: the folder `labelled` is then
-    the catalogue with product ids by them, for `afmrl train`."""
+    the catalogue, and that of --against behind it, with product ids by them, for `afmrl train`."""
     system: str | None = None
     """Row of the results table, such as `infonce` or `agcl+distilled`; by default the last one."""
     index: Literal["exact", "scann"] = "exact"
@@ -75,15 +75,16 @@ class Match(OnCatalogue):
                 marketplace=run.config.marketplace,
                 columns=self.against_columns,
             )
-        source = None
+        sources: list[RowSource] = []
         if self.decisions is not None:
-            drawn = self.catalogue == MARKETPLACE
-            options = asdict(run.config.marketplace) if drawn else None
-            source = open_rows(self.catalogue, options, self.columns)
+            named = [(self.catalogue, self.columns), (self.against, self.against_columns)]
+            for name, columns in named:
+                drawn = asdict(run.config.marketplace) if name == MARKETPLACE else None
+                sources += [] if name is None else [open_rows(name, drawn, columns)]
         found = match(
             run,
             self.system,
-            Inputs(catalogue, against, source),
+            Inputs(catalogue, against, tuple(sources)),
             self.out,
             MatchSettings(
                 precision=self.precision,

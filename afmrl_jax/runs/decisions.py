@@ -8,15 +8,16 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy.cluster.hierarchy import DisjointSet
 
 from afmrl_jax.data.catalogue.convert import Conversion, convert
+from afmrl_jax.data.catalogue.joined import JoinedCatalogue, free_name
 from afmrl_jax.data.catalogue.readers import RowSource
-from afmrl_jax.data.catalogue.records import SPLITS, Catalogue, Report, Row
+from afmrl_jax.data.catalogue.records import SPLITS, Report, Row
 from afmrl_jax.data.catalogue.splits import linked
 from afmrl_jax.errors import AfmrlError
 from afmrl_jax.types import JsonObject
@@ -81,7 +82,7 @@ class Labels:
 
     Args:
         catalogue: the listings.
-        decisions: of a person.
+        decisions: of a person; `left` is a listing of the first catalogue, `right` of the last.
         likeness: gives the likeness of pairs of places, int [n] and int [n] to float [n].
 
     Raises:
@@ -91,22 +92,13 @@ class Labels:
 
     def __init__(
         self,
-        catalogue: Catalogue,
+        catalogue: JoinedCatalogue,
         decisions: Sequence[Decision],
         likeness: Callable[[np.ndarray, np.ndarray], np.ndarray],
     ):
-        self._ids: list[str] = catalogue.column("listing_id")
         self._products: list[str] = catalogue.column("product_id")
-        self._sets = DisjointSet(range(len(self._ids)))
-        place = {x: n for n, x in enumerate(self._ids)}
-        for x in decisions:
-            unknown = [name for name in (x.left, x.right) if name not in place]
-            if unknown:
-                raise AfmrlError(
-                    f"the decision of line {x.line} is about listing {unknown[0]!r}, which the "
-                    "catalogue has not; remove the line, or give the catalogue it was made for"
-                )
-        pairs = [(place[x.left], place[x.right], x) for x in decisions]
+        self._sets = DisjointSet(range(len(self._products)))
+        pairs = [(*_places(catalogue, x), x) for x in decisions]
         for one, other, x in pairs:
             if x.same:
                 self._sets.merge(one, other)
@@ -157,9 +149,7 @@ class Labels:
         for n, product in enumerate(self._products):
             root = self._sets[n]
             if root not in names:
-                name, number = product, 2
-                while name in taken or (name != product and name in everything):
-                    name, number = f"{product}~{number}", number + 1
+                name = free_name(product, everything | taken) if product in taken else product
                 names[root] = name
                 taken.add(name)
             out.append(names[root])
@@ -190,18 +180,34 @@ class Labels:
 
     def row(self, place: int, row: Mapping[str, object]) -> Mapping[str, object]:
         """A raw record with the new product, family and split of its listing."""
-        changed: dict[str, object] = {"product_id": self.products[place]}
-        if self.families[place] is not None:
-            changed["family_id"] = self.families[place]
-        if row.get("split"):
-            changed["split"] = self.splits[place]
-        if row.get("duplicate_of"):
-            true = str(row["duplicate_of"]).strip()
-            changed["duplicate_of"] = self._renamed.get(true, true)
+        changed: dict[str, object] = {
+            "product_id": self.products[place],
+            "family_id": self.families[place],
+            "split": self.splits[place],
+        }
+        if true := row.get("duplicate_of"):
+            changed["duplicate_of"] = self._renamed.get(str(true), true)
         return {**row, **changed}
 
 
-def _families(catalogue: Catalogue, products: Sequence[str]) -> tuple[list[str | None], list[str]]:
+def _places(catalogue: JoinedCatalogue, x: Decision) -> tuple[int, int]:
+    """Where the listings of a decision are."""
+    found = []
+    for name, part in ((x.left, 0), (x.right, len(catalogue.parts) - 1)):
+        place = catalogue.place(part, name)
+        if place is None:
+            raise AfmrlError(
+                f"the decision of line {x.line} is about listing {name!r}, which the catalogue "
+                f"{catalogue.parts[part].name} has not; remove the line, or give the catalogue it "
+                "was made for"
+            )
+        found.append(place)
+    return found[0], found[1]
+
+
+def _families(
+    catalogue: JoinedCatalogue, products: Sequence[str]
+) -> tuple[list[str | None], list[str]]:
     """Family of each listing, where it has one, and split, after products have changed."""
     families: list[str | None] = catalogue.column("family_id")
     splits: list[str] = catalogue.column("split")
@@ -217,32 +223,38 @@ def _families(catalogue: Catalogue, products: Sequence[str]) -> tuple[list[str |
     return named, [chosen[x] for x in roots]
 
 
-def write_labelled(source: RowSource, catalogue: Catalogue, labels: Labels, out: Path) -> None:
-    """Write the catalogue with its new product ids as a store, which `afmrl train` takes.
+def write_labelled(
+    sources: Sequence[RowSource], catalogue: JoinedCatalogue, labels: Labels, out: Path
+) -> None:
+    """Write the listings with their new product ids as a store, which `afmrl train` takes.
 
     Args:
-        source: of the catalogue's records.
-        catalogue: its listings; records that it left out are left out again.
+        sources: of the catalogues: what is unfinished is of no use once their files change.
+        catalogue: the listings; records that were left out are left out again.
         labels: of the listings.
         out: folder; an earlier one is replaced.
     """
-    place = {x: n for n, x in enumerate(catalogue.column("listing_id"))}
 
     def read(report: Report) -> Iterator[Row]:
-        for where, row in source.read(report):
-            number = place.get(str(row.get("listing_id")).strip())
-            if number is not None:
-                yield where, labels.row(number, row)
+        for place, (where, row) in enumerate(catalogue.rows()):
+            yield where, labels.row(place, row)
 
     if out.is_dir():
         shutil.rmtree(out)
-    told = dict(source.options) | {"decided": labels.identity}
-    changed = replace(source, read=read, store=None, options=told)
-    convert(changed, out, Conversion(skip_bad=bool(catalogue.skipped), decode_pictures=False))
+    told = {"decided": labels.identity, "files": [x.stamp for x in sources]}
+    first = sources[0]
+    labelled = RowSource(
+        catalogue.name, first.file, first.folder, read, len(labels.products), options=told
+    )
+    convert(labelled, out, Conversion(decode_pictures=False))
 
 
 def kept_rows(
-    rows: Iterable[JsonObject], decisions: Sequence[Decision], names: Sequence[str]
+    rows: Iterable[JsonObject],
+    decisions: Sequence[Decision],
+    names: Sequence[str],
+    *,
+    ordered: bool = False,
 ) -> Iterator[list[object]]:
     """Rows of a new review file, those with a decision first, so that none is lost.
 
@@ -250,11 +262,16 @@ def kept_rows(
         rows: pairs to review, with `left_id` and `right_id`.
         decisions: what was decided before.
         names: columns.
+        ordered: left and right are of two catalogues, so that a pair and its reverse are two.
     """
-    known = {frozenset((x.left, x.right)): x for x in decisions}
+
+    def key(left: str, right: str) -> object:
+        return (left, right) if ordered else frozenset((left, right))
+
+    known = {key(x.left, x.right): x for x in decisions}
     for x in known.values():
         row = {"left_id": x.left, "right_id": x.right, "decision": SAME if x.same else DIFFERENT}
         yield [row.get(name, "") for name in names]
     for pair in rows:
-        if frozenset((pair["left_id"], pair["right_id"])) not in known:
+        if key(pair["left_id"], pair["right_id"]) not in known:
             yield [pair.get(name, "") for name in names]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from afmrl_jax.data.catalogue.joined import JoinedCatalogue
 from afmrl_jax.data.catalogue.manifest import MANIFEST
 from afmrl_jax.data.catalogue.readers import RowSource
 from afmrl_jax.data.catalogue.records import Catalogue
@@ -77,8 +78,8 @@ class Inputs:
     catalogue: Catalogue
     against: Catalogue | None = None
     """The catalogue that is searched; None for duplicates within the first."""
-    source: RowSource | None = None
-    """Of the first, to write it with other product ids."""
+    sources: tuple[RowSource, ...] = ()
+    """Of the catalogues, where they are to be written with other product ids."""
 
 
 def match_files(folder: Path) -> set[str] | None:
@@ -117,7 +118,7 @@ def match(
     `pairs.csv` has the likely pairs, `clusters.csv` the listings of each cluster, `review.csv` and
     `review.html` the pairs that a person should look at, and `match.json` the calibration and the
     measures. Embedded catalogues stay in the folder, so that the next call embeds what is new. With
-    decisions, `labelled` is the catalogue with product ids by them.
+    decisions, `labelled` is the catalogue, and the other one behind it, with product ids by them.
 
     Args:
         run: has the embedder.
@@ -138,7 +139,7 @@ def match(
         AfmrlError: a decision cannot be used.
     """
     require_own_output(out, COMMAND, folder=match_files)
-    decided = _decisions(out, decisions, given)
+    decided = _decisions(out, decisions)
     with only_writer(out, COMMAND):
         out.mkdir(parents=True, exist_ok=True)
         system = run.system(system_name)
@@ -172,34 +173,40 @@ def match(
             "test": test,
             "found": _summary(one, other, found),
         }
-        if decided and given.source is not None:
-            labels = Labels(given.catalogue, decided, lambda a, b: _likeness(one, judge, a, b))
-            write_labelled(given.source, given.catalogue, labels, out / LABELLED)
+        if decided and given.sources:
+            sides = [one] if other is one else [one, other]
+            whole = JoinedCatalogue(tuple(x.catalogue for x in sides))
+            labels = Labels(whole, decided, lambda a, b: _likeness(sides, judge, a, b))
+            write_labelled(given.sources, whole, labels, out / LABELLED)
             about["decisions"] = {"pairs": len(decided), **labels.changed}
         write_json(out / ABOUT, about | provenance())
     return about
 
 
-def _likeness(side: EmbeddedSide, judge: Judge, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return judge.calibration.probability(pairs_of(side.side, a, side.side, b))
+def _likeness(
+    sides: Sequence[EmbeddedSide], judge: Judge, a: np.ndarray, b: np.ndarray
+) -> np.ndarray:
+    """Of listings of one product: two catalogues have none in common before a decision."""
+    out, begin = np.zeros(len(a)), 0
+    for x in sides:
+        own = (a >= begin) & (a < begin + len(x.side))
+        pairs = pairs_of(x.side, a[own] - begin, x.side, b[own] - begin)
+        out[own] = judge.calibration.probability(pairs)
+        begin += len(x.side)
+    return out
 
 
-def _decisions(out: Path, path: Path | None, given: Inputs) -> list[Decision]:
+def _decisions(out: Path, path: Path | None) -> list[Decision]:
     """The decisions that were given; refuses to lose those of an earlier review."""
     there = out / REVIEW
-    if path is None:
-        if there.is_file() and read_decisions(there):
-            raise ConfigError(
-                f"{there} has decisions, which would be lost; give them with --decisions {there}, "
-                "or move the file elsewhere"
-            )
-        return []
-    if given.against is not None:
+    if path is not None:
+        return read_decisions(path)
+    if there.is_file() and read_decisions(there):
         raise ConfigError(
-            "--decisions is for duplicates within one catalogue: they change its product ids; "
-            "leave --against out"
+            f"{there} has decisions, which would be lost; give them with --decisions {there}, "
+            "or move the file elsewhere"
         )
-    return read_decisions(path)
+    return []
 
 
 def _pair_rows(one: EmbeddedSide, other: EmbeddedSide, found: Matches) -> Iterator[list[object]]:
@@ -310,7 +317,8 @@ def _write_review(
                 }
             )
         parts.append(ReviewList(name, *LISTS[name], tuple(cards)))
-    _write_csv(out / REVIEW, REVIEW_COLUMNS, kept_rows(rows, decided, REVIEW_COLUMNS))
+    kept = kept_rows(rows, decided, REVIEW_COLUMNS, ordered=one is not other)
+    _write_csv(out / REVIEW, REVIEW_COLUMNS, kept)
     names = one.catalogue.name, None if one is other else other.catalogue.name
     write_review(out / PAGE, names, parts, judge.about, settings.precision)
 

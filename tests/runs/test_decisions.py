@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from afmrl_jax.data.catalogue.joined import JoinedCatalogue
 from afmrl_jax.data.catalogue.records import Catalogue, Listing
 from afmrl_jax.errors import AfmrlError
 from afmrl_jax.runs.decisions import Decision, Labels, read_decisions
@@ -27,7 +28,7 @@ def even(a, b):
 
 
 def labels(given, *said, likeness=even):
-    return Labels(given, decisions(*said), likeness)
+    return Labels(JoinedCatalogue((given,)), decisions(*said), likeness)
 
 
 def test_nothing_changes_without_decisions():

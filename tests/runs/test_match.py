@@ -176,8 +176,38 @@ def test_another_catalogue_is_matched(run, shop, planted, tmp_path):
     clusters = read_csv(out / "clusters.csv")
     places = {x["listing_id"]: x for x in clusters if x["catalogue"] == "against"}
     assert places.keys() <= {x["listing_id"] for x in records(other)}
-    with pytest.raises(ConfigError, match="leave --against out"):
-        match(run, "infonce", given, out, SETTINGS, decisions=out / "review.csv")
+
+
+def test_decisions_about_another_shop_make_one_catalogue_of_both(run, shop, planted, tmp_path):
+    """Its listings have ids that the first has, too; they are other listings."""
+    other = write_badge_catalogue(tmp_path / "other", listings_per_product=1, seed=3)
+    out, theirs = tmp_path / "out", records(other)
+    own = {x["listing_id"]: x for x in records(shop)}
+    shared = [x for x in theirs if x["listing_id"] in own]
+    assert len(shared) > 2
+    one, two = planted[0][0], shared[1]["listing_id"]
+    told = tmp_path / "told.csv"
+    told.write_text(
+        f"left_id,right_id,decision\n{one},{shared[0]['listing_id']},same\n{two},{two},different\n"
+    )
+    arguments = ["match", "--run", run.folder, "--catalogue", shop, "--against", other]
+    arguments += ["--out", out, "--system", "infonce", "--no-evaluate", "--decisions"]
+    cli.main([str(x) for x in [*arguments, told]])
+    labelled = load_catalogue(out / "labelled")
+    assert len(labelled) == len(own) + len(theirs)
+    products = dict(zip(labelled.column("listing_id"), labelled.column("product_id"), strict=True))
+    assert products[f"{shared[0]['listing_id']}~2"] == products[one] == own[one]["product_id"]
+    assert products[f"{two}~2"] != products[two]
+    merged = {f"{shared[0]['listing_id']}~2", one}
+    assert all(products[x] == own[x]["product_id"] for x in own.keys() - merged)
+    pictures = {x.listing_id: x.read_image_bytes() for x in labelled.listings}
+    theirs_by_id = {x["listing_id"]: x for x in theirs}
+    for x in shared:
+        kept = (other / theirs_by_id[x["listing_id"]]["image"]).read_bytes()
+        assert pictures[f"{x['listing_id']}~2"] == kept
+    rows = [x for x in read_csv(out / "review.csv") if x["decision"]]
+    assert [(x["left_id"], x["decision"]) for x in rows] == [(one, "same"), (two, "different")]
+    cli.main([str(x) for x in [*arguments, out / "review.csv"]])  # Again, from its own review.
 
 
 def decide(out, planted):

@@ -18,8 +18,8 @@ from afmrl_jax.errors import CatalogueError
 from afmrl_jax.types import AnyArray, Bool, Int
 
 LENGTHS = tuple(1 + n / 16 for n in range(17))
-"""Candidate lengths of a bin, in multiples of the longest possible row: fine steps, because rows of
-nearly one length, as prompts are, fill a bin only where it is a little above a multiple of theirs."""
+"""Candidate lengths of a bin, in multiples of the longest possible row. Fine steps, because rows
+of nearly one length, as prompts are, fill a bin only where it is little above a multiple of it."""
 LENGTH_PRICE = 4096
 """Attention looks at every place of a bin: a bin of so many places costs twice a short one's
 price for each place."""
