@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from afmrl_jax.data.attributes.token_grammar import Grammar
 from afmrl_jax.data.batching.row_packing import Prompts
+from afmrl_jax.data.batching.tail_packing import TailRows
 from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models import constrained as following
 from afmrl_jax.models.qwen_vl.attention import MASKED
@@ -18,7 +19,7 @@ from afmrl_jax.models.qwen_vl.layers import Affine, TurnedAffine, for_few_rows
 from afmrl_jax.models.qwen_vl.model import QwenVL
 from afmrl_jax.models.qwen_vl.token_loop import TokenLoop
 from afmrl_jax.models.sampling import cut, draw, sample_keys
-from afmrl_jax.models.shared_prefix import continuation, prefill
+from afmrl_jax.models.shared_prefix import continuation, packed_continuation, prefill
 from afmrl_jax.models.token_logprobs import token_scores
 from afmrl_jax.runtime.hardware import built_for
 from afmrl_jax.types import AnyArray, Array, Bool, Float, Int
@@ -165,6 +166,7 @@ def completion_logprobs(
     *,
     temperature: float = 1.0,
     visual: VisualFeatures | None = None,
+    tails: TailRows | None = None,
 ) -> tuple[Float[Array, "b g n"], Float[Array, "b g n"]]:
     """Log-probability and entropy of each token of given continuations, both float32 [b g n].
 
@@ -178,9 +180,39 @@ def completion_logprobs(
         mask: bool [b g n]; values are 0 where it is False.
         temperature: of the distribution that is scored; 0 counts as 1.
         visual: features [n s d] where the vision tower has already run.
+        tails: rows that several continuations share, of one part, as `packed_tails` makes them of
+            the lengths: the same values with less padding. None for a row each.
     """
-    last, hidden = continuation(model, prompt, tokens[:, :, :-1], mask[:, :, :-1], visual)
-    first = jnp.broadcast_to(last[:, None, None], (*tokens.shape[:2], 1, last.shape[-1]))
-    hidden = jnp.concatenate([first, hidden], axis=2)
-    logprobs, entropy = token_scores(hidden, model.head(), tokens, temperature=temperature or 1.0)
-    return jnp.where(mask, logprobs, 0.0), jnp.where(mask, entropy, 0.0)
+    temperature = temperature or 1.0
+    if tails is not None:
+        found = _packed_scores(model, prompt, tokens, tails, temperature, visual)
+    else:
+        last, hidden = continuation(model, prompt, tokens[:, :, :-1], mask[:, :, :-1], visual)
+        first = jnp.broadcast_to(last[:, None, None], (*tokens.shape[:2], 1, last.shape[-1]))
+        hidden = jnp.concatenate([first, hidden], axis=2)
+        found = token_scores(hidden, model.head(), tokens, temperature=temperature)
+    logprobs, entropy = (jnp.where(mask, x, 0.0) for x in found)
+    return logprobs, entropy
+
+
+def _packed_scores(
+    model: QwenVL,
+    prompt: Prompts,
+    tokens: Int[AnyArray, "b g n"],
+    tails: TailRows,
+    temperature: float,
+    visual: VisualFeatures | None,
+) -> tuple[Float[Array, "b g n"], Float[Array, "b g n"]]:
+    """As `token_scores` of each continuation, only that values behind their ends are any."""
+    last, hidden = packed_continuation(model, prompt, tokens, tails, visual)
+    batch, group, length = tokens.shape
+    # A prompt predicts the first token of each continuation, a token the one behind it.
+    states = jnp.concatenate([jnp.repeat(last, group, axis=0), hidden.reshape(-1, last.shape[-1])])
+    begins = jnp.arange(batch * group, dtype=jnp.int32) * length
+    at = jnp.concatenate([begins, jnp.asarray(tails.source).reshape(-1) + 1])
+    told = jnp.take(jnp.asarray(tokens).reshape(-1), at)
+    logprobs, entropy = (
+        jnp.take(x, jnp.asarray(tails.back))
+        for x in token_scores(states, model.head(), told, temperature=temperature)
+    )
+    return logprobs, entropy

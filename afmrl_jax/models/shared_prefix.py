@@ -9,8 +9,10 @@ import jax.numpy as jnp
 
 from afmrl_jax.data.batching.collate import VLBatch
 from afmrl_jax.data.batching.row_packing import PackedPrompts, Prompts
+from afmrl_jax.data.batching.tail_packing import TailRows
 from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models.embedder import ends, unit
+from afmrl_jax.models.qwen_vl.decoder import Shared
 from afmrl_jax.models.qwen_vl.decoder_attention import KeyValue
 from afmrl_jax.models.qwen_vl.model import QwenVL
 from afmrl_jax.models.qwen_vl.windows import reordered
@@ -108,6 +110,33 @@ def continuation(
     embedded = model.model.embed(tokens)
     hidden = model.model.continue_from(embedded, prefix.start, prefix.stored, prefix.mask, own_mask)
     return prefix.last, hidden
+
+
+def packed_continuation(
+    model: QwenVL,
+    prompt: Prompts,
+    tokens: Int[AnyArray, "b g n"],
+    tails: TailRows,
+    visual: VisualFeatures | None = None,
+) -> tuple[Float[Array, "b d"], Float[Array, "r m d"]]:
+    """As `continuation`, of several continuations to a row; hidden states stand as the rows do.
+
+    `tails` are of one part, without its axis.
+    """
+    prefix, segment = prefill(model, prompt, visual), jnp.asarray(tails.segment)
+    own = jnp.take(jnp.asarray(tokens).reshape(-1), jnp.asarray(tails.source), axis=0)
+    of = jnp.asarray(tails.prompt)
+    causal = jnp.tril(jnp.ones((segment.shape[1], segment.shape[1]), bool))[None]
+    own_mask = causal & (segment[:, :, None] == segment[:, None]) & (segment > 0)[:, :, None]
+    hidden = model.model.continue_from(
+        model.model.embed(own)[:, None],
+        prefix.start[of],
+        prefix.stored,
+        jnp.asarray(prefix.mask)[of],
+        own_mask[:, None],
+        Shared(of, jnp.asarray(tails.inside)[:, None]),
+    )
+    return prefix.last, hidden[:, 0]
 
 
 def embed_continuations(

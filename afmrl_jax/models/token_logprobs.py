@@ -211,10 +211,15 @@ def _backward(form: _Form, kept: tuple, cotangents: tuple) -> tuple[jax.Array, j
         gradient = (gradient / form.temperature).astype(hidden.dtype)
         part = chunks.take(chunks.weights, number).astype(hidden.dtype)
         by_hidden += jnp.einsum(back, gradient, part, preferred_element_type=wide)
-        fresh = jnp.einsum("npc,nd->pcd", gradient, hidden, preferred_element_type=wide)
-        if not form.table:
-            # Not by an einsum to "dpc": XLA has no such bfloat16 product on a CPU.
-            fresh = jnp.transpose(fresh, (2, 0, 1))
+        if gradient.dtype == wide:
+            # XLA turns the left side around on a CPU, and the states are the smaller one.
+            fresh = jnp.einsum("nd,npc->dpc", hidden, gradient)
+            if form.table:
+                fresh = jnp.transpose(fresh, (1, 2, 0))
+        else:  # XLA has no such bfloat16 product on a CPU.
+            fresh = jnp.einsum("npc,nd->pcd", gradient, hidden, preferred_element_type=wide)
+            if not form.table:
+                fresh = jnp.transpose(fresh, (2, 0, 1))
         # The masked columns of an overlapping chunk add nothing.
         fresh += chunks.take(by_weights, number)
         by_weights = jax.lax.dynamic_update_slice_in_dim(

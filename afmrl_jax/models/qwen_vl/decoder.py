@@ -215,6 +215,7 @@ class Decoder(nnx.Module):
         prefix: KeyValue,
         prefix_mask: Bool[AnyArray, "b s"],
         own_mask: Bool[AnyArray, "b g t t"],
+        shared: Shared | None = None,
     ) -> Float[Array, "b g t d"]:
         """Hidden states of given text that continues prompts, several continuations a prompt.
 
@@ -224,14 +225,19 @@ class Decoder(nnx.Module):
             prefix: the prompts' keys and values, [l b n s k].
             prefix_mask: False at padding.
             own_mask: which continuation tokens each may look at.
+            shared: where rows hold several continuations; b is then the number of rows, but for
+                `prefix`.
         """
         batch, group, length, width = x.shape
-        steps = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
-        positions = jnp.repeat(steps, group, axis=0)[:, None]
+        inside = jnp.arange(length, dtype=jnp.int32) if shared is None else shared.inside
+        steps = start[:, None, None] + jnp.broadcast_to(inside, x.shape[:3])
+        positions = steps.reshape(batch * group, 1, length)
         angles = self.angles(jnp.broadcast_to(positions, (batch * group, 3, length)))
 
         def step(layer: DecoderLayer, x: jax.Array, before: KeyValue) -> tuple[jax.Array, None]:
             x = rows_over_data(x)
+            if shared is not None:  # Here and not before: one layer's at a time.
+                before = KeyValue(*(jnp.take(y, shared.prompt, axis=0) for y in before))
             flat = layer.input_layernorm(x).reshape(batch * group, length, width)
             q, new = layer.self_attn.project(flat, angles)
             q = q.reshape(batch, group, *q.shape[1:])
@@ -241,6 +247,15 @@ class Decoder(nnx.Module):
             return rows_over_data(x), None
 
         return self.norm(run_stack(self.layers, step, x, prefix, self.execution)[0])
+
+
+class Shared(NamedTuple):
+    """Rows that several continuations of a prompt share."""
+
+    prompt: Int[AnyArray, " b"]
+    """Whose they are."""
+    inside: Int[AnyArray, "b g t"]
+    """How many tokens of its continuation lie before each."""
 
 
 def _deepened(

@@ -12,6 +12,7 @@ import optax
 
 from afmrl_jax.config import RarConfig
 from afmrl_jax.data.batching.row_packing import Prompts, pictured, with_pictures
+from afmrl_jax.data.batching.tail_packing import TailRows
 from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models.architecture import Architecture, Params
 from afmrl_jax.models.generation import completion_logprobs
@@ -39,6 +40,8 @@ class Samples(NamedTuple):
     """Rewards of the greedy lists, for the baseline of that name."""
     rank: Int[AnyArray, "q g"] | None = None
     """Of the best positive, where groups must differ in it; see `RarConfig.live_by`."""
+    tails: TailRows | None = None
+    """Rows that several continuations share, for each part; None for a row each."""
 
 
 class Part(NamedTuple):
@@ -52,6 +55,7 @@ class Part(NamedTuple):
     reference: Float[AnyArray, "q g n"]
     advantages: Float[AnyArray, "q g"]
     weights: Float[AnyArray, "q g n"]
+    tails: TailRows | None = None
 
 
 def num_microbatches(rows: int, row_tokens: int, budget: int | None, shares: int = 1) -> int:
@@ -82,6 +86,11 @@ def _split(tree: PyTree, parts: int) -> PyTree:
     )
 
 
+def _first(tails: TailRows | None) -> TailRows | None:
+    """Of a batch that is one part."""
+    return jax.tree.map(lambda x: x[0], tails)
+
+
 def _joined(x: jax.Array) -> jax.Array:
     """The opposite of `_split`, of one array."""
     return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
@@ -103,6 +112,7 @@ def completion_scores(
     prompts: Prompts,
     tokens: jax.Array,
     mask: jax.Array,
+    tails: TailRows | None = None,
     *,
     temperature: float,
     parts: int,
@@ -111,11 +121,16 @@ def completion_scores(
     model = architecture.bind(params)
     visual = model.visual_of(pictured(prompts))
 
-    def one(part: tuple[Prompts, jax.Array, jax.Array]) -> jax.Array:
-        return completion_logprobs(model, *part, temperature=temperature, visual=visual)[0]
+    def one(part: tuple[Prompts, jax.Array, jax.Array, TailRows | None]) -> jax.Array:
+        *read, tails = part
+        return completion_logprobs(
+            model, *read, temperature=temperature, visual=visual, tails=tails
+        )[0]
 
     whole = _divisible(prompts, parts), tokens, mask
-    return one(whole) if parts == 1 else _joined(jax.lax.map(one, _split(whole, parts)))
+    if parts == 1:
+        return one((*whole, _first(tails)))
+    return _joined(jax.lax.map(one, (*_split(whole, parts), tails)))
 
 
 def _advantages(
@@ -184,6 +199,7 @@ def policy_gradient(
             part.mask,
             temperature=settings.temperature,
             visual=visual,
+            tails=part.tails,
         )
         return grpo_loss(
             logprobs,
@@ -212,9 +228,11 @@ def policy_gradient(
     )
     gradient: Callable = jax.grad(loss, argnums=(0, 1), has_aux=True)
     if parts == 1:
-        (by_params, by_visual), metrics = gradient(params, visual, arrays)
+        own = arrays._replace(tails=_first(samples.tails))
+        (by_params, by_visual), metrics = gradient(params, visual, own)
     else:
-        (by_params, by_visual), metrics = _summed(gradient, params, visual, _split(arrays, parts))
+        each = _split(arrays, parts)._replace(tails=samples.tails)
+        (by_params, by_visual), metrics = _summed(gradient, params, visual, each)
     through_tower = back(by_visual)[0]
     # Weights need not add up to 1, but a nat a token is one whatever they are.
     total = jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny)

@@ -14,9 +14,11 @@ from jax.sharding import Mesh
 
 from afmrl_jax.config import RarConfig, RunConfig
 from afmrl_jax.data.batching.row_packing import Prompts, pictured, with_pictures
+from afmrl_jax.data.batching.tail_packing import packed_tails
 from afmrl_jax.data.sources.batches import PromptBatch
 from afmrl_jax.data.sources.prompts import PromptSource
 from afmrl_jax.models.architecture import Params
+from afmrl_jax.models.generation import Generation
 from afmrl_jax.objectives.rewards import Reward, find_reward
 from afmrl_jax.parallel.layout import AXES
 from afmrl_jax.parallel.sharding import place_batch
@@ -46,6 +48,9 @@ from afmrl_jax.training.rar.rollout import (
 from afmrl_jax.training.rar.sample_log import SampleLog
 from afmrl_jax.training.rar.watch import Watch
 from afmrl_jax.training.state import TrainState, initial_state, make_optimizer
+
+PACKED_SHARE = 0.9
+"""Lists share rows if that takes at most this share of the places."""
 
 
 class RarStep:
@@ -122,24 +127,20 @@ class RarStep:
             chosen = live_first(live, settings.queries)
             taught, generation = rollout.rows(chosen), jax.tree.map(lambda x: x[chosen], generation)
             prompts = self._prompts(index[chosen], policy)
-        # What lies after the longest list need not be computed.
-        length = trimmed_length(generation.mask)
-        cut = [x[..., :length] for x in (generation.tokens, generation.mask, generation.logprobs)]
-        tokens, mask, old = place_batch(cut, self._mesh)
-        row_tokens = self._environment.prompts.length + settings.group_size * length
-        rows = len(taught.rewards)
-        shares = self._mesh.shape[AXES[0]]
-        parts = num_microbatches(rows, row_tokens, settings.chunk_tokens, shares)
+        read, parts = self._read(generation)
+        tokens, mask, old, tails = place_batch(read, self._mesh)
         reference = completion_scores(
             architecture,
             self._reference,
             prompts,
             tokens,
             mask,
+            tails,
             temperature=settings.temperature,
             parts=parts,
         )
-        samples = Samples(prompts, tokens, mask, old, reference, *self._worth(taught, key))
+        worth = self._worth(taught, key)
+        samples = Samples(prompts, tokens, mask, old, reference, *worth, tails)
         for _ in range(settings.updates_per_rollout):
             state, metrics = self._update(self._trainee.frozen, state, samples, parts=parts)
         # One rollout is one step, however many updates it fed.
@@ -149,6 +150,23 @@ class RarStep:
         self._samples.write(step, index, rollout)
         speed = _speed(marks, rollout.rewards.size)
         return state, {**metrics, **rollout.figures(), "live_groups": int(live.sum()), **speed}
+
+    def _read(self, generation: Generation) -> tuple[tuple, int]:
+        """Tokens, mask, log-probabilities and rows of the samples, and in how many parts.
+
+        What lies after the longest list need not be computed; on one device lists also share rows
+        where that leaves out more.
+        """
+        settings, cut = self._settings, (generation.tokens, generation.mask, generation.logprobs)
+        length, shares = trimmed_length(generation.mask), self._mesh.shape[AXES[0]]
+        count, group, _ = generation.mask.shape
+        row_tokens = self._environment.prompts.length + group * length
+        parts = num_microbatches(count, row_tokens, settings.chunk_tokens, shares)
+        if self._mesh.size == 1:
+            tails = packed_tails(generation.mask.sum(-1), self._max_new, parts)
+            if tails.segment.size <= PACKED_SHARE * count * group * length:
+                return (*cut, tails), parts
+        return (*(x[..., :length] for x in cut), None), parts
 
     def _greedy(self, policy: Params, prompts: Prompts) -> WrittenLists:
         """What would be deployed: one list of each query."""

@@ -1,6 +1,7 @@
 """The update against one row a sample, in parts and at once, on one device and on eight."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from afmrl_jax.config import ImageConfig, RarConfig, TextBudget
 from afmrl_jax.data.batching.collate import Row
 from afmrl_jax.data.batching.row_packing import RowPacker
+from afmrl_jax.data.batching.tail_packing import packed_tails
 from afmrl_jax.data.sources.row_builder import RowBuilder
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.objectives.grpo import group_advantages, grpo_loss
@@ -113,9 +115,10 @@ def close(found, expected):
 def test_value_and_gradient_are_those_of_one_row_a_sample(problem, parts):
     architecture, params, _, _, samples = problem
     loss, expected = jax.jit(jax.value_and_grad(one_row_a_sample(problem)))(params)
-    for prompts in (samples.prompts, packed(problem)):
-        own = samples._replace(prompts=prompts)
+    for prompts, shared in itertools.product((samples.prompts, packed(problem)), (False, True)):
         for count in parts:
+            tails = packed_tails(samples.mask.sum(-1), LENGTH, count) if shared else None
+            own = samples._replace(prompts=prompts, tails=tails)
             found, metrics = gradient(architecture, SETTINGS, {}, params, own, count)
             np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
             close(found, expected)
