@@ -45,7 +45,7 @@ class Settings:
     result: Path = RESULTS / "families.json"
     repeats: int = 1
     """Runs of each pair of families."""
-    steps: int = 12
+    steps: int = 24
     """Of each stage; RAR takes half as many."""
 
 

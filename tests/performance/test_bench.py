@@ -77,6 +77,7 @@ def test_grpo(tmp_path):
     assert found == figures_of(tmp_path / "grpo.json", "grpo")
     assert found.keys() == {
         "shared_prefix_speedup",
+        "packed_lists_speedup",
         "shared_prefix_flops_ratio",
         "reward_speedup_argsort",
         "reward_time_ratio_matmul",

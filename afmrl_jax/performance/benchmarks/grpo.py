@@ -1,4 +1,4 @@
-"""RAR's update with a shared prompt against one row per sample; the reward against sorting."""
+"""RAR's update with shared prompts and rows against plainer forms; the reward against sorting."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from afmrl_jax.config import Execution, QwenVLConfig, RarConfig
+from afmrl_jax.data.batching.tail_packing import packed_tails
 from afmrl_jax.models.architecture import Architecture
 from afmrl_jax.models.qwen_vl.presets import preset
 from afmrl_jax.models.shared_prefix import unpacked
@@ -24,13 +25,16 @@ from afmrl_jax.performance.benchmarks.workload import FIRST_WORD, TOKEN, Size, m
 from afmrl_jax.performance.record import check_writable, is_record_of, ratios, spread, write_record
 from afmrl_jax.runtime.progress import Progress, log_info
 from afmrl_jax.training.rar.policy_gradient import Samples, completion_scores, policy_gradient
+from afmrl_jax.training.rar.rollout import trimmed_length
 from afmrl_jax.types import JsonObject
 
-Part = Literal["update", "flops", "reward"]
+Part = Literal["update", "lengths", "flops", "reward"]
 Side = Callable[[], object]
 SETTINGS = RarConfig(temperature=1.0, kl_coefficient=0.05)
 CLOSE = 1e-5
 """Largest difference of a gradient between the two forms."""
+LENGTHS = 0.36, 0.1
+"""Mean and deviation of a sampled list, in budgets: those of RAR's first steps on the marketplace."""
 EXPECTED_FLOPS_RATIO = 4.3
 """Of the two forms for 3 B parameters, groups of 8, 256 visual, 64 text and 80 generated tokens."""
 
@@ -39,11 +43,15 @@ EXPECTED_FLOPS_RATIO = 4.3
 class Settings:
     """Sizes, and how often each pair of sides is measured."""
 
-    parts: tuple[Part, ...] = ("update", "flops", "reward")
+    parts: tuple[Part, ...] = ("update", "lengths", "flops", "reward")
     size: Size = field(default_factory=lambda: Size(new_tokens=32))
     """Of the generator and its prompts; new_tokens is the length of a sample."""
     groups: int = 2
     group_size: int = 8
+    length_groups: int = 8
+    """Groups where lists differ in length."""
+    budget: int = 80
+    """Most tokens of a list there."""
     preset: str | None = "qwen2_5vl_3b"
     """Model whose floating-point operations are counted, without running it, for 256 visual, 64
     text and 80 generated tokens and groups of 8; None: the model and lengths of `size`."""
@@ -65,7 +73,12 @@ def run(settings: Settings, out: Path) -> dict[str, float]:
         RuntimeError: two sides disagree, so timing is meaningless.
     """
     check_writable(out, is_record_of("grpo"))
-    parts = {"update": measure_update, "flops": count_flops, "reward": measure_reward}
+    parts = {
+        "update": measure_update,
+        "lengths": measure_lengths,
+        "flops": count_flops,
+        "reward": measure_reward,
+    }
     figures: dict[str, float] = {}
     details = []
     for name in settings.parts:
@@ -146,6 +159,47 @@ def measure_update(settings: Settings) -> tuple[dict[str, float], JsonObject]:
         "shape": size.describe() | {"groups": settings.groups, "group_size": settings.group_size},
     }
     return {"shared_prefix_speedup": speedup["median"]}, detail
+
+
+def measure_lengths(settings: Settings) -> tuple[dict[str, float], JsonObject]:
+    """Gradient with lists of unlike length: several to a row, and cut to the longest of all."""
+    size = dataclasses.replace(settings.size, new_tokens=settings.budget)
+    architecture = Architecture.of(size.config, Execution())
+    params, rng = architecture.init(settings.seed), np.random.default_rng(settings.seed)
+    samples = make_samples(size, settings.length_groups, settings.group_size, settings.seed)
+    mean, deviation = (settings.budget * x for x in LENGTHS)
+    drawn = rng.normal(mean, deviation, samples.rewards.shape).round()
+    lengths = np.clip(drawn, 1, settings.budget).astype(np.int32)
+    mask = np.arange(settings.budget) < lengths[..., None]
+    longest = trimmed_length(mask)
+    names = ("tokens", "mask", "old", "reference")
+    whole = samples._replace(mask=mask)
+    cut = whole._replace(**{x: getattr(whole, x)[..., :longest] for x in names})
+    packed = whole._replace(tails=packed_tails(lengths, settings.budget))
+    sides = {"longest": jax.device_put(cut), "packed": jax.device_put(packed)}
+    call = jax.jit(partial(policy_gradient, architecture, SETTINGS, {}))
+    one, other = (call(params, x)[0] for x in sides.values())
+    largest = max(float(jnp.max(jnp.abs(x))) for x in one.values())
+    difference = max(float(jnp.max(jnp.abs(one[n] - other[n]))) for n in one) / largest
+    if not difference <= CLOSE:
+        raise RuntimeError(f"gradients differ by {difference:.2g} of the largest")
+    seconds = _in_turn(
+        "lengths",
+        {name: partial(call, params, x) for name, x in sides.items()},
+        settings.repeats,
+    )
+    speedup = ratios(seconds["longest"], seconds["packed"])
+    detail = {
+        "seconds": {name: spread(x) for name, x in seconds.items()},
+        "speedup": speedup,
+        "largest_relative_difference": difference,
+        "mean_length": float(lengths.mean()),
+        "longest": longest,
+        "rows": int(packed.tails.segment.shape[1]),
+        "shape": size.describe()
+        | {"groups": settings.length_groups, "group_size": settings.group_size},
+    }
+    return {"packed_lists_speedup": speedup["median"]}, detail
 
 
 def count_flops(settings: Settings) -> tuple[dict[str, float], JsonObject]:
@@ -260,6 +314,8 @@ def tiny() -> Settings:
         size=size,
         preset=None,
         group_size=4,
+        length_groups=4,
+        budget=20,
         queries=64,
         gallery=500,
         dim=16,
