@@ -134,7 +134,7 @@ class Compiled(Bench):
 
 @dataclass(frozen=True)
 class Grpo(Bench):
-    """RAR's update with a shared prompt against one row per sample; the reward against sorting.
+    """RAR's update with shared prompts and rows against plainer forms; the reward against sorting.
 
     The gradients of both forms must agree to 1e-5. Floating-point operations are XLA's count of
     both programs for the 3 B model, which is not run. The reward is compared with the bare product

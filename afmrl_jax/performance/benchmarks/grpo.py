@@ -34,7 +34,7 @@ SETTINGS = RarConfig(temperature=1.0, kl_coefficient=0.05)
 CLOSE = 1e-5
 """Largest difference of a gradient between the two forms."""
 LENGTHS = 0.36, 0.1
-"""Mean and deviation of a sampled list, in budgets: those of RAR's first steps on the marketplace."""
+"""Mean and deviation of a sampled list, in budgets, as of RAR's first steps on the marketplace."""
 EXPECTED_FLOPS_RATIO = 4.3
 """Of the two forms for 3 B parameters, groups of 8, 256 visual, 64 text and 80 generated tokens."""
 
