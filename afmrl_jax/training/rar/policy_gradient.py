@@ -165,6 +165,41 @@ def _weights(
     )
 
 
+def _part_loss(
+    architecture: Architecture,
+    settings: RarConfig,
+    frozen: Params,
+    params: Params,
+    visual: VisualFeatures | None,
+    part: Part,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What a part adds to the loss, and to its metrics."""
+    logprobs, entropy = completion_logprobs(
+        architecture.bind({**frozen, **params}),
+        part.prompts,
+        part.tokens,
+        part.mask,
+        temperature=settings.temperature,
+        visual=visual,
+        tails=part.tails,
+    )
+    return grpo_loss(
+        logprobs,
+        part.old,
+        part.reference,
+        part.advantages,
+        part.mask,
+        weights=part.weights,
+        clip_low=settings.clip_low,
+        clip_high=settings.clip_high,
+        ratio_cap=settings.ratio_cap,
+        importance=settings.importance,
+        kl_coefficient=settings.kl_coefficient,
+        kl=settings.kl,
+        entropy=entropy,
+    )
+
+
 def policy_gradient(
     architecture: Architecture,
     settings: RarConfig,
@@ -188,35 +223,6 @@ def policy_gradient(
         return architecture.bind({**frozen, **params}).visual_of(pictured(samples.prompts))
 
     visual, back = jax.vjp(see, params)
-
-    def loss(
-        params: Params, visual: VisualFeatures | None, part: Part
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        logprobs, entropy = completion_logprobs(
-            architecture.bind({**frozen, **params}),
-            part.prompts,
-            part.tokens,
-            part.mask,
-            temperature=settings.temperature,
-            visual=visual,
-            tails=part.tails,
-        )
-        return grpo_loss(
-            logprobs,
-            part.old,
-            part.reference,
-            part.advantages,
-            part.mask,
-            weights=part.weights,
-            clip_low=settings.clip_low,
-            clip_high=settings.clip_high,
-            ratio_cap=settings.ratio_cap,
-            importance=settings.importance,
-            kl_coefficient=settings.kl_coefficient,
-            kl=settings.kl,
-            entropy=entropy,
-        )
-
     arrays = Part(
         _divisible(samples.prompts, parts),
         samples.tokens,
@@ -226,6 +232,7 @@ def policy_gradient(
         advantages,
         weights,
     )
+    loss = partial(_part_loss, architecture, settings, frozen)
     gradient: Callable = jax.grad(loss, argnums=(0, 1), has_aux=True)
     if parts == 1:
         own = arrays._replace(tails=_first(samples.tails))
