@@ -15,7 +15,8 @@ from afmrl_jax.types import AnyArray, Array, Bool, Float
 
 SCORES_AT_ONCE = 1 << 28
 """Bytes of float32 scores from which on one continuation of every prompt is computed after the
-other, and nothing of it is kept for the backward pass."""
+other, or on one device some rows that several share, and nothing of it is kept for the backward
+pass."""
 
 
 def attend_behind(
@@ -41,8 +42,17 @@ def attend_behind(
     batch, group, length, heads, _ = q.shape
     seen = prompt_key.shape[2] + key.shape[3]
     prompt = prompt_key, prompt_value, jnp.asarray(prompt_mask)
-    if group == 1 or 4 * batch * group * heads * length * seen < SCORES_AT_ONCE:
+    of_row = 4 * group * heads * length * seen
+    if batch * of_row < SCORES_AT_ONCE or (group == 1 and _divides_batches()):
         return _both_parts(q, *prompt, key, value, jnp.asarray(mask))
+    if group == 1:
+
+        @jax.checkpoint
+        def row(part: tuple[jax.Array, ...]) -> jax.Array:
+            return _both_parts(*(x[None] for x in part))[0]
+
+        rows = q, *prompt, key, value, jnp.asarray(mask)
+        return jax.lax.map(row, rows, batch_size=max(1, SCORES_AT_ONCE // of_row))
 
     @jax.checkpoint
     def one(part: tuple[jax.Array, ...]) -> jax.Array:
@@ -52,6 +62,11 @@ def attend_behind(
 
     parts = (q.swapaxes(0, 1), *(jnp.moveaxis(x, 2, 0) for x in (key, value)))
     return jax.lax.map(one, (*parts, jnp.asarray(mask).swapaxes(0, 1))).swapaxes(0, 1)
+
+
+def _divides_batches() -> bool:
+    """Whether rows lie on several devices, which would have to exchange them to go through them."""
+    return jax.sharding.get_abstract_mesh().size > 1
 
 
 def _both_parts(

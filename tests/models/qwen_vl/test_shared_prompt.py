@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from afmrl_jax.models.qwen_vl import shared_prompt
 from afmrl_jax.models.qwen_vl.attention import dense
@@ -49,3 +50,24 @@ def test_one_after_the_other_equals_all_at_once_and_whole_rows(monkeypatch):
     for one, two, other in zip(apart, together, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
         np.testing.assert_allclose(two, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [1, 2 * 4 * 4 * 4 * 9])
+def test_some_rows_after_the_others_equal_all_at_once(monkeypatch, at_once):
+    """Rows that several continuations share; two of three at a time leave one over."""
+    (q, prompt_key, prompt_value, key, value), prompt_mask, mask = arrays()
+    of = np.array([0, 0, 1])
+    own = (x.swapaxes(1, 2).reshape(6, 2, 1, 4, 8)[:3] for x in (key, value))
+    parts = (q.reshape(6, 1, *q.shape[2:])[:3], prompt_key[of], prompt_value[of], *own)
+    seen = prompt_mask[of], mask.reshape(6, 1, 4, 4)[:3]
+
+    def results():
+        weights = jnp.cos(jnp.arange(3 * 4 * 32, dtype=jnp.float32)).reshape(3, 1, 4, 32)
+        run = lambda parts: (jnp.sum(attend_behind(*parts, *seen) * weights), 0)  # noqa: E731
+        out = attend_behind(*parts, *seen)
+        return out, *jax.jit(jax.grad(run, has_aux=True))(parts)[0]
+
+    together = results()
+    monkeypatch.setattr(shared_prompt, "SCORES_AT_ONCE", at_once)
+    for one, other in zip(results(), together, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
