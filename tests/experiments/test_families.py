@@ -38,4 +38,4 @@ def test_a_stage_that_only_compiles_is_refused(tmp_path):
 
 def test_every_stage_has_steps_beyond_those_that_compile():
     asked = options(Settings(), "qwen3_vl", "qwen3_vl")
-    assert asked[asked.index("--rar.steps") + 1] == "6"
+    assert asked[asked.index("--rar.steps") + 1] == "12"

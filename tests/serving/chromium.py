@@ -20,12 +20,13 @@ PATIENCE = 60
 
 
 def require_chromium():
-    """Skip where there is no Chromium, or nothing to drive it."""
+    """Skip a test, or a module that is read, where no Chromium is, or nothing to drive it."""
     for module in ("selenium", "gradio"):
         pytest.importorskip(module, reason=f"{module} is not installed")
     for program in ("chromium", "chromedriver"):
         if shutil.which(program) is None:
-            pytest.skip(f"there is no {program}: apt-get install chromium chromium-driver")
+            why = f"there is no {program}: apt-get install chromium chromium-driver"
+            pytest.skip(why, allow_module_level=True)
 
 
 class Browser:
