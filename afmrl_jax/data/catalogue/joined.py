@@ -78,7 +78,7 @@ class JoinedCatalogue:
         for part, renamed in zip(self.parts, self._renamed, strict=True):
             for listing in part.listings:
                 names = {x: new.get(getattr(listing, x)) for x, new in renamed.items()}
-                changed = {x: name for x, name in names.items() if name is not None}
+                changed: dict[str, Any] = {x: y for x, y in names.items() if y is not None}
                 where = f"{part.name}: listing {listing.listing_id!r}"
                 yield where, record_of(replace(listing, **changed))
 

@@ -175,7 +175,8 @@ def measure_lengths(settings: Settings) -> tuple[dict[str, float], JsonObject]:
     names = ("tokens", "mask", "old", "reference")
     whole = samples._replace(mask=mask)
     cut = whole._replace(**{x: getattr(whole, x)[..., :longest] for x in names})
-    packed = whole._replace(tails=packed_tails(lengths, settings.budget))
+    tails = packed_tails(lengths, settings.budget)
+    packed = whole._replace(tails=tails)
     sides = {"longest": jax.device_put(cut), "packed": jax.device_put(packed)}
     call = jax.jit(partial(policy_gradient, architecture, SETTINGS, {}))
     one, other = (call(params, x)[0] for x in sides.values())
@@ -195,7 +196,7 @@ def measure_lengths(settings: Settings) -> tuple[dict[str, float], JsonObject]:
         "largest_relative_difference": difference,
         "mean_length": float(lengths.mean()),
         "longest": longest,
-        "rows": int(packed.tails.segment.shape[1]),
+        "rows": int(tails.segment.shape[1]),
         "shape": size.describe()
         | {"groups": settings.length_groups, "group_size": settings.group_size},
     }

@@ -122,10 +122,11 @@ def completion_scores(
     visual = model.visual_of(pictured(prompts))
 
     def one(part: tuple[Prompts, jax.Array, jax.Array, TailRows | None]) -> jax.Array:
-        *read, tails = part
-        return completion_logprobs(
-            model, *read, temperature=temperature, visual=visual, tails=tails
-        )[0]
+        prompts, tokens, mask, tails = part
+        found, _ = completion_logprobs(
+            model, prompts, tokens, mask, temperature=temperature, visual=visual, tails=tails
+        )
+        return found
 
     whole = _divisible(prompts, parts), tokens, mask
     if parts == 1:

@@ -139,8 +139,8 @@ class RarStep:
             temperature=settings.temperature,
             parts=parts,
         )
-        worth = self._worth(taught, key)
-        samples = Samples(prompts, tokens, mask, old, reference, *worth, tails)
+        samples = Samples(prompts, tokens, mask, old, reference, *self._worth(taught, key))
+        samples = samples._replace(tails=tails)
         for _ in range(settings.updates_per_rollout):
             state, metrics = self._update(self._trainee.frozen, state, samples, parts=parts)
         # One rollout is one step, however many updates it fed.
@@ -157,13 +157,14 @@ class RarStep:
         What lies after the longest list need not be computed; on one device lists also share rows
         where that leaves out more.
         """
-        settings, cut = self._settings, (generation.tokens, generation.mask, generation.logprobs)
-        length, shares = trimmed_length(generation.mask), self._mesh.shape[AXES[0]]
-        count, group, _ = generation.mask.shape
+        settings, mask = self._settings, np.asarray(generation.mask)
+        cut = generation.tokens, mask, generation.logprobs
+        length, shares = trimmed_length(mask), self._mesh.shape[AXES[0]]
+        count, group, _ = mask.shape
         row_tokens = self._environment.prompts.length + group * length
         parts = num_microbatches(count, row_tokens, settings.chunk_tokens, shares)
         if self._mesh.size == 1:
-            tails = packed_tails(generation.mask.sum(-1), self._max_new, parts)
+            tails = packed_tails(mask.sum(-1), self._max_new, parts)
             if tails.segment.size <= PACKED_SHARE * count * group * length:
                 return (*cut, tails), parts
         return (*(x[..., :length] for x in cut), None), parts
