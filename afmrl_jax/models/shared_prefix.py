@@ -12,6 +12,7 @@ from afmrl_jax.data.batching.row_packing import PackedPrompts, Prompts
 from afmrl_jax.data.batching.tail_packing import TailRows
 from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models.embedder import ends, unit
+from afmrl_jax.models.qwen_vl.attention import AttentionLayout
 from afmrl_jax.models.qwen_vl.decoder import Shared
 from afmrl_jax.models.qwen_vl.decoder_attention import KeyValue
 from afmrl_jax.models.qwen_vl.model import QwenVL
@@ -123,17 +124,16 @@ def packed_continuation(
 
     `tails` are of one part, without its axis.
     """
-    prefix, segment = prefill(model, prompt, visual), jnp.asarray(tails.segment)
+    prefix = prefill(model, prompt, visual)
     own = jnp.take(jnp.asarray(tokens).reshape(-1), jnp.asarray(tails.source), axis=0)
     of = jnp.asarray(tails.prompt)
-    causal = jnp.tril(jnp.ones((segment.shape[1], segment.shape[1]), bool))[None]
-    own_mask = causal & (segment[:, :, None] == segment[:, None]) & (segment > 0)[:, :, None]
+    layout = AttentionLayout(causal=True, segments=tails.segment)
     hidden = model.model.continue_from(
         model.model.embed(own)[:, None],
         prefix.start[of],
         prefix.stored,
         jnp.asarray(prefix.mask)[of],
-        own_mask[:, None],
+        layout.mask(tails.segment.shape[1])[:, None],
         Shared(of, jnp.asarray(tails.inside)[:, None]),
     )
     return prefix.last, hidden[:, 0]
