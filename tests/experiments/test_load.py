@@ -41,3 +41,10 @@ def test_quantiles_are_those_of_the_searches_since_an_earlier_moment(service):
         bucket = int(np.searchsorted(bounds, true))
         assert bounds[bucket - 1] <= value <= bounds[bucket]
     assert math.isnan(before.quantile(before, 0.5))
+
+
+def test_the_last_bucket_counts_from_its_beginning(service):
+    metrics, search = service
+    before = Said.of(metrics.text().decode())
+    search(1000.0)
+    assert Said.of(metrics.text().decode()).quantile(before, 0.5) == SECONDS[-1]
