@@ -82,6 +82,8 @@ class Engine:
             mesh=run.mesh,
             writer=COMMAND if writes else None,
         )
+        self._singly: dict[str, int] = {}
+        """Up to how many items of a kind take less time one by one than as a whole batch."""
         self._batcher = Batcher(self._work, most=settings.batch, wait=self._wait, seen=seen)
         self._writing = asyncio.Lock()
         self._changes = set[asyncio.Task[None]]()
@@ -117,27 +119,32 @@ class Engine:
         }
         # Any row of words fits the longer form too.
         rows["attributed"] = rows["words"]
-        sizes = sorted({1, self.settings.batch})
-        vectors: Sequence[Any] = ()
-        for size in sizes:
-            for kind in KINDS:
-                row = rows[kind].row
-                vectors = self._do(kind, [row] * size)
-            for few in (True, False):
-                self._do(_search(few), [vectors[0]] * size)
-            if self.has_generator:
-                self._do(_WRITE, [both] * size)
-                if self._lone:
-                    self._do(_WRITE_WORDS, [Input("words")] * size)
+        vector = self._do("words", [rows["words"].row])[0]
+        works: dict[str, Any] = {kind: rows[kind].row for kind in KINDS}
+        works |= {_search(few): vector for few in (True, False)}
         if self.has_generator:
-            took = []
-            for _ in range(3):
-                start = time.monotonic()
-                self._do(_WRITE, [both])
-                took.append(time.monotonic() - start)
-            self.write_seconds = statistics.median(took)
+            works[_WRITE] = both
+            if self._lone:
+                works[_WRITE_WORDS] = Input("words")
+        for kind, item in works.items():
+            alone = self._timed(kind, [item])
+            if kind == _WRITE:
+                self.write_seconds = alone
+            if self.settings.batch > 1:
+                whole = self._timed(kind, [item] * self.settings.batch)
+                self._singly[kind] = min(int(whole / alone), self.settings.batch - 1)
         done = compiling().since(before)
         log_info(f"serve: ready after {time.monotonic() - began:.1f} s, {done}")
+
+    def _timed(self, kind: str, items: list[Any]) -> float:
+        """Median seconds of some work, once it is compiled."""
+        self._do(kind, items)
+        took = []
+        for _ in range(3):
+            start = time.monotonic()
+            self._do(kind, items)
+            took.append(time.monotonic() - start)
+        return statistics.median(took)
 
     def _do(self, kind: str, items: list[Any]) -> Sequence[Any]:
         """Some work on the device's thread, as one batch."""
@@ -150,7 +157,13 @@ class Engine:
     def _work(self, kind: str, items: list[Any]) -> Sequence[Any]:
         """The work of a batch, on the device's thread."""
         if kind == "together":
-            return [self._work(*x) for x in items]
+            return [self._whole(*x) for x in items]
+        if 1 < len(items) <= self._singly.get(kind, 1):
+            return [self._whole(kind, [x])[0] for x in items]
+        return self._whole(kind, items)
+
+    def _whole(self, kind: str, items: list[Any]) -> Sequence[Any]:
+        """The same by one program: that of one row, or that of a whole batch."""
         if kind in KINDS:
             return list(self._shapes.embed(kind, items))
         if kind in (_WRITE, _WRITE_WORDS):

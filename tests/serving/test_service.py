@@ -20,6 +20,7 @@ from afmrl_jax.runs.living.index import LivingIndex
 from afmrl_jax.runs.search import Query, Searcher
 from afmrl_jax.runtime.compilation import compiling
 from afmrl_jax.serving.settings import Limits
+from afmrl_jax.serving.shapes import KINDS
 from tests.serving.conftest import WRITE, coded, picture, serving
 
 
@@ -183,8 +184,12 @@ def test_nothing_is_compiled_once_it_is_ready(client):
     assert "afmrl_ready 1.0" in text
 
 
-def test_requests_at_once_share_batches_and_agree(client, monkeypatch):
+@pytest.mark.parametrize("singly", [1, 7])
+def test_requests_at_once_share_batches_and_agree(client, monkeypatch, singly):
+    """Whether up to so many of a batch are worked on one by one, or all of it at once."""
     engine, sizes = client.service.engine, []
+    assert set(engine._singly) >= {*KINDS, "search few", "search many", "write"}
+    monkeypatch.setattr(engine, "_singly", dict.fromkeys(engine._singly, singly))
     work = engine._batcher._work
 
     def counted(kind, items):
