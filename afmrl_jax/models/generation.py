@@ -15,13 +15,12 @@ from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models import constrained as following
 from afmrl_jax.models.qwen_vl.attention import MASKED
 from afmrl_jax.models.qwen_vl.decoder_attention import KeyValue
-from afmrl_jax.models.qwen_vl.layers import Affine, TurnedAffine, for_few_rows
+from afmrl_jax.models.qwen_vl.layers import Affine, TurnedAffine, for_few_rows, turns
 from afmrl_jax.models.qwen_vl.model import QwenVL
 from afmrl_jax.models.qwen_vl.token_loop import TokenLoop
-from afmrl_jax.models.sampling import cut, draw, sample_keys
+from afmrl_jax.models.sampling import cut, draw, likeliest, sample_keys
 from afmrl_jax.models.shared_prefix import continuation, packed_continuation, prefill
 from afmrl_jax.models.token_logprobs import token_scores
-from afmrl_jax.runtime.hardware import built_for
 from afmrl_jax.types import AnyArray, Array, Bool, Float, Int
 
 
@@ -113,7 +112,7 @@ def generate(
             legal = following.allowed(grammar, place, eos_id, budget - 1 - step)
             offered = jnp.where(legal, logits, MASKED)
         if temperature == 0.0:
-            token = jnp.argmax(offered, axis=-1).astype(jnp.int32)
+            token = likeliest(offered)
         else:
             token = draw(cut(offered, top_p, top_k), keys, step)
         chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
@@ -152,7 +151,7 @@ def generate(
 def _head(model: QwenVL, dtype: DTypeLike, rows: int) -> Affine | TurnedAffine:
     """From states to logits, for the front of the loop."""
     head = model.head()
-    if head.table and built_for() == "cpu":
+    if head.table and turns(rows):
         # It lies turned already, so that nothing has to be copied.
         return TurnedAffine(head.weights.astype(dtype))
     return for_few_rows(Affine(head.matrix(dtype)), rows)

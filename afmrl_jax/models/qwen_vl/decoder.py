@@ -22,7 +22,7 @@ from afmrl_jax.models.qwen_vl.layers import (
     run_stack,
     stack_layers,
 )
-from afmrl_jax.models.qwen_vl.rope import Rotary, mrope_angles
+from afmrl_jax.models.qwen_vl.rope import Rotary, Turn, mrope_angles
 from afmrl_jax.models.qwen_vl.tower_parts import GatedMlp
 from afmrl_jax.models.qwen_vl.windows import reordered
 from afmrl_jax.parallel.layout import rows_over_data
@@ -156,7 +156,7 @@ class Decoder(nnx.Module):
         at: Int[AnyArray, "c m"] | None = None,
     ) -> tuple[Float[Array, "b t d"] | Float[Array, "c m d"], PyTree]:
         x, deep = rows if isinstance(rows, Embedded) else Embedded(rows)
-        angles = self.angles(positions)
+        turn = Turn.by(self.angles(positions))
         text, execution = self.config, self.execution
         own_rows = token_mask.astype(jnp.int32) if segment is None else segment
         layout = AttentionLayout(causal=True, segments=own_rows)
@@ -164,7 +164,7 @@ class Decoder(nnx.Module):
         if segment is None and uses_fused(execution.attention, x.dtype, text.head_dim):
             # With what exists in front, causality is all that attention must be told.
             order, back = front_order(token_mask)
-            x, angles = reordered(x, order, back), reordered(angles, order, back)
+            x, turn = reordered(x, order, back), Turn(*(reordered(y, order, back) for y in turn))
             deep = tuple(reordered(y, order, back) for y in deep)
             layout = AttentionLayout(causal=True)
 
@@ -178,7 +178,7 @@ class Decoder(nnx.Module):
             layer: DecoderLayer, x: jax.Array, number: jax.Array | None
         ) -> tuple[jax.Array, PyTree]:
             x = rows_over_data(x)
-            mixed, own = layer.self_attn(layer.input_layernorm(x), angles, layout)
+            mixed, own = layer.self_attn(layer.input_layernorm(x), turn, layout)
             x = rows_over_data(layer.feed_forward(rows_over_data(x + mixed)))
             x = rows_over_data(x if number is None else _deepened(x, deep, number))
             stored = KeyValue(*(returned(y.swapaxes(1, 2)).swapaxes(1, 2) for y in own))
@@ -191,7 +191,7 @@ class Decoder(nnx.Module):
         def last(layer: DecoderLayer, x: jax.Array) -> tuple[jax.Array, PyTree]:
             # Of what it gives only those places are read: other tokens need no more than its keys
             # and values. A loop over layers could not tell it from the others.
-            mixed, own = layer.self_attn.mixed(layer.input_layernorm(x), angles, layout)
+            mixed, own = layer.self_attn.mixed(layer.input_layernorm(x), turn, layout)
             x = _taken(x, at) + layer.self_attn.o_proj(_taken(mixed, at))
             x = layer.feed_forward(x)
             if len(deep) == text.num_layers:
@@ -232,14 +232,14 @@ class Decoder(nnx.Module):
         inside = jnp.arange(length, dtype=jnp.int32) if shared is None else shared.inside
         steps = start[:, None, None] + jnp.broadcast_to(inside, x.shape[:3])
         positions = steps.reshape(batch * group, 1, length)
-        angles = self.angles(jnp.broadcast_to(positions, (batch * group, 3, length)))
+        turn = Turn.by(self.angles(jnp.broadcast_to(positions, (batch * group, 3, length))))
 
         def step(layer: DecoderLayer, x: jax.Array, before: KeyValue) -> tuple[jax.Array, None]:
             x = rows_over_data(x)
             if shared is not None:  # Here and not before: one layer's at a time.
                 before = KeyValue(*(jnp.take(y, shared.prompt, axis=0) for y in before))
             flat = layer.input_layernorm(x).reshape(batch * group, length, width)
-            q, new = layer.self_attn.project(flat, angles)
+            q, new = layer.self_attn.project(flat, turn)
             q = q.reshape(batch, group, *q.shape[1:])
             own = KeyValue(*(x.reshape(batch, group, *x.shape[1:]).swapaxes(1, 2) for x in new))
             mixed = layer.self_attn.behind_prefix(q, before, own, prefix_mask, own_mask)

@@ -11,7 +11,7 @@ from afmrl_jax.config import Execution, TextConfig
 from afmrl_jax.models.qwen_vl.adapters import Adapters
 from afmrl_jax.models.qwen_vl.attention import AttentionLayout, attend
 from afmrl_jax.models.qwen_vl.layers import Keys, Linear, RMSNorm
-from afmrl_jax.models.qwen_vl.rope import rotate
+from afmrl_jax.models.qwen_vl.rope import Turn, rotate
 from afmrl_jax.models.qwen_vl.shared_prompt import attend_behind
 from afmrl_jax.types import AnyArray, Array, Bool, Float
 
@@ -48,35 +48,35 @@ class Attention(nnx.Module):
         self.implementation = execution.attention
 
     def project(
-        self, x: Float[Array, "b t d"], angles: Float[Array, "b t f"]
+        self, x: Float[Array, "b t d"], turn: Turn
     ) -> tuple[Float[Array, "b t h k"], KeyValue]:
         """Rotated queries, and rotated keys with values [b n t k]."""
         batch, length, _ = x.shape
         head = self.config.head_dim
         q = self.q_proj(x).reshape(batch, length, -1, head)
         k = self.k_proj(x).reshape(batch, length, -1, head)
-        q, k = (rotate(y, angles) for y in normed(q, k, self.q_norm, self.k_norm))
+        q, k = (rotate(y, turn) for y in normed(q, k, self.q_norm, self.k_norm))
         v = self.v_proj(x).reshape(batch, length, -1, head)
         return q, KeyValue(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
 
     def __call__(
         self,
         x: Float[Array, "b t d"],
-        angles: Float[Array, "b t f"],
+        turn: Turn,
         layout: AttentionLayout,
     ) -> tuple[Float[Array, "b t d"], KeyValue]:
         """Attention within rows; `layout` says which token looks at which."""
-        mixed, own = self.mixed(x, angles, layout)
+        mixed, own = self.mixed(x, turn, layout)
         return self.o_proj(mixed), own
 
     def mixed(
         self,
         x: Float[Array, "b t d"],
-        angles: Float[Array, "b t f"],
+        turn: Turn,
         layout: AttentionLayout,
     ) -> tuple[Float[Array, "b t i"], KeyValue]:
         """As a call, before the last map."""
-        q, own = self.project(x, angles)
+        q, own = self.project(x, turn)
         return attend(q, own.key, own.value, layout, self.implementation), own
 
     def behind_prefix(

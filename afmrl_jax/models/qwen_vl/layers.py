@@ -62,6 +62,10 @@ class Affine(NamedTuple):
         return out if self.bias is None else out + self.bias[None]
 
 
+FEW_ROWS = 256
+"""Beyond as many, turning the rows and what comes of them takes longer than it saves."""
+
+
 class TurnedAffine(NamedTuple):
     """`Affine` as (kernel @ x^T)^T: on a CPU up to twice as fast for a few rows.
 
@@ -85,9 +89,14 @@ def hidden_from_xla(x: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier(x)
 
 
+def turns(rows: int) -> bool:
+    """Whether `TurnedAffine` is the faster form for so many rows on this machine."""
+    return built_for() == "cpu" and 1 < rows <= FEW_ROWS
+
+
 def for_few_rows(one: Affine, rows: int) -> Affine | TurnedAffine:
     """The form of a map that is fastest for a few rows on this machine, for the front of a loop."""
-    if built_for() != "cpu" or rows == 1:
+    if not turns(rows):
         return one
     return TurnedAffine(hidden_from_xla(one.kernel.T), one.bias)
 

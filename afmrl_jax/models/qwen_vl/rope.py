@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from afmrl_jax.runtime.hardware import built_for
 from afmrl_jax.types import AnyArray, Array, Float, Int
 
 Rotary = Callable[[jax.Array, int, float, tuple[int, int, int]], jax.Array]
@@ -76,14 +78,34 @@ def _along_axes(
     return jnp.swapaxes(chosen, 1, 2) * jnp.asarray(frequency, jnp.float32)[None, None]
 
 
-def rotate(x: Float[Array, "b t h k"], angles: Float[Array, "b t f"]) -> Float[Array, "b t h k"]:
-    """Turn pairs (i, i + k/2) of each head by `angles`.
+class Turn(NamedTuple):
+    """Rotary angles as what heads are multiplied with, float32."""
 
-    Args:
-        x: heads.
-        angles: float32; f is k / 2.
-    """
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    cos: Float[Array, "b t f"]
+    sin: Float[Array, "b t f"]
+
+    @classmethod
+    def by(cls, angles: Float[Array, "b t f"]) -> Turn:
+        """Cosine and sine of angles.
+
+        On a CPU, XLA would compute them anew for each head of each layer, inside the loops that
+        read them, which took as long as the products with the weights. It does not look into the
+        branches of a condition, so there they are computed once.
+        """
+
+        def both(angles: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return jnp.cos(angles), jnp.sin(angles)
+
+        if built_for() != "cpu":
+            return cls(*both(angles))
+        # Always so, as XLA cannot know.
+        finite = jnp.isfinite(angles.reshape(-1)[0])
+        return cls(*jax.lax.cond(finite, both, lambda x: (x, x), angles))
+
+
+def rotate(x: Float[Array, "b t h k"], turn: Turn) -> Float[Array, "b t h k"]:
+    """Turn pairs (i, i + k/2) of each head; f is k / 2."""
+    cos, sin = (y[:, :, None] for y in turn)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = [first * cos - second * sin, second * cos + first * sin]
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)

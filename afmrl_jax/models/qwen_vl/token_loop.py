@@ -19,7 +19,7 @@ from afmrl_jax.models.qwen_vl.layers import (
     side_by_side,
     unstack,
 )
-from afmrl_jax.models.qwen_vl.rope import rotate
+from afmrl_jax.models.qwen_vl.rope import Turn, rotate
 from afmrl_jax.parallel.layout import rows_over_data, splits_matrices
 from afmrl_jax.runtime.hardware import built_for
 from afmrl_jax.types import AnyArray, Array, Bool, Float, Int
@@ -118,9 +118,10 @@ class TokenLoop:
         decoder = self._decoder
         position = jnp.repeat(self._start + place, group)
         angles = decoder.angles(jnp.broadcast_to(position[:, None, None], (batch * group, 3, 1)))
+        turn = Turn.by(angles)
         rows, written = rows_over_data(x.reshape(batch * group, width)), []
         for layer, prefix, own in zip(self._layers, self._prefix, cache, strict=True):
-            q, new = self._project(layer, rows, angles)
+            q, new = self._project(layer, rows, turn)
             # In place: XLA updates what the loop carries.
             own = KeyValue(*(self._at(place, *pair) for pair in zip(own, new, strict=True)))
             written.append(own)
@@ -133,7 +134,7 @@ class TokenLoop:
         return decoder.norm(rows).reshape(batch, group, width), written
 
     def _project(
-        self, layer: _Layer, rows: Float[Array, "c d"], angles: Float[Array, "c 1 f"]
+        self, layer: _Layer, rows: Float[Array, "c d"], turn: Turn
     ) -> tuple[Float[Array, "b n g r k"], KeyValue]:
         """Rotated queries, r to a key head, and the new keys and values, [b n g 1 k]."""
         config, group = self._decoder.config, self._group
@@ -141,7 +142,7 @@ class TokenLoop:
         cuts = heads * size, (heads + narrow) * size
         found = _each(layer.qkv, layer.input_norm(rows), cuts)
         q, k, v = (x.reshape(x.shape[0], 1, -1, size) for x in found)
-        q, k = (rotate(x, angles) for x in normed(q, k, *layer.qk_norms))
+        q, k = (rotate(x, turn) for x in normed(q, k, *layer.qk_norms))
         shape = (-1, group, narrow)
         q = (q * size**-0.5).reshape(*shape, heads // narrow, size).swapaxes(1, 2)
         k, v = (x.reshape(*shape, 1, size).swapaxes(1, 2) for x in (k, v))

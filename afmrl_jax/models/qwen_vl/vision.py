@@ -17,7 +17,7 @@ from afmrl_jax.data.batching.visual_features import VisualFeatures
 from afmrl_jax.models.qwen_vl.adapters import Adapters
 from afmrl_jax.models.qwen_vl.attention import AttentionLayout, attend
 from afmrl_jax.models.qwen_vl.layers import Keys, Linear, run_stack, stack_layers, unstack
-from afmrl_jax.models.qwen_vl.rope import rotate, vision_angles
+from afmrl_jax.models.qwen_vl.rope import Turn, rotate, vision_angles
 from afmrl_jax.models.qwen_vl.tower_parts import VisionStyle, stretched_positions
 from afmrl_jax.models.qwen_vl.windows import (
     Windows,
@@ -57,14 +57,14 @@ class VisionAttention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "n p d"],
-        angles: Float[Array, "n p f"],
+        turn: Turn,
         views: tuple[View, ...],
         number: Int[Array, ""] | None = None,
     ) -> Float[Array, "n p d"]:
-        """Patches with rotary `angles`; `number` says which of the views is looked through."""
+        """Patches with their rotary turn; `number` says which of the views is looked through."""
         batch, patches, size = x.shape
         qkv = self.qkv(x).reshape(batch, patches, 3, self.num_heads, size // self.num_heads)
-        q, k = rotate(qkv[:, :, 0], angles), rotate(qkv[:, :, 1], angles)
+        q, k = rotate(qkv[:, :, 0], turn), rotate(qkv[:, :, 1], turn)
         looks = [partial(self._through, view) for view in views]
         if number is None:
             return self.proj(looks[0](q, k, qkv[:, :, 2]))
@@ -106,13 +106,13 @@ class VisionBlock(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "n p d"],
-        angles: Float[Array, "n p f"],
+        turn: Turn,
         views: tuple[View, ...],
         number: Int[Array, ""] | None = None,
     ) -> Float[Array, "n p d"]:
         """As in `VisionAttention`."""
         x = rows_over_data(x)
-        x = rows_over_data(x + self.attn(self.norm1(x), angles, views, number))
+        x = rows_over_data(x + self.attn(self.norm1(x), turn, views, number))
         return rows_over_data(x + self.mlp(self.norm2(x)))
 
 
@@ -214,7 +214,7 @@ class VisionTower(nnx.Module):
     ) -> tuple[Float[Array, "n p d"], tuple[Float[Array, "n p d"], ...], PyTree]:
         """What the last block hands on, what the deep ones do, and what is kept of every one."""
         vision = self.config.vision
-        angles = vision_angles(position, vision.embed_dim // vision.num_heads)
+        turn = Turn.by(vision_angles(position, vision.embed_dim // vision.num_heads))
         views, numbers = self._views(segment, position)
         count = len(vision.deep_blocks)
         # Where each block's output is put; all but the deep ones' at a place that nobody reads.
@@ -227,7 +227,7 @@ class VisionTower(nnx.Module):
             extra: tuple[jax.Array | None, jax.Array | None],
         ) -> tuple[tuple[jax.Array, jax.Array | None], PyTree]:
             x, deep = carry
-            x = block(x, angles, views, extra[0])
+            x = block(x, turn, views, extra[0])
             if deep is not None:
                 assert extra[1] is not None
                 deep = jax.lax.dynamic_update_index_in_dim(deep, x, extra[1], 0)
