@@ -14,7 +14,7 @@ from experiments.studies.ladder import __main__ as ladder
 from experiments.studies.ladder import cells, page, summary
 from experiments.studies.ladder.plan import ARM, PLAN, Plan, merged, plan_hash
 
-FAMILIES = [x for x in "abcdefghij" for _ in range(3)]
+FAMILIES = [(x, 3) for x in "abcdefghij"]
 
 
 def test_the_committed_plan_names_what_there_is():
@@ -90,7 +90,7 @@ def test_a_ladder_is_climbed_once(plan_file, whole_run, tmp_path, monkeypatch):
     assert {x: x.stat().st_mtime_ns for x in before} == before
     found = cells.Cell.read(folder / "afmrl+random-reward.json", plan_hash(plan))
     assert found.system == "afmrl+random-reward"
-    assert len(found.ranks) == len(found.families) > 0
+    assert len(found.ranks) == len(found.family_of_query) > 0
     stage = json.loads((run / "rar-permuted" / "inputs.json").read_text())["inputs"]
     assert stage["settings"]["permute_rewards"]
     # What is finished is not made again, and not by another plan.
@@ -117,7 +117,7 @@ def test_a_plan_that_names_nothing_known_is_refused(plan_file, tmp_path):
 
 
 def cell(rng, seed, system, better):
-    ranks = np.where(rng.random(len(FAMILIES)) < 0.3 + better, 1, 4)
+    ranks = np.where(rng.random(3 * len(FAMILIES)) < 0.3 + better, 1, 4)
     return cells.Cell("x", "p", seed, system, "reward", ranks.tolist(), FAMILIES, 1.0)
 
 

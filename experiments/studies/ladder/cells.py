@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +20,8 @@ from afmrl_jax.inference.finished_run import FinishedRun
 from afmrl_jax.inference.systems import DISTILLED, System, systems_of
 from afmrl_jax.runs.embedder_stages import INFONCE
 from afmrl_jax.runs.pipeline import Pipeline
-from afmrl_jax.runtime.files import write_json
-from afmrl_jax.runtime.json_files import read_checked
+from afmrl_jax.runtime.files import write_text
+from afmrl_jax.runtime.json_files import json_text, read_checked
 from afmrl_jax.runtime.provenance import provenance
 from afmrl_jax.training.rar.query_parts import never_learned
 from afmrl_jax.types import JsonObject
@@ -46,12 +47,22 @@ class Cell:
     split: str
     ranks: list[int]
     """Rank of the best positive of each query, 0 where it has none."""
-    families: list[str]
-    """Family of each query."""
+    families: list[tuple[str, int]]
+    """Of the queries in order: a family, and how many of it follow one another."""
     seconds: float
     """What training and judging took in this call; less where stages were finished before."""
     made: dict[str, Any] = field(default_factory=dict)
     """Commit, versions and machine."""
+
+    @property
+    def family_of_query(self) -> np.ndarray:
+        """Names, one a query."""
+        names, counts = zip(*self.families, strict=True)
+        return np.repeat(np.array(names), np.array(counts))
+
+    def write(self, path: Path) -> None:
+        """On one line, since results are kept of many."""
+        write_text(path, json_text(dataclasses.asdict(self)) + "\n")
 
     @classmethod
     def read(cls, path: Path, plan: str) -> Cell:
@@ -149,6 +160,7 @@ def make(
     ranks, families = judge(pipeline, system, split)
     seconds = round(time.monotonic() - began, 1)
     about = made_by, point, pipeline.config.seed, name, split
-    cell = Cell(*about, ranks.tolist(), families, seconds, provenance())
-    write_json(path, dataclasses.asdict(cell))
+    runs = [(family, len(list(own))) for family, own in groupby(families)]
+    cell = Cell(*about, ranks.tolist(), runs, seconds, provenance())
+    cell.write(path)
     return cell

@@ -64,7 +64,7 @@ def tests_of(
     whole = [x for _, x in sorted(seeds.items()) if set(systems) <= x.keys()]
     if not whole:
         return []
-    families = np.array(whole[0][systems[0]].families)
+    families = whole[0][systems[0]].family_of_query
     runs = [{name: values_of(x[name]) for name in systems} for x in whole]
     tests = [x.test for x in plan.tests]
     if len(runs) == 1:
