@@ -96,6 +96,12 @@ def test_a_ladder_is_climbed_once(plan_file, whole_run, tmp_path, monkeypatch):
     # What is finished is not made again, and not by another plan.
     monkeypatch.setattr(ladder, "Pipeline", None)
     assert ladder.Runner(settings).run().read_text() == text
+    # Cells can be looked at without the runs that made them, whole or not.
+    kept = shutil.copytree(out / "cells-reward", tmp_path / "kept" / "cells-reward").parent
+    drawn = dataclasses.replace(settings, out=kept, draw=True)
+    assert ladder.Runner(drawn).run().read_text() == text
+    (kept / "cells-reward" / "primary" / "seed-0" / "infonce.json").unlink()
+    assert "2 of 3 cells" in ladder.Runner(drawn).run().read_text()
     plan_file(about="Another.")
     with pytest.raises(RunError, match="a plan does not change under its results"):
         ladder.Runner(settings)._read_finished()

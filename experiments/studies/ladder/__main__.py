@@ -43,6 +43,8 @@ class Ladder:
     split: Split = "reward"
     """Listings that are judged: `reward` for choosing settings, `test` once they are fixed."""
     out: Path = Path("runs/ladder")
+    draw: bool = False
+    """Train and judge nothing: only draw the page of the cells that are in `out`."""
 
 
 def cell_path(out: Path, split: Split, point: str, seed: int, system: str) -> Path:
@@ -77,6 +79,8 @@ class Runner:
         """All cells that are asked for; returns the page."""
         self._read_finished()
         page = self._draw()
+        if self._settings.draw:
+            return page
         for point in self._settings.points or tuple(self._plan.points):
             for seed in self._settings.seeds or self._plan.seeds_of(point):
                 page = self._run_seed(point, seed)
