@@ -90,13 +90,16 @@ def hidden_from_xla(x: jax.Array) -> jax.Array:
 
 
 def turns(rows: int) -> bool:
-    """Whether `TurnedAffine` is the faster form for so many rows on this machine."""
-    return built_for() == "cpu" and 1 < rows <= FEW_ROWS
+    """Whether `TurnedAffine` is the faster form for so many rows on this machine.
+
+    For a single row it is not worth turning a kernel; one that lies turned is taken as it is.
+    """
+    return built_for() == "cpu" and rows <= FEW_ROWS
 
 
 def for_few_rows(one: Affine, rows: int) -> Affine | TurnedAffine:
     """The form of a map that is fastest for a few rows on this machine, for the front of a loop."""
-    if not turns(rows):
+    if rows == 1 or not turns(rows):
         return one
     return TurnedAffine(hidden_from_xla(one.kernel.T), one.bias)
 
