@@ -29,6 +29,9 @@ PARITY_VENV ?= .venv-parity
 # Of the thousands of modules that the tests' packages have, the tests import a few: those are
 # compiled to bytecode when they are first imported, and pip need not compile all.
 PIP_TEST = -m pip install --quiet --disable-pip-version-check --no-compile
+# Where bytecode may not be kept, each process that a test starts compiles those modules again,
+# which takes it three times as long to start.
+export PYTHONDONTWRITEBYTECODE =
 # Beam wants older versions of other packages.
 BEAM_VENV ?= .venv-beam
 BEAM_TESTS = tests/data/catalogue/test_published_builders.py

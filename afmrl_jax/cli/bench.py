@@ -44,6 +44,7 @@ from afmrl_jax.performance.benchmarks import (
 )
 from afmrl_jax.performance.benchmarks.accelerator import run as accelerator
 from afmrl_jax.performance.record import FOLDER
+from afmrl_jax.runtime.compilation import compile_quickly
 from afmrl_jax.runtime.setup import reported
 
 FLAT = tyro.conf.arg(name="")
@@ -218,6 +219,7 @@ BENCHMARKS: dict[str, Callable[..., Command]] = {
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark that the arguments name; by default those of this process."""
     with reported():
+        compile_quickly()  # As in all other commands.
         tyro.extras.subcommand_cli_from_dict(
             BENCHMARKS, prog="afmrl bench", description=__doc__, args=arguments
         ).execute()

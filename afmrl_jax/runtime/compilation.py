@@ -6,9 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
+import jaxlib
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from afmrl_jax.runtime.files import is_local
@@ -18,6 +21,10 @@ from afmrl_jax.runtime.progress import log_info
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 COMPILED = "/jax/core/compile/backend_compile_duration"
 HIT = "/jax/compilation_cache/cache_hits"
+QUICK = {"xla_cpu_use_fusion_emitters": "false", "xla_backend_optimization_level": "1"}
+"""Flags of `compile_quickly`."""
+TRIED = "0.10."
+"""The versions of jaxlib that they were tried with."""
 
 
 @dataclass
@@ -85,6 +92,35 @@ def compiling_anew() -> Iterator[None]:
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
         reset_cache()
+
+
+def compile_quickly() -> None:
+    """Let XLA spend less time on programs for CPUs; to be called before it compiles any.
+
+    LLVM takes most of that time. Without XLA's newer emitters of fused operations and without
+    LLVM's last passes a step compiles in about 0.6 of it and runs no slower, since products, which
+    are a library's, take most of a step (`afmrl bench models --parts compile`).
+
+    Flags that the user's XLA_FLAGS name stay as they are. Nothing is changed where an accelerator
+    may be found, because the second flag is for its programs, too; nor with another version of
+    XLA, which ends the process if it does not know a flag.
+    """
+    if not jaxlib.__version__.startswith(TRIED) or not _only_cpus(
+        jax.config.values["jax_platforms"]
+    ):
+        return
+    given = os.environ.get("XLA_FLAGS", "")
+    ours = [f"--{name}={value}" for name, value in QUICK.items() if name not in given]
+    os.environ["XLA_FLAGS"] = " ".join([given, *ours]).strip()
+
+
+def _only_cpus(wanted: str | None) -> bool:
+    """Whether JAX has no other backend than its own for CPUs, or is to use no other."""
+    if wanted:
+        return wanted == "cpu"
+    return not any(find_spec(x) for x in ("jax_plugins", "libtpu")) and not entry_points(
+        group="jax_plugins"
+    )
 
 
 def keep_programs(default: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 
 from afmrl_jax.errors import AfmrlError
-from afmrl_jax.runtime.compilation import compiling, keep_programs
+from afmrl_jax.runtime.compilation import compile_quickly, compiling, keep_programs
 from afmrl_jax.runtime.distributed import (
     ClusterConfig,
     barrier,
@@ -77,6 +77,7 @@ def _prepare(cluster: ClusterConfig | None) -> None:
         sys.unraisablehook = _print_unraisable
     if threading.excepthook is threading.__excepthook__:
         threading.excepthook = _print_of_thread
+    compile_quickly()
     connect(cluster)
     watch()
     compiling()  # Listens from now on.

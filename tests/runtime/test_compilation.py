@@ -1,13 +1,22 @@
 """S11: compiled programs are machine code, and come only from a folder of the user's own."""
 
 import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from afmrl_jax.runtime import compilation
-from afmrl_jax.runtime.compilation import CACHE_VARIABLE, compiling, compiling_anew, keep_programs
+from afmrl_jax.runtime.compilation import (
+    CACHE_VARIABLE,
+    QUICK,
+    compile_quickly,
+    compiling,
+    compiling_anew,
+    keep_programs,
+)
 
 
 @pytest.fixture
@@ -126,3 +135,52 @@ def test_compiling_anew_takes_nothing_from_a_cache_that_is_in_use(kept):
             assert hits() == 0
     assert hits() == 1
     assert list(kept.iterdir())
+
+
+COMPILED = """
+import jax
+from afmrl_jax.runtime.compilation import compile_quickly
+compile_quickly()
+jax.jit(lambda x: x + 1)(jax.numpy.zeros(3)).block_until_ready()
+"""
+
+
+def told_xla(folder, flags=""):
+    """The options that differ from XLA's own, as it writes them of a program."""
+    given = {"XLA_FLAGS": f"--xla_dump_to={folder} {flags}", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", COMPILED], check=True, env={**os.environ, **given})
+    written = next(folder.glob("*debug_options")).read_text()
+    return dict(line.split(": ", 1) for line in written.splitlines() if ": " in line)
+
+
+def test_xla_is_told_to_compile_quickly(tmp_path):
+    found = told_xla(tmp_path)
+    assert {name: found.get(name) for name in QUICK} == QUICK
+
+
+def test_a_flag_of_the_users_stays(tmp_path):
+    found = told_xla(tmp_path, "--xla_backend_optimization_level=2")
+    assert found["xla_backend_optimization_level"] == "2"
+    assert found["xla_cpu_use_fusion_emitters"] == "false"
+
+
+def test_an_accelerators_programs_are_left_alone(monkeypatch):
+    plugins = set()
+    monkeypatch.setattr(compilation, "find_spec", lambda name: name in plugins or None)
+    assert compilation._only_cpus("cpu")
+    assert compilation._only_cpus(None)
+    assert not compilation._only_cpus("cuda")
+    assert not compilation._only_cpus("tpu,cpu")
+    plugins.add("libtpu")
+    assert not compilation._only_cpus(None)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(compilation, "_only_cpus", lambda wanted: False)
+    compile_quickly()
+    assert os.environ["XLA_FLAGS"] == ""
+
+
+def test_another_xla_is_not_told_what_it_may_not_know(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(compilation.jaxlib, "__version__", "0.11.0")
+    compile_quickly()
+    assert os.environ["XLA_FLAGS"] == ""

@@ -13,8 +13,8 @@ from afmrl_jax.data.batching.packing import best_fit_decreasing
 from afmrl_jax.types import AnyArray, Int
 
 STEPS = 4
-"""Numbers of rows are rounded up to this part of the number of prompts: few programs, and little
-padding."""
+"""Numbers of rows between a power of two and the next: few programs, for one takes longer to
+compile than several updates of a small model, and little padding."""
 
 
 class TailRows(NamedTuple):
@@ -49,9 +49,9 @@ def packed_tails(lengths: np.ndarray, longest: int, parts: int = 1) -> TailRows:
     """
     read = np.maximum(lengths - 1, 0)
     bins = [best_fit_decreasing(x, longest) for x in read.tolist()]
-    step = max(1, len(read) // parts // STEPS)
-    needed = max(sum(map(len, bins[part::parts])) for part in range(parts))
-    rows = max(1, -(-needed // step)) * step
+    needed = max(1, *(sum(map(len, bins[part::parts])) for part in range(parts)))
+    step = max(1, (1 << (needed - 1).bit_length()) // (2 * STEPS))
+    rows = -(-needed // step) * step
     made = [_rows(read[part::parts], bins[part::parts], rows, longest) for part in range(parts)]
     return TailRows(*(np.stack(x) for x in zip(*made, strict=True)))
 

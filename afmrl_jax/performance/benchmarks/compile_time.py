@@ -1,4 +1,6 @@
-"""How long a training step takes to compile: looped or unrolled, and with a warm cache."""
+"""How long a training step takes to compile: looped or unrolled, with XLA's flags for CPUs as they
+are by default, and with a warm cache.
+"""
 
 from __future__ import annotations
 
@@ -23,18 +25,22 @@ import jax
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+from afmrl_jax.runtime.compilation import compile_quickly
+if sys.argv[2] != "default flags":
+    compile_quickly()
 jax.block_until_ready(jax.jit(lambda x: x + 1)(jax.numpy.zeros(1)))
 from afmrl_jax.performance.benchmarks.compile_time import lowered_step
 # Imports take as long as the work of a small step, and are the same for all.
 import afmrl_jax.performance.benchmarks.jax_side
 began = time.perf_counter()
-program = lowered_step(int(sys.argv[1]), sys.argv[2] == "loop")
+program = lowered_step(int(sys.argv[1]), sys.argv[2] in ("loop", "warm"))
 middle = time.perf_counter()
 program.compile()
 done = time.perf_counter()
 print(json.dumps({"trace": middle - began, "compile": done - middle, "both": done - began}))
 """
-KINDS = ("unrolled", "loop", "warm")
+KINDS = ("default flags", "unrolled", "loop", "warm")
+"""The first is unrolled."""
 
 
 def lowered_step(layers: int, scan: bool) -> jax.stages.Lowered:
@@ -93,23 +99,23 @@ def measure_compile(layers: int, repeats: int) -> tuple[dict[str, float], list[J
     """Figures and details: seconds to trace and compile one step, interleaved by kind.
 
     Cold and warm start are of the looped step: the same process with an empty cache folder, and
-    with the cache that the previous one left.
+    with the cache that the previous one left. All but one kind have the flags of
+    `compile_quickly`.
     """
     samples: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
-    with Progress("compile", 3 * repeats) as progress:
+    with Progress("compile", len(KINDS) * repeats) as progress:
         for number in range(repeats):
             with tempfile.TemporaryDirectory() as name:
-                samples["unrolled"].append(_compile(layers, "unrolled", None))
-                progress.update(3 * number + 1)
-                samples["loop"].append(_compile(layers, "loop", Path(name)))
-                progress.update(3 * number + 2)
-                samples["warm"].append(_compile(layers, "loop", Path(name)))
-                progress.update(3 * number + 3)
+                for part, kind in enumerate(KINDS, 1):
+                    cache = Path(name) if kind in ("loop", "warm") else None
+                    samples[kind].append(_compile(layers, kind, cache))
+                    progress.update(len(KINDS) * number + part)
 
     def both(kind: str) -> list[float]:
         return [x["both"] for x in samples[kind]]
 
     scanned, warm = ratios(both("unrolled"), both("loop")), ratios(both("loop"), both("warm"))
+    quick = ratios(*([x["compile"] for x in samples[kind]] for kind in KINDS[:2]))
     details = [
         {
             "part": f"compile_{kind}",
@@ -119,8 +125,10 @@ def measure_compile(layers: int, repeats: int) -> tuple[dict[str, float], list[J
         for kind, found in samples.items()
     ]
     speedups = {"part": "compile", "loop_speedup": scanned, "warm_speedup": warm}
+    speedups["flags_speedup"] = quick
     figures = {
         "compile_scan_speedup": scanned["median"],
         "warm_start_speedup": warm["median"],
+        "compile_flags_speedup": quick["median"],
     }
     return figures, [*details, speedups]
