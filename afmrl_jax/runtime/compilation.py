@@ -97,9 +97,9 @@ def compiling_anew() -> Iterator[None]:
 def compile_quickly() -> None:
     """Let XLA spend less time on programs for CPUs; to be called before it compiles any.
 
-    LLVM takes most of that time. Without XLA's newer emitters of fused operations and without
-    LLVM's last passes a step compiles in about 0.6 of it and runs no slower, since products, which
-    are a library's, take most of a step (`afmrl bench models --parts compile`).
+    LLVM takes most of that time where layers are few. Without XLA's newer emitters of fused
+    operations and without LLVM's last passes it has less to do (`afmrl bench models --parts
+    compile`), and a step runs no slower: products, which a library computes, take most of it.
 
     Flags that the user's XLA_FLAGS name stay as they are. Nothing is changed where an accelerator
     may be found, because the second flag is for its programs, too; nor with another version of
