@@ -54,9 +54,15 @@ def test_compilation():
     figures, details = import_module(
         "afmrl_jax.performance.benchmarks.compile_time"
     ).measure_compile(2, 1)
-    assert figures.keys() == {"compile_scan_speedup", "warm_start_speedup"}
+    assert figures.keys() == {
+        "compile_scan_speedup",
+        "warm_start_speedup",
+        "compile_flags_speedup",
+    }
     assert all(value > 0 for value in figures.values())
-    assert {x["part"] for x in details} >= {"compile_unrolled", "compile_loop", "compile_warm"}
+    assert {x["part"] for x in details} == {
+        f"compile{x}" for x in ("", "_unrolled", "_loop", "_warm", "_default flags", "_flags")
+    }
 
 
 def test_padding_is_counted_for_every_stage_of_the_demo():

@@ -83,6 +83,8 @@ def _compile(layers: int, kind: str, cache: Path | None) -> dict[str, float]:
     paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     environment["PYTHONPATH"] = os.pathsep.join(paths)
+    if kind == "default flags":
+        environment.pop("XLA_FLAGS", None)  # This process has set ours.
     if cache is not None:
         environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
     done = subprocess.run(
