@@ -83,7 +83,8 @@ def _parsed(arguments: list[str]) -> Command:
         # Prints the list of all commands, or what is wrong.
         listed = [
             Annotated[kind, tyro.conf.subcommand(name, description=_summary(kind))]
-            for name, kind in ((x, command_class(x)) for x in COMMANDS)
+            for name in COMMANDS
+            for kind in [command_class(name)]
         ]
         union: Any = Union[tuple(listed)]  # noqa: UP007
         return tyro.cli(union, prog="afmrl", description=__doc__, args=arguments)

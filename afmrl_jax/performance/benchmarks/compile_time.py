@@ -130,8 +130,12 @@ def measure_compile(layers: int, repeats: int) -> tuple[dict[str, float], list[J
         }
         for kind, found in samples.items()
     ]
-    speedups = {"part": "compile", "loop_speedup": scanned, "warm_speedup": warm}
-    speedups["flags_speedup"] = quick
+    speedups = {
+        "part": "compile",
+        "loop_speedup": scanned,
+        "warm_speedup": warm,
+        "flags_speedup": quick,
+    }
     figures = {
         "compile_scan_speedup": scanned["median"],
         "warm_start_speedup": warm["median"],
